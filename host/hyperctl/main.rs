@@ -1,0 +1,2 @@
+//! hyperctl.
+fn main() {}

@@ -1,0 +1,249 @@
+//! The door of every helper: `open → confine → loop`, over ipc-channel or by hand.
+//!
+//! `netd --ipc NAME` is how the warden starts one. By hand, `netd --stdio` reads one JSON request per line and
+//! prints one JSON reply per line, confined; `--policy` prints what the helper may do; `--unconfined` leaves the
+//! confinement out and says so.
+
+use std::io::{BufRead, Write};
+use std::process::ExitCode;
+
+use ipc_channel::ipc::{self, IpcReceiver, IpcSender};
+use log::LevelFilter;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::fault::Fault;
+use crate::logger;
+use crate::sandbox::Policy;
+use crate::wire::bootstrap::Hello;
+use crate::wire::{Profile, Reply, Request, Role};
+
+/// The command line of a helper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// How requests come.
+    pub door: DoorKind,
+    /// Leave the confinement out.
+    pub unconfined: bool,
+    /// The pod's container profile.
+    pub profile: Profile,
+    /// The stream port is a listening socket (streamd).
+    pub listen: bool,
+    /// What is logged.
+    pub log: LevelFilter,
+    /// Standard error is the kernel's log.
+    pub kmsg: bool,
+}
+
+/// How requests come to a helper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DoorKind {
+    /// `--ipc NAME`: the bootstrap server's name.
+    Ipc(String),
+    /// `--stdio`.
+    Stdio,
+    /// `--policy`: none; print the policy and leave.
+    Policy,
+}
+
+const USAGE: &str = "usage: (--stdio | --policy | --ipc NAME) [--unconfined] [--profile default|privileged] \
+     [--listen] [--log LEVEL] [--kmsg]";
+
+impl Options {
+    /// Parses the arguments after the program's name.
+    pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Options, String> {
+        let mut args = args.into_iter();
+        let mut door = None;
+        let mut options = Options {
+            door: DoorKind::Stdio,
+            unconfined: false,
+            profile: Profile::Default,
+            listen: false,
+            log: LevelFilter::Warn,
+            kmsg: false,
+        };
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or_else(|| format!("{arg} wants a value\n{USAGE}"));
+            match arg.as_str() {
+                "--stdio" => door = Some(DoorKind::Stdio),
+                "--policy" => door = Some(DoorKind::Policy),
+                "--ipc" => door = Some(DoorKind::Ipc(value()?)),
+                "--unconfined" => options.unconfined = true,
+                "--listen" => options.listen = true,
+                "--kmsg" => options.kmsg = true,
+                "--profile" => {
+                    options.profile = match value()?.as_str() {
+                        "default" => Profile::Default,
+                        "privileged" => Profile::Privileged,
+                        other => return Err(format!("no such profile: {other}\n{USAGE}")),
+                    }
+                }
+                "--log" => options.log = value()?.parse().map_err(|_| USAGE.to_owned())?,
+                other => return Err(format!("unknown argument: {other}\n{USAGE}")),
+            }
+        }
+        options.door = door.ok_or(USAGE)?;
+        Ok(options)
+    }
+}
+
+/// Where requests come from; its counterpart is [`Replies`].
+pub enum Requests<Q> {
+    /// init.
+    Ipc(IpcReceiver<Request<Q>>),
+    /// Lines on standard input, numbered from 1.
+    Stdio(u64),
+}
+
+/// Where replies go.
+pub enum Replies<R> {
+    /// init.
+    Ipc(IpcSender<Reply<R>>),
+    /// Lines on standard output.
+    Stdio,
+}
+
+impl<Q: Serialize + DeserializeOwned> Requests<Q> {
+    /// The next request; none when init (or standard input) is gone. A line that is not one is answered at once.
+    pub fn next<R: Serialize>(&mut self, replies: &Replies<R>) -> Option<Request<Q>> {
+        match self {
+            Requests::Ipc(receiver) => receiver.recv().ok(),
+            Requests::Stdio(count) => loop {
+                let mut line = String::new();
+                if std::io::stdin().lock().read_line(&mut line).ok()? == 0 {
+                    return None;
+                }
+                if line.trim().is_empty() {
+                    continue;
+                }
+                *count += 1;
+                match serde_json::from_str(&line) {
+                    Ok(body) => return Some(Request { id: *count, body }),
+                    Err(error) => {
+                        let fault = Fault::new("reading", "the request", error.to_string());
+                        replies.send(Reply { id: *count, result: Err(fault) }).ok()?;
+                    }
+                }
+            },
+        }
+    }
+}
+
+impl<R: Serialize> Replies<R> {
+    /// Sends one reply.
+    pub fn send(&self, reply: Reply<R>) -> Result<(), Fault> {
+        match self {
+            Replies::Ipc(sender) => {
+                sender.send(reply).map_err(|error| Fault::new("replying", "init", error.to_string()))
+            }
+            Replies::Stdio => {
+                let mut line = serde_json::to_string(&reply.result)
+                    .map_err(|error| Fault::new("printing", "the reply", error.to_string()))?;
+                line.push('\n');
+                let mut out = std::io::stdout().lock();
+                out.write_all(line.as_bytes())
+                    .and_then(|()| out.flush())
+                    .map_err(|error| Fault::io("printing", "the reply", &error))
+            }
+        }
+    }
+}
+
+/// Connects to the bootstrap server and hands over the ends that init will use.
+fn connect<Q, R>(door: &DoorKind) -> Result<(Requests<Q>, Replies<R>), Fault>
+where
+    Q: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+{
+    let DoorKind::Ipc(name) = door else {
+        return Ok((Requests::Stdio(0), Replies::Stdio));
+    };
+    let fault = |why: String| Fault::new("connecting to", "the warden", why);
+    let server = IpcSender::<Hello>::connect(name.clone()).map_err(|error| fault(error.to_string()))?;
+    let (requests, inbox) = ipc::channel::<Request<Q>>().map_err(|error| fault(error.to_string()))?;
+    let (outbox, replies) = ipc::channel::<Reply<R>>().map_err(|error| fault(error.to_string()))?;
+    server
+        .send(Hello::Up { requests: requests.to_opaque(), replies: replies.to_opaque() })
+        .map_err(|error| fault(error.to_string()))?;
+    Ok((Requests::Ipc(inbox), Replies::Ipc(outbox)))
+}
+
+/// A helper's `main`: parse, open, connect, confine, then `serve` until there are no more requests.
+///
+/// `open` runs with everything the warden left the process; `serve` runs confined.
+pub fn run<Q, R, S>(
+    role: Role,
+    policy: &'static [u8],
+    open: impl FnOnce(&Options) -> Result<S, Fault>,
+    serve: impl FnOnce(S, Requests<Q>, Replies<R>) -> Result<(), Fault>,
+) -> ExitCode
+where
+    Q: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+{
+    let options = match Options::parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(usage) => {
+            let _ = writeln!(std::io::stderr(), "{role}: {usage}");
+            return ExitCode::from(2);
+        }
+    };
+    logger::start(role.name(), options.log, options.kmsg);
+    let outcome = Policy::decode(policy).and_then(|policy| {
+        if options.door == DoorKind::Policy {
+            let _ = writeln!(std::io::stdout(), "{policy}");
+            return Ok(());
+        }
+        let state = open(&options)?;
+        let (requests, replies) = connect(&options.door)?;
+        if options.unconfined {
+            log::warn!("UNCONFINED: no capability dropped, no seccomp filter");
+        } else {
+            policy.confine(options.profile)?;
+        }
+        serve(state, requests, replies)
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            log::error!("{}: {} {}: {}", "leaving", fault.doing, fault.to, fault.why);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The loop of the helpers that answer one request after the other.
+pub fn serve<Q, R>(
+    mut requests: Requests<Q>,
+    replies: Replies<R>,
+    mut handle: impl FnMut(Q) -> Result<R, Fault>,
+) -> Result<(), Fault>
+where
+    Q: Serialize + DeserializeOwned,
+    R: Serialize,
+{
+    while let Some(Request { id, body }) = requests.next(&replies) {
+        replies.send(Reply { id, result: handle(body) })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Options, String> {
+        Options::parse(args.iter().map(|&arg| arg.to_owned()))
+    }
+
+    #[test]
+    fn one_door_is_needed() {
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--ipc"]).is_err());
+        assert!(parse(&["--stdio", "--profile", "root"]).is_err());
+        let options = parse(&["--ipc", "/x", "--profile", "privileged", "--log", "debug"]).unwrap();
+        assert_eq!(options.door, DoorKind::Ipc("/x".to_owned()));
+        assert_eq!((options.profile, options.log), (Profile::Privileged, LevelFilter::Debug));
+        assert!(!options.unconfined);
+    }
+}

@@ -1,0 +1,113 @@
+//! Names and numbers that mean something, checked once where they enter.
+
+use std::fmt;
+use std::num::NonZeroU64;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest container or process id in bytes; the container's is a directory and a cgroup name (NAME_MAX is 255).
+pub const ID_MAX: usize = 128;
+
+/// What is wrong with an id, in words.
+fn check(id: &str) -> Result<(), &'static str> {
+    match id {
+        "" => Err("is empty"),
+        _ if id.len() > ID_MAX => Err("is longer than 128 bytes"),
+        _ if id.starts_with('.') => Err("begins with a dot"),
+        _ if id.contains('/') => Err("contains a slash"),
+        _ if id.chars().any(char::is_control) => Err("contains a control character"),
+        _ => Ok(()),
+    }
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The id as it came.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = String;
+            fn try_from(id: String) -> Result<Self, String> {
+                check(&id).map_err(|why| format!("the id {id:?} {why}"))?;
+                Ok($name(id))
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+id!(
+    /// A container's id: also the name of its directory and cgroup, so never a path.
+    ContainerId
+);
+id!(
+    /// A process's id, unique in its container.
+    ProcessId
+);
+
+/// A stream number of protocol.md «Streams»: never zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StreamId(pub NonZeroU64);
+
+impl StreamId {
+    /// The stream of that number; none for zero, which means «no stream».
+    pub fn new(number: u64) -> Option<StreamId> {
+        NonZeroU64::new(number).map(StreamId)
+    }
+
+    /// The number as it stands in a frame.
+    pub fn get(self) -> u64 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A process number in the guest's own PID namespace; always positive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Pid(pub i32);
+
+impl fmt::Display for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_never_a_path() {
+        for bad in ["", ".", "..", ".hidden", "a/b", "a\0b", "a\nb", &"x".repeat(129)] {
+            assert!(ContainerId::try_from(bad.to_owned()).is_err(), "{bad:?}");
+        }
+        for good in ["a", "say \"hi\"", "ä", &"x".repeat(128)] {
+            assert!(ContainerId::try_from(good.to_owned()).is_ok(), "{good:?}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Log lines: `who: text`, one write each, to standard error (in a VM `/dev/kmsg`, which never blocks).
+
+use std::io::Write;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+static WHO: OnceLock<&'static str> = OnceLock::new();
+/// Whether standard error is the kernel's log, whose records begin with a priority.
+static KMSG: AtomicBool = AtomicBool::new(false);
+
+/// The longest line: a kernel log record holds about 1 kB.
+const LINE_MAX: usize = 900;
+
+/// Names this process in its faults and log lines. The first name stays.
+pub fn name(who: &'static str) {
+    WHO.get_or_init(|| who);
+}
+
+/// This process's name in faults and log lines.
+pub fn who() -> &'static str {
+    WHO.get().copied().unwrap_or("hyperinit")
+}
+
+struct Stderr;
+
+impl Log for Stderr {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            line(record.level(), &record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Writes one line as one write: several processes share the log. A log that cannot be written is no reason to stop.
+fn line(level: Level, text: &str) {
+    let priority = match (KMSG.load(Ordering::Relaxed), level) {
+        (false, _) => "",
+        (true, Level::Error) => "<27>",
+        (true, Level::Warn) => "<28>",
+        (true, Level::Info) => "<30>",
+        (true, Level::Debug | Level::Trace) => "<31>",
+    };
+    let mut out = format!("{priority}{}: {}", who(), text.replace('\n', " "));
+    if out.len() > LINE_MAX {
+        let end = (0..=LINE_MAX).rev().find(|&i| out.is_char_boundary(i)).unwrap_or(0);
+        out.truncate(end);
+    }
+    out.push('\n');
+    let _ = std::io::stderr().write_all(out.as_bytes());
+}
+
+/// Makes this process `who` in the log, with `level` from `hyper_log=` (quiet: warnings and errors).
+/// Panics are logged as one line too, so that a helper's death is told by its last line.
+pub fn start(who: &'static str, level: LevelFilter, kmsg: bool) {
+    name(who);
+    KMSG.store(kmsg, Ordering::Relaxed);
+    log::set_max_level(level);
+    // A second logger in one process (a test) is refused; the first goes on.
+    let _ = log::set_logger(&Stderr);
+    std::panic::set_hook(Box::new(|panic| line(Level::Error, &panic.to_string())));
+}

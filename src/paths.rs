@@ -1,0 +1,45 @@
+//! Where things are in the guest. One place, because four processes and a debugging person meet here.
+
+use std::path::PathBuf;
+
+use crate::ids::ContainerId;
+
+/// Everything of ours in the guest: a tmpfs of its own, mode 0700.
+pub const RUN: &str = "/run/hyperinit";
+/// Where the one-shot servers of the ipc-channel bootstrap live; empty once the helpers are up.
+pub const IPC: &str = "/run/hyperinit/ipc";
+/// The pod's files and kept namespaces.
+pub const POD: &str = "/run/hyperinit/pod";
+/// The pod's namespaces, one nsfs bind mount each (`pid`, `mnt`, `uts`, `ipc`).
+pub const POD_NS: &str = "/run/hyperinit/pod/ns";
+/// The pod's `/dev/shm`, one tmpfs shared by all its containers.
+pub const POD_SHM: &str = "/run/hyperinit/pod/shm";
+/// The pod's resolv.conf, bound over the containers'.
+pub const POD_RESOLV_CONF: &str = "/run/hyperinit/pod/resolv.conf";
+/// The pod's hostname file, bound over the containers'.
+pub const POD_HOSTNAME: &str = "/run/hyperinit/pod/hostname";
+/// Where the pod's share is mounted at STARTPOD.
+pub const SHARE: &str = "/run/hyperinit/share";
+/// With `--local`: the directory that stands in for the 9p export, bound here at boot.
+pub const LOCAL_SHARE: &str = "/run/hyperinit/local-share";
+/// One directory for each container.
+pub const CONTAINERS: &str = "/run/hyperinit/containers";
+/// The guest's cgroup v2 root, if the kernel has one.
+pub const CGROUP: &str = "/sys/fs/cgroup";
+/// The pod's cgroup: a child for each container, named by its id.
+pub const POD_CGROUP: &str = "/sys/fs/cgroup/pod";
+
+/// The directory of one container: `mnt` is its kept mount namespace.
+pub fn container(id: &ContainerId) -> PathBuf {
+    PathBuf::from(CONTAINERS).join(id.as_str())
+}
+
+/// The kept mount namespace of one container (an nsfs bind mount): `nsenter --mount=FILE` enters it.
+pub fn container_mount_ns(id: &ContainerId) -> PathBuf {
+    container(id).join("mnt")
+}
+
+/// The cgroup v2 of one container.
+pub fn container_cgroup(id: &ContainerId) -> PathBuf {
+    PathBuf::from(POD_CGROUP).join(id.as_str())
+}

@@ -1,0 +1,280 @@
+//! The nouns of protocol.md «JSON»: what a host says about pods, containers and processes.
+//!
+//! One set of types for the wire of the host and the edges to the helpers. Numbers that protocol.md calls
+//! optional have its defaults here; a wrong type or a missing required key names itself when parsed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ContainerId, ProcessId};
+
+/// STARTPOD's payload.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Pod {
+    /// The UTS name of the pod and the content of its `/etc/hostname`.
+    pub hostname: String,
+    /// Old style: containers started with the pod, in order.
+    #[serde(deserialize_with = "null_is_default")]
+    pub containers: Vec<Container>,
+    /// NICs to configure.
+    #[serde(deserialize_with = "null_is_default")]
+    pub interfaces: Vec<Interface>,
+    /// `nameserver` lines of resolv.conf.
+    #[serde(deserialize_with = "null_is_default")]
+    pub dns: Vec<String>,
+    /// The `search` line of resolv.conf.
+    #[serde(deserialize_with = "null_is_default")]
+    pub dns_search: Vec<String>,
+    /// The `options` line of resolv.conf.
+    #[serde(deserialize_with = "null_is_default")]
+    pub dns_options: Vec<String>,
+    /// Routes to add once the interfaces are up.
+    #[serde(deserialize_with = "null_is_default")]
+    pub routes: Vec<Route>,
+    /// The 9p mount tag of the share; empty: no share.
+    #[serde(deserialize_with = "null_is_default")]
+    pub share_dir: String,
+    /// Who may reach the pod's ports; absent: everyone.
+    pub portmapping_white_lists: Option<PortmappingWhiteLists>,
+    /// Deprecated, ignored.
+    #[serde(deserialize_with = "null_is_default")]
+    pub restart_policy: String,
+}
+
+/// The networks that may reach the pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PortmappingWhiteLists {
+    /// CIDRs that may reach every port.
+    #[serde(deserialize_with = "null_is_default")]
+    pub internal_networks: Vec<String>,
+    /// CIDRs that may reach mapped ports.
+    #[serde(deserialize_with = "null_is_default")]
+    pub external_networks: Vec<String>,
+}
+
+/// NEWCONTAINER's payload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Container {
+    /// The container's id.
+    pub id: ContainerId,
+    /// The root directory, below the image.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub rootfs: String,
+    /// A directory below the share, or a block device name under /dev when `fstype` is set.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub image: String,
+    /// SCSI `target:lun`; overrides `image`.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub addr: String,
+    /// The filesystem of the block device `image`; empty: a directory of the share.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub fstype: String,
+    /// Block devices and network filesystems to mount.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub volumes: Vec<Volume>,
+    /// Files and directories of the share to bind.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub fsmap: Vec<Fsmap>,
+    /// Sysctls by dotted name, set once the container is the root of its namespace.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub sysctl: std::collections::BTreeMap<String, String>,
+    /// The container's init.
+    pub process: Process,
+    /// First start: Docker init layer, volume population, workdir.
+    #[serde(default)]
+    pub initialize: bool,
+    /// Mount the root filesystem read-only.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Ignored.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub restart_policy: String,
+    /// Ports to open with the container.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub ports: Vec<Port>,
+}
+
+/// A process: a container's init, or EXECCMD's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Process {
+    /// Unique in its container; `init` by convention for the container's init.
+    #[serde(default = "init_id")]
+    pub id: ProcessId,
+    /// Name or number; empty: 0.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub user: String,
+    /// Name or number; empty: the user's.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub group: String,
+    /// Names or numbers.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub additional_groups: Vec<String>,
+    /// Whether the process has a tty.
+    #[serde(default)]
+    pub terminal: bool,
+    /// The stream of stdin and stdout, or of the tty; 0 is refused.
+    #[serde(default)]
+    pub stdio: u64,
+    /// The stream of stderr; 0 only with a tty.
+    #[serde(default)]
+    pub stderr: u64,
+    /// The program and its arguments; at least one.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub args: Vec<String>,
+    /// Environment over the defaults of protocol.md «EXECCMD».
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub envs: Vec<Env>,
+    /// The working directory; empty: `/`.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub workdir: String,
+    /// Resource limits.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub rlimits: Vec<Rlimit>,
+}
+
+fn init_id() -> ProcessId {
+    ProcessId::try_from("init".to_owned()).expect("`init` is a good id")
+}
+
+/// One environment variable. Its value is never logged.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Env {
+    /// The name.
+    pub env: String,
+    /// The value.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub value: String,
+}
+
+impl std::fmt::Debug for Env {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}=…", self.env)
+    }
+}
+
+/// One resource limit, named as in OCI: `RLIMIT_NOFILE`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// The limit's OCI name.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The hard limit.
+    pub hard: u64,
+    /// The soft limit.
+    pub soft: u64,
+}
+
+/// A block device or network filesystem, bound into a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Volume {
+    /// A name under /dev, or `server:/path` for `nfs`.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub device: String,
+    /// SCSI `target:lun`.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub addr: String,
+    /// Where in the container.
+    pub mount: String,
+    /// The filesystem.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub fstype: String,
+    /// Bind read-only.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Populate from the image when new.
+    #[serde(default)]
+    pub docker_volume: bool,
+}
+
+/// A file or directory of the share, bound into a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fsmap {
+    /// Below the share.
+    pub source: String,
+    /// Where in the container.
+    pub path: String,
+    /// Bind read-only.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Populate from the image when new.
+    #[serde(default)]
+    pub docker_volume: bool,
+}
+
+/// A NIC: SETUPINTERFACE, DELETEINTERFACE, STARTPOD.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Interface {
+    /// Its name now.
+    pub device: String,
+    /// Its name to be; empty or equal: unchanged.
+    #[serde(deserialize_with = "null_is_default")]
+    pub new_device_name: String,
+    /// Addresses to add, or with a leading `-` to remove.
+    #[serde(deserialize_with = "null_is_default")]
+    pub ip_addresses: Vec<IpAddress>,
+    /// Old style: one address.
+    #[serde(deserialize_with = "null_is_default")]
+    pub ip_address: String,
+    /// Old style: its mask.
+    #[serde(deserialize_with = "null_is_default")]
+    pub net_mask: String,
+    /// Bytes; 0: unchanged.
+    #[serde(deserialize_with = "null_is_default")]
+    pub mtu: u64,
+}
+
+/// An address and its mask.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IpAddress {
+    /// The address; a leading `-` removes it.
+    pub ip_address: String,
+    /// Dotted or a prefix length.
+    pub net_mask: String,
+}
+
+/// A route.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Route {
+    /// `default`, `any`, `all`, an address, or address/mask.
+    pub dest: String,
+    /// The next hop.
+    #[serde(deserialize_with = "null_is_default")]
+    pub gateway: String,
+    /// The NIC.
+    #[serde(deserialize_with = "null_is_default")]
+    pub device: String,
+}
+
+/// A mapped port.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Port {
+    /// The port on the VM.
+    pub host_port: u16,
+    /// The port of the container.
+    pub container_port: u16,
+    /// `tcp`, `udp` or `sctp`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub protocol: String,
+}
+
+/// Go's encoder writes an empty slice, map or pointer as `null`; it means the default.
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    if !deserializer.is_human_readable() {
+        // Between processes a value is always there: postcard and bincode carry no nulls.
+        return T::deserialize(deserializer);
+    }
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}

@@ -1,0 +1,58 @@
+//! init ⇄ execd.
+
+use serde::{Deserialize, Serialize};
+
+use crate::channel::Bulk;
+use crate::ids::{ContainerId, Pid, StreamId};
+use crate::spec::Process;
+
+/// What init asks of execd.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Start the pod init in new PID, mount, IPC and UTS namespaces, as init's child.
+    StartPod {
+        /// The pod's UTS name.
+        hostname: String,
+    },
+    /// A restarted execd: enter what is kept under `paths::POD_NS`. Also sent after `PinPod`.
+    JoinPod,
+    /// Start a process in a prepared container, as init's child.
+    StartProcess {
+        /// Whose mount namespace.
+        container: ContainerId,
+        /// The process.
+        process: Bulk<Process>,
+        /// Whether it is the container's init (its tty is then also `/dev/console`).
+        init: bool,
+        /// The pod's hostname, for `HOSTNAME`.
+        hostname: String,
+    },
+    /// Set the size of a process's tty.
+    Resize {
+        /// The process's stdio stream.
+        stdio: StreamId,
+        /// Rows.
+        row: u16,
+        /// Columns.
+        column: u16,
+    },
+    /// The process is finished: close the duplicates of its output.
+    Release {
+        /// The process's stdio stream.
+        stdio: StreamId,
+    },
+    /// streamd was restarted: send every duplicate again.
+    Resend,
+}
+
+/// What execd answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// The process exists, and executes once execd has sent this.
+    Started {
+        /// Its number in the guest's PID namespace; a child of init. For StartPod: the pod init's.
+        pid: Pid,
+    },
+}

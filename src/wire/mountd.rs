@@ -1,0 +1,73 @@
+//! init ⇄ mountd.
+
+use serde::{Deserialize, Serialize};
+
+use crate::channel::Bulk;
+use crate::ids::{ContainerId, Pid};
+use crate::spec::Container;
+
+/// What init asks of mountd.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Mount the share, write resolv.conf and hostname, make the pod's shm. Undoes itself when it fails.
+    PreparePod {
+        /// The pod's files.
+        pod: Bulk<PodFiles>,
+    },
+    /// Keep the namespaces of the pod init under `paths::POD_NS`.
+    PinPod {
+        /// The pod init.
+        pid: Pid,
+    },
+    /// Build a container's mount namespace and keep it as `paths::container_mount_ns`. Undoes itself when it fails.
+    PrepareContainer {
+        /// What the host said of it.
+        container: Bulk<Container>,
+    },
+    /// Kill everything that is left in the container, and answer when nothing of it runs (zombies are init's).
+    KillContainer {
+        /// Which.
+        container: ContainerId,
+    },
+    /// Unmount and forget the container. One that is not there is no error: this is also the undo.
+    RemoveContainer {
+        /// Which.
+        container: ContainerId,
+    },
+    /// Undo everything since PreparePod, then sync.
+    DestroyPod,
+}
+
+/// What the pod's containers share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodFiles {
+    /// The content of `hostname`.
+    pub hostname: String,
+    /// `nameserver` lines; with none (and no search, no options) there is no resolv.conf.
+    pub dns: Vec<String>,
+    /// The `search` line.
+    pub dns_search: Vec<String>,
+    /// The `options` line.
+    pub dns_options: Vec<String>,
+    /// The share, if the pod has one.
+    pub share: Option<Share>,
+}
+
+/// Where the share comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Share {
+    /// A 9p export with this mount tag, over virtio.
+    NineP {
+        /// The mount tag.
+        tag: String,
+    },
+    /// The directory bound at `paths::LOCAL_SHARE` (`--local`).
+    Local,
+}
+
+/// What mountd answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done.
+    Done,
+}

@@ -1,0 +1,79 @@
+//! init ⇄ streamd, and the packets on which execd hands streamd the processes' descriptors.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::StreamId;
+
+/// What init asks of streamd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// The process has exited: read its output until empty, give survivors a short time, write the EOF frame.
+    /// Answered with `Drained` once that frame has been written to the port. A stream that is not known
+    /// (its process's descriptors went with an earlier streamd) gets its EOF frame all the same.
+    Finish {
+        /// The process's stdio stream.
+        stdio: StreamId,
+    },
+    /// Answer `Drained` when everything accepted so far has been written to the port.
+    Flush,
+}
+
+/// What streamd answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The EOF frame, or everything, is on the port.
+    Drained,
+}
+
+/// One SEQPACKET message from execd to streamd: the streams of a process. Its descriptors follow in
+/// `SCM_RIGHTS` in the order stdin (if `stdin`), stdout or tty, stderr (if `stderr` is not 0).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Streams {
+    /// The process's stdio stream.
+    pub stdio: StreamId,
+    /// Its stderr stream, if it has one.
+    pub stderr: Option<StreamId>,
+    /// Whether the descriptor of stdio is a pty master: read, written, and never closed by an empty stdin frame.
+    pub terminal: bool,
+    /// Whether a write end for stdin comes first; never with a tty, and not when sent again to a new streamd.
+    pub stdin: bool,
+}
+
+/// The size of an encoded `Streams`, exactly.
+pub const STREAMS_LEN: usize = 18;
+
+impl Streams {
+    /// How many descriptors belong to the message.
+    pub fn fds(&self) -> usize {
+        1 + usize::from(self.stdin) + usize::from(self.stderr.is_some())
+    }
+
+    /// As it travels: stdio, stderr (big-endian), the two flags.
+    pub fn encode(&self) -> [u8; STREAMS_LEN] {
+        let mut out = [0; STREAMS_LEN];
+        out[..8].copy_from_slice(&self.stdio.get().to_be_bytes());
+        out[8..16].copy_from_slice(&self.stderr.map_or(0, StreamId::get).to_be_bytes());
+        out[16] = u8::from(self.terminal);
+        out[17] = u8::from(self.stdin);
+        out
+    }
+
+    /// The message, if every byte of it has a meaning.
+    pub fn decode(packet: &[u8]) -> Option<Streams> {
+        let packet: &[u8; STREAMS_LEN] = packet.try_into().ok()?;
+        let number = |at: usize| u64::from_be_bytes(packet[at..at + 8].try_into().expect("8 bytes"));
+        let flag = |byte: u8| match byte {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        };
+        let streams = Streams {
+            stdio: StreamId::new(number(0))?,
+            stderr: StreamId::new(number(8)),
+            terminal: flag(packet[16])?,
+            stdin: flag(packet[17])?,
+        };
+        let honest = !(streams.terminal && streams.stdin) && streams.stderr != Some(streams.stdio);
+        honest.then_some(streams)
+    }
+}

@@ -97,9 +97,59 @@ impl fmt::Display for Pid {
     }
 }
 
+/// A signal's number as kill(2) takes it: 1 to 64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "i64", into = "i64")]
+pub struct Signal(u8);
+
+impl Signal {
+    /// `SIGTERM`: please end.
+    pub const TERM: Signal = Signal(15);
+    /// `SIGKILL`: end.
+    pub const KILL: Signal = Signal(9);
+    /// The last real-time signal of Linux.
+    const MAX: u8 = 64;
+
+    /// The number.
+    pub fn get(self) -> i32 {
+        i32::from(self.0)
+    }
+}
+
+impl TryFrom<i64> for Signal {
+    type Error = String;
+    fn try_from(number: i64) -> Result<Signal, String> {
+        match u8::try_from(number) {
+            Ok(number @ 1..=Signal::MAX) => Ok(Signal(number)),
+            _ => Err(format!("invalid signal {number}")),
+        }
+    }
+}
+
+impl From<Signal> for i64 {
+    fn from(signal: Signal) -> i64 {
+        i64::from(signal.0)
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_is_one_that_kill_takes() {
+        for bad in [0, -1, 65, 256 + 9, i64::MIN] {
+            assert_eq!(Signal::try_from(bad), Err(format!("invalid signal {bad}")));
+        }
+        assert_eq!(Signal::try_from(9), Ok(Signal::KILL));
+        assert_eq!(Signal::try_from(64).map(Signal::get), Ok(64));
+    }
 
     #[test]
     fn an_id_is_never_a_path() {

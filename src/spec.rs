@@ -5,13 +5,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ContainerId, ProcessId};
+use crate::ids::{ContainerId, ProcessId, StreamId};
 
 /// STARTPOD's payload.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Pod {
     /// The UTS name of the pod and the content of its `/etc/hostname`.
+    #[serde(deserialize_with = "null_is_default")]
     pub hostname: String,
     /// Old style: containers started with the pod, in order.
     #[serde(deserialize_with = "null_is_default")]
@@ -134,6 +135,45 @@ pub struct Process {
     #[serde(default, deserialize_with = "null_is_default")]
     pub rlimits: Vec<Rlimit>,
 }
+
+impl Process {
+    /// The process's streams by the rules of protocol.md «Streams», or what is wrong with it. Users, paths and
+    /// programs are not looked at: only the container knows them.
+    pub fn check(&self) -> Result<(StreamId, Option<StreamId>), String> {
+        if self.args.is_empty() {
+            return Err("args: there is no program".to_owned());
+        }
+        if let Some(rlimit) = self.rlimits.iter().find(|rlimit| !RLIMITS.contains(&rlimit.kind.as_str())) {
+            return Err(format!("rlimits: no such limit: {:?}", rlimit.kind));
+        }
+        let stdio = StreamId::new(self.stdio).ok_or("stdio: is 0")?;
+        match StreamId::new(self.stderr) {
+            None if !self.terminal => Err("stderr: is 0 without a terminal".to_owned()),
+            Some(stderr) if stderr == stdio => Err("stderr: is the same stream as stdio".to_owned()),
+            stderr => Ok((stdio, stderr)),
+        }
+    }
+}
+
+/// The limits that setrlimit(2) knows, by their OCI names.
+pub const RLIMITS: [&str; 16] = [
+    "RLIMIT_AS",
+    "RLIMIT_CORE",
+    "RLIMIT_CPU",
+    "RLIMIT_DATA",
+    "RLIMIT_FSIZE",
+    "RLIMIT_LOCKS",
+    "RLIMIT_MEMLOCK",
+    "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE",
+    "RLIMIT_NOFILE",
+    "RLIMIT_NPROC",
+    "RLIMIT_RSS",
+    "RLIMIT_RTPRIO",
+    "RLIMIT_RTTIME",
+    "RLIMIT_SIGPENDING",
+    "RLIMIT_STACK",
+];
 
 fn init_id() -> ProcessId {
     ProcessId::try_from("init".to_owned()).expect("`init` is a good id")
@@ -267,7 +307,7 @@ pub struct Port {
 }
 
 /// Go's encoder writes an empty slice, map or pointer as `null`; it means the default.
-fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(crate) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
     T: Default + Deserialize<'de>,

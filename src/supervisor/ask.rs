@@ -1,0 +1,150 @@
+//! What the supervisor asks of the helpers, as plain values: they are compared in tests and asked again when a
+//! helper was restarted. The event loop turns them into the edges' requests, and large ones into shared memory.
+
+use std::time::Duration;
+
+use crate::channel::Bulk;
+use crate::fault::Fault;
+use crate::ids::{ContainerId, Pid, StreamId};
+use crate::spec::{Container, Process};
+use crate::wire::mountd::PodFiles;
+use crate::wire::{Role, execd, mountd, netd, streamd};
+
+/// One request to one helper. The edges (src/wire) say what each means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Ask {
+    SetLinkUp { device: String },
+    PreparePod(PodFiles),
+    PinPod { pid: Pid },
+    PrepareContainer(Box<Container>),
+    KillContainer { container: ContainerId },
+    RemoveContainer { container: ContainerId },
+    DestroyPod,
+    StartPod { hostname: String },
+    JoinPod,
+    StartProcess { container: ContainerId, process: Box<Process>, init: bool, hostname: String },
+    Resize { stdio: StreamId, row: u16, column: u16 },
+    Release { stdio: StreamId },
+    Resend,
+    Finish { stdio: StreamId },
+    Flush,
+}
+
+/// The same as it travels: one edge's request.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub enum HelperRequest {
+    Netd(netd::Request),
+    Mountd(mountd::Request),
+    Execd(execd::Request),
+    Streamd(streamd::Request),
+}
+
+/// One edge's reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum HelperReply {
+    Netd(netd::Reply),
+    Mountd(mountd::Reply),
+    Execd(execd::Reply),
+    Streamd(streamd::Reply),
+}
+
+/// A helper that works on one request for this long without answering hangs. A link needs a moment; starting a
+/// process reads `/etc/passwd` of a container, from a share that the host may serve slowly.
+const WORK: Duration = Duration::from_secs(10);
+/// mountd waits for disks (2 s), replays journals, and syncs.
+const MOUNT: Duration = Duration::from_secs(30);
+
+impl Ask {
+    /// Who is asked.
+    pub fn role(&self) -> Role {
+        match self {
+            Ask::SetLinkUp { .. } => Role::Netd,
+            Ask::PreparePod(_)
+            | Ask::PinPod { .. }
+            | Ask::PrepareContainer(_)
+            | Ask::KillContainer { .. }
+            | Ask::RemoveContainer { .. }
+            | Ask::DestroyPod => Role::Mountd,
+            Ask::StartPod { .. }
+            | Ask::JoinPod
+            | Ask::StartProcess { .. }
+            | Ask::Resize { .. }
+            | Ask::Release { .. }
+            | Ask::Resend => Role::Execd,
+            Ask::Finish { .. } | Ask::Flush => Role::Streamd,
+        }
+    }
+
+    /// How long the helper may work on it. Not bounded where the host decides: a host that does not read the
+    /// stream port is slow, not wrong.
+    pub fn limit(&self) -> Option<Duration> {
+        match self.role() {
+            Role::Netd | Role::Execd => Some(WORK),
+            Role::Mountd => Some(MOUNT),
+            Role::Streamd => None,
+        }
+    }
+
+    /// The request as it travels. The fault (no memory to share) is for the event loop to hand back as the
+    /// request's reply.
+    pub fn into_request(self) -> Result<HelperRequest, Fault> {
+        Ok(match self {
+            Ask::SetLinkUp { device } => HelperRequest::Netd(netd::Request::SetLinkUp { device }),
+            Ask::PreparePod(pod) => {
+                HelperRequest::Mountd(mountd::Request::PreparePod { pod: Bulk::new(pod)? })
+            }
+            Ask::PinPod { pid } => HelperRequest::Mountd(mountd::Request::PinPod { pid }),
+            Ask::PrepareContainer(container) => {
+                HelperRequest::Mountd(mountd::Request::PrepareContainer { container: Bulk::new(*container)? })
+            }
+            Ask::KillContainer { container } => {
+                HelperRequest::Mountd(mountd::Request::KillContainer { container })
+            }
+            Ask::RemoveContainer { container } => {
+                HelperRequest::Mountd(mountd::Request::RemoveContainer { container })
+            }
+            Ask::DestroyPod => HelperRequest::Mountd(mountd::Request::DestroyPod),
+            Ask::StartPod { hostname } => HelperRequest::Execd(execd::Request::StartPod { hostname }),
+            Ask::JoinPod => HelperRequest::Execd(execd::Request::JoinPod),
+            Ask::StartProcess { container, process, init, hostname } => {
+                let process = Bulk::new(*process)?;
+                HelperRequest::Execd(execd::Request::StartProcess { container, process, init, hostname })
+            }
+            Ask::Resize { stdio, row, column } => {
+                HelperRequest::Execd(execd::Request::Resize { stdio, row, column })
+            }
+            Ask::Release { stdio } => HelperRequest::Execd(execd::Request::Release { stdio }),
+            Ask::Resend => HelperRequest::Execd(execd::Request::Resend),
+            Ask::Finish { stdio } => HelperRequest::Streamd(streamd::Request::Finish { stdio }),
+            Ask::Flush => HelperRequest::Streamd(streamd::Request::Flush),
+        })
+    }
+
+    /// What the reply says to this request: the pid of what was started, or that it is done. None if the reply
+    /// is not one to it.
+    pub(super) fn answer(&self, reply: &HelperReply) -> Option<Answer> {
+        let starts = matches!(self, Ask::StartPod { .. } | Ask::StartProcess { .. });
+        match (self.role(), reply) {
+            (Role::Execd, HelperReply::Execd(execd::Reply::Started { pid })) if starts => {
+                Some(Answer::Started(*pid))
+            }
+            (Role::Execd, HelperReply::Execd(execd::Reply::Done)) if !starts => Some(Answer::Done),
+            (Role::Netd, HelperReply::Netd(netd::Reply::Done))
+            | (Role::Mountd, HelperReply::Mountd(mountd::Reply::Done))
+            | (Role::Streamd, HelperReply::Streamd(streamd::Reply::Drained)) => Some(Answer::Done),
+            (Role::Netd | Role::Mountd | Role::Execd | Role::Streamd, _) => None,
+        }
+    }
+}
+
+/// A reply that fits its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It is done.
+    Done,
+    /// A child of init exists.
+    Started(Pid),
+}

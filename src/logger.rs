@@ -1,26 +1,26 @@
 //! Log lines: `who: text`, one write each, to standard error (in a VM `/dev/kmsg`, which never blocks).
 
 use std::io::Write;
-use std::sync::OnceLock;
+use std::sync::{PoisonError, RwLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-static WHO: OnceLock<&'static str> = OnceLock::new();
+static WHO: RwLock<&str> = RwLock::new("hyperinit");
 /// Whether standard error is the kernel's log, whose records begin with a priority.
 static KMSG: AtomicBool = AtomicBool::new(false);
 
 /// The longest line: a kernel log record holds about 1 kB.
 const LINE_MAX: usize = 900;
 
-/// Names this process in its faults and log lines. The first name stays.
+/// Names this process in its faults and log lines.
 pub fn name(who: &'static str) {
-    WHO.get_or_init(|| who);
+    *WHO.write().unwrap_or_else(PoisonError::into_inner) = who;
 }
 
 /// This process's name in faults and log lines.
 pub fn who() -> &'static str {
-    WHO.get().copied().unwrap_or("hyperinit")
+    *WHO.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Stderr;

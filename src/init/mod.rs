@@ -1,1 +1,100 @@
-//! PID 1.
+//! PID 1: boots the guest, starts the helpers, confines itself, and then only turns events into actions.
+//!
+//! The line in [`run`] after which every error is an event and no longer a reason to leave is marked there.
+
+mod boot;
+mod control;
+mod event_loop;
+mod helpers;
+mod modules;
+mod ports;
+mod readers;
+mod root;
+mod settings;
+mod warden;
+
+use std::convert::Infallible;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::process::ExitCode;
+
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::unistd::getpid;
+
+use crate::fault::{Fault, OrFault};
+use crate::logger;
+use crate::sandbox::Policy;
+use settings::{Settings, USAGE};
+
+/// The policies that only this binary carries.
+struct Policies {
+    init: Policy,
+    warden: Policy,
+}
+
+impl Policies {
+    fn decode() -> Result<Policies, Fault> {
+        Ok(Policies {
+            init: Policy::decode(crate::embedded_policy!("init"))?,
+            warden: Policy::decode(crate::embedded_policy!("warden"))?,
+        })
+    }
+}
+
+/// The `main` of PID 1. Returns only when the guest could not boot, or when it was not started as PID 1.
+pub fn main() -> ExitCode {
+    logger::name("init");
+    let settings = match Settings::from_args(std::env::args().skip(1)) {
+        Ok(settings) => settings,
+        Err(why) => {
+            let _ = writeln!(std::io::stderr(), "hyperinit: {why}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    if getpid().as_raw() != 1 {
+        let _ = writeln!(std::io::stderr(), "hyperinit: not PID 1: boot it in a VM, or use `hyperctl up --local`");
+        return ExitCode::from(2);
+    }
+    let local = settings.local.is_some();
+    match run(settings) {
+        Ok(never) => match never {},
+        Err(fault) => {
+            log::error!("the guest cannot boot: {fault}");
+            if !local {
+                // A VM without its init has nothing to wait for; the log on the console says why.
+                let _ = reboot(RebootMode::RB_POWER_OFF);
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(mut settings: Settings) -> Result<Infallible, Fault> {
+    let signals = boot::block_signals()?;
+    boot::early(&mut settings)?;
+    let policies = Policies::decode()?;
+    let ports = ports::open(&settings)?;
+    let binaries = boot::helper_binaries()?;
+    root::enter(&settings)?;
+    boot::limits(&settings);
+
+    let inits = [ports.control.number(), signals.as_raw_fd()];
+    let warden = warden::start(&settings, &policies.warden, binaries, ports.stream, &inits)?;
+    let mut guest = event_loop::EventLoop::new(&settings, signals, ports.control, warden)?;
+    policies.init.drop_privileges(settings.profile)?;
+    guest.start_helpers()?;
+    policies.init.load_filter()?;
+    // ---- From here on PID 1 neither bails nor panics: every error is an event. ----
+    guest.run()
+}
+
+/// Leaves for good: powers the VM off, or ends the namespace.
+fn leave(local: bool) -> ! {
+    nix::unistd::sync();
+    if local {
+        std::process::exit(0);
+    }
+    let error = reboot(RebootMode::RB_POWER_OFF).fault("powering off", "").map(|_| ());
+    log::error!("{error:?}");
+    std::process::exit(1)
+}

@@ -5,4 +5,6 @@ pub mod alloc;
 pub mod fd;
 pub mod mount;
 pub mod process;
+pub mod signal;
+pub mod spawn;
 pub mod tty;

@@ -1,0 +1,122 @@
+//! Early boot: what PID 1 does before it can do anything else (protocol.md «Guest set-up at boot»).
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MsFlags, mount};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::Mode;
+use nix::sys::utsname::uname;
+
+use super::modules;
+use super::settings::Settings;
+use crate::fault::{Fault, OrFault};
+use crate::logger;
+use crate::wire::Role;
+
+/// `fs.file-max` and RLIMIT_NOFILE, as the C original sets them.
+const FILES: u64 = 1_000_000;
+/// RLIMIT_NPROC and RLIMIT_SIGPENDING, as the C original sets them.
+const PROCESSES: u64 = 30_604;
+
+/// Blocks every signal, first thing: from now on they are data. Children unblock them before they execute.
+pub fn block_signals() -> Result<SignalFd, Fault> {
+    let all = SigSet::all();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None).fault("blocking", "signals")?;
+    SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).fault("opening", "a signalfd")
+}
+
+/// Brings a VM to where a namespace already is: /proc, /sys, /dev, a log, the kernel command line, modules.
+pub fn early(settings: &mut Settings) -> Result<(), Fault> {
+    if settings.local.is_some() {
+        logger::start("init", settings.log, false);
+        return Ok(());
+    }
+    for (kind, at) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
+        mount_kernel(kind, at)?;
+    }
+    let cmdline = std::fs::read_to_string("/proc/cmdline").fault("reading", "/proc/cmdline")?;
+    let warnings = settings.add_cmdline(&cmdline);
+    log_to_kernel()?;
+    logger::start("init", settings.log, true);
+    for warning in warnings {
+        log::warn!("{warning}");
+    }
+    // PID 1 is no session's leader only if the kernel says so; then it already is one.
+    let _ = nix::unistd::setsid();
+    modules::load_all(&Path::new("/lib/modules").join(uname().fault("asking", "uname")?.release()))?;
+    write("/proc/sys/kernel/modules_disabled", "1");
+    Ok(())
+}
+
+/// Mounts one of the kernel's filesystems; the directory is made if the image has none.
+pub fn mount_kernel(kind: &str, at: &str) -> Result<(), Fault> {
+    let _ = std::fs::create_dir_all(at);
+    let flags = match kind {
+        "devtmpfs" => MsFlags::MS_NOSUID,
+        _ => MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+    };
+    match mount(Some(kind), at, Some(kind), flags, None::<&str>) {
+        // The kernel may have mounted devtmpfs itself (CONFIG_DEVTMPFS_MOUNT).
+        Ok(()) | Err(Errno::EBUSY) => Ok(()),
+        Err(errno) => Err(Fault::errno(format!("mounting {kind} on"), at, errno)),
+    }
+}
+
+/// Standard input becomes /dev/null, standard output and error the kernel's log: it never blocks its writer.
+fn log_to_kernel() -> Result<(), Fault> {
+    // The default lets user space write ten lines and then drops them.
+    write("/proc/sys/kernel/printk_devkmsg", "on");
+    let null = File::open("/dev/null").fault("opening", "/dev/null")?;
+    let kmsg = OpenOptions::new().write(true).open("/dev/kmsg").fault("opening", "/dev/kmsg")?;
+    let log = |result: Result<(), Errno>| result.fault("redirecting", "standard streams");
+    log(nix::unistd::dup2_stdin(null.as_fd()))?;
+    log(nix::unistd::dup2_stdout(kmsg.as_fd()))?;
+    log(nix::unistd::dup2_stderr(kmsg.as_fd()))
+}
+
+/// Opens the helpers' binaries beside PID 1's own, before the place they are in goes away.
+pub fn helper_binaries() -> Result<BTreeMap<Role, OwnedFd>, Fault> {
+    let own = std::fs::read_link("/proc/self/exe").fault("reading", "/proc/self/exe")?;
+    let directory = own.parent().unwrap_or(Path::new("/"));
+    let mut binaries = BTreeMap::new();
+    for role in Role::ALL {
+        let path = directory.join(role.name());
+        let fd = open(&path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .fault("opening the helper", path.display())?;
+        binaries.insert(role, fd);
+    }
+    Ok(binaries)
+}
+
+/// Raises the limits. In a namespace `fs.file-max` is the machine's and stays.
+pub fn limits(settings: &Settings) {
+    if settings.local.is_none() {
+        write("/proc/sys/fs/file-max", &FILES.to_string());
+    }
+    let limits = [
+        (Resource::RLIMIT_NOFILE, FILES),
+        (Resource::RLIMIT_NPROC, PROCESSES),
+        (Resource::RLIMIT_SIGPENDING, PROCESSES),
+    ];
+    for (resource, limit) in limits {
+        if let Err(errno) = setrlimit(resource, limit, limit) {
+            log::warn!("{}", Fault::errno("setting", format!("{resource:?} to {limit}"), errno));
+        }
+    }
+    // The memory killer takes a container before it takes the guest; execd resets it for what it starts.
+    write("/proc/self/oom_score_adj", "-1000");
+}
+
+/// Writes a kernel setting; one that is not there or not ours to set is a warning.
+fn write(path: &str, value: &str) {
+    if let Err(error) = std::fs::write(path, value) {
+        log::warn!("{}", Fault::io(format!("writing {value} to"), path, &error));
+    }
+}

@@ -1,0 +1,166 @@
+//! The guest's own root: a tmpfs with the kernel's filesystems and nothing else.
+//!
+//! A VM leaves its initramfs (which nothing can pivot away from) as switch_root(8) does, a namespace its host's
+//! tree. Containers then `pivot_root` and detach this root instead of hiding it under a mount.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::sys::statfs::{FsType, TMPFS_MAGIC};
+use nix::unistd::{UnlinkatFlags, chdir, chroot, pivot_root, unlinkat};
+
+use super::boot::mount_kernel;
+use super::settings::{Local, Settings};
+use crate::fault::{Fault, OrFault};
+use crate::paths;
+
+/// Where the new root is put together; it exists in an initramfs and on every host.
+const STAGE: &str = "/tmp";
+/// An initramfs is one of the two (statfs(2); nix does not name the second).
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+/// A namespace's devices: what the machine's /dev is not needed for.
+const DEVICES: [(&str, u64, u64); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+/// Moves PID 1 to the new root and lays it out.
+pub fn enter(settings: &Settings) -> Result<(), Fault> {
+    match &settings.local {
+        Some(local) => enter_namespace(local)?,
+        None => enter_vm()?,
+    }
+    for (kind, at, data) in
+        [("tmpfs", "/dev/shm", "mode=1777"), ("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620,gid=5")]
+    {
+        make_directory(at, 0o755)?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        mount(Some(kind), at, Some(kind), flags, Some(data)).fault(format!("mounting {kind} on").as_str(), at)?;
+    }
+    // Everything of ours is root's alone, but the way to the helpers' bootstrap: they run as users of their own.
+    make_directory(paths::RUN, 0o711)?;
+    make_directory(paths::IPC, 0o711)?;
+    make_directory(paths::CONTAINERS, 0o700)?;
+    cgroups();
+    Ok(())
+}
+
+fn enter_vm() -> Result<(), Fault> {
+    stage()?;
+    for at in ["proc", "sys", "dev"] {
+        let (from, to) = (format!("/{at}"), format!("{STAGE}/{at}"));
+        make_directory(&to, 0o755)?;
+        mount(Some(from.as_str()), to.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+            .fault("moving", from)?;
+    }
+    let old = open("/", OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", "/")?;
+    chdir(STAGE).fault("entering", STAGE)?;
+    // The memory of the initramfs: what is in use (init, the helpers, by descriptor) stays until it is not.
+    // A root that is a disk is somebody's and stays as it is.
+    let kind = nix::sys::statfs::fstatfs(&old).fault("asking what is", "/")?.filesystem_type();
+    if kind == TMPFS_MAGIC || kind == RAMFS_MAGIC {
+        empty(&old);
+    }
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).fault("moving", "the root")?;
+    chroot(".").fault("changing", "the root")?;
+    chdir("/").fault("entering", "/")
+}
+
+fn enter_namespace(local: &Local) -> Result<(), Fault> {
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).fault("making private", "/")?;
+    let share = local.share.canonicalize().fault("looking up the share", local.share.display())?;
+    // The stage hides what is below it, so the share is opened first and bound by descriptor.
+    let share = open(&share, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .fault("opening the share", share.display())?;
+    stage()?;
+    for at in ["proc", "sys", "dev", "run", "run/hyperinit", "run/hyperinit/local-share"] {
+        make_directory(&format!("{STAGE}/{at}"), 0o755)?;
+    }
+    let from = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&share));
+    let to = format!("{STAGE}{}", paths::LOCAL_SHARE);
+    mount(Some(from.as_str()), to.as_str(), None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .fault("binding the share", local.share.display())?;
+    chdir(STAGE).fault("entering", STAGE)?;
+    pivot_root(".", ".").fault("changing", "the root")?;
+    // The kernel shows a new proc or sysfs in a namespace only while an old one is visible.
+    mount_kernel("proc", "/proc")?;
+    mount_kernel("sysfs", "/sys")?;
+    devices()?;
+    umount2(".", MntFlags::MNT_DETACH).fault("leaving", "the host's root")?;
+    chdir("/").fault("entering", "/")
+}
+
+fn stage() -> Result<(), Fault> {
+    make_directory(STAGE, 0o755)?;
+    mount(Some("tmpfs"), STAGE, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=755")).fault("mounting tmpfs on", STAGE)
+}
+
+/// A /dev of the standard nodes only: the machine's disks and terminals are not the guest's.
+fn devices() -> Result<(), Fault> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), "/dev", Some("tmpfs"), flags, Some("mode=755")).fault("mounting tmpfs on", "/dev")?;
+    let mode = Mode::from_bits_truncate(0o666);
+    for (name, major, minor) in DEVICES {
+        let path = format!("/dev/{name}");
+        mknod(path.as_str(), SFlag::S_IFCHR, mode, makedev(major, minor)).fault("making", &path)?;
+        set_mode(&path, 0o666)?;
+    }
+    Ok(())
+}
+
+/// cgroup v2, where the kernel has it: a container is then killed as one.
+fn cgroups() {
+    let mounted = mount_kernel("cgroup2", paths::CGROUP)
+        .and_then(|()| std::fs::create_dir(paths::POD_CGROUP).fault("making", paths::POD_CGROUP));
+    if let Err(fault) = mounted {
+        log::warn!("no cgroup v2: {fault}");
+    }
+}
+
+/// A directory with exactly this mode, whatever the umask; one that exists keeps what is in it.
+fn make_directory(path: &str, mode: u32) -> Result<(), Fault> {
+    match std::fs::create_dir_all(path) {
+        Ok(()) => set_mode(path, mode),
+        Err(_) if Path::new(path).is_dir() => Ok(()),
+        Err(error) => Err(Fault::io("making", path, &error)),
+    }
+}
+
+fn set_mode(path: &str, mode: u32) -> Result<(), Fault> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).fault("setting the mode of", path)
+}
+
+/// Deletes what is in a directory, on its own filesystem only. What cannot be deleted only costs memory.
+fn empty(directory: &OwnedFd) {
+    let Ok(device) = nix::sys::stat::fstat(directory).map(|stat| stat.st_dev) else { return };
+    let Ok(mut entries) = nix::dir::Dir::from_fd(match directory.try_clone() {
+        Ok(directory) => directory,
+        Err(_) => return,
+    }) else {
+        return;
+    };
+    let names: Vec<_> = entries.iter().flatten().map(|entry| entry.file_name().to_owned()).collect();
+    for name in names.iter().filter(|name| !matches!(name.to_bytes(), b"." | b"..")) {
+        match unlinkat(directory.as_fd(), name.as_c_str(), UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::EISDIR) => {}
+            _ => continue,
+        }
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let Ok(below) = nix::fcntl::openat(directory.as_fd(), name.as_c_str(), flags, Mode::empty()) else { continue };
+        let same = nix::sys::stat::fstatat(&below, c"", AtFlags::AT_EMPTY_PATH).is_ok_and(|stat| stat.st_dev == device);
+        if same {
+            empty(&below);
+            let _ = unlinkat(directory.as_fd(), name.as_c_str(), UnlinkatFlags::RemoveDir);
+        }
+    }
+}

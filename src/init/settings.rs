@@ -1,0 +1,138 @@
+//! What the command line (`--local`) and the kernel's command line ask for.
+
+use std::path::PathBuf;
+
+use log::LevelFilter;
+
+use crate::wire::Profile;
+
+/// Shown with every error of the command line.
+pub const USAGE: &str = "usage: hyperinit [--local --ctl PATH --stream PATH --share DIR] [--log LEVEL] [--profile NAME]\n\
+     As PID 1 of a VM it takes no arguments; the kernel command line has hyper_log=, hyper_profile=, hyper_debug.";
+
+/// How this guest runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// In namespaces of a host instead of a VM.
+    pub local: Option<Local>,
+    /// What is logged: warnings and errors unless asked for more.
+    pub log: LevelFilter,
+    /// The containers' profile.
+    pub profile: Profile,
+    /// Whether the container id `hyperstart` opens the guest itself.
+    pub debug_door: bool,
+}
+
+/// What stands in for devices in a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Local {
+    /// Where to listen for the control channel.
+    pub ctl: PathBuf,
+    /// Where to listen for the stream channel.
+    pub stream: PathBuf,
+    /// The directory that is the share.
+    pub share: PathBuf,
+}
+
+impl Settings {
+    /// From the arguments after the program's name. The kernel passes what it does not know on to init as
+    /// arguments, so without `--local` unknown ones are not ours to refuse.
+    pub fn from_args(args: impl IntoIterator<Item = String>) -> Result<Settings, String> {
+        let args: Vec<String> = args.into_iter().collect();
+        let mut settings =
+            Settings { local: None, log: LevelFilter::Warn, profile: Profile::Default, debug_door: false };
+        if !args.iter().any(|arg| arg == "--local") {
+            return Ok(settings);
+        }
+        let (mut ctl, mut stream, mut share) = (None, None, None);
+        let mut args = args.into_iter();
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or_else(|| format!("{arg} wants a value"));
+            match arg.as_str() {
+                "--local" => {}
+                "--ctl" => ctl = Some(PathBuf::from(value()?)),
+                "--stream" => stream = Some(PathBuf::from(value()?)),
+                "--share" => share = Some(PathBuf::from(value()?)),
+                "--log" => settings.log = level(&value()?)?,
+                "--profile" => settings.profile = profile(&value()?)?,
+                "--debug" => settings.debug_door = true,
+                other => return Err(format!("unknown argument: {other}")),
+            }
+        }
+        settings.local = Some(Local {
+            ctl: ctl.ok_or("--ctl is missing")?,
+            stream: stream.ok_or("--stream is missing")?,
+            share: share.ok_or("--share is missing")?,
+        });
+        Ok(settings)
+    }
+
+    /// Adds what the kernel command line says. Words that are not ours are the kernel's; a bad value of ours is
+    /// returned as a warning and changes nothing.
+    pub fn add_cmdline(&mut self, cmdline: &str) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for word in cmdline.split_ascii_whitespace() {
+            let (key, value) = word.split_once('=').unwrap_or((word, ""));
+            let result = match key {
+                "hyper_log" => level(value).map(|level| self.log = level),
+                "hyper_profile" => profile(value).map(|profile| self.profile = profile),
+                "hyper_debug" => {
+                    self.debug_door = true;
+                    Ok(())
+                }
+                _ => Ok(()),
+            };
+            if let Err(why) = result {
+                warnings.push(format!("kernel command line: {key}: {why}"));
+            }
+        }
+        warnings
+    }
+}
+
+fn level(word: &str) -> Result<LevelFilter, String> {
+    word.parse().map_err(|_| format!("no such log level: {word:?} (off, error, warn, info, debug, trace)"))
+}
+
+fn profile(word: &str) -> Result<Profile, String> {
+    [Profile::Default, Profile::Privileged]
+        .into_iter()
+        .find(|profile| profile.name() == word)
+        .ok_or_else(|| format!("no such profile: {word:?} (default, privileged)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(words: &[&str]) -> Result<Settings, String> {
+        Settings::from_args(words.iter().map(|&word| word.to_owned()))
+    }
+
+    #[test]
+    fn the_kernel_may_pass_anything_to_a_vm() {
+        let settings = args(&["splash", "--verbose"]).unwrap();
+        assert_eq!(settings.local, None);
+        assert_eq!((settings.log, settings.profile), (LevelFilter::Warn, Profile::Default));
+    }
+
+    #[test]
+    fn local_wants_all_three() {
+        assert!(args(&["--local", "--ctl", "a", "--stream", "b"]).unwrap_err().contains("--share"));
+        assert!(args(&["--local", "--frob"]).unwrap_err().contains("--frob"));
+        let local = args(&["--local", "--ctl", "a", "--stream", "b", "--share", "c", "--log", "debug"]).unwrap();
+        assert_eq!(local.log, LevelFilter::Debug);
+        assert_eq!(local.local.unwrap().share, PathBuf::from("c"));
+    }
+
+    #[test]
+    fn a_bad_word_changes_nothing() {
+        let mut settings = args(&[]).unwrap();
+        let warnings = settings.add_cmdline("console=ttyS0 hyper_log=loud hyper_profile=root quiet\n");
+        assert_eq!(warnings.len(), 2);
+        assert_eq!(settings, args(&[]).unwrap());
+        assert!(settings.add_cmdline("hyper_log=info hyper_profile=privileged hyper_debug").is_empty());
+        assert_eq!((settings.log, settings.profile), (LevelFilter::Info, Profile::Privileged));
+        assert!(settings.debug_door);
+    }
+}

@@ -1,0 +1,165 @@
+//! The two ways a process of the guest comes to be before execd exists: init forks the warden, the warden
+//! clones and executes the helpers.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use nix::errno::Errno;
+
+use crate::ids::Pid;
+
+/// Which side of a fork this is.
+pub enum Forked {
+    /// The new process.
+    Child,
+    /// The old one; the child's number.
+    Parent(Pid),
+}
+
+/// Forks. EINVAL when the process has threads: the child would miss them and what they hold.
+pub fn fork() -> Result<Forked, Errno> {
+    if threads() != Some(1) {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: there is one thread (checked above), so no lock and no allocator is in use elsewhere.
+    match Errno::result(unsafe { libc::fork() })? {
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(Pid(pid))),
+    }
+}
+
+/// How many threads this process has, if /proc tells.
+fn threads() -> Option<usize> {
+    Some(std::fs::read_dir("/proc/self/task").ok()?.count())
+}
+
+/// Closes descriptors that a forked child inherited and that only its parent goes on using.
+pub fn close_in_child(numbers: &[RawFd]) {
+    for &number in numbers {
+        // SAFETY: called in the child of `fork` only, whose copies of the parent's owners never run their drops
+        // (it leaves by exit); a number that is not open is an error and nothing more.
+        unsafe { libc::close(number) };
+    }
+}
+
+/// A close-on-exec duplicate with a number of at least `minimum`.
+pub fn duplicate_above(fd: &OwnedFd, minimum: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: `fd` is open for the length of the call.
+    let number = Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, minimum) })?;
+    // SAFETY: the kernel has just made this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Sets an environment variable. EINVAL when the process has threads, which may be reading the environment.
+pub fn set_variable(name: &str, value: &str) -> Result<(), Errno> {
+    if threads() != Some(1) {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: there is one thread (checked above).
+    unsafe { std::env::set_var(name, value) };
+    Ok(())
+}
+
+/// clone3's arguments (clone(2)); all of them, for the kernel checks the size.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+}
+
+/// Clones a sibling (a child of the caller's parent) that executes `binary` with `arguments` and no environment. It
+/// inherits 1 and 2, and `moves` as (from, to); everything else is closed. Every `from` is above every `to`.
+///
+/// Fails when the clone fails; when the execution fails, the sibling exits with 127 and its pidfd says so.
+pub fn spawn_sibling(
+    binary: &OwnedFd,
+    arguments: &[CString],
+    moves: &[(RawFd, RawFd)],
+) -> Result<(Pid, OwnedFd), Errno> {
+    let highest = moves.iter().map(|&(_, to)| to).max().unwrap_or(2).max(2);
+    if moves.iter().any(|&(from, _)| from <= highest) || binary.as_raw_fd() <= highest {
+        return Err(Errno::EINVAL);
+    }
+    // Everything that allocates is done here: after the clone the child shares no lock with the other threads.
+    let pointers: Vec<*const libc::c_char> =
+        arguments.iter().map(|word| word.as_ptr()).chain([ptr::null()]).collect();
+    let environment = [ptr::null::<libc::c_char>()];
+    let mut pidfd: RawFd = -1;
+    let args = CloneArgs {
+        flags: (libc::CLONE_PARENT | libc::CLONE_PIDFD) as u64,
+        pidfd: ptr::from_mut(&mut pidfd) as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: without CLONE_VM the child has its own copy of this memory; `args` and what it points to outlive the call.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<CloneArgs>()) };
+    if pid == 0 {
+        child(binary.as_raw_fd(), &pointers, &environment, moves, highest);
+    }
+    let pid = Errno::result(pid)?;
+    // SAFETY: the kernel has just made this descriptor and nobody else knows it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok((Pid(i32::try_from(pid).map_err(|_| Errno::EOVERFLOW)?), pidfd))
+}
+
+/// The child's side: only system calls, no allocation, and it never returns.
+fn child(
+    binary: RawFd,
+    arguments: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+    moves: &[(RawFd, RawFd)],
+    highest: RawFd,
+) -> ! {
+    const EMPTY: &CStr = c"";
+    for &(from, to) in moves {
+        // SAFETY: dup2 touches descriptors of this process only, which nothing else runs in.
+        unsafe { libc::dup2(from, to) };
+    }
+    // SAFETY: what is above the inherited numbers is marked close-on-exec, not closed: `binary` is still needed.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, highest + 1, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_uint)
+    };
+    // SAFETY: an all-zero set is the empty one of the kernel's size; init blocks signals, helpers do not.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, [0u64; 2].as_ptr(), ptr::null_mut::<u64>(), 8)
+    };
+    // SAFETY: both arrays end with a null pointer and their strings outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            binary,
+            EMPTY.as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    // SAFETY: _exit ends this process without running the parent's exit handlers.
+    unsafe { libc::_exit(127) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duplicate_is_high_and_close_on_exec() {
+        let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let moved = duplicate_above(&null, 64).unwrap();
+        assert!(moved.as_raw_fd() >= 64);
+    }
+
+    #[test]
+    fn descriptors_in_the_way_are_refused() {
+        let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let low = null.as_raw_fd();
+        assert_eq!(spawn_sibling(&null, &[], &[(low, low + 1)]).unwrap_err(), Errno::EINVAL);
+    }
+}

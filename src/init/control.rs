@@ -1,0 +1,269 @@
+//! The control channel: bytes in, frames out, and the flow control that runV counts on (protocol.md «Flow control»).
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::unistd::{read, write};
+
+use super::ports::Port;
+use crate::fault::{Fault, OrFault};
+use crate::frame::{self, ControlDecoder, Message};
+use crate::sys::socket;
+
+/// How much is read at once; runV writes at most 512 bytes before it waits for their NEXT.
+const CHUNK: usize = 64 << 10;
+/// While more than this waits for a host that does not read, nothing more is read from it: in bytes.
+const OUT_MAX: usize = 1 << 20;
+
+/// Something from the host.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Input {
+    /// A new connection: it is owed a READY, and no reply to what an earlier one asked.
+    Connected,
+    /// A whole frame: type and payload.
+    Frame(u32, Vec<u8>),
+}
+
+/// A frame on its way out.
+struct Out {
+    message: Message,
+    bytes: Vec<u8>,
+}
+
+/// The channel and what waits in it.
+pub struct Control {
+    port: Port,
+    connection: Option<OwnedFd>,
+    decoder: ControlDecoder,
+    /// After a violation: nothing is understood until the host connects again.
+    deaf: bool,
+    /// Edge-triggered readiness that has not been used up.
+    readable: bool,
+    out: VecDeque<Out>,
+    /// How much of the first frame in `out` has left.
+    sent: usize,
+    /// Bytes in `out`.
+    waiting: usize,
+    token: u64,
+}
+
+impl Control {
+    /// The channel over `port`; its events carry `token`.
+    pub fn new(port: Port, token: u64) -> Control {
+        Control {
+            port,
+            connection: None,
+            decoder: ControlDecoder::default(),
+            deaf: false,
+            readable: false,
+            out: VecDeque::new(),
+            sent: 0,
+            waiting: 0,
+            token,
+        }
+    }
+
+    /// Joins the epoll set, edge-triggered: a device whose host is away shows EPOLLHUP for as long as it is.
+    /// A device counts as connected from the start, for nothing announces its host.
+    pub fn open(&mut self, epoll: &Epoll) -> Result<Vec<Input>, Fault> {
+        let (fd, inputs) = match &self.port {
+            Port::Device(fd) => (fd, vec![Input::Connected]),
+            Port::Listener(fd) => (fd, Vec::new()),
+        };
+        epoll.add(fd, edges(self.token)).fault("watching", "the control port")?;
+        self.readable = true;
+        Ok(inputs)
+    }
+
+    /// Whether [`Control::turn`] has something to do without a new event.
+    pub fn wants_turn(&self) -> bool {
+        self.readable && self.waiting < OUT_MAX
+    }
+
+    /// An event of the token came.
+    pub fn ready(&mut self, events: EpollFlags) {
+        if events.contains(EpollFlags::EPOLLHUP) && matches!(self.port, Port::Device(_)) {
+            self.host_left();
+        }
+        self.readable = true;
+    }
+
+    /// Writes what waits, reads one portion, takes a new connection if there is none, and says what came. Call again while
+    /// [`Control::wants_turn`].
+    pub fn turn(&mut self, epoll: &Epoll) -> Vec<Input> {
+        let mut inputs = Vec::new();
+        self.flush();
+        if self.wants_turn() {
+            self.read(&mut inputs);
+        }
+        if self.connection.is_none() && self.accept(epoll) {
+            inputs.push(Input::Connected);
+        }
+        inputs
+    }
+
+    /// Takes the next connection in the queue, if there is one: only one is served at a time.
+    fn accept(&mut self, epoll: &Epoll) -> bool {
+        let Port::Listener(listener) = &self.port else { return false };
+        let accepted = socket::accept(listener).and_then(|connection| {
+            epoll.add(&connection, edges(self.token))?;
+            Ok(connection)
+        });
+        match accepted {
+            Ok(connection) => self.connection = Some(connection),
+            Err(Errno::EAGAIN) => return false,
+            Err(errno) => {
+                log::warn!("{}", Fault::errno("accepting", "a connection", errno));
+                return false;
+            }
+        }
+        self.start_over();
+        true
+    }
+
+    /// Queues a frame and writes what can be written. READY goes before all else, also before what an earlier
+    /// connection left.
+    pub fn send(&mut self, message: Message, payload: &[u8]) {
+        let bytes = match frame::control(message, payload) {
+            Ok(bytes) => bytes,
+            Err(violation) => {
+                log::error!("{} is too large to send: {violation}", message.name());
+                return;
+            }
+        };
+        self.waiting += bytes.len();
+        let out = Out { message, bytes };
+        if message == Message::Ready && self.sent == 0 {
+            self.out.push_front(out);
+        } else {
+            self.out.push_back(out);
+        }
+        self.flush();
+    }
+
+    /// Whether everything sent so far has left: written, and for a device also taken by the host.
+    pub fn drained(&self) -> bool {
+        if !self.out.is_empty() {
+            return false;
+        }
+        match &self.port {
+            Port::Listener(_) => true,
+            Port::Device(fd) => {
+                // virtio_console is writable again when the host has taken the last buffer.
+                let mut poll_fd = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
+                poll(&mut poll_fd, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+            }
+        }
+    }
+
+    /// Whether everything sent so far has been written.
+    pub fn wrote_all(&self) -> bool {
+        self.out.is_empty()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.port {
+            Port::Device(fd) => Some(fd.as_fd()),
+            Port::Listener(_) => self.connection.as_ref().map(AsFd::as_fd),
+        }
+    }
+
+    fn read(&mut self, inputs: &mut Vec<Input>) {
+        let mut chunk = [0; CHUNK];
+        let Some(fd) = self.fd() else {
+            self.readable = false;
+            return;
+        };
+        match read(fd, &mut chunk) {
+            Ok(0) => self.host_left(),
+            Ok(count) => {
+                self.credit(count);
+                self.decode(chunk.get(..count).unwrap_or_default(), inputs);
+            }
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => self.readable = false,
+            Err(errno) => {
+                log::warn!("{}", Fault::errno("reading", "the control port", errno));
+                self.host_left();
+            }
+        }
+    }
+
+    /// Says how much was read, at once: runV waits for it before it writes on.
+    fn credit(&mut self, count: usize) {
+        if !self.deaf {
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            self.send(Message::Next, &count.to_be_bytes());
+        }
+    }
+
+    fn decode(&mut self, bytes: &[u8], inputs: &mut Vec<Input>) {
+        if self.deaf {
+            return;
+        }
+        self.decoder.push(bytes);
+        loop {
+            match self.decoder.next_frame() {
+                Ok(Some(frame)) => inputs.push(Input::Frame(frame.tag, frame.payload.to_vec())),
+                Ok(None) => return,
+                Err(violation) => {
+                    log::warn!("the host sent {violation}: not listening until it connects again");
+                    self.deaf = true;
+                    self.connection = None;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The host hung up. What waits for it is kept; half a frame in either direction is not.
+    fn host_left(&mut self) {
+        self.connection = None;
+        self.readable = false;
+        self.decoder.reset();
+        self.deaf = false;
+        self.sent = 0;
+    }
+
+    /// A new connection: credits and replies were owed to the old one, events and READY are anybody's.
+    fn start_over(&mut self) {
+        self.decoder.reset();
+        self.deaf = false;
+        self.sent = 0;
+        self.readable = true;
+        self.out.retain(|out| out.message == Message::ProcessAsyncEvent);
+        self.waiting = self.out.iter().map(|out| out.bytes.len()).sum();
+    }
+
+    fn flush(&mut self) {
+        while let Some(first) = self.out.front() {
+            let rest = first.bytes.get(self.sent..).unwrap_or_default();
+            let Some(fd) = self.fd() else { return };
+            match write(fd, rest) {
+                Ok(count) => {
+                    self.sent += count;
+                    if self.sent >= first.bytes.len() {
+                        self.waiting = self.waiting.saturating_sub(first.bytes.len());
+                        self.sent = 0;
+                        self.out.pop_front();
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return,
+                Err(errno) => {
+                    log::info!("{}", Fault::errno("writing", "the control port", errno));
+                    self.host_left();
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn edges(token: u64) -> EpollEvent {
+    let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+    EpollEvent::new(flags, token)
+}

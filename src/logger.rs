@@ -48,7 +48,10 @@ fn line(level: Level, text: &str) {
         (true, Level::Info) => "<30>",
         (true, Level::Debug | Level::Trace) => "<31>",
     };
-    let mut out = format!("{priority}{}: {}", who(), text.replace('\n', " "));
+    let who = who();
+    // A fault names its process itself.
+    let text = text.strip_prefix(who).and_then(|text| text.strip_prefix(": ")).unwrap_or(text);
+    let mut out = format!("{priority}{who}: {}", text.replace('\n', " "));
     if out.len() > LINE_MAX {
         let end = (0..=LINE_MAX).rev().find(|&i| out.is_char_boundary(i)).unwrap_or(0);
         out.truncate(end);

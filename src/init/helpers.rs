@@ -102,14 +102,6 @@ impl Helper {
         Helper { role, life: 0, state: State::Down { until: Duration::ZERO }, deaths: 0 }
     }
 
-    /// Its process, while it is up.
-    pub fn pid(&self) -> Option<Pid> {
-        match &self.state {
-            State::Up { pid, .. } => Some(*pid),
-            State::Starting { .. } | State::Down { .. } | State::Closed => None,
-        }
-    }
-
     /// The process that may still be killed: up and not yet reaped.
     pub fn killable(&self) -> Option<Pid> {
         match &self.state {
@@ -260,7 +252,7 @@ mod tests {
         assert_eq!(helper.reaped(NOW), Change::Gone);
         let mut helper = up();
         assert_eq!(helper.reaped(NOW), Change::None);
-        assert_eq!((helper.killable(), helper.pid()), (None, Some(Pid(7))), "a reaped pid may be somebody else's");
+        assert_eq!(helper.killable(), None, "a reaped pid may be somebody else's");
         assert_eq!(helper.silent(NOW), Change::Gone);
         assert_eq!(helper.tick(NOW), Change::Start, "the first restart is immediate");
     }

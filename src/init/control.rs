@@ -91,12 +91,12 @@ impl Control {
         self.readable = true;
     }
 
-    /// Writes what waits, reads one portion, takes a new connection if there is none, and says what came. Call again while
+    /// Writes what waits, reads one portion if `take` says so, takes a new connection if there is none, and says what came. Call again while
     /// [`Control::wants_turn`].
-    pub fn turn(&mut self, epoll: &Epoll) -> Vec<Input> {
+    pub fn turn(&mut self, epoll: &Epoll, take: bool) -> Vec<Input> {
         let mut inputs = Vec::new();
         self.flush();
-        if self.wants_turn() {
+        if take && self.wants_turn() {
             self.read(&mut inputs);
         }
         if self.connection.is_none() && self.accept(epoll) {

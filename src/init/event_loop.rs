@@ -1,7 +1,7 @@
 //! PID 1's single loop: the control port, the helpers' replies, signals and time become events of the supervisor,
 //! and its actions are carried out. Nothing here decides anything about pods.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use super::warden::Warden;
 use crate::command;
 use crate::fault::{Fault, OrFault};
 use crate::ids::Pid;
-use crate::supervisor::{Action, Config, Event, HelperReply, Supervisor};
+use crate::supervisor::{Action, Ask, Config, Event, HelperReply, Supervisor};
 use crate::sys::signal::{self, Exit};
 use crate::wire::{Role, execd, warden};
 
@@ -30,6 +30,10 @@ const SIGNALS: u64 = 0;
 const BELL: u64 = 1;
 const CONTROL: u64 = 2;
 
+/// How long DESTROYPOD lets processes end by themselves; runV waits for ten seconds in all.
+const GRACE: Duration = Duration::from_secs(3);
+/// More than the starts that execd can have under way, with room for the helpers' own strays.
+const REAPED_MAX: usize = 256;
 /// While the last frame has not left the port, how often a device is asked whether it has.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
@@ -47,6 +51,8 @@ pub struct EventLoop {
     queue: Queue,
     helpers: BTreeMap<Role, Helper>,
     supervisor: Supervisor,
+    /// The last children that were reaped: one may be gone before execd's word of it is read.
+    reaped: VecDeque<Pid>,
     drained: bool,
 }
 
@@ -70,7 +76,13 @@ impl EventLoop {
             notes,
             queue,
             helpers: Role::ALL.into_iter().map(|role| (role, Helper::new(role))).collect(),
-            supervisor: Supervisor::new(Config { local, debug_door: settings.debug_door, ..Config::default() }),
+            supervisor: Supervisor::new(Config {
+                local,
+                debug_door: settings.debug_door,
+                grace: GRACE,
+                warden: warden.pid,
+            }),
+            reaped: VecDeque::new(),
             drained: true,
         })
     }
@@ -122,7 +134,7 @@ impl EventLoop {
 
     /// How long to sleep: until the next deadline, not at all while the control port has more.
     fn timeout(&self) -> EpollTimeout {
-        if self.open && self.control.wants_turn() {
+        if self.open && self.supervisor.takes_commands() && self.control.wants_turn() {
             return EpollTimeout::ZERO;
         }
         let drain = (!self.drained && self.control.wrote_all()).then(|| now() + DRAIN_POLL);
@@ -151,7 +163,7 @@ impl EventLoop {
     }
 
     fn control(&mut self) {
-        let inputs = self.control.turn(&self.epoll);
+        let inputs = self.control.turn(&self.epoll, self.supervisor.takes_commands());
         self.inputs(inputs);
     }
 
@@ -159,7 +171,11 @@ impl EventLoop {
         for input in inputs {
             let event = match input {
                 Input::Connected => Event::HostConnected,
-                Input::Frame(message, payload) => Event::Command(message, command::parse(message, &payload)),
+                Input::Frame(message, payload) => Event::Command {
+                    message,
+                    size: payload.len(),
+                    command: command::parse(message, &payload),
+                },
             };
             self.supervise(event);
         }
@@ -191,7 +207,13 @@ impl EventLoop {
         let now = now();
         let helper = self.helpers.values_mut().find(|helper| helper.killable() == Some(exit.pid));
         match helper {
-            None => self.supervise(Event::Exited { pid: exit.pid, status: exit.status }),
+            None => {
+                if self.reaped.len() >= REAPED_MAX {
+                    self.reaped.pop_front();
+                }
+                self.reaped.push_back(exit.pid);
+                self.supervise(Event::Exited { pid: exit.pid, status: exit.status });
+            }
             Some(helper) => {
                 log::warn!("{} is gone ({})", helper.role, exit.status);
                 let (role, change) = (helper.role, helper.reaped(now));
@@ -233,7 +255,7 @@ impl EventLoop {
                     self.silent(role, life, "nobody listens to it");
                     return;
                 }
-                self.supervise(Event::HelperUp(role));
+                self.supervise(Event::HelperUp { role, pid });
             }
             warden::Reply::Failed { role, fault } => {
                 log::error!("{fault}");
@@ -249,9 +271,9 @@ impl EventLoop {
         helper.answered();
         if let Ok(HelperReply::Execd(execd::Reply::Started { pid })) = &result
             && !signal::is_child(*pid)
-            && !self.supervisor.exited_early(*pid)
+            && !self.reaped.contains(pid)
         {
-            self.kill_helper(role, &format!("it said that {pid} is a child of init"));
+            self.kill_helper(role, &format!("it lied: {pid} is no child of init"));
             return;
         }
         self.supervise(Event::Reply { role, id, result });
@@ -319,17 +341,28 @@ impl EventLoop {
                     self.control.send(message, &payload);
                     self.drained = false;
                 }
-                Action::Ask { id, ask } => {
-                    let role = ask.role();
-                    // A helper that cannot be asked is dying; its end, which comes, answers the request.
-                    let sent = self.helpers.get(&role).and_then(Helper::sender).map(|sender| sender.send(id, ask));
-                    if let Some(Err(fault)) = sent {
-                        log::info!("{role}: {fault}");
-                    }
-                }
-                Action::Kill { pid, signal, group } => kill(pid, signal, group),
+                Action::Ask { id, ask } => self.ask(id, ask),
+                Action::Kill { pid, signal, group } => kill(pid, signal.get(), group),
                 Action::KillHelper { role, why } => self.kill_helper(role, &why),
                 Action::PowerOff => super::leave(self.local),
+            }
+        }
+    }
+
+    /// Sends a request. One that cannot be made is answered here; one that cannot be sent is answered by the end of
+    /// its helper, which is dying.
+    fn ask(&mut self, id: u64, ask: Ask) {
+        let role = ask.role();
+        // ipc-channel asserts that shared memory can be had.
+        let request = catch_unwind(AssertUnwindSafe(|| ask.into_request()))
+            .unwrap_or_else(|_| Err(Fault::new("asking", role, "no memory to share")));
+        match request {
+            Err(fault) => self.supervise(Event::Reply { role, id, result: Err(fault) }),
+            Ok(request) => {
+                let sent = self.helpers.get(&role).and_then(Helper::sender).map(|sender| sender.send(id, request));
+                if let Some(Err(fault)) = sent {
+                    log::info!("{role}: {fault}");
+                }
             }
         }
     }

@@ -6,7 +6,7 @@ use ipc_channel::ipc::{IpcSender, OpaqueIpcSender};
 
 use crate::fault::Fault;
 use crate::ids::Pid;
-use crate::supervisor::Ask;
+use crate::supervisor::HelperRequest;
 use crate::wire::{self, Role};
 
 /// Deaths in a row, without one answered request between them, after which a role is closed.
@@ -39,15 +39,15 @@ impl Sender {
     }
 
     /// Sends one request. Requests are small and few at a time (channel.rs), so this does not wait.
-    pub fn send(&self, id: u64, ask: Ask) -> Result<(), Fault> {
-        let sent = match (self, ask) {
-            (Sender::Netd(sender), Ask::Netd(body)) => sender.send(wire::Request { id, body }),
-            (Sender::Mountd(sender), Ask::Mountd(body)) => sender.send(wire::Request { id, body }),
-            (Sender::Execd(sender), Ask::Execd(body)) => sender.send(wire::Request { id, body }),
-            (Sender::Streamd(sender), Ask::Streamd(body)) => sender.send(wire::Request { id, body }),
+    pub fn send(&self, id: u64, request: HelperRequest) -> Result<(), Fault> {
+        let sent = match (self, request) {
+            (Sender::Netd(sender), HelperRequest::Netd(body)) => sender.send(wire::Request { id, body }),
+            (Sender::Mountd(sender), HelperRequest::Mountd(body)) => sender.send(wire::Request { id, body }),
+            (Sender::Execd(sender), HelperRequest::Execd(body)) => sender.send(wire::Request { id, body }),
+            (Sender::Streamd(sender), HelperRequest::Streamd(body)) => sender.send(wire::Request { id, body }),
             (
                 Sender::Netd(_) | Sender::Mountd(_) | Sender::Execd(_) | Sender::Streamd(_),
-                Ask::Netd(_) | Ask::Mountd(_) | Ask::Execd(_) | Ask::Streamd(_),
+                HelperRequest::Netd(_) | HelperRequest::Mountd(_) | HelperRequest::Execd(_) | HelperRequest::Streamd(_),
             ) => return Err(Fault::new("asking", "a helper", "the request is another helper's")),
         };
         sent.map_err(|error| Fault::new("asking", "a helper", error.to_string()))

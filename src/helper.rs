@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::fault::Fault;
 use crate::logger;
-use crate::sandbox::Policy;
+use crate::sandbox::{CapSet, Policy};
 use crate::wire::bootstrap::Hello;
 use crate::wire::{Profile, Reply, Request, Role};
 
@@ -170,10 +170,12 @@ where
 
 /// A helper's `main`: parse, open, connect, confine, then `serve` until there are no more requests.
 ///
+/// `grants` are the capabilities that it must hold for others, beyond its policy: none but execd's containers'.
 /// `open` runs with everything the warden left the process; `serve` runs confined.
 pub fn run<Q, R, S>(
     role: Role,
     policy: &'static [u8],
+    grants: impl FnOnce(Profile) -> Result<CapSet, Fault>,
     open: impl FnOnce(&Options) -> Result<S, Fault>,
     serve: impl FnOnce(S, Requests<Q>, Replies<R>) -> Result<(), Fault>,
 ) -> ExitCode
@@ -194,19 +196,20 @@ where
             let _ = writeln!(std::io::stdout(), "{policy}");
             return Ok(());
         }
+        let also = grants(options.profile)?;
         let state = open(&options)?;
         let (requests, replies) = connect(&options.door)?;
         if options.unconfined {
             log::warn!("UNCONFINED: no capability dropped, no seccomp filter");
         } else {
-            policy.confine(options.profile)?;
+            policy.confine(also)?;
         }
         serve(state, requests, replies)
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
-            log::error!("{}: {} {}: {}", "leaving", fault.doing, fault.to, fault.why);
+            log::error!("leaving: {fault}");
             ExitCode::FAILURE
         }
     }

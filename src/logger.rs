@@ -1,8 +1,8 @@
 //! Log lines: `who: text`, one write each, to standard error (in a VM `/dev/kmsg`, which never blocks).
 
 use std::io::Write;
-use std::sync::{PoisonError, RwLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
@@ -16,6 +16,16 @@ const LINE_MAX: usize = 900;
 /// Names this process in its faults and log lines.
 pub fn name(who: &'static str) {
     *WHO.write().unwrap_or_else(PoisonError::into_inner) = who;
+}
+
+/// The name, for a signal handler: it may not wait for whoever is changing it.
+pub(crate) fn who_in_signal() -> &'static str {
+    WHO.try_read().map_or("hyperinit", |who| *who)
+}
+
+/// What goes before an error's line in the kernel's log.
+pub(crate) fn kmsg_prefix() -> &'static [u8] {
+    if KMSG.load(Ordering::Relaxed) { b"<27>" } else { b"" }
 }
 
 /// This process's name in faults and log lines.

@@ -10,6 +10,7 @@ fn main() -> ExitCode {
     helper::run(
         Role::Streamd,
         embedded_policy!("streamd"),
+        |_profile| Ok(hyperinit::sandbox::CapSet::default()),
         |_options| Ok(()),
         |(), requests, replies| helper::serve(requests, replies, |_request: Request| Ok(Reply::Drained)),
     )

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use nix::sys::utsname::uname;
@@ -25,9 +25,21 @@ const FILES: u64 = 1_000_000;
 /// RLIMIT_NPROC and RLIMIT_SIGPENDING, as the C original sets them.
 const PROCESSES: u64 = 30_604;
 
-/// Blocks every signal, first thing: from now on they are data. Children unblock them before they execute.
+/// Blocks every signal, first thing: from now on they are data. Children unblock them before they execute. What
+/// the kernel sends for this process's own deed is left: a blocked one would kill it without its handler.
 pub fn block_signals() -> Result<SignalFd, Fault> {
-    let all = SigSet::all();
+    let mut all = SigSet::all();
+    for own in [
+        Signal::SIGABRT,
+        Signal::SIGBUS,
+        Signal::SIGFPE,
+        Signal::SIGILL,
+        Signal::SIGSEGV,
+        Signal::SIGSYS,
+        Signal::SIGTRAP,
+    ] {
+        all.remove(own);
+    }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None).fault("blocking", "signals")?;
     SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).fault("opening", "a signalfd")
 }

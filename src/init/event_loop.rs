@@ -58,11 +58,18 @@ pub struct EventLoop {
 
 impl EventLoop {
     /// Puts the loop together; nothing runs yet.
-    pub fn new(settings: &Settings, signals: SignalFd, control: Port, warden: Warden) -> Result<EventLoop, Fault> {
+    pub fn new(
+        settings: &Settings,
+        signals: SignalFd,
+        control: Port,
+        warden: Warden,
+    ) -> Result<EventLoop, Fault> {
         let (notes, queue) = readers::queue()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).fault("making", "an epoll set")?;
         epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS)).fault("watching", "signals")?;
-        epoll.add(&queue.bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL)).fault("watching", "the helpers")?;
+        epoll
+            .add(&queue.bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))
+            .fault("watching", "the helpers")?;
         let local = settings.local.is_some();
         Ok(EventLoop {
             local,
@@ -359,7 +366,8 @@ impl EventLoop {
         match request {
             Err(fault) => self.supervise(Event::Reply { role, id, result: Err(fault) }),
             Ok(request) => {
-                let sent = self.helpers.get(&role).and_then(Helper::sender).map(|sender| sender.send(id, request));
+                let sent =
+                    self.helpers.get(&role).and_then(Helper::sender).map(|sender| sender.send(id, request));
                 if let Some(Err(fault)) = sent {
                     log::info!("{role}: {fault}");
                 }

@@ -44,10 +44,15 @@ impl Sender {
             (Sender::Netd(sender), HelperRequest::Netd(body)) => sender.send(wire::Request { id, body }),
             (Sender::Mountd(sender), HelperRequest::Mountd(body)) => sender.send(wire::Request { id, body }),
             (Sender::Execd(sender), HelperRequest::Execd(body)) => sender.send(wire::Request { id, body }),
-            (Sender::Streamd(sender), HelperRequest::Streamd(body)) => sender.send(wire::Request { id, body }),
+            (Sender::Streamd(sender), HelperRequest::Streamd(body)) => {
+                sender.send(wire::Request { id, body })
+            }
             (
                 Sender::Netd(_) | Sender::Mountd(_) | Sender::Execd(_) | Sender::Streamd(_),
-                HelperRequest::Netd(_) | HelperRequest::Mountd(_) | HelperRequest::Execd(_) | HelperRequest::Streamd(_),
+                HelperRequest::Netd(_)
+                | HelperRequest::Mountd(_)
+                | HelperRequest::Execd(_)
+                | HelperRequest::Streamd(_),
             ) => return Err(Fault::new("asking", "a helper", "the request is another helper's")),
         };
         sent.map_err(|error| Fault::new("asking", "a helper", error.to_string()))

@@ -52,7 +52,10 @@ pub fn main() -> ExitCode {
         }
     };
     if getpid().as_raw() != 1 {
-        let _ = writeln!(std::io::stderr(), "hyperinit: not PID 1: boot it in a VM, or use `hyperctl up --local`");
+        let _ = writeln!(
+            std::io::stderr(),
+            "hyperinit: not PID 1: boot it in a VM, or use `hyperctl up --local`"
+        );
         return ExitCode::from(2);
     }
     let local = settings.local.is_some();
@@ -81,7 +84,7 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
     let inits = [ports.control.number(), signals.as_raw_fd()];
     let warden = warden::start(&settings, &policies.warden, binaries, ports.stream, &inits)?;
     let mut guest = event_loop::EventLoop::new(&settings, signals, ports.control, warden)?;
-    policies.init.drop_privileges(settings.profile)?;
+    policies.init.confine_init()?;
     guest.start_helpers()?;
     policies.init.load_filter()?;
     // ---- From here on PID 1 neither bails nor panics: every error is an event. ----

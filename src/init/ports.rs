@@ -98,8 +98,7 @@ fn uevents() -> Result<OwnedFd, Fault> {
         socket(AddressFamily::Netlink, SockType::Datagram, flags, SockProtocol::NetlinkKObjectUEvent)
             .fault("opening", "the uevent socket")?;
     // Group 1: the kernel itself.
-    bind(events.as_raw_fd(), &NetlinkAddr::new(0, 1))
-        .fault("binding", "the uevent socket")?;
+    bind(events.as_raw_fd(), &NetlinkAddr::new(0, 1)).fault("binding", "the uevent socket")?;
     Ok(events)
 }
 

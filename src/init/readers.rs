@@ -9,8 +9,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use ipc_channel::ipc::{IpcReceiver, OpaqueIpcReceiver};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use serde::de::DeserializeOwned;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::fault::{Fault, OrFault};
 use crate::supervisor::HelperReply;
@@ -29,12 +29,7 @@ pub enum Note {
     /// The warden's channel ended.
     WardenGone,
     /// From a helper: of which life, and the answer to which request.
-    Reply {
-        role: Role,
-        life: u64,
-        id: u64,
-        result: Result<HelperReply, Fault>,
-    },
+    Reply { role: Role, life: u64, id: u64, result: Result<HelperReply, Fault> },
     /// A helper's channel ended, in words.
     Gone { role: Role, life: u64, why: String },
 }
@@ -169,7 +164,9 @@ mod tests {
         let notes = wait(&queue);
         assert_eq!(notes.len(), 4);
         for (expected, note) in notes.iter().take(3).enumerate() {
-            assert!(matches!(note, Note::Reply { role: Role::Netd, life: 7, id, result: Ok(_) } if *id == expected as u64));
+            assert!(
+                matches!(note, Note::Reply { role: Role::Netd, life: 7, id, result: Ok(_) } if *id == expected as u64)
+            );
         }
     }
 

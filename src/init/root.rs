@@ -23,14 +23,8 @@ const STAGE: &str = "/tmp";
 /// An initramfs is one of the two (statfs(2); nix does not name the second).
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 /// A namespace's devices: what the machine's /dev is not needed for.
-const DEVICES: [(&str, u64, u64); 6] = [
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-    ("tty", 5, 0),
-];
+const DEVICES: [(&str, u64, u64); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 /// Moves PID 1 to the new root and lays it out.
 pub fn enter(settings: &Settings) -> Result<(), Fault> {
@@ -38,12 +32,14 @@ pub fn enter(settings: &Settings) -> Result<(), Fault> {
         Some(local) => enter_namespace(local)?,
         None => enter_vm()?,
     }
-    for (kind, at, data) in
-        [("tmpfs", "/dev/shm", "mode=1777"), ("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620,gid=5")]
-    {
+    for (kind, at, data) in [
+        ("tmpfs", "/dev/shm", "mode=1777"),
+        ("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620,gid=5"),
+    ] {
         make_directory(at, 0o755)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-        mount(Some(kind), at, Some(kind), flags, Some(data)).fault(format!("mounting {kind} on").as_str(), at)?;
+        mount(Some(kind), at, Some(kind), flags, Some(data))
+            .fault(format!("mounting {kind} on").as_str(), at)?;
     }
     // Everything of ours is root's alone, but the way to the helpers' bootstrap: they run as users of their own.
     make_directory(paths::RUN, 0o711)?;
@@ -61,7 +57,8 @@ fn enter_vm() -> Result<(), Fault> {
         mount(Some(from.as_str()), to.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
             .fault("moving", from)?;
     }
-    let old = open("/", OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", "/")?;
+    let old = open("/", OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .fault("opening", "/")?;
     chdir(STAGE).fault("entering", STAGE)?;
     // The memory of the initramfs: what is in use (init, the helpers, by descriptor) stays until it is not.
     // A root that is a disk is somebody's and stays as it is.
@@ -101,13 +98,15 @@ fn enter_namespace(local: &Local) -> Result<(), Fault> {
 
 fn stage() -> Result<(), Fault> {
     make_directory(STAGE, 0o755)?;
-    mount(Some("tmpfs"), STAGE, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=755")).fault("mounting tmpfs on", STAGE)
+    mount(Some("tmpfs"), STAGE, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=755"))
+        .fault("mounting tmpfs on", STAGE)
 }
 
 /// A /dev of the standard nodes only: the machine's disks and terminals are not the guest's.
 fn devices() -> Result<(), Fault> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    mount(Some("tmpfs"), "/dev", Some("tmpfs"), flags, Some("mode=755")).fault("mounting tmpfs on", "/dev")?;
+    mount(Some("tmpfs"), "/dev", Some("tmpfs"), flags, Some("mode=755"))
+        .fault("mounting tmpfs on", "/dev")?;
     let mode = Mode::from_bits_truncate(0o666);
     for (name, major, minor) in DEVICES {
         let path = format!("/dev/{name}");
@@ -156,8 +155,11 @@ fn empty(directory: &OwnedFd) {
             _ => continue,
         }
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let Ok(below) = nix::fcntl::openat(directory.as_fd(), name.as_c_str(), flags, Mode::empty()) else { continue };
-        let same = nix::sys::stat::fstatat(&below, c"", AtFlags::AT_EMPTY_PATH).is_ok_and(|stat| stat.st_dev == device);
+        let Ok(below) = nix::fcntl::openat(directory.as_fd(), name.as_c_str(), flags, Mode::empty()) else {
+            continue;
+        };
+        let same = nix::sys::stat::fstatat(&below, c"", AtFlags::AT_EMPTY_PATH)
+            .is_ok_and(|stat| stat.st_dev == device);
         if same {
             empty(&below);
             let _ = unlinkat(directory.as_fd(), name.as_c_str(), UnlinkatFlags::RemoveDir);

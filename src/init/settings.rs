@@ -120,7 +120,8 @@ mod tests {
     fn local_wants_all_three() {
         assert!(args(&["--local", "--ctl", "a", "--stream", "b"]).unwrap_err().contains("--share"));
         assert!(args(&["--local", "--frob"]).unwrap_err().contains("--frob"));
-        let local = args(&["--local", "--ctl", "a", "--stream", "b", "--share", "c", "--log", "debug"]).unwrap();
+        let local =
+            args(&["--local", "--ctl", "a", "--stream", "b", "--share", "c", "--log", "debug"]).unwrap();
         assert_eq!(local.log, LevelFilter::Debug);
         assert_eq!(local.local.unwrap().share, PathBuf::from("c"));
     }

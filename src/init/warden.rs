@@ -20,13 +20,13 @@ use super::ports::Port;
 use super::settings::Settings;
 use crate::fault::{Fault, OrFault};
 use crate::ids::Pid;
-use crate::sandbox::Policy;
+use crate::sandbox::{CapSet, Policy};
 use crate::sys::spawn::{self, Forked};
+use crate::wire::Role;
 use crate::wire::bootstrap::{
     FD_BUFFER_IN, FD_BUFFER_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT, FD_SOCKET, Hello,
 };
 use crate::wire::warden::{Reply, Request};
-use crate::wire::Role;
 use crate::{logger, paths};
 
 /// Kept descriptors are moved up here, out of the way of the numbers that helpers inherit.
@@ -94,7 +94,8 @@ impl Kept {
         let flags = SockFlag::SOCK_CLOEXEC;
         let (execd, streamd) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
             .fault("making", "the socket for descriptors")?;
-        let buffer_in = memfd_create(c"streamd", MFdFlags::MFD_CLOEXEC).fault("making", "the output buffer")?;
+        let buffer_in =
+            memfd_create(c"streamd", MFdFlags::MFD_CLOEXEC).fault("making", "the output buffer")?;
         // A second description of the same file: each has an offset of its own.
         let again = format!("/proc/self/fd/{}", buffer_in.as_raw_fd());
         let buffer_out = nix::fcntl::open(again.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
@@ -114,7 +115,10 @@ impl Kept {
             (Role::Netd, Vec::new()),
             (Role::Mountd, Vec::new()),
             (Role::Execd, vec![(up(execd)?, FD_SOCKET)]),
-            (Role::Streamd, streamd.into_iter().map(|(fd, to)| Ok((up(fd)?, to))).collect::<Result<_, Fault>>()?),
+            (
+                Role::Streamd,
+                streamd.into_iter().map(|(fd, to)| Ok((up(fd)?, to))).collect::<Result<_, Fault>>()?,
+            ),
         ]);
         let binaries =
             binaries.into_iter().map(|(role, fd)| Ok((role, up(fd)?))).collect::<Result<_, Fault>>()?;
@@ -145,7 +149,7 @@ fn serve(
 ) -> Result<(), Fault> {
     // The helpers' bootstrap servers are sockets in a directory of ours; ipc-channel asks for it by this variable.
     spawn::set_variable("TMPDIR", paths::IPC).fault("setting", "TMPDIR")?;
-    policy.confine_threads()?;
+    policy.confine(CapSet::default())?;
     let kept = Arc::new(kept);
     while let Ok(Request::Spawn(role)) = inbox.recv() {
         let (kept, outbox) = (Arc::clone(&kept), outbox.clone());

@@ -128,7 +128,13 @@ fn child(
     };
     // SAFETY: an all-zero set is the empty one of the kernel's size; init blocks signals, helpers do not.
     unsafe {
-        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, [0u64; 2].as_ptr(), ptr::null_mut::<u64>(), 8)
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            [0u64; 2].as_ptr(),
+            ptr::null_mut::<u64>(),
+            8,
+        )
     };
     // SAFETY: both arrays end with a null pointer and their strings outlive the call.
     unsafe {

@@ -1,0 +1,56 @@
+//! What build.rs makes of a policy file and a binary embeds: shared by the build and by `sandbox`.
+
+use serde::{Deserialize, Serialize};
+
+/// A set of capabilities as the kernel's bit mask (capabilities(7): bit n is capability n).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CapSet(pub u64);
+
+/// One BPF program: instructions as in `struct sock_filter`, packed big end first (code, jt, jf, k).
+pub type Program = Vec<u64>;
+
+/// A process's policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompiledPolicy {
+    /// What the process is and why it may do what it may.
+    pub about: String,
+    /// The user and group that it runs as.
+    pub uid: u32,
+    /// See `uid`.
+    pub gid: u32,
+    /// Whether it and all that it executes may gain nothing by execve.
+    pub no_new_privs: bool,
+    /// What it may do.
+    pub capabilities: CapSet,
+    /// The programs to load, in order; the strictest answer counts.
+    pub programs: Vec<Program>,
+    /// Every rule as a person reads it: (what, why).
+    pub rules: Vec<(String, String)>,
+}
+
+/// A device node of a container's private /dev.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Below /dev.
+    pub name: String,
+    /// The character device's major number.
+    pub major: u32,
+    /// The character device's minor number.
+    pub minor: u32,
+}
+
+/// What a container's processes get.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompiledProfile {
+    /// Capabilities, filter.
+    pub policy: CompiledPolicy,
+    /// Paths hidden from the container.
+    pub masked_paths: Vec<String>,
+    /// Paths that the container can only read.
+    pub readonly_paths: Vec<String>,
+    /// The nodes of its /dev.
+    pub devices: Vec<Device>,
+    /// Whether /sys is read-only.
+    pub readonly_sys: bool,
+}

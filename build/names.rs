@@ -1,0 +1,79 @@
+//! Names that policies use, and their numbers.
+
+/// Capabilities in the order of their bits (linux/capability.h).
+pub const CAPABILITIES: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
+macro_rules! constants {
+    ($($name:ident)*) => {
+        /// The value of a constant of libc that policies may name.
+        #[allow(clippy::cast_sign_loss)]
+        pub fn constant(name: &str) -> Option<u64> {
+            Some(match name {
+                $(stringify!($name) => libc::$name as u64,)*
+                _ => return None,
+            })
+        }
+    };
+}
+
+constants! {
+    AF_NETLINK AF_UNIX AF_VSOCK
+    CLONE_NEWCGROUP CLONE_NEWIPC CLONE_NEWNET CLONE_NEWNS CLONE_NEWPID CLONE_NEWUSER CLONE_NEWUTS
+    CLONE_FILES CLONE_FS CLONE_SIGHAND CLONE_THREAD CLONE_VM
+    EACCES EINVAL ENOSYS EPERM
+    F_DUPFD_CLOEXEC F_GETFD F_GETFL F_SETFD F_SETFL F_SETPIPE_SZ F_GETPIPE_SZ F_DUPFD
+    FALLOC_FL_KEEP_SIZE FALLOC_FL_PUNCH_HOLE
+    FIONBIO FIONREAD
+    MADV_DONTNEED MADV_FREE
+    MSG_CMSG_CLOEXEC MSG_DONTWAIT MSG_NOSIGNAL
+    NETLINK_KOBJECT_UEVENT NETLINK_ROUTE
+    O_ACCMODE O_CREAT O_RDONLY O_WRONLY O_RDWR O_PATH
+    P_ALL P_PID P_PIDFD
+    PR_CAPBSET_DROP PR_CAPBSET_READ PR_CAP_AMBIENT PR_SET_DUMPABLE PR_SET_KEEPCAPS PR_SET_NAME PR_SET_NO_NEW_PRIVS PR_SET_VMA
+    PROT_EXEC PROT_NONE PROT_READ PROT_WRITE
+    SIGKILL SIGTERM
+    SOCK_SEQPACKET SOL_SOCKET SO_SNDBUF
+    TIOCGPTPEER TIOCGWINSZ TIOCLINUX TIOCSCTTY TIOCSPTLCK TIOCSTI TIOCSWINSZ TIOCGPTN TCGETS
+}

@@ -1,0 +1,131 @@
+//! Capabilities (capabilities(7)): the calling thread's sets.
+
+use std::fmt;
+
+use nix::errno::Errno;
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+
+use super::compiled::CapSet;
+#[path = "../../build/names.rs"]
+#[allow(dead_code)]
+mod names;
+use crate::fault::{Fault, OrFault};
+use names::CAPABILITIES;
+
+impl CapSet {
+    /// Every capability that this version knows.
+    pub const ALL: CapSet = CapSet((1 << CAPABILITIES.len()) - 1);
+
+    /// Both.
+    pub fn union(self, other: CapSet) -> CapSet {
+        CapSet(self.0 | other.0)
+    }
+
+    /// What is in both.
+    pub fn intersection(self, other: CapSet) -> CapSet {
+        CapSet(self.0 & other.0)
+    }
+
+    /// Whether capability `bit` is in it.
+    pub fn has(self, bit: usize) -> bool {
+        self.0 >> bit & 1 == 1
+    }
+}
+
+impl fmt::Display for CapSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = CAPABILITIES
+            .iter()
+            .enumerate()
+            .filter(|&(bit, _)| self.has(bit))
+            .map(|(_, &name)| name)
+            .collect();
+        f.write_str(if names.is_empty() { "nothing".to_owned() } else { names.join(" ") }.as_str())
+    }
+}
+
+/// capset(2)'s header; version 3 has two words for each set.
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: i32,
+}
+
+const VERSION_3: u32 = 0x2008_0522;
+
+#[repr(C)]
+#[derive(Default, Clone, Copy)]
+struct Data {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Sets the thread's sets. What leaves the permitted set never comes back.
+pub fn set(effective: CapSet, permitted: CapSet, inheritable: CapSet) -> Result<(), Fault> {
+    let header = Header { version: VERSION_3, pid: 0 };
+    let word = |shift: u32| {
+        let part = |set: CapSet| u32::try_from(set.0 >> shift & u64::from(u32::MAX)).unwrap_or_default();
+        Data { effective: part(effective), permitted: part(permitted), inheritable: part(inheritable) }
+    };
+    let data = [word(0), word(32)];
+    // SAFETY: the header's version asks for exactly the two words that `data` has; both outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
+    Errno::result(result).map(drop).fault("keeping", permitted)
+}
+
+/// The thread's permitted set.
+pub fn permitted() -> Result<CapSet, Fault> {
+    let mut header = Header { version: VERSION_3, pid: 0 };
+    let mut data = [Data::default(); 2];
+    // SAFETY: the header's version asks for exactly the two words that `data` has; both outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) };
+    Errno::result(result).fault("asking for", "capabilities")?;
+    Ok(CapSet(u64::from(data[0].permitted) | u64::from(data[1].permitted) << 32))
+}
+
+/// Drops everything but `keep` from the bounding set: no program that the thread executes can regain it.
+pub fn drop_bounding(keep: CapSet) -> Result<(), Fault> {
+    // One past the names: a kernel may know more capabilities than this version does, 63 at the most.
+    for bit in (0..64).filter(|&bit| !keep.has(bit)) {
+        // SAFETY: PR_CAPBSET_DROP takes a number and touches no memory.
+        let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, bit as libc::c_ulong, 0, 0, 0) };
+        match Errno::result(result) {
+            Ok(_) => {}
+            // The kernel's last capability was the one before.
+            Err(Errno::EINVAL) => break,
+            Err(errno) => return Err(Fault::errno("dropping", format!("capability {bit}"), errno)),
+        }
+    }
+    Ok(())
+}
+
+/// Becomes a user other than root that has `keep` as its permitted set.
+pub fn become_user(uid: u32, gid: u32, keep: CapSet) -> Result<(), Fault> {
+    let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    keep_on_setuid(true)?;
+    setgroups(&[]).fault("dropping", "supplementary groups")?;
+    setresgid(group, group, group).fault("becoming group", gid)?;
+    setresuid(user, user, user).fault("becoming user", uid)?;
+    keep_on_setuid(false)?;
+    set(keep, keep, CapSet::default())
+}
+
+/// Whether a change away from user 0 keeps the permitted set (PR_SET_KEEPCAPS).
+pub fn keep_on_setuid(keep: bool) -> Result<(), Fault> {
+    // SAFETY: PR_SET_KEEPCAPS takes a flag and touches no memory.
+    let result = unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, libc::c_ulong::from(keep), 0, 0, 0) };
+    Errno::result(result).map(drop).fault("keeping capabilities for", "another user")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_print_their_names() {
+        assert_eq!(CapSet(1 << 5 | 1 << 22).to_string(), "CAP_KILL CAP_SYS_BOOT");
+        assert_eq!(CapSet::default().to_string(), "nothing");
+        assert_eq!(CapSet::ALL.0.count_ones(), 41);
+    }
+}

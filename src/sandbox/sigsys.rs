@@ -1,0 +1,120 @@
+//! A violation names the system call and the process: the handler of SIGSYS.
+//!
+//! Everything here is async-signal-safe: no allocation, no lock, one write.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+
+use crate::fault::{Fault, OrFault};
+use crate::logger;
+
+/// (number, name) of the target's system calls, by number.
+static NAMES: &[(i64, &str)] = include!(concat!(env!("OUT_DIR"), "/syscalls.rs"));
+static DIES: AtomicBool = AtomicBool::new(true);
+
+/// What follows a violation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// The process ends, as by the signal.
+    Die,
+    /// The call fails with EPERM and the process goes on: PID 1.
+    Fail,
+}
+
+/// Installs the handler.
+pub fn install(then: Then) -> Result<(), Fault> {
+    DIES.store(then == Then::Die, Ordering::Relaxed);
+    // SAFETY: an all-zero sigaction is a valid one.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handle as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: `action` is complete and `handle` has the signature that SA_SIGINFO asks for.
+    let result = unsafe { libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut()) };
+    Errno::result(result).map(drop).fault("handling", "SIGSYS")
+}
+
+/// The prefix of siginfo_t for SIGSYS (sigaction(2)); libc does not name its fields.
+#[repr(C)]
+struct SigsysInfo {
+    signo: i32,
+    errno: i32,
+    code: i32,
+    call_addr: *const libc::c_void,
+    syscall: i32,
+    arch: u32,
+}
+
+extern "C" fn handle(_signal: i32, info: *const libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a siginfo_t of SIGSYS, of which SigsysInfo is the documented layout.
+    let number = i64::from(unsafe { (*info.cast::<SigsysInfo>()).syscall });
+    report(number);
+    if DIES.load(Ordering::Relaxed) {
+        // SAFETY: resets the handler and ends the process; neither returns to the interrupted code.
+        unsafe { libc::signal(libc::SIGSYS, libc::SIG_DFL) };
+        // SAFETY: async-signal-safe; 128 + SIGSYS as a shell would say it.
+        unsafe { libc::_exit(128 + libc::SIGSYS) };
+    }
+    fail(context);
+}
+
+/// The interrupted call returns -EPERM.
+fn fail(context: *mut libc::c_void) {
+    let context = context.cast::<libc::ucontext_t>();
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the kernel passes the interrupted context, writable until the handler returns.
+    unsafe {
+        (*context).uc_mcontext.gregs[libc::REG_RAX as usize] = -i64::from(libc::EPERM);
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the kernel passes the interrupted context, writable until the handler returns.
+    unsafe {
+        (*context).uc_mcontext.regs[0] = (-i64::from(libc::EPERM)) as u64;
+    }
+}
+
+/// A line put together without allocating.
+struct Line {
+    bytes: [u8; 160],
+    len: usize,
+}
+
+impl Line {
+    fn push(&mut self, text: &[u8]) {
+        for &byte in text {
+            if let Some(slot) = self.bytes.get_mut(self.len) {
+                *slot = byte;
+                self.len += 1;
+            }
+        }
+    }
+
+    fn push_number(&mut self, number: i64) {
+        let mut digits = [0u8; 20];
+        let mut at = digits.len();
+        let mut rest = number.unsigned_abs();
+        while at > 0 {
+            at -= 1;
+            digits[at] = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        self.push(digits.get(at..).unwrap_or_default());
+    }
+}
+
+fn report(number: i64) {
+    let mut line = Line { bytes: [0; 160], len: 0 };
+    line.push(logger::kmsg_prefix());
+    line.push(logger::who_in_signal().as_bytes());
+    line.push(b": seccomp: the system call ");
+    let name = NAMES.binary_search_by_key(&number, |&(number, _)| number).ok().and_then(|at| NAMES.get(at));
+    line.push(name.map_or("?", |&(_, name)| name).as_bytes());
+    line.push(b" (");
+    line.push_number(number);
+    line.push(b") is not allowed\n");
+    // SAFETY: `bytes` has at least `len` initialised bytes; the log is descriptor 2 by wire::bootstrap.
+    unsafe { libc::write(2, line.bytes.as_ptr().cast(), line.len) };
+}

@@ -228,14 +228,15 @@ fn programs(
             .map_err(|error| format!("{}: {error}", place.file))
     };
     let mut programs = Vec::new();
-    if seccomp.default == Default_::Trap {
-        programs.push(pack(&build(allowed, SeccompAction::Trap, SeccompAction::Allow)?));
-    }
     for (errno, rules) in denied {
         let program = build(rules, SeccompAction::Allow, SeccompAction::Errno(u32::from(errno)))?;
         let mut packed = refuse_x32(arch);
         packed.extend(pack(&program));
         programs.push(packed);
+    }
+    if seccomp.default == Default_::Trap {
+        // Last: once it is there, no other can be loaded.
+        programs.push(pack(&build(allowed, SeccompAction::Trap, SeccompAction::Allow)?));
     }
     Ok(programs)
 }

@@ -68,7 +68,8 @@ impl Policy {
     fn drop_privileges(&self, also: CapSet) -> Result<(), Fault> {
         setrlimit(Resource::RLIMIT_CORE, 0, 0).fault("setting", "RLIMIT_CORE")?;
         nix::sys::prctl::set_dumpable(false).fault("setting", "dumpable")?;
-        let keep = self.0.capabilities.union(also);
+        // By hand, or in a namespace, this process may have less than it would in a VM.
+        let keep = self.0.capabilities.union(also).intersection(caps::permitted()?);
         caps::drop_bounding(keep)?;
         if self.0.uid != 0 {
             caps::become_user(self.0.uid, self.0.gid, keep)?;

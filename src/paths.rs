@@ -18,6 +18,8 @@ pub const POD_SHM: &str = "/run/hyperinit/pod/shm";
 pub const POD_RESOLV_CONF: &str = "/run/hyperinit/pod/resolv.conf";
 /// The pod's hostname file, bound over the containers'.
 pub const POD_HOSTNAME: &str = "/run/hyperinit/pod/hostname";
+/// Where a container's root is put together, in a mount namespace that only becomes the container's.
+pub const STAGE: &str = "/run/hyperinit/stage";
 /// Where the pod's share is mounted at STARTPOD.
 pub const SHARE: &str = "/run/hyperinit/share";
 /// With `--local`: the directory that stands in for the 9p export, bound here at boot.

@@ -1,17 +1,53 @@
-//! mountd.
+//! mountd: builds what the pod and its containers see of filesystems.
+//!
+//! It keeps nothing in memory between requests: what there is to know is in `/run/hyperinit`, where its successor
+//! and a debugging person find it.
+
+mod container;
+mod kill;
+mod layer;
+mod pod;
+mod sysctl;
+mod tree;
+
 use std::process::ExitCode;
 
+use hyperinit::fault::Fault;
+use hyperinit::sandbox::{CapSet, ContainerProfile};
 use hyperinit::wire::Role;
-use hyperinit::wire::mountd::Reply;
-use hyperinit::wire::mountd::Request;
+use hyperinit::wire::mountd::{Reply, Request};
 use hyperinit::{embedded_policy, helper};
+
+use tree::Home;
+
+/// What mountd opens before it is confined.
+struct Mountd {
+    home: Home,
+    profile: ContainerProfile,
+}
 
 fn main() -> ExitCode {
     helper::run(
         Role::Mountd,
         embedded_policy!("mountd"),
-        |_profile| Ok(hyperinit::sandbox::CapSet::default()),
-        |_options| Ok(()),
-        |(), requests, replies| helper::serve(requests, replies, |_request: Request| Ok(Reply::Done)),
+        |_profile| Ok(CapSet::default()),
+        |options| Ok(Mountd { home: Home::open()?, profile: ContainerProfile::of(options.profile)? }),
+        |mountd, requests, replies| helper::serve(requests, replies, |request| mountd.handle(request)),
     )
+}
+
+impl Mountd {
+    fn handle(&self, request: Request) -> Result<Reply, Fault> {
+        match request {
+            Request::PreparePod { pod } => pod::prepare(&pod.open()?)?,
+            Request::PinPod { pid } => pod::pin(pid)?,
+            Request::PrepareContainer { container } => {
+                container::prepare(&self.home, &self.profile, &container.open()?)?;
+            }
+            Request::KillContainer { container } => kill::container(&self.home, &container)?,
+            Request::RemoveContainer { container } => container::remove(&container)?,
+            Request::DestroyPod => pod::destroy()?,
+        }
+        Ok(Reply::Done)
+    }
 }

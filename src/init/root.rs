@@ -119,7 +119,7 @@ fn devices() -> Result<(), Fault> {
 /// cgroup v2, where the kernel has it: a container is then killed as one.
 fn cgroups() {
     let mounted = mount_kernel("cgroup2", paths::CGROUP)
-        .and_then(|()| std::fs::create_dir(paths::POD_CGROUP).fault("making", paths::POD_CGROUP));
+        .and_then(|()| std::fs::create_dir_all(paths::POD_CGROUP).fault("making", paths::POD_CGROUP));
     if let Err(fault) = mounted {
         log::warn!("no cgroup v2: {fault}");
     }

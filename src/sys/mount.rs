@@ -1,1 +1,140 @@
-//! mount
+//! The descriptor-based mount calls (open_tree(2), move_mount(2), fsopen(2), mount_setattr(2)) and openat2(2).
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+
+use nix::errno::Errno;
+
+/// How a path may lead (openat2(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolve {
+    /// As if the directory were the root: absolute links and `..` stay inside, magic links are refused.
+    InRoot,
+    /// Below the directory, through no link at all.
+    NoLinks,
+}
+
+fn c_path(path: &Path) -> Result<CString, Errno> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)
+}
+
+/// Takes the descriptor that a call has just made.
+fn owned(result: libc::c_long) -> Result<OwnedFd, Errno> {
+    let number = Errno::result(result)?;
+    let number = RawFd::try_from(number).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Opens a path below a directory, close-on-exec; `flags` as for open(2), `mode` for O_CREAT.
+pub fn openat2(
+    directory: impl AsFd,
+    path: &Path,
+    flags: i32,
+    mode: u32,
+    resolve: Resolve,
+) -> Result<OwnedFd, Errno> {
+    let path = c_path(path)?;
+    // SAFETY: an all-zero open_how is a valid one.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = u64::from((flags | libc::O_CLOEXEC).cast_unsigned());
+    how.mode = u64::from(mode);
+    how.resolve = match resolve {
+        Resolve::InRoot => libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS,
+        Resolve::NoLinks => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS,
+    };
+    loop {
+        // SAFETY: `path` and `how` outlive the call, which is told the size of `how`.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_openat2,
+                directory.as_fd().as_raw_fd(),
+                path.as_ptr(),
+                &raw const how,
+                size_of::<libc::open_how>(),
+            )
+        };
+        match owned(result) {
+            // A rename raced with `..`; the kernel asks to be asked again.
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// A detached copy of the mount at `at`, with what is mounted below it if `recursive`.
+pub fn clone_tree(at: impl AsFd, recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH.cast_unsigned();
+    if recursive {
+        flags |= libc::AT_RECURSIVE.cast_unsigned();
+    }
+    // SAFETY: the path is a string constant.
+    owned(unsafe { libc::syscall(libc::SYS_open_tree, at.as_fd().as_raw_fd(), c"".as_ptr(), flags) })
+}
+
+/// Attaches a detached mount at `to`, or moves an attached one there.
+pub fn move_mount(from: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
+    // SAFETY: both paths are string constants.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            from.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            to.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// Sets mount attributes (`MOUNT_ATTR_*` of libc) and makes the mount private, with all below it if `recursive`.
+pub fn set_attributes(at: impl AsFd, attributes: u64, recursive: bool) -> Result<(), Errno> {
+    // SAFETY: an all-zero mount_attr is a valid one.
+    let mut attr: libc::mount_attr = unsafe { std::mem::zeroed() };
+    attr.attr_set = attributes;
+    attr.propagation = libc::MS_PRIVATE;
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a constant, `attr` outlives the call, which is told its size.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            at.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// A new, detached mount of a filesystem. Options are (key, value), or (key, "") for a flag.
+pub fn new_mount(kind: &str, options: &[(&str, &str)], attributes: u64) -> Result<OwnedFd, Errno> {
+    let text = |text: &str| CString::new(text).map_err(|_| Errno::EINVAL);
+    let kind = text(kind)?;
+    // SAFETY: `kind` outlives the call.
+    let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), libc::FSOPEN_CLOEXEC) })?;
+    for &(key, value) in options {
+        let (key, value) = (text(key)?, text(value)?);
+        let (command, value) = match value.as_bytes() {
+            [] => (libc::FSCONFIG_SET_FLAG, ptr::null()),
+            _ => (libc::FSCONFIG_SET_STRING, value.as_ptr()),
+        };
+        // SAFETY: `key` and `value` outlive the call; a flag's value is null as it has to be.
+        let result =
+            unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key.as_ptr(), value, 0) };
+        Errno::result(result)?;
+    }
+    let null = ptr::null::<libc::c_char>();
+    // SAFETY: CMD_CREATE takes neither key nor value.
+    let result =
+        unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), libc::FSCONFIG_CMD_CREATE, null, null, 0) };
+    Errno::result(result)?;
+    // SAFETY: fsmount takes numbers only.
+    owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), libc::FSMOUNT_CLOEXEC, attributes) })
+}

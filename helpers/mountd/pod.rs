@@ -1,0 +1,183 @@
+//! The pod's own files: the share, resolv.conf, hostname, the shared memory, the kept namespaces.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::ids::{ContainerId, Pid};
+use hyperinit::paths;
+use hyperinit::wire::mountd::{PodFiles, Share};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// The namespaces of the pod init that are kept; `mnt` is the template of every container's.
+const NAMESPACES: [&str; 4] = ["ipc", "mnt", "pid", "uts"];
+
+/// How the 9p share is mounted.
+///
+/// msize: the most that virtio's 9p transport moves at once with pages of 4 kB (net/9p/trans_virtio.c); the default of 128 kB
+/// makes four times as many round trips for a large file. cache=loose: pages and directory entries stay in the guest, so a
+/// program that was executed once is executed again without the host. What it gives up: a file that the host
+/// changes while the pod runs may be seen old. An image does not change while a container runs from it.
+const NINE_P: &str = "trans=virtio,version=9p2000.L,msize=512000,cache=loose,access=any";
+
+/// Everything of PreparePod, or nothing of it.
+pub fn prepare(pod: &PodFiles) -> Result<(), Fault> {
+    let resolv_conf = resolv_conf(pod)?;
+    check_line("hostname", &pod.hostname)?;
+    let prepared = lay_out(pod, resolv_conf);
+    if prepared.is_err()
+        && let Err(fault) = destroy()
+    {
+        log::warn!("{fault}");
+    }
+    prepared
+}
+
+fn lay_out(pod: &PodFiles, resolv_conf: Option<String>) -> Result<(), Fault> {
+    for directory in [paths::POD_NS, paths::POD_SHM, paths::CONTAINERS, paths::STAGE, paths::SHARE] {
+        fs::create_dir_all(directory).fault("making", directory)?;
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("shm"), paths::POD_SHM, Some("tmpfs"), flags, Some("mode=1777"))
+        .fault("mounting tmpfs on", paths::POD_SHM)?;
+    if let Some(text) = resolv_conf {
+        write(paths::POD_RESOLV_CONF, &text)?;
+    }
+    write(paths::POD_HOSTNAME, &format!("{}\n", pod.hostname))?;
+    match &pod.share {
+        None => Ok(()),
+        Some(Share::NineP { tag }) => mount(
+            Some(tag.as_str()),
+            paths::SHARE,
+            Some("9p"),
+            MsFlags::MS_NODEV,
+            Some(NINE_P),
+        )
+        .fault("mounting the share", tag),
+        Some(Share::Local) => bind(paths::LOCAL_SHARE, paths::SHARE),
+    }
+}
+
+/// The text of resolv.conf(5); none when there is nothing to say.
+fn resolv_conf(pod: &PodFiles) -> Result<Option<String>, Fault> {
+    let mut text = String::new();
+    for server in &pod.dns {
+        check_line("dns", server)?;
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    for (keyword, key, words) in
+        [("search", "dnsSearch", &pod.dns_search), ("options", "dnsOptions", &pod.dns_options)]
+    {
+        for word in words {
+            check_line(key, word)?;
+        }
+        if !words.is_empty() {
+            text.push_str(&format!("{keyword} {}\n", words.join(" ")));
+        }
+    }
+    Ok(Some(text).filter(|text| !text.is_empty()))
+}
+
+/// A word that would end its line would write a line of its own.
+fn check_line(key: &str, word: &str) -> Result<(), Fault> {
+    match word.chars().any(char::is_control) {
+        true => Err(Fault::new("reading", key, "it contains a control character")),
+        false => Ok(()),
+    }
+}
+
+/// A file that every user of a container may read.
+fn write(path: &str, text: &str) -> Result<(), Fault> {
+    fs::write(path, text).fault("writing", path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).fault("setting the mode of", path)
+}
+
+fn bind(from: &str, to: &str) -> Result<(), Fault> {
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).fault("binding", format!("{from} on {to}"))
+}
+
+/// Keeps the namespaces of the pod init: they outlive mountd and execd, and `nsenter` finds them.
+pub fn pin(pid: Pid) -> Result<(), Fault> {
+    for name in NAMESPACES {
+        let file = format!("{}/{name}", paths::POD_NS);
+        fs::write(&file, "").fault("making", &file)?;
+        bind(&format!("/proc/{pid}/ns/{name}"), &file)?;
+    }
+    Ok(())
+}
+
+/// Undoes PreparePod and PinPod, and every container that is left. What is not there is no error; the first error
+/// is the answer, after everything has been tried.
+pub fn destroy() -> Result<(), Fault> {
+    let mut first = Ok(());
+    let mut keep = |result: Result<(), Fault>| {
+        if first.is_ok() {
+            first = result;
+        }
+    };
+    for id in containers() {
+        keep(super::container::remove(&id));
+    }
+    for name in NAMESPACES {
+        keep(unmount(Path::new(paths::POD_NS).join(name).as_path()));
+    }
+    keep(unmount(Path::new(paths::SHARE)));
+    keep(unmount(Path::new(paths::POD_SHM)));
+    keep(match fs::remove_dir_all(paths::POD) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Fault::io("removing", paths::POD, &error)),
+        _ => Ok(()),
+    });
+    nix::unistd::sync();
+    first
+}
+
+/// The containers that have a directory.
+fn containers() -> Vec<ContainerId> {
+    let Ok(entries) = fs::read_dir(paths::CONTAINERS) else { return Vec::new() };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter_map(|name| ContainerId::try_from(name).ok()).collect()
+}
+
+/// Detaches a mount if there is one; what still uses it keeps it.
+pub fn unmount(path: &Path) -> Result<(), Fault> {
+    match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        // EINVAL: nothing is mounted there.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(Fault::errno("unmounting", path.display(), errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(dns: &[&str], search: &[&str], options: &[&str]) -> PodFiles {
+        let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        PodFiles {
+            hostname: "pod".to_owned(),
+            dns: owned(dns),
+            dns_search: owned(search),
+            dns_options: owned(options),
+            share: None,
+        }
+    }
+
+    #[test]
+    fn resolv_conf_has_the_lines_of_the_manual() {
+        assert_eq!(resolv_conf(&pod(&[], &[], &[])).unwrap(), None);
+        assert_eq!(
+            resolv_conf(&pod(&["1.1.1.1", "::1"], &["a.test", "b.test"], &["ndots:2"])).unwrap().unwrap(),
+            "nameserver 1.1.1.1\nnameserver ::1\nsearch a.test b.test\noptions ndots:2\n"
+        );
+    }
+
+    #[test]
+    fn no_word_writes_a_line_of_its_own() {
+        for bad in [pod(&["1.1.1.1\nnameserver 2.2.2.2"], &[], &[]), pod(&[], &["a\nb"], &[]), pod(&[], &[], &["\0"])] {
+            assert!(resolv_conf(&bad).is_err(), "{bad:?}");
+        }
+    }
+}

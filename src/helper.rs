@@ -170,7 +170,7 @@ where
 
 /// A helper's `main`: parse, open, connect, confine, then `serve` until there are no more requests.
 ///
-/// `grants` are the capabilities that it must hold for others, beyond its policy: none but execd's containers'.
+/// `grants` are the capabilities of what it executes: the containers', for execd; the others execute nothing.
 /// `open` runs with everything the warden left the process; `serve` runs confined.
 pub fn run<Q, R, S>(
     role: Role,
@@ -196,13 +196,13 @@ where
             let _ = writeln!(std::io::stdout(), "{policy}");
             return Ok(());
         }
-        let also = grants(options.profile)?;
+        let granted = grants(options.profile)?;
         let state = open(&options)?;
         let (requests, replies) = connect(&options.door)?;
         if options.unconfined {
             log::warn!("UNCONFINED: no capability dropped, no seccomp filter");
         } else {
-            policy.confine(also)?;
+            policy.confine(granted)?;
         }
         serve(state, requests, replies)
     });

@@ -1,17 +1,102 @@
-//! execd.
+//! execd: starts the pod init and the processes of the containers, as init's children.
+
+mod accounts;
+mod child;
+mod pod;
+mod report;
+mod setup;
+mod start;
+mod streams;
+
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::sandbox::{ContainerProfile, Policy};
+use hyperinit::sys::fd::inherited;
 use hyperinit::wire::Role;
-use hyperinit::wire::execd::Reply;
-use hyperinit::wire::execd::Request;
+use hyperinit::wire::bootstrap::FD_SOCKET;
+use hyperinit::wire::execd::{Reply, Request};
 use hyperinit::{embedded_policy, helper};
+
+use pod::Namespaces;
+use streams::Streams;
+
+/// What execd opens before it is confined, and the output that it keeps.
+struct Execd {
+    profile: ContainerProfile,
+    podinit: Policy,
+    home: Namespaces,
+    proc: OwnedFd,
+    streams: Streams,
+}
 
 fn main() -> ExitCode {
     helper::run(
         Role::Execd,
         embedded_policy!("execd"),
-        |_profile| Ok(hyperinit::sandbox::CapSet::default()),
-        |_options| Ok(()),
-        |(), requests, replies| helper::serve(requests, replies, |_request: Request| Ok(Reply::Done)),
+        |profile| Ok(ContainerProfile::of(profile)?.capabilities()),
+        |options| {
+            let socket = inherited(FD_SOCKET).fault("taking", "descriptor 3, the socket to streamd")?;
+            Ok(Execd {
+                profile: ContainerProfile::of(options.profile)?,
+                podinit: Policy::decode(embedded_policy!("podinit"))?,
+                home: Namespaces::own()?,
+                proc: pod::guest_proc()?,
+                streams: Streams::new(socket),
+            })
+        },
+        |mut execd, requests, replies| execd.serve(requests, &replies),
     )
+}
+
+impl Execd {
+    /// The loop. Unlike the other helpers', its reply comes before the last step: a process executes only once init
+    /// has been told that it exists.
+    fn serve(
+        &mut self,
+        mut requests: helper::Requests<Request>,
+        replies: &helper::Replies<Reply>,
+    ) -> Result<(), Fault> {
+        while let Some(hyperinit::wire::Request { id, body }) = requests.next(replies) {
+            let reply = |result| replies.send(hyperinit::wire::Reply { id, result });
+            match self.handle(body) {
+                Ok(Done::Now) => reply(Ok(Reply::Done))?,
+                Ok(Done::Started(started)) => {
+                    reply(Ok(Reply::Started { pid: started.pid }))?;
+                    started.release();
+                }
+                Err(fault) => reply(Err(fault))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, request: Request) -> Result<Done, Fault> {
+        match request {
+            Request::StartPod { hostname } => {
+                pod::start(&self.home, &self.podinit, &hostname).map(Done::Started)
+            }
+            Request::JoinPod => pod::join().map(|()| Done::Now),
+            Request::StartProcess { container, process, init, hostname } => {
+                self.start(&container, &process.open()?, init, &hostname).map(Done::Started)
+            }
+            Request::Resize { stdio, row, column } => {
+                self.streams.resize(stdio, row, column).map(|()| Done::Now)
+            }
+            Request::Release { stdio } => {
+                self.streams.release(stdio);
+                Ok(Done::Now)
+            }
+            Request::Resend => self.streams.resend().map(|()| Done::Now),
+        }
+    }
+}
+
+/// What a request came to.
+enum Done {
+    /// It is done.
+    Now,
+    /// A process exists that waits for its release.
+    Started(report::Started),
 }

@@ -51,10 +51,16 @@ fn source(container: &Container) -> Result<Source<'_>, Fault> {
         return Ok(Source::Share { image: Path::new(&container.image), rootfs });
     }
     let word = |text: &str| {
-        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte)) && !text.starts_with('.')
+        !text.is_empty()
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+            && !text.starts_with('.')
     };
     if !word(&container.image) {
-        return Err(Fault::new("reading", "image", format!("{:?} is not the name of a disk", container.image)));
+        return Err(Fault::new(
+            "reading",
+            "image",
+            format!("{:?} is not the name of a disk", container.image),
+        ));
     }
     if !word(&container.fstype) {
         return Err(Fault::new("reading", "fstype", format!("{:?} is not a filesystem", container.fstype)));
@@ -122,8 +128,9 @@ fn root(source: &Source<'_>, read_only: bool) -> Result<OwnedFd, Fault> {
     };
     let directory = match source {
         Source::Share { image, rootfs } => {
-            let share = open(paths::SHARE, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-                .fault("opening", "the share")?;
+            let share =
+                open(paths::SHARE, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+                    .fault("opening", "the share")?;
             below(&below(&share, image)?, rootfs)?
         }
         Source::Disk { device, fstype, rootfs } => {
@@ -135,7 +142,8 @@ fn root(source: &Source<'_>, read_only: bool) -> Result<OwnedFd, Fault> {
     };
     // A copy of the mount's part below the directory: the rest of the share is not in the container's namespace.
     let tree = clone_tree(&directory, false).fault("cloning", "the root filesystem")?;
-    set_attributes(&tree, if read_only { RDONLY } else { 0 }, false).fault("setting up", "the root filesystem")?;
+    set_attributes(&tree, if read_only { RDONLY } else { 0 }, false)
+        .fault("setting up", "the root filesystem")?;
     move_mount(&tree, &stage()?).fault("attaching", "the root filesystem")?;
     stage()
 }
@@ -178,7 +186,8 @@ fn await_device(path: &str) -> Result<(), Fault> {
 
 /// The pod's proc: only a process inside the pod's PID namespace could mount one, and the pod init has.
 fn proc(root: &OwnedFd) -> Result<OwnedFd, Fault> {
-    let pods = open("/proc", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", "the pod's /proc")?;
+    let pods =
+        open("/proc", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", "the pod's /proc")?;
     let tree = clone_tree(&pods, false).fault("cloning", "the pod's /proc")?;
     attach(&tree, root, "proc", NOSUID | NODEV | NOEXEC)?;
     Ok(tree)
@@ -199,7 +208,8 @@ fn attach(tree: &OwnedFd, root: &OwnedFd, path: &str, attributes: u64) -> Result
 
 /// A private /dev with the profile's nodes: the control port, the disks and the terminals of the guest are not in it.
 fn dev(profile: &ContainerProfile, root: &OwnedFd) -> Result<(), Fault> {
-    let dev = new_mount("tmpfs", &[("mode", "755"), ("size", DEV_SIZE)], NOSUID | NOEXEC).fault("making", "/dev")?;
+    let dev = new_mount("tmpfs", &[("mode", "755"), ("size", DEV_SIZE)], NOSUID | NOEXEC)
+        .fault("making", "/dev")?;
     attach(&dev, root, "dev", NOSUID | NOEXEC)?;
     let mode = Mode::from_bits_truncate(0o666);
     for device in profile.devices() {
@@ -218,11 +228,13 @@ fn dev(profile: &ContainerProfile, root: &OwnedFd) -> Result<(), Fault> {
         symlinkat(to, &dev, name).fault("making", format!("/dev/{name}"))?;
     }
     // Where execd binds the tty of a container's init.
-    mknodat(&dev, "console", SFlag::S_IFREG, Mode::from_bits_truncate(0o620), 0).fault("making", "/dev/console")?;
+    mknodat(&dev, "console", SFlag::S_IFREG, Mode::from_bits_truncate(0o620), 0)
+        .fault("making", "/dev/console")?;
     let options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", TTY_GROUP)];
     let pts = new_mount("devpts", &options, NOSUID | NOEXEC).fault("making", "/dev/pts")?;
     move_mount(&pts, mount_point(&dev, "pts")?).fault("mounting", "/dev/pts")?;
-    let shm = open(paths::POD_SHM, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", paths::POD_SHM)?;
+    let shm = open(paths::POD_SHM, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .fault("opening", paths::POD_SHM)?;
     let shm = clone_tree(&shm, false).fault("cloning", "the pod's shared memory")?;
     move_mount(&shm, mount_point(&dev, "shm")?).fault("mounting", "/dev/shm")
 }
@@ -233,7 +245,9 @@ fn kernel_file(proc: &OwnedFd, sys: &OwnedFd, path: &str) -> Result<Option<Owned
     let (root, below) = match (path.strip_prefix("/proc/"), path.strip_prefix("/sys/")) {
         (Some(below), _) => (proc, below),
         (None, Some(below)) => (sys, below),
-        (None, None) => return Err(Fault::new("reading the profile's path", path, "it is not below /proc or /sys")),
+        (None, None) => {
+            return Err(Fault::new("reading the profile's path", path, "it is not below /proc or /sys"));
+        }
     };
     match openat2(root, Path::new(below), libc_flags(OFlag::O_PATH), 0, Resolve::NoLinks) {
         Ok(fd) => Ok(Some(fd)),
@@ -285,7 +299,9 @@ fn keep(namespace: &OwnedFd, id: &ContainerId) -> Result<(), Fault> {
 /// The container's cgroup, where the kernel has cgroup v2 (its root was made at boot).
 fn make_cgroup(id: &ContainerId) -> Result<(), Fault> {
     match fs::create_dir(paths::container_cgroup(id)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Fault::io("making the cgroup of", id, &error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(Fault::io("making the cgroup of", id, &error))
+        }
         _ => Ok(()),
     }
 }
@@ -301,7 +317,9 @@ pub fn remove(id: &ContainerId) -> Result<(), Fault> {
         _ => {}
     }
     match fs::remove_dir(paths::container_cgroup(id)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Fault::io("removing the cgroup of", id, &error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(Fault::io("removing the cgroup of", id, &error))
+        }
         _ => Ok(()),
     }
 }

@@ -25,7 +25,9 @@ pub fn container(_home: &Home, id: &ContainerId) -> Result<(), Fault> {
     match fs::write(cgroup.join("cgroup.kill"), "1") {
         Ok(()) => until_empty(&cgroup, id),
         // No cgroup v2, or a kernel before 5.14.
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => by_namespace(id),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+            by_namespace(id)
+        }
         Err(error) => Err(Fault::io("killing", id, &error)),
     }
 }

@@ -49,14 +49,10 @@ fn lay_out(pod: &PodFiles, resolv_conf: Option<String>) -> Result<(), Fault> {
     write(paths::POD_HOSTNAME, &format!("{}\n", pod.hostname))?;
     match &pod.share {
         None => Ok(()),
-        Some(Share::NineP { tag }) => mount(
-            Some(tag.as_str()),
-            paths::SHARE,
-            Some("9p"),
-            MsFlags::MS_NODEV,
-            Some(NINE_P),
-        )
-        .fault("mounting the share", tag),
+        Some(Share::NineP { tag }) => {
+            mount(Some(tag.as_str()), paths::SHARE, Some("9p"), MsFlags::MS_NODEV, Some(NINE_P))
+                .fault("mounting the share", tag)
+        }
         Some(Share::Local) => bind(paths::LOCAL_SHARE, paths::SHARE),
     }
 }
@@ -96,7 +92,8 @@ fn write(path: &str, text: &str) -> Result<(), Fault> {
 }
 
 fn bind(from: &str, to: &str) -> Result<(), Fault> {
-    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).fault("binding", format!("{from} on {to}"))
+    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .fault("binding", format!("{from} on {to}"))
 }
 
 /// Keeps the namespaces of the pod init: they outlive mountd and execd, and `nsenter` finds them.
@@ -176,7 +173,11 @@ mod tests {
 
     #[test]
     fn no_word_writes_a_line_of_its_own() {
-        for bad in [pod(&["1.1.1.1\nnameserver 2.2.2.2"], &[], &[]), pod(&[], &["a\nb"], &[]), pod(&[], &[], &["\0"])] {
+        for bad in [
+            pod(&["1.1.1.1\nnameserver 2.2.2.2"], &[], &[]),
+            pod(&[], &["a\nb"], &[]),
+            pod(&[], &[], &["\0"]),
+        ] {
             assert!(resolv_conf(&bad).is_err(), "{bad:?}");
         }
     }

@@ -26,7 +26,8 @@ pub fn check(sysctls: &BTreeMap<String, String>, profile: &ContainerProfile) -> 
         if name.split('.').any(|part| part.is_empty() || part.contains('/')) {
             return fault("it is not a dotted name");
         }
-        let open = ALWAYS.contains(&name.as_str()) || NAMESPACED.iter().any(|prefix| name.starts_with(prefix));
+        let open =
+            ALWAYS.contains(&name.as_str()) || NAMESPACED.iter().any(|prefix| name.starts_with(prefix));
         // Only the privileged profile leaves /sys writable; it may also set what is the whole guest's.
         if !open && profile.readonly_sys() {
             return fault("it is the whole guest's: only the privileged profile may set it");
@@ -44,7 +45,8 @@ pub fn apply(home: &Home, proc: &OwnedFd, sysctls: &BTreeMap<String, String>) ->
     let own = nix::fcntl::openat(&home.proc, "self/ns/ipc", flags, Mode::empty())
         .fault("opening", "mountd's own IPC namespace")?;
     let pods = format!("{}/ipc", paths::POD_NS);
-    let pods_fd = nix::fcntl::openat(&home.run, "pod/ns/ipc", flags, Mode::empty()).fault("opening", &pods)?;
+    let pods_fd =
+        nix::fcntl::openat(&home.run, "pod/ns/ipc", flags, Mode::empty()).fault("opening", &pods)?;
     setns(&pods_fd, CloneFlags::CLONE_NEWIPC).fault("entering", &pods)?;
     let set = sysctls.iter().try_for_each(|(name, value)| set(proc, name, value));
     setns(&own, CloneFlags::CLONE_NEWIPC).fault("returning to", "mountd's own IPC namespace")?;

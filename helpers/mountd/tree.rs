@@ -26,12 +26,13 @@ pub struct Home {
 impl Home {
     /// Opens it all. The log keeps working, for it is a descriptor too.
     pub fn open() -> Result<Home, Fault> {
-        let path = |path: &str| {
-            open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", path)
-        };
+        let path =
+            |path: &str| open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", path);
         let null = path("/dev/null")?;
         let stat = fstat(&null).fault("looking at", "/dev/null")?;
-        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFCHR || stat.st_rdev != makedev(1, 3) {
+        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFCHR
+            || stat.st_rdev != makedev(1, 3)
+        {
             return Err(Fault::new("looking at", "/dev/null", "it is not the null device"));
         }
         let proc = path("/proc")?;
@@ -75,7 +76,8 @@ pub fn mount_point(root: impl AsFd, path: &str) -> Result<OwnedFd, Fault> {
     let open = || openat2(root.as_fd(), Path::new(path), flags, 0, Resolve::NoLinks);
     match open() {
         Err(Errno::ENOENT) => {
-            mkdirat(root.as_fd(), path, Mode::from_bits_truncate(0o755)).fault("making in the image", format!("/{path}"))?;
+            mkdirat(root.as_fd(), path, Mode::from_bits_truncate(0o755))
+                .fault("making in the image", format!("/{path}"))?;
             open()
         }
         result => result,

@@ -20,7 +20,7 @@ use super::ports::Port;
 use super::settings::Settings;
 use crate::fault::{Fault, OrFault};
 use crate::ids::Pid;
-use crate::sandbox::{CapSet, Policy};
+use crate::sandbox::Policy;
 use crate::sys::spawn::{self, Forked};
 use crate::wire::Role;
 use crate::wire::bootstrap::{
@@ -149,7 +149,7 @@ fn serve(
 ) -> Result<(), Fault> {
     // The helpers' bootstrap servers are sockets in a directory of ours; ipc-channel asks for it by this variable.
     spawn::set_variable("TMPDIR", paths::IPC).fault("setting", "TMPDIR")?;
-    policy.confine(CapSet::default())?;
+    policy.confine(policy.capabilities())?;
     let kept = Arc::new(kept);
     while let Ok(Request::Spawn(role)) = inbox.recv() {
         let (kept, outbox) = (Arc::clone(&kept), outbox.clone());

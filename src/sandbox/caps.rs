@@ -118,6 +118,20 @@ pub fn keep_on_setuid(keep: bool) -> Result<(), Fault> {
     Errno::result(result).map(drop).fault("keeping capabilities for", "another user")
 }
 
+/// From now on execve gains nothing (PR_SET_NO_NEW_PRIVS).
+pub fn no_new_privs() -> Result<(), Fault> {
+    // SAFETY: PR_SET_NO_NEW_PRIVS takes a flag and touches no memory.
+    let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    Errno::result(result).map(drop).fault("setting", "no_new_privs")
+}
+
+/// Nobody without CAP_SYS_PTRACE may trace this process or look into its /proc directory (PR_SET_DUMPABLE).
+pub fn not_dumpable() -> Result<(), Fault> {
+    // SAFETY: PR_SET_DUMPABLE takes a flag and touches no memory.
+    let result = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+    Errno::result(result).map(drop).fault("setting", "dumpable")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -49,10 +49,11 @@ impl Policy {
     }
 
     /// Drops every capability but the policy's and becomes its user, then installs its filter. There is no way back.
-    /// A violation is then told by name and ends the process.
-    pub fn confine(&self, also: CapSet) -> Result<(), Fault> {
+    /// A violation is then told by name and ends the process. `grants` are capabilities that it must hold because
+    /// what it executes may have them (its bounding set); most processes execute nothing.
+    pub fn confine(&self, grants: CapSet) -> Result<(), Fault> {
         sigsys::install(sigsys::Then::Die)?;
-        self.drop_privileges(also)?;
+        self.drop_privileges(grants)?;
         self.load_filter()
     }
 
@@ -63,20 +64,20 @@ impl Policy {
         self.drop_privileges(CapSet::default())
     }
 
-    /// The first step: no core dumps, no ptrace, the policy's user, and its capabilities `also` with those of the
-    /// containers that the process has to start. Capabilities are a thread's own: call it while there is one.
-    fn drop_privileges(&self, also: CapSet) -> Result<(), Fault> {
+    /// The first step: no core dumps, no ptrace, the policy's user, and its capabilities. They are a thread's own:
+    /// call it while there is one.
+    fn drop_privileges(&self, grants: CapSet) -> Result<(), Fault> {
         setrlimit(Resource::RLIMIT_CORE, 0, 0).fault("setting", "RLIMIT_CORE")?;
-        nix::sys::prctl::set_dumpable(false).fault("setting", "dumpable")?;
+        caps::not_dumpable()?;
         // By hand, or in a namespace, this process may have less than it would in a VM.
-        let keep = self.0.capabilities.union(also).intersection(caps::permitted()?);
-        caps::drop_bounding(keep)?;
+        let keep = self.0.capabilities.union(grants).intersection(caps::permitted()?);
+        caps::drop_bounding(grants)?;
         if self.0.uid != 0 {
             caps::become_user(self.0.uid, self.0.gid, keep)?;
         }
         caps::set(keep, keep, CapSet::default())?;
         if self.0.no_new_privs {
-            nix::sys::prctl::set_no_new_privs().fault("setting", "no_new_privs")?;
+            caps::no_new_privs()?;
         }
         Ok(())
     }

@@ -126,14 +126,16 @@ pub fn new_mount(kind: &str, options: &[(&str, &str)], attributes: u64) -> Resul
             _ => (libc::FSCONFIG_SET_STRING, value.as_ptr()),
         };
         // SAFETY: `key` and `value` outlive the call; a flag's value is null as it has to be.
-        let result =
-            unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key.as_ptr(), value, 0) };
+        let result = unsafe {
+            libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key.as_ptr(), value, 0)
+        };
         Errno::result(result)?;
     }
     let null = ptr::null::<libc::c_char>();
     // SAFETY: CMD_CREATE takes neither key nor value.
-    let result =
-        unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), libc::FSCONFIG_CMD_CREATE, null, null, 0) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), libc::FSCONFIG_CMD_CREATE, null, null, 0)
+    };
     Errno::result(result)?;
     // SAFETY: fsmount takes numbers only.
     owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), libc::FSMOUNT_CLOEXEC, attributes) })

@@ -1,1 +1,164 @@
-//! process
+//! How execd makes processes: cloned as init's children, into namespaces and a cgroup.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use nix::errno::Errno;
+
+use crate::ids::Pid;
+
+/// clone3's arguments up to `cgroup` (clone(2)).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Which side of a clone this is.
+pub enum Cloned {
+    /// The new process. It has one thread and a copy of everything else.
+    Child,
+    /// The old one.
+    Parent {
+        /// The child's number in the caller's PID namespace.
+        pid: Pid,
+        /// The child itself: a number may be somebody else's once init has reaped it.
+        pidfd: OwnedFd,
+    },
+}
+
+/// Clones a sibling: a child of the caller's parent, which reaps it. `namespaces` are CLONE_NEW* flags; `cgroup` is a
+/// cgroup v2 directory to be born in. EINVAL when the caller has threads, whose locks the child could never take.
+pub fn clone_sibling(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
+    let mut pidfd: RawFd = -1;
+    let mut args = CloneArgs {
+        flags: u64::from((libc::CLONE_PARENT | libc::CLONE_PIDFD | namespaces).cast_unsigned()),
+        pidfd: ptr::from_mut(&mut pidfd) as u64,
+        ..CloneArgs::default()
+    };
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(|_| Errno::EBADF)?;
+    }
+    // SAFETY: execd, the only caller, never starts a thread, so no lock is held elsewhere; without CLONE_VM the child has its
+    // own copy of this memory; `args` and the pidfd's place outlive the call.
+    let pid =
+        Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
+    if pid == 0 {
+        return Ok(Cloned::Child);
+    }
+    // SAFETY: the kernel has just made this descriptor and nobody else knows it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Cloned::Parent { pid: Pid(i32::try_from(pid).map_err(|_| Errno::EOVERFLOW)?), pidfd })
+}
+
+/// linux/sched.h; libc has it as a number that does not fit an int everywhere.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Kills the process of a pidfd, whoever has its number by now.
+pub fn kill(pidfd: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: no siginfo is passed, and the descriptor is open for the length of the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            libc::SIGKILL,
+            ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// Marks every descriptor from `first` on close-on-exec.
+pub fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
+    range(first, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+/// Closes every descriptor from `first` on. For a process that goes on without its owners: they must never run.
+pub fn close_from(first: RawFd) -> Result<(), Errno> {
+    range(first, 0)
+}
+
+fn range(first: RawFd, flags: u32) -> Result<(), Errno> {
+    // SAFETY: takes numbers only; the callers are freshly cloned processes that end by execve or _exit.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first.cast_unsigned(), u32::MAX, flags) };
+    Errno::result(result).map(drop)
+}
+
+/// Makes `fd` also descriptor `number` (0, 1 or 2), without close-on-exec.
+pub fn become_standard(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), Errno> {
+    // SAFETY: called in a freshly cloned process for the standard streams, which std never closes.
+    Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
+}
+
+/// What execve takes, made beforehand: between this and the call nothing is allocated.
+pub struct Program {
+    candidates: Vec<CString>,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+impl Program {
+    /// The paths to try in order, the arguments, the environment. EINVAL when one contains a zero byte.
+    pub fn new(
+        candidates: Vec<String>,
+        arguments: &[String],
+        environment: &[String],
+    ) -> Result<Program, Errno> {
+        let all = |words: &[String]| {
+            words
+                .iter()
+                .map(|word| CString::new(word.as_str()).map_err(|_| Errno::EINVAL))
+                .collect::<Result<_, _>>()
+        };
+        Ok(Program {
+            candidates: all(&candidates)?,
+            arguments: all(arguments)?,
+            environment: all(environment)?,
+        })
+    }
+
+    /// Executes the first candidate that can be; returns why none could, and which one it was. As execvp(3) has it: one that is
+    /// there but may not be executed is the answer if no other can be.
+    pub fn execute(&self) -> (Errno, &CStr) {
+        let pointers = |words: &[CString]| -> Vec<*const libc::c_char> {
+            words.iter().map(|word| word.as_ptr()).chain([ptr::null()]).collect()
+        };
+        let (arguments, environment) = (pointers(&self.arguments), pointers(&self.environment));
+        let mut answer = (Errno::ENOENT, self.arguments.first().map_or(c"", CString::as_c_str));
+        for candidate in &self.candidates {
+            // SAFETY: the path and both arrays, each ended by a null, live in `self` and outlive the call.
+            unsafe { libc::execve(candidate.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+            match Errno::last() {
+                Errno::ENOENT | Errno::ENOTDIR => {}
+                Errno::EACCES => answer = (Errno::EACCES, candidate),
+                errno => return (errno, candidate),
+            }
+        }
+        answer
+    }
+}
+
+/// Restores what a program expects and Rust's runtime changed: SIGPIPE kills.
+pub fn default_sigpipe() {
+    // SAFETY: SIG_DFL is no handler of ours; called in a freshly cloned process with one thread.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// Ends this process at once, without the exit handlers that belong to the process it was cloned from.
+pub fn exit(code: i32) -> ! {
+    // SAFETY: _exit does not return and runs nothing of this program.
+    unsafe { libc::_exit(code) }
+}

@@ -1,0 +1,199 @@
+//! passwd(5) and group(5) of a container: untrusted text, read once and only as far as needed.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::spec::Process;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{Mode, SFlag, fstat};
+
+/// The largest file that is read, in bytes: a thousand times what a distribution has.
+const FILE_MAX: u64 = 4 << 20;
+/// The kernel's NGROUPS_MAX.
+const GROUPS_MAX: usize = 65_536;
+/// The group of ttys where /etc/group does not say.
+const TTY_GROUP: u32 = 5;
+
+/// Whom a process runs as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// The supplementary groups.
+    pub groups: Vec<u32>,
+    /// `USER`, if passwd knows the user.
+    pub name: Option<String>,
+    /// `HOME`, likewise.
+    pub home: Option<String>,
+    /// The group that its tty belongs to.
+    pub tty_group: u32,
+}
+
+/// One line of passwd that means something.
+struct User<'a> {
+    name: &'a str,
+    uid: u32,
+    gid: u32,
+    home: &'a str,
+}
+
+/// One line of group that means something.
+struct Group<'a> {
+    name: &'a str,
+    gid: u32,
+    members: &'a str,
+}
+
+fn users(passwd: &str) -> impl Iterator<Item = User<'_>> {
+    passwd.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next().filter(|name| !name.is_empty())?;
+        let (uid, gid) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+        Some(User { name, uid, gid, home: fields.nth(1).unwrap_or("") })
+    })
+}
+
+fn groups(group: &str) -> impl Iterator<Item = Group<'_>> {
+    group.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next().filter(|name| !name.is_empty())?;
+        let gid = fields.nth(1)?.parse().ok()?;
+        Some(Group { name, gid, members: fields.next().unwrap_or("") })
+    })
+}
+
+/// Whom `process` is to run as, by the container's two files. `group` is only called where its text is needed.
+pub fn identify(
+    process: &Process,
+    passwd: &str,
+    group: impl FnOnce() -> Result<String, Fault>,
+) -> Result<Identity, Fault> {
+    let number = |word: &str| word.parse::<u32>().ok();
+    let by_number = match process.user.as_str() {
+        "" => Some(0),
+        word => number(word),
+    };
+    // A name of digits is a number, as in Docker.
+    let user = users(passwd).find(|user| by_number.map_or(user.name == process.user, |uid| user.uid == uid));
+    let (uid, primary) = match (&user, by_number) {
+        (Some(user), _) => (user.uid, user.gid),
+        (None, Some(uid)) => (uid, 0),
+        (None, None) => return Err(Fault::new("looking up the user", &process.user, "no such user")),
+    };
+    let named = by_number.is_none();
+    let names = [&process.group].into_iter().chain(&process.additional_groups);
+    let needed =
+        process.terminal || named || names.into_iter().any(|word| !word.is_empty() && number(word).is_none());
+    let text = if needed { group()? } else { String::new() };
+    let look_up = |word: &String| match number(word) {
+        Some(gid) => Ok(gid),
+        None => groups(&text)
+            .find(|group| group.name == word)
+            .map(|group| group.gid)
+            .ok_or_else(|| Fault::new("looking up the group", word, "no such group")),
+    };
+    let gid = if process.group.is_empty() { primary } else { look_up(&process.group)? };
+    let mut supplementary: Vec<u32> =
+        process.additional_groups.iter().map(look_up).collect::<Result<_, _>>()?;
+    if let Some(user) = user.as_ref().filter(|_| named) {
+        let member = |group: &Group<'_>| group.members.split(',').any(|member| member == user.name);
+        supplementary.extend(groups(&text).filter(member).map(|group| group.gid).take(GROUPS_MAX));
+    }
+    supplementary.sort_unstable();
+    supplementary.dedup();
+    supplementary.truncate(GROUPS_MAX);
+    Ok(Identity {
+        uid,
+        gid,
+        groups: supplementary,
+        name: user.as_ref().map(|user| user.name.to_owned()),
+        home: user.as_ref().map(|user| user.home.to_owned()).filter(|home| !home.is_empty()),
+        tty_group: groups(&text).find(|group| group.name == "tty").map_or(TTY_GROUP, |group| group.gid),
+    })
+}
+
+/// Reads one of the two files; an image without it has no names. Whatever is in its place, this does not block.
+pub fn read(path: &str) -> Result<String, Fault> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = match open(path, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(String::new()),
+        Err(errno) => return Err(Fault::errno("opening", path, errno)),
+    };
+    let kind = fstat(file.as_fd()).fault("looking at", path)?.st_mode;
+    if SFlag::from_bits_truncate(kind) & SFlag::S_IFMT != SFlag::S_IFREG {
+        return Err(Fault::new("reading", path, "it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    let count =
+        std::fs::File::from(file).take(FILE_MAX + 1).read_to_end(&mut bytes).fault("reading", path)?;
+    if count as u64 > FILE_MAX {
+        return Err(Fault::new("reading", path, "it is larger than 4 MiB"));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nbad line\n:x:1:1::/:\nweb:x:33:34:www:/srv:/bin/false\nnum:x:12x:1::/:\nweb:x:99:99:second:/other:\nshort:x:40:41";
+    const GROUP: &str =
+        "root:x:0:\ntty:x:6:\nwww:x:34:web\naudio:x:29:web,other\nempty:x:\nsecret:x:50:webmaster";
+
+    fn process(json: serde_json::Value) -> Process {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn who(json: serde_json::Value) -> Result<Identity, Fault> {
+        identify(&process(json), PASSWD, || Ok(GROUP.to_owned()))
+    }
+
+    #[test]
+    fn a_name_has_its_groups_and_its_home() {
+        let web = who(serde_json::json!({"user": "web"})).unwrap();
+        assert_eq!((web.uid, web.gid, web.groups), (33, 34, vec![29, 34]), "the first line of a name counts");
+        assert_eq!((web.name.as_deref(), web.home.as_deref()), (Some("web"), Some("/srv")));
+    }
+
+    #[test]
+    fn a_number_need_not_exist() {
+        let nobody = who(serde_json::json!({"user": "4711", "group": "42"})).unwrap();
+        assert_eq!((nobody.uid, nobody.gid, nobody.name), (4711, 42, None));
+        let web = who(serde_json::json!({"user": "33"})).unwrap();
+        assert_eq!((web.uid, web.gid, web.groups, web.home.as_deref()), (33, 34, vec![], Some("/srv")));
+        assert_eq!(who(serde_json::json!({})).unwrap().home.as_deref(), Some("/root"));
+    }
+
+    #[test]
+    fn a_name_must_exist() {
+        assert!(who(serde_json::json!({"user": "nobody"})).unwrap_err().to_string().contains("no such user"));
+        assert!(
+            who(serde_json::json!({"group": "nogroup"})).unwrap_err().to_string().contains("no such group")
+        );
+        assert!(who(serde_json::json!({"user": "num"})).is_err(), "a line that is no account is none");
+        let more = who(serde_json::json!({"user": "web", "additionalGroups": ["audio", "7"]})).unwrap();
+        assert_eq!(more.groups, [7, 29, 34]);
+    }
+
+    #[test]
+    fn the_group_file_is_read_only_where_it_is_needed() {
+        let never = || -> Result<String, Fault> { panic!("not needed") };
+        identify(&process(serde_json::json!({"user": "33", "group": "1"})), PASSWD, never).unwrap();
+        let tty = who(serde_json::json!({"terminal": true})).unwrap();
+        assert_eq!(tty.tty_group, 6);
+    }
+
+    #[test]
+    fn a_line_cut_anywhere_is_no_trouble() {
+        for end in 0..PASSWD.len() {
+            let _ = identify(&process(serde_json::json!({"user": "short"})), &PASSWD[..end], || {
+                Ok(GROUP[..end.min(GROUP.len())].to_owned())
+            });
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The process's side of a start, from the clone to execve: it enters the container, becomes what it is to be, and
+//! gives up what it may not have.
+//!
+//! It is not dumpable (execd is not, and a clone inherits that), so nothing in the container can trace it or take its
+//! descriptors while it still has execd's.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::sandbox::{CapSet, ContainerProfile, caps};
+use hyperinit::spec::Process;
+use hyperinit::sys::mount::{clone_tree, move_mount};
+use hyperinit::sys::process::{Program, become_standard, close_on_exec_from, default_sigpipe, exit};
+use hyperinit::sys::tty;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::resource::{Resource, rlim_t, setrlimit};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, major, minor, umask};
+use nix::sys::statfs::{FsType, fstatfs};
+use nix::unistd::{Gid, Uid, chdir, fchown, setgroups, setresgid, setresuid, setsid, write};
+
+use super::accounts::{self, Identity};
+use super::{report, setup};
+
+/// statfs(2)'s number of a devpts.
+const DEVPTS_MAGIC: FsType = FsType(0x1cd1);
+
+/// The ends of the pipes that become 0, 1 and 2; what is missing is a tty.
+pub struct Stdio {
+    /// 0.
+    pub stdin: Option<OwnedFd>,
+    /// 1.
+    pub stdout: Option<OwnedFd>,
+    /// 2.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// Everything that a start needs, worked out before the clone.
+pub struct Start<'a> {
+    /// The container's mount namespace.
+    pub namespace: &'a OwnedFd,
+    /// The container's profile.
+    pub profile: &'a ContainerProfile,
+    /// The guest's /proc.
+    pub proc: &'a OwnedFd,
+    /// What the host said.
+    pub process: &'a Process,
+    /// Its limits, by resource: (soft, hard).
+    pub limits: &'a [(Resource, rlim_t, rlim_t)],
+    /// The pod's hostname.
+    pub hostname: &'a str,
+    /// Whether the tty is the container's /dev/console too.
+    pub console: bool,
+    /// The way back to execd.
+    pub report: &'a OwnedFd,
+}
+
+impl Start<'_> {
+    /// Never returns: executes, or exits.
+    pub fn run(&self, stdio: Stdio) -> ! {
+        let program = match self.prepare(stdio) {
+            Ok(program) => program,
+            Err(fault) => {
+                report::fault(self.report, &fault);
+                exit(125)
+            }
+        };
+        if !report::released(self.report) {
+            complain(b"execd died before this process was released\n");
+            exit(125)
+        }
+        let (errno, path) = program.execute();
+        complain(format!("{}: {}\n", path.to_string_lossy(), errno.desc()).as_bytes());
+        exit(exit_code(errno))
+    }
+
+    /// Everything that can fail, then «ready».
+    fn prepare(&self, stdio: Stdio) -> Result<Program, Fault> {
+        self.be_killable();
+        setns(self.namespace, CloneFlags::CLONE_NEWNS).fault("entering", "the container")?;
+        let identity = accounts::identify(self.process, &accounts::read("/etc/passwd")?, || {
+            accounts::read("/etc/group")
+        })?;
+        let environment = setup::environment(self.process, &identity, self.hostname);
+        let candidates =
+            setup::candidates(self.process.args.first().map_or("", String::as_str), &environment);
+        let program = Program::new(candidates, &self.process.args, &environment)
+            .fault("reading", "the arguments and the environment")?;
+        for &(resource, soft, hard) in self.limits {
+            setrlimit(resource, soft, hard).fault("setting", format!("{resource:?}"))?;
+        }
+        setsid().fault("making", "a session")?;
+        let master = self.standard_streams(stdio, &identity)?;
+        let workdir = if self.process.workdir.is_empty() { "/" } else { &self.process.workdir };
+        chdir(workdir).fault("entering the workdir", workdir)?;
+        umask(Mode::from_bits_truncate(0o022));
+        default_sigpipe();
+        self.give_up(&identity)?;
+        close_on_exec_from(3).fault("closing", "execd's descriptors")?;
+        report::ready(self.report, master.as_ref().map(AsFd::as_fd)).fault("reporting to", "execd")?;
+        Ok(program)
+    }
+
+    /// execd is the last thing that the memory killer takes; what it starts is not.
+    fn be_killable(&self) {
+        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        if let Ok(file) = nix::fcntl::openat(self.proc, "self/oom_score_adj", flags, Mode::empty()) {
+            let _ = write(&file, b"0");
+        }
+    }
+
+    /// Puts 0, 1 and 2 in place. Returns the master of the tty, if there is one.
+    fn standard_streams(&self, stdio: Stdio, identity: &Identity) -> Result<Option<OwnedFd>, Fault> {
+        let standard = |fd: &OwnedFd, number| {
+            become_standard(fd.as_fd(), number).fault("setting up", "standard streams")
+        };
+        let terminal = if self.process.terminal { Some(self.terminal(identity)?) } else { None };
+        let (master, slave) = terminal.map_or((None, None), |(master, slave)| (Some(master), Some(slave)));
+        for (number, pipe) in [(0, &stdio.stdin), (1, &stdio.stdout), (2, &stdio.stderr)] {
+            if let Some(pipe) = pipe {
+                // So that a user other than root may open /dev/stdout again.
+                fchown(pipe, Some(Uid::from_raw(identity.uid)), None).fault("giving away", "a pipe")?;
+            }
+            match pipe.as_ref().or(slave.as_ref()) {
+                Some(fd) => standard(fd, number)?,
+                None => return Err(Fault::new("setting up", "standard streams", "one is missing")),
+            }
+        }
+        Ok(master)
+    }
+
+    /// A tty of the container's own devpts, whatever else may be at its path; the other end is opened by descriptor.
+    fn terminal(&self, identity: &Identity) -> Result<(OwnedFd, OwnedFd), Fault> {
+        let path = "/dev/pts/ptmx";
+        let flags =
+            OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let master = open(path, flags, Mode::empty()).fault("opening", path)?;
+        let stat = fstat(&master).fault("looking at", path)?;
+        let device = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR
+            && (major(stat.st_rdev), minor(stat.st_rdev)) == (5, 2);
+        let genuine = fstatfs(&master).fault("looking at", path)?.filesystem_type() == DEVPTS_MAGIC;
+        if !device || !genuine {
+            return Err(Fault::new("opening", path, "it is not a devpts's ptmx"));
+        }
+        let slave = tty::open_peer(&master).fault("opening", "the tty")?;
+        let (user, group) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.tty_group));
+        fchown(&slave, Some(user), Some(group)).fault("giving away", "the tty")?;
+        fchmod(&slave, Mode::from_bits_truncate(0o620)).fault("setting the mode of", "the tty")?;
+        tty::make_controlling(&slave).fault("taking", "the tty")?;
+        if self.console {
+            let console =
+                open("/dev/console", OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+                    .fault("opening", "/dev/console")?;
+            let tree = clone_tree(&slave, false).fault("cloning", "the tty")?;
+            move_mount(&tree, &console).fault("binding the tty on", "/dev/console")?;
+        }
+        Ok((master, slave))
+    }
+
+    /// The filter while CAP_SYS_ADMIN is held (so no_new_privs is not needed), the user, then the capabilities: a root
+    /// process keeps the profile's, any other none. Nothing is inheritable (CVE-2022-29162); the bounding set is the
+    /// profile's since execd was confined.
+    fn give_up(&self, identity: &Identity) -> Result<(), Fault> {
+        let groups: Vec<Gid> = identity.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
+        let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+        setgroups(&groups).fault("setting", "supplementary groups")?;
+        setresgid(gid, gid, gid).fault("becoming group", gid)?;
+        if self.profile.no_new_privs() {
+            caps::no_new_privs()?;
+        }
+        self.profile.load_filter()?;
+        setresuid(uid, uid, uid).fault("becoming user", uid)?;
+        let keep = if uid.is_root() {
+            self.profile.capabilities().intersection(caps::permitted()?)
+        } else {
+            CapSet::default()
+        };
+        caps::set(keep, keep, CapSet::default())
+    }
+}
+
+/// What a shell would say: 127 not found, 126 not executable, 125 anything else.
+fn exit_code(errno: Errno) -> i32 {
+    match errno {
+        Errno::ENOENT | Errno::ENOTDIR => 127,
+        Errno::EACCES | Errno::ENOEXEC | Errno::EISDIR | Errno::EPERM | Errno::ETXTBSY => 126,
+        _ => 125,
+    }
+}
+
+/// The reason, on the process's own stderr.
+fn complain(text: &[u8]) {
+    let _ = write(std::io::stderr(), text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exits_as_a_shell_would() {
+        assert_eq!(exit_code(Errno::ENOENT), 127);
+        assert_eq!(exit_code(Errno::EACCES), 126);
+        assert_eq!(exit_code(Errno::ENOEXEC), 126);
+        assert_eq!(exit_code(Errno::E2BIG), 125);
+    }
+}

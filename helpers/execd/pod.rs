@@ -1,0 +1,116 @@
+//! The pod init: PID 1 of the pod's namespaces. It reaps what is orphaned there, and does nothing else.
+
+use std::convert::Infallible;
+use std::os::fd::OwnedFd;
+
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::logger;
+use hyperinit::paths;
+use hyperinit::sandbox::{CapSet, Policy};
+use hyperinit::sys::process::{self, Cloned, clone_sibling};
+use hyperinit::sys::signal;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::stat::Mode;
+use nix::unistd::sethostname;
+
+use super::report::{self, Started};
+
+/// The kernel's __NEW_UTS_LEN.
+const HOSTNAME_MAX: usize = 64;
+
+/// The namespaces that execd enters with the pod, and leaves with it.
+const KINDS: [(&str, CloneFlags); 3] =
+    [("pid", CloneFlags::CLONE_NEWPID), ("uts", CloneFlags::CLONE_NEWUTS), ("ipc", CloneFlags::CLONE_NEWIPC)];
+
+/// execd's own namespaces: the guest's.
+pub struct Namespaces(Vec<(OwnedFd, CloneFlags)>);
+
+impl Namespaces {
+    /// Opens them.
+    pub fn own() -> Result<Namespaces, Fault> {
+        KINDS
+            .into_iter()
+            .map(|(name, kind)| Ok((file(&format!("/proc/self/ns/{name}"))?, kind)))
+            .collect::<Result<_, _>>()
+            .map(Namespaces)
+    }
+
+    /// Enters them: what is cloned next is born there.
+    fn enter(&self) -> Result<(), Fault> {
+        self.0.iter().try_for_each(|(fd, kind)| setns(fd, *kind).fault("entering", "a namespace"))
+    }
+}
+
+fn file(path: &str) -> Result<OwnedFd, Fault> {
+    open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", path)
+}
+
+/// The guest's /proc, for what a process must say of itself before it is in a container.
+pub fn guest_proc() -> Result<OwnedFd, Fault> {
+    open("/proc", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .fault("opening", "/proc")
+}
+
+/// Enters what mountd keeps of the pod: every process that is cloned from now on is in it.
+pub fn join() -> Result<(), Fault> {
+    let kept = KINDS
+        .into_iter()
+        .map(|(name, kind)| Ok((file(&format!("{}/{name}", paths::POD_NS))?, kind)))
+        .collect::<Result<_, Fault>>()?;
+    Namespaces(kept).enter()
+}
+
+/// Starts the pod init.
+pub fn start(home: &Namespaces, policy: &Policy, hostname: &str) -> Result<Started, Fault> {
+    if hostname.len() > HOSTNAME_MAX || hostname.contains('\0') {
+        return Err(Fault::new("reading", "hostname", "it is longer than 64 bytes, or contains a zero"));
+    }
+    // An execd that has served an earlier pod is still in that one's.
+    home.enter()?;
+    let (ours, theirs) = report::pair()?;
+    let namespaces =
+        nix::libc::CLONE_NEWPID | nix::libc::CLONE_NEWNS | nix::libc::CLONE_NEWIPC | nix::libc::CLONE_NEWUTS;
+    match clone_sibling(namespaces, None).fault("cloning", "the pod init")? {
+        Cloned::Parent { pid, pidfd } => {
+            drop(theirs);
+            report::await_ready(pid, &pidfd, ours).map(|(started, _)| started)
+        }
+        Cloned::Child => {
+            drop(ours);
+            logger::name("podinit");
+            let Err(fault) = live(policy, hostname, &theirs);
+            report::fault(&theirs, &fault);
+            process::exit(1)
+        }
+    }
+}
+
+fn live(policy: &Policy, hostname: &str, report: &OwnedFd) -> Result<Infallible, Fault> {
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).fault("making private", "/")?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).fault("mounting", "/proc")?;
+    sethostname(hostname).fault("setting the hostname", hostname)?;
+    let children = SigSet::from(Signal::SIGCHLD);
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&children), None).fault("blocking", "SIGCHLD")?;
+    report::ready(report, None).fault("reporting to", "execd")?;
+    if !report::released(report) {
+        return Err(Fault::new("waiting for", "execd", "it is gone"));
+    }
+    // Everything but the log; nothing of execd's is used, or dropped, from here on.
+    process::close_from(3).fault("closing", "execd's descriptors")?;
+    policy.confine(CapSet::default())?;
+    loop {
+        match signal::reap() {
+            Ok(Some(_)) => {}
+            Ok(None) | Err(Errno::ECHILD) => {
+                let _ = children.wait();
+            }
+            Err(errno) => return Err(Fault::errno("reaping", "orphans", errno)),
+        }
+    }
+}

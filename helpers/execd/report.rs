@@ -1,0 +1,115 @@
+//! The socket between execd and a process that it starts: «ready» or a fault comes out, one byte goes in.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::ids::Pid;
+use hyperinit::sys::fd::{receive_fds, send_fds};
+use hyperinit::sys::process;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+/// How long a process may take until it is ready. It reads a container's files, from a share that the host may serve slowly;
+/// init's own limit is twice as long.
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest report in bytes; a fault is cut to its first words before it would be longer.
+const REPORT_MAX: usize = 4096;
+const READY: u8 = b'R';
+const FAULT: u8 = b'F';
+
+/// A new pair: execd's end, the process's end.
+pub fn pair() -> Result<(OwnedFd, OwnedFd), Fault> {
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .fault("making", "a socket pair")
+}
+
+/// A process that is ready, and waits.
+pub struct Started {
+    /// Its number.
+    pub pid: Pid,
+    socket: OwnedFd,
+}
+
+impl Started {
+    /// Lets it execute. If execd dies before it does, the process sees the end of the socket and leaves with 125.
+    pub fn release(self) {
+        if let Err(errno) = send_fds(&self.socket, &[READY], &[]) {
+            // It was killed while it waited; init reaps it and says so.
+            log::info!("{}", Fault::errno("releasing", self.pid, errno));
+        }
+    }
+}
+
+/// Waits until the process is ready; returns it with the descriptor it sent (a tty's master). One that is not ready
+/// in time is killed.
+pub fn await_ready(pid: Pid, pidfd: &OwnedFd, socket: OwnedFd) -> Result<(Started, Option<OwnedFd>), Fault> {
+    let ready = receive(pid, &socket);
+    if ready.is_err() {
+        // Whatever it is doing: it must not go on. It is dead already if it said why.
+        let _ = process::kill(pidfd);
+    }
+    ready.map(|tty| (Started { pid, socket }, tty))
+}
+
+fn receive(pid: Pid, socket: &OwnedFd) -> Result<Option<OwnedFd>, Fault> {
+    wait(socket, READY_TIMEOUT)
+        .map_err(|errno| Fault::errno("waiting for", format!("process {pid}"), errno))?;
+    let mut packet = [0; REPORT_MAX];
+    let (count, fds) = receive_fds(socket, &mut packet).fault("hearing from", format!("process {pid}"))?;
+    match packet.get(..count) {
+        Some([READY]) => Ok(fds.into_iter().next()),
+        Some([FAULT, fault @ ..]) => Err(serde_json::from_slice(fault).unwrap_or_else(|_| {
+            Fault::new("hearing from", format!("process {pid}"), "it failed, and does not say why")
+        })),
+        _ => Err(Fault::new("waiting for", format!("process {pid}"), "it died before it was ready")),
+    }
+}
+
+/// Waits until something can be read; ETIMEDOUT if nothing comes.
+fn wait(socket: &OwnedFd, limit: Duration) -> Result<(), Errno> {
+    let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+    loop {
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(0) => return Err(Errno::ETIMEDOUT),
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// The process's side: says that it is ready, and waits for its release. False: execd is gone.
+pub fn ready(socket: &OwnedFd, tty: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+    let fds: Vec<BorrowedFd<'_>> = tty.into_iter().collect();
+    send_fds(socket, &[READY], &fds)
+}
+
+/// The process's side: waits for the release, for as long as execd lives. False: it does not any more.
+pub fn released(socket: &OwnedFd) -> bool {
+    let mut byte = [0; 1];
+    loop {
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::NONE).is_ok() {
+            break;
+        }
+    }
+    matches!(receive_fds(socket, &mut byte), Ok((1, _)))
+}
+
+/// The process's side: says why it cannot be started.
+pub fn fault(socket: &OwnedFd, fault: &Fault) {
+    let encode = |fault: &Fault| {
+        let mut packet = vec![FAULT];
+        packet.extend(serde_json::to_vec(fault).unwrap_or_default());
+        packet
+    };
+    let mut packet = encode(fault);
+    if packet.len() > REPORT_MAX {
+        let cut = |text: &str| text.chars().take(200).collect::<String>();
+        packet = encode(&Fault::new(cut(&fault.doing), cut(&fault.to), cut(&fault.why)));
+    }
+    let _ = send_fds(socket, &packet, &[]);
+}

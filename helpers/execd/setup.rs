@@ -1,0 +1,143 @@
+//! What a process is to be, worked out from the host's words before anything is done: pure.
+
+use hyperinit::fault::Fault;
+use hyperinit::spec::{Process, Rlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, rlim_t};
+
+use super::accounts::Identity;
+
+/// Where a program without a slash is looked for (protocol.md «EXECCMD»).
+const PATH: &str = "/usr/local/bin:/usr/bin:/bin:.";
+/// OCI's names of the limits.
+const LIMITS: [(&str, Resource); 16] = [
+    ("RLIMIT_AS", Resource::RLIMIT_AS),
+    ("RLIMIT_CORE", Resource::RLIMIT_CORE),
+    ("RLIMIT_CPU", Resource::RLIMIT_CPU),
+    ("RLIMIT_DATA", Resource::RLIMIT_DATA),
+    ("RLIMIT_FSIZE", Resource::RLIMIT_FSIZE),
+    ("RLIMIT_LOCKS", Resource::RLIMIT_LOCKS),
+    ("RLIMIT_MEMLOCK", Resource::RLIMIT_MEMLOCK),
+    ("RLIMIT_MSGQUEUE", Resource::RLIMIT_MSGQUEUE),
+    ("RLIMIT_NICE", Resource::RLIMIT_NICE),
+    ("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE),
+    ("RLIMIT_NPROC", Resource::RLIMIT_NPROC),
+    ("RLIMIT_RSS", Resource::RLIMIT_RSS),
+    ("RLIMIT_RTPRIO", Resource::RLIMIT_RTPRIO),
+    ("RLIMIT_RTTIME", Resource::RLIMIT_RTTIME),
+    ("RLIMIT_SIGPENDING", Resource::RLIMIT_SIGPENDING),
+    ("RLIMIT_STACK", Resource::RLIMIT_STACK),
+];
+
+/// The environment, each name once: the defaults, then passwd's, then the host's over all of these.
+pub fn environment(process: &Process, identity: &Identity, hostname: &str) -> Vec<String> {
+    let mut variables: Vec<(&str, &str)> = vec![("HOME", "/"), ("HOSTNAME", hostname)];
+    if process.terminal {
+        variables.push(("TERM", "xterm"));
+    }
+    if !process.args.first().is_some_and(|program| program.starts_with('/')) {
+        variables.push(("PATH", PATH));
+    }
+    let accounts = [("USER", &identity.name), ("HOME", &identity.home)];
+    variables.extend(accounts.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))));
+    variables.extend(process.envs.iter().map(|env| (env.env.as_str(), env.value.as_str())));
+    let mut unique: Vec<(&str, &str)> = Vec::new();
+    let mut places = std::collections::HashMap::new();
+    for (name, value) in variables {
+        let place = *places.entry(name).or_insert(unique.len());
+        match unique.get_mut(place) {
+            Some(variable) => variable.1 = value,
+            None => unique.push((name, value)),
+        }
+    }
+    unique.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+/// The paths to try for a program: itself if it has a slash, else each of `PATH`.
+pub fn candidates(program: &str, environment: &[String]) -> Vec<String> {
+    if program.is_empty() {
+        return Vec::new();
+    }
+    if program.contains('/') {
+        return vec![program.to_owned()];
+    }
+    let path = environment.iter().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or(PATH);
+    path.split(':')
+        .map(|directory| if directory.is_empty() { "." } else { directory })
+        .map(|directory| format!("{directory}/{program}"))
+        .collect()
+}
+
+/// The limits, by resource: (soft, hard).
+pub fn limits(rlimits: &[Rlimit]) -> Result<Vec<(Resource, rlim_t, rlim_t)>, Fault> {
+    rlimits
+        .iter()
+        .map(|limit| {
+            let fault = |why| Fault::new("reading the limit", &limit.kind, why);
+            let &(_, resource) =
+                LIMITS.iter().find(|(name, _)| *name == limit.kind).ok_or_else(|| fault("no such limit"))?;
+            if limit.soft > limit.hard {
+                return Err(fault("soft is above hard"));
+            }
+            // OCI writes «unlimited» as the largest number, or as the largest signed one.
+            let value = |value: u64| if value >= i64::MAX.cast_unsigned() { RLIM_INFINITY } else { value };
+            Ok((resource, value(limit.soft), value(limit.hard)))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(json: serde_json::Value) -> Process {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn identity() -> Identity {
+        Identity {
+            uid: 33,
+            gid: 33,
+            groups: vec![],
+            name: Some("web".to_owned()),
+            home: Some("/srv".to_owned()),
+            tty_group: 5,
+        }
+    }
+
+    #[test]
+    fn the_host_has_the_last_word() {
+        let process = process(serde_json::json!({
+            "args": ["sh"], "terminal": true,
+            "envs": [{"env": "HOME", "value": "/h"}, {"env": "A", "value": "1"}, {"env": "A", "value": "2"}]
+        }));
+        assert_eq!(
+            environment(&process, &identity(), "pod"),
+            ["HOME=/h", "HOSTNAME=pod", "TERM=xterm", &format!("PATH={PATH}"), "USER=web", "A=2"]
+        );
+    }
+
+    #[test]
+    fn an_absolute_program_gets_no_path() {
+        let process = process(serde_json::json!({"args": ["/bin/sh"]}));
+        let nobody = Identity { name: None, home: None, ..identity() };
+        assert_eq!(environment(&process, &nobody, "pod"), ["HOME=/", "HOSTNAME=pod"]);
+    }
+
+    #[test]
+    fn a_program_is_looked_for_in_its_own_path() {
+        let environment = ["PATH=/a::/b".to_owned()];
+        assert_eq!(candidates("sh", &environment), ["/a/sh", "./sh", "/b/sh"]);
+        assert_eq!(candidates("./sh", &environment), ["./sh"]);
+        assert_eq!(candidates("sh", &[]).len(), 4);
+        assert!(candidates("", &environment).is_empty());
+    }
+
+    #[test]
+    fn limits_have_names_and_an_order() {
+        let limit = |kind: &str, soft, hard| [Rlimit { kind: kind.to_owned(), soft, hard }];
+        assert_eq!(limits(&limit("RLIMIT_NOFILE", 1, 2)).unwrap(), [(Resource::RLIMIT_NOFILE, 1, 2)]);
+        assert_eq!(limits(&limit("RLIMIT_CORE", 0, u64::MAX)).unwrap()[0].2, RLIM_INFINITY);
+        assert!(limits(&limit("NOFILE", 1, 2)).is_err());
+        assert!(limits(&limit("RLIMIT_NOFILE", 3, 2)).is_err());
+    }
+}

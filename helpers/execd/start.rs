@@ -1,0 +1,139 @@
+//! execd's side of a start: the pipes, the clone, the way to streamd.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::ids::{ContainerId, StreamId};
+use hyperinit::paths;
+use hyperinit::spec::Process;
+use hyperinit::sys::process::{self, Cloned, clone_sibling};
+use hyperinit::wire::streamd::Streams as Packet;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::pipe2;
+
+use super::child::{self, Stdio};
+use super::report::{self, Started};
+use super::streams::Ends;
+use super::{Execd, setup};
+
+impl Execd {
+    /// Starts a process: it is ready when this returns, and executes once it is released.
+    pub fn start(
+        &mut self,
+        container: &ContainerId,
+        process: &Process,
+        init: bool,
+        hostname: &str,
+    ) -> Result<Started, Fault> {
+        let packet = packet(process)?;
+        let limits = setup::limits(&process.rlimits)?;
+        let kept = paths::container_mount_ns(container);
+        let namespace = open(&kept, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .fault("opening the container's namespace", kept.display())?;
+        let cgroup = cgroup(container)?;
+        let pipes = Pipes::new(&packet)?;
+        let (ours, theirs) = report::pair()?;
+        match clone_sibling(0, cgroup.as_ref().map(AsFd::as_fd)).fault("cloning for", container)? {
+            Cloned::Child => {
+                // Their copies of execd's ends: the process must see it when execd is gone.
+                drop(ours);
+                let start = child::Start {
+                    namespace: &namespace,
+                    profile: &self.profile,
+                    proc: &self.proc,
+                    process,
+                    limits: &limits,
+                    hostname,
+                    console: init && process.terminal,
+                    report: &theirs,
+                };
+                start.run(pipes.theirs)
+            }
+            Cloned::Parent { pid, pidfd } => {
+                drop(theirs);
+                let Pipes { stdin, output, stderr, theirs } = pipes;
+                drop(theirs);
+                let (started, tty) = report::await_ready(pid, &pidfd, ours)?;
+                let output =
+                    output.or(tty).ok_or_else(|| Fault::new("starting", container, "its tty did not come"));
+                let handed =
+                    output.and_then(|output| self.streams.hand_over(Ends { packet, stdin, output, stderr }));
+                if let Err(fault) = handed {
+                    let _ = process::kill(&pidfd);
+                    return Err(fault);
+                }
+                Ok(started)
+            }
+        }
+    }
+}
+
+/// What streamd is told. init has checked the numbers; this is their meaning again.
+fn packet(process: &Process) -> Result<Packet, Fault> {
+    let fault = |why| Fault::new("starting", &process.id, why);
+    let stdio = StreamId::new(process.stdio).ok_or_else(|| fault("stdio is 0"))?;
+    let stderr = StreamId::new(process.stderr);
+    if !process.terminal && stderr.is_none() {
+        return Err(fault("stderr is 0, and there is no tty"));
+    }
+    if stderr == Some(stdio) {
+        return Err(fault("stdio and stderr are the same stream"));
+    }
+    Ok(Packet { stdio, stderr, terminal: process.terminal, stdin: !process.terminal })
+}
+
+/// The container's cgroup; none where the kernel has no cgroup v2.
+fn cgroup(container: &ContainerId) -> Result<Option<OwnedFd>, Fault> {
+    let path = paths::container_cgroup(container);
+    match open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(Fault::errno("opening the cgroup", path.display(), errno)),
+    }
+}
+
+/// The pipes of a process; a tty is made by the process itself, in its container.
+struct Pipes {
+    stdin: Option<OwnedFd>,
+    output: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    theirs: Stdio,
+}
+
+impl Pipes {
+    fn new(packet: &Packet) -> Result<Pipes, Fault> {
+        let pipe = |wanted: bool| match wanted {
+            true => pipe2(OFlag::O_CLOEXEC)
+                .fault("making", "a pipe")
+                .map(|(read, write)| (Some(read), Some(write))),
+            false => Ok((None, None)),
+        };
+        let (stdin_read, stdin) = pipe(packet.stdin)?;
+        let (output, stdout_write) = pipe(!packet.terminal)?;
+        let (stderr, stderr_write) = pipe(packet.stderr.is_some())?;
+        let theirs = Stdio { stdin: stdin_read, stdout: stdout_write, stderr: stderr_write };
+        Ok(Pipes { stdin, output, stderr, theirs })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(terminal: bool, stdio: u64, stderr: u64) -> Process {
+        serde_json::from_value(serde_json::json!({"terminal": terminal, "stdio": stdio, "stderr": stderr}))
+            .unwrap()
+    }
+
+    #[test]
+    fn every_process_has_its_streams() {
+        assert!(packet(&process(false, 0, 2)).is_err());
+        assert!(packet(&process(false, 1, 0)).is_err());
+        assert!(packet(&process(false, 1, 1)).is_err());
+        assert!(packet(&process(true, 1, 0)).unwrap().stderr.is_none());
+        assert_eq!(packet(&process(false, 1, 2)).unwrap().fds(), 3);
+        assert_eq!(packet(&process(true, 1, 2)).unwrap().fds(), 2);
+    }
+}

@@ -1,0 +1,94 @@
+//! The processes' output as execd keeps it: duplicates of what streamd reads, for a streamd that comes after it.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::ids::StreamId;
+use hyperinit::sys::fd::send_fds;
+use hyperinit::sys::tty;
+use hyperinit::wire::streamd::Streams as Packet;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// How long streamd may leave its socket full: it does nothing that takes long.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The ends of one process that streamd works with.
+pub struct Ends {
+    /// What it is, as streamd is told.
+    pub packet: Packet,
+    /// The write end of its stdin, gone once streamd has it: a duplicate would hide its EOF.
+    pub stdin: Option<OwnedFd>,
+    /// The read end of its stdout, or the master of its tty.
+    pub output: OwnedFd,
+    /// The read end of its stderr.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// All of them, and the way to streamd.
+pub struct Streams {
+    socket: OwnedFd,
+    kept: BTreeMap<StreamId, Ends>,
+}
+
+impl Streams {
+    /// None yet.
+    pub fn new(socket: OwnedFd) -> Streams {
+        Streams { socket, kept: BTreeMap::new() }
+    }
+
+    /// Hands a new process's ends to streamd, and keeps the duplicates.
+    pub fn hand_over(&mut self, mut ends: Ends) -> Result<(), Fault> {
+        self.send(&ends)?;
+        ends.stdin = None;
+        ends.packet.stdin = false;
+        self.kept.insert(ends.packet.stdio, ends);
+        Ok(())
+    }
+
+    /// The process is finished.
+    pub fn release(&mut self, stdio: StreamId) {
+        self.kept.remove(&stdio);
+    }
+
+    /// Hands everything that is kept to a new streamd.
+    pub fn resend(&self) -> Result<(), Fault> {
+        self.kept.values().try_for_each(|ends| self.send(ends))
+    }
+
+    /// Sets the size of a tty.
+    pub fn resize(&self, stdio: StreamId, row: u16, column: u16) -> Result<(), Fault> {
+        let fault = |why| Fault::new("resizing", format!("stream {stdio}"), why);
+        let ends = self.kept.get(&stdio).ok_or_else(|| fault("no such stream"))?;
+        if !ends.packet.terminal {
+            return Err(fault("the process has no tty"));
+        }
+        tty::set_size(&ends.output, row, column).fault("resizing", format!("stream {stdio}"))
+    }
+
+    fn send(&self, ends: &Ends) -> Result<(), Fault> {
+        let fds: Vec<BorrowedFd<'_>> = [ends.stdin.as_ref(), Some(&ends.output), ends.stderr.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(AsFd::as_fd)
+            .collect();
+        loop {
+            match send_fds(&self.socket, &ends.packet.encode(), &fds) {
+                Err(Errno::EAGAIN) => self.wait()?,
+                sent => return sent.fault("handing to streamd", format!("stream {}", ends.packet.stdio)),
+            }
+        }
+    }
+
+    fn wait(&self) -> Result<(), Fault> {
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+        let timeout = PollTimeout::try_from(SEND_TIMEOUT).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, timeout) {
+            Ok(0) => Err(Fault::new("handing to streamd", "a stream", "it takes none")),
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(Fault::errno("waiting for", "streamd", errno)),
+        }
+    }
+}

@@ -4,8 +4,8 @@
 //! keys are ignored with a warning; a wrong type or a missing key is a fault that names the key. A value is never
 //! printed: it may be an environment variable.
 
-use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
 use crate::frame::Message;
@@ -58,7 +58,7 @@ pub enum Command {
 }
 
 /// EXECCMD's payload.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecCmd {
     /// In which container.
     pub container: ContainerId,
@@ -67,7 +67,7 @@ pub struct ExecCmd {
 }
 
 /// WINSIZE's payload.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WinSize {
     /// In which container.
     pub container: ContainerId,
@@ -80,7 +80,7 @@ pub struct WinSize {
 }
 
 /// KILLCONTAINER's payload.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KillContainer {
     /// Whose init.
     pub container: ContainerId,
@@ -89,7 +89,7 @@ pub struct KillContainer {
 }
 
 /// SIGNALPROCESS's payload.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignalProcess {
     /// In which container.
     pub container: ContainerId,
@@ -100,14 +100,14 @@ pub struct SignalProcess {
 }
 
 /// REMOVECONTAINER's payload.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoveContainer {
     /// Which.
     pub container: ContainerId,
 }
 
 /// A file of a container: READFILE's payload, and the beginning of WRITEFILE's.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct File {
     /// In which container.
     pub container: ContainerId,
@@ -125,7 +125,7 @@ pub struct WriteFile {
 }
 
 /// SETUPROUTE's payload.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetupRoute {
     /// The routes to add.
     #[serde(default, deserialize_with = "crate::spec::null_is_default")]

@@ -1,1 +1,198 @@
-//! The host's side.
+//! A host of the hyperstart protocol: what hyperctl and the tests say to a guest, and hear from it.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use hyperinit::client::Client;
+//! use hyperinit::command::Command;
+//!
+//! let client = Client::connect(Path::new("/run/guest")).unwrap();
+//! assert_eq!(client.call(Command::GetVersion).unwrap(), 4244u32.to_be_bytes());
+//! ```
+//!
+//! It has runV's flow control: at most 512 bytes of control, then nothing until the guest's NEXT counts add up
+//! (protocol.md «Flow control»). A guest that breaks the protocol ends the connection with the reason; nothing
+//! waits for it for ever.
+
+mod control;
+mod encode;
+mod streams;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::command::Command;
+use crate::fault::{Fault, OrFault};
+use crate::ids::{ContainerId, ProcessId};
+
+pub use control::{CONTROL_CHUNK, Pending};
+pub use encode::encode;
+pub use streams::{Input, Output, ProcessStreams};
+
+/// The control channel's socket in a guest's directory.
+pub const CONTROL_SOCKET: &str = "ctl.sock";
+/// The stream channel's socket there.
+pub const STREAM_SOCKET: &str = "stream.sock";
+/// How long a call waits for its reply: DESTROYPOD's grace is the longest that a guest takes on purpose.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a socket that is not there yet is looked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Why a call has no result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallError {
+    /// The guest answered ERROR; its text.
+    Refused(String),
+    /// The connection is of no further use: it was closed, or the guest broke the protocol.
+    Broken(String),
+    /// Nothing came in time; what was being waited for.
+    Late(String),
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CallError::Refused(text) => f.write_str(text),
+            CallError::Broken(why) => write!(f, "the connection to the guest is lost: {why}"),
+            CallError::Late(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
+
+/// A process has finished (PROCESSASYNCEVENT).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// In which container.
+    pub container: String,
+    /// Which process.
+    pub process: String,
+    /// Its exit code, or 128+n when signal n killed it.
+    pub status: u8,
+}
+
+/// A connection to a guest: both channels. Dropping it hangs up.
+#[derive(Debug)]
+pub struct Client {
+    control: Arc<control::Control>,
+    streams: Arc<streams::Streams>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Client {
+    /// Connects to the sockets in a guest's directory, which must be there.
+    pub fn connect(directory: &Path) -> Result<Client, Fault> {
+        let control = socket(directory, CONTROL_SOCKET)?;
+        let stream = socket(directory, STREAM_SOCKET)?;
+        Client::over(control, stream)
+    }
+
+    /// Connects as soon as both sockets are there and somebody listens; `alive` is asked again and again whether
+    /// it is still worth while.
+    pub fn connect_within(
+        directory: &Path,
+        timeout: Duration,
+        mut alive: impl FnMut() -> Result<(), Fault>,
+    ) -> Result<Client, Fault> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            match Client::connect(directory) {
+                Ok(client) => return Ok(client),
+                Err(fault) if Instant::now() >= deadline => return Err(fault),
+                Err(_) => alive()?,
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// Speaks over two connected sockets.
+    pub fn over(control: UnixStream, stream: UnixStream) -> Result<Client, Fault> {
+        let (control, mut threads) = control::start(control)?;
+        let (streams, reader) = streams::start(stream)?;
+        threads.push(reader);
+        Ok(Client { control, streams, threads })
+    }
+
+    /// Waits for READY. A guest on virtio-serial says it once in its life, so only its first client hears it.
+    pub fn ready(&self, timeout: Duration) -> Result<(), CallError> {
+        self.control.ready(timeout)
+    }
+
+    /// Sends a command; the reply is waited for later. Any number may be under way.
+    pub fn send(&self, command: Command) -> Pending {
+        match encode(&command) {
+            Ok((message, payload)) => self.control.send(message.id(), &payload),
+            Err(fault) => Pending::failed(CallError::Broken(fault.to_string())),
+        }
+    }
+
+    /// Sends a message as it is: also one that no honest host sends.
+    pub fn send_raw(&self, id: u32, payload: &[u8]) -> Pending {
+        self.control.send(id, payload)
+    }
+
+    /// Sends a command and waits for what its ACK carries.
+    pub fn call(&self, command: Command) -> Result<Vec<u8>, CallError> {
+        self.send(command).wait(TIMEOUT)
+    }
+
+    /// The next event, whichever process it is about.
+    pub fn event(&self, timeout: Duration) -> Result<Finished, CallError> {
+        self.control.event(timeout, "a process to finish", |_| true)
+    }
+
+    /// Waits until that process has finished; other events are kept for who asks for them.
+    pub fn finished(
+        &self,
+        container: &ContainerId,
+        process: &ProcessId,
+        timeout: Duration,
+    ) -> Result<u8, CallError> {
+        let what = format!("process {process} of container {container} to finish");
+        let this = |e: &Finished| e.container == container.as_str() && e.process == process.as_str();
+        self.control.event(timeout, &what, this).map(|event| event.status)
+    }
+
+    /// The streams of a process, by the numbers of its `stdio` and `stderr` (0: none). Ask before it is started:
+    /// what came for the numbers before is forgotten.
+    pub fn streams(&self, stdio: u64, stderr: u64) -> ProcessStreams {
+        streams::of_process(&self.streams, stdio, stderr)
+    }
+
+    /// Why the connection is of no further use, if it is not.
+    pub fn broken(&self) -> Option<String> {
+        self.control.broken().or_else(|| self.streams.broken())
+    }
+
+    /// How many control bytes were written, and how many of them the guest has credited.
+    pub fn credit(&self) -> (u64, u64) {
+        self.control.credit()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.control.hang_up();
+        self.streams.hang_up();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has nothing left to say.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Connects to a socket in a directory, however long its path: an address holds 108 bytes (unix(7)).
+fn socket(directory: &Path, name: &str) -> Result<UnixStream, Fault> {
+    let path = directory.join(name);
+    let parent = File::open(directory).fault("opening", directory.display())?;
+    UnixStream::connect(format!("/proc/self/fd/{}/{name}", parent.as_raw_fd()))
+        .fault("connecting to", path.display())
+}

@@ -1,0 +1,335 @@
+//! The control channel: a thread that writes with runV's flow control, and one that reads.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use super::{CallError, Finished};
+use crate::fault::{Fault, OrFault};
+use crate::frame::{self, ControlDecoder, Message};
+
+/// runV writes no more than this many control bytes before it waits for NEXT.
+pub const CONTROL_CHUNK: usize = 512;
+
+type Reply = Result<Vec<u8>, CallError>;
+
+/// A command that was sent and whose reply has not been taken yet.
+#[derive(Debug)]
+pub struct Pending {
+    reply: Receiver<Reply>,
+    what: String,
+}
+
+impl Pending {
+    /// A command that could not even be sent.
+    pub(super) fn failed(error: CallError) -> Pending {
+        let (sender, reply) = sync_channel(1);
+        // The receiver is there: it is in this function.
+        let _ = sender.send(Err(error));
+        Pending { reply, what: String::new() }
+    }
+
+    /// What the ACK carries, or why there is none.
+    pub fn wait(&self, timeout: Duration) -> Result<Vec<u8>, CallError> {
+        match self.reply.recv_timeout(timeout) {
+            Ok(reply) => reply,
+            Err(RecvTimeoutError::Timeout) => {
+                Err(CallError::Late(format!("no reply to {} within {timeout:?}", self.what)))
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(CallError::Broken(format!("the reply to {} was taken before", self.what)))
+            }
+        }
+    }
+}
+
+/// What the threads and the callers share.
+#[derive(Debug)]
+pub(super) struct Control {
+    state: Mutex<State>,
+    changed: Condvar,
+    socket: UnixStream,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Frames that have not left yet; of the first one, `sent` bytes have.
+    queue: VecDeque<Vec<u8>>,
+    sent: usize,
+    /// All bytes ever queued, written, and credited by NEXT.
+    queued: u64,
+    written: u64,
+    credited: u64,
+    /// Commands without a reply, oldest first.
+    awaited: VecDeque<Awaited>,
+    ready: bool,
+    events: VecDeque<Finished>,
+    broken: Option<String>,
+}
+
+#[derive(Debug)]
+struct Awaited {
+    /// What `credited` is at least when the guest has read the whole command.
+    end: u64,
+    reply: SyncSender<Reply>,
+}
+
+/// Starts the writer and the reader of a connected socket.
+pub(super) fn start(socket: UnixStream) -> Result<(Arc<Control>, Vec<JoinHandle<()>>), Fault> {
+    let writer = socket.try_clone().fault("duplicating", "the control socket")?;
+    let reader = socket.try_clone().fault("duplicating", "the control socket")?;
+    let control = Arc::new(Control { state: Mutex::default(), changed: Condvar::new(), socket });
+    let (for_writer, for_reader) = (Arc::clone(&control), Arc::clone(&control));
+    let threads = vec![
+        std::thread::spawn(move || for_writer.write_all(writer)),
+        std::thread::spawn(move || for_reader.read_all(reader)),
+    ];
+    Ok((control, threads))
+}
+
+impl Control {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a message.
+    pub(super) fn send(&self, id: u32, payload: &[u8]) -> Pending {
+        let frame = match frame::control(id, payload) {
+            Ok(frame) => frame,
+            Err(violation) => return Pending::failed(CallError::Refused(format!("not sent: {violation}"))),
+        };
+        let mut state = self.state();
+        if let Some(why) = &state.broken {
+            return Pending::failed(CallError::Broken(why.clone()));
+        }
+        let (sender, reply) = sync_channel(1);
+        state.queued += frame.len() as u64;
+        let end = state.queued;
+        state.awaited.push_back(Awaited { end, reply: sender });
+        state.queue.push_back(frame);
+        self.changed.notify_all();
+        let what = Message::from_id(id).map_or_else(|| format!("message {id}"), |known| known.to_string());
+        Pending { reply, what }
+    }
+
+    pub(super) fn ready(&self, timeout: Duration) -> Result<(), CallError> {
+        self.wait(timeout, "no READY", |state| state.ready.then_some(()))
+    }
+
+    pub(super) fn event(
+        &self,
+        timeout: Duration,
+        what: &str,
+        wanted: impl Fn(&Finished) -> bool,
+    ) -> Result<Finished, CallError> {
+        self.wait(timeout, &format!("waiting for {what}: no such event"), |state| {
+            let at = state.events.iter().position(&wanted)?;
+            state.events.remove(at)
+        })
+    }
+
+    /// Waits until `take` finds something. What came before the connection broke is still found.
+    fn wait<T>(
+        &self,
+        timeout: Duration,
+        late: &str,
+        mut take: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<T, CallError> {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.state();
+        loop {
+            if let Some(found) = take(&mut state) {
+                return Ok(found);
+            }
+            if let Some(why) = &state.broken {
+                return Err(CallError::Broken(why.clone()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(CallError::Late(format!("{late} within {timeout:?}")));
+            }
+            (state, _) = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(super) fn broken(&self) -> Option<String> {
+        self.state().broken.clone()
+    }
+
+    pub(super) fn credit(&self) -> (u64, u64) {
+        let state = self.state();
+        (state.written, state.credited)
+    }
+
+    pub(super) fn hang_up(&self) {
+        self.break_off("hung up".to_owned());
+    }
+
+    /// Ends the connection for good: every reply that has not come is an error now.
+    fn break_off(&self, why: String) {
+        let mut state = self.state();
+        if state.broken.is_none() {
+            for awaited in state.awaited.drain(..) {
+                // Nobody waits for a reply whose `Pending` was dropped.
+                let _ = awaited.reply.send(Err(CallError::Broken(why.clone())));
+            }
+            state.broken = Some(why);
+        }
+        drop(state);
+        self.changed.notify_all();
+        // Wakes both threads; the guest may have closed it before.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    fn write_all(&self, mut socket: UnixStream) {
+        while let Some(chunk) = self.next_chunk() {
+            if let Err(error) = socket.write_all(&chunk) {
+                self.break_off(format!("writing control bytes: {error}"));
+            }
+        }
+    }
+
+    /// The next bytes of the oldest frame, once all that was written has been credited; none when the connection ends.
+    fn next_chunk(&self) -> Option<Vec<u8>> {
+        let mut state = self.state();
+        loop {
+            if state.broken.is_some() {
+                return None;
+            }
+            if state.credited == state.written && !state.queue.is_empty() {
+                return state.take_chunk();
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn read_all(&self, mut socket: UnixStream) {
+        let mut decoder = ControlDecoder::default();
+        let mut chunk = vec![0; 64 << 10];
+        loop {
+            let count = match socket.read(&mut chunk) {
+                Ok(0) => return self.break_off("the guest closed the control channel".to_owned()),
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return self.break_off(format!("reading the control channel: {error}")),
+            };
+            decoder.push(chunk.get(..count).unwrap_or_default());
+            if let Err(why) = self.take_frames(&mut decoder) {
+                return self.break_off(why);
+            }
+        }
+    }
+
+    /// Acts on every whole frame; the error is how the guest broke the protocol.
+    fn take_frames(&self, decoder: &mut ControlDecoder) -> Result<(), String> {
+        let mut state = self.state();
+        loop {
+            let frame = decoder.next_frame().map_err(|violation| format!("the guest sent {violation}"))?;
+            let Some(frame) = frame else { break };
+            state.take_frame(frame.tag, frame.payload)?;
+        }
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+}
+
+impl State {
+    fn take_chunk(&mut self) -> Option<Vec<u8>> {
+        let frame = self.queue.front()?;
+        let end = frame.len().min(self.sent + CONTROL_CHUNK);
+        let chunk = frame.get(self.sent..end)?.to_vec();
+        self.sent = end;
+        if end == frame.len() {
+            self.queue.pop_front();
+            self.sent = 0;
+        }
+        self.written += chunk.len() as u64;
+        Some(chunk)
+    }
+
+    fn take_frame(&mut self, id: u32, payload: &[u8]) -> Result<(), String> {
+        let message = Message::from_id(id).ok_or_else(|| format!("the guest sent message {id}"))?;
+        match message {
+            Message::Next => self.take_next(payload),
+            Message::Ack => self.take_reply(Ok(payload.to_vec())),
+            Message::Error => {
+                self.take_reply(Err(CallError::Refused(String::from_utf8_lossy(payload).into_owned())))
+            }
+            Message::ProcessAsyncEvent => self.take_event(payload),
+            Message::Ready if self.ready => Err("the guest sent READY twice".to_owned()),
+            Message::Ready => {
+                self.ready = true;
+                Ok(())
+            }
+            Message::GetVersion
+            | Message::StartPod
+            | Message::DestroyPod
+            | Message::ExecCmd
+            | Message::WinSize
+            | Message::Ping
+            | Message::WriteFile
+            | Message::ReadFile
+            | Message::NewContainer
+            | Message::KillContainer
+            | Message::OnlineCpuMem
+            | Message::SetupInterface
+            | Message::SetupRoute
+            | Message::RemoveContainer
+            | Message::SignalProcess
+            | Message::DeleteInterface => Err(format!("the guest sent {message}, which only a host does")),
+        }
+    }
+
+    fn take_next(&mut self, payload: &[u8]) -> Result<(), String> {
+        let count: [u8; 4] =
+            payload.try_into().map_err(|_| format!("the guest sent NEXT with {} bytes", payload.len()))?;
+        self.credited += u64::from(u32::from_be_bytes(count));
+        let State { credited, written, .. } = self;
+        if *credited > *written {
+            return Err(format!("the guest credited {credited} control bytes of {written} written"));
+        }
+        Ok(())
+    }
+
+    fn take_reply(&mut self, reply: Reply) -> Result<(), String> {
+        let awaited = self.awaited.pop_front().ok_or("the guest sent a reply to no command")?;
+        // A chunk's credit leaves before the frame in it is complete, let alone answered.
+        if self.credited < awaited.end {
+            let why = format!(
+                "the guest answered a command of whose bytes it has not credited {}",
+                awaited.end - self.credited
+            );
+            let _ = awaited.reply.send(Err(CallError::Broken(why.clone())));
+            return Err(why);
+        }
+        // Nobody waits for a reply whose `Pending` was dropped.
+        let _ = awaited.reply.send(reply);
+        Ok(())
+    }
+
+    fn take_event(&mut self, payload: &[u8]) -> Result<(), String> {
+        #[derive(Deserialize)]
+        struct Event {
+            container: String,
+            process: String,
+            event: String,
+            status: u8,
+        }
+        let bad = |why: String| format!("the guest sent a bad PROCESSASYNCEVENT: {why}");
+        let event: Event = serde_json::from_slice(payload).map_err(|error| bad(error.to_string()))?;
+        if event.event != "finished" {
+            return Err(bad(format!("event {:?}", event.event)));
+        }
+        let Event { container, process, status, .. } = event;
+        self.events.push_back(Finished { container, process, status });
+        Ok(())
+    }
+}

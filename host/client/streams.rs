@@ -1,0 +1,307 @@
+//! The stream channel: frames of all processes in one socket, taken apart by number.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{IoSlice, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::CallError;
+use crate::fault::{Fault, OrFault};
+use crate::frame::{self, StreamDecoder};
+
+/// How many bytes of one stream are kept for a slow reader before the port is no longer read: the guest's processes
+/// then wait, as on a full pipe.
+const KEPT: usize = 1 << 20;
+/// How many bytes of stdin go into one frame unless asked otherwise.
+const STDIN_FRAME: usize = 32 << 10;
+
+/// What the reader and the callers share.
+#[derive(Debug)]
+pub(super) struct Streams {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Frames are written whole: one writer at a time.
+    writer: Mutex<UnixStream>,
+    socket: UnixStream,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sinks: HashMap<u64, Sink>,
+    broken: Option<String>,
+}
+
+/// One direction of one stream: guest → host.
+#[derive(Debug, Default)]
+struct Sink {
+    chunks: VecDeque<Vec<u8>>,
+    bytes: usize,
+    ended: bool,
+    /// EOF frames of this number; a frame to a stream that is gone is answered with a further one.
+    eof_frames: u32,
+    /// The stderr stream that ends with this one.
+    stderr: u64,
+    /// Nobody reads it any more.
+    discard: bool,
+}
+
+/// A process's streams on the host's side.
+#[derive(Debug)]
+pub struct ProcessStreams {
+    /// Its stdin, or what is typed at its tty.
+    pub stdin: Input,
+    /// Its stdout, or its tty.
+    pub stdout: Output,
+    /// Its stderr, if it has a stream of its own.
+    pub stderr: Option<Output>,
+}
+
+/// Host → guest.
+#[derive(Debug, Clone)]
+pub struct Input {
+    streams: Arc<Streams>,
+    number: u64,
+}
+
+/// Guest → host. What comes after it has been dropped is discarded.
+#[derive(Debug)]
+pub struct Output {
+    streams: Arc<Streams>,
+    number: u64,
+}
+
+pub(super) fn start(socket: UnixStream) -> Result<(Arc<Streams>, JoinHandle<()>), Fault> {
+    let clone = || socket.try_clone().fault("duplicating", "the stream socket");
+    let (writer, mut reader) = (Mutex::new(clone()?), clone()?);
+    let streams = Arc::new(Streams { state: Mutex::default(), changed: Condvar::new(), writer, socket });
+    let for_reader = Arc::clone(&streams);
+    let thread = std::thread::spawn(move || {
+        let why = for_reader.read_all(&mut reader);
+        for_reader.break_off(why);
+    });
+    Ok((streams, thread))
+}
+
+/// Registers a process's numbers, as if nothing had ever come for them.
+pub(super) fn of_process(streams: &Arc<Streams>, stdio: u64, stderr: u64) -> ProcessStreams {
+    let mut state = streams.state();
+    state.sinks.insert(stdio, Sink { stderr, ..Sink::default() });
+    if stderr != 0 {
+        state.sinks.insert(stderr, Sink::default());
+    }
+    drop(state);
+    let output = |number| Output { streams: Arc::clone(streams), number };
+    ProcessStreams {
+        stdin: Input { streams: Arc::clone(streams), number: stdio },
+        stdout: output(stdio),
+        stderr: (stderr != 0).then(|| output(stderr)),
+    }
+}
+
+impl Streams {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn broken(&self) -> Option<String> {
+        self.state().broken.clone()
+    }
+
+    pub(super) fn hang_up(&self) {
+        self.break_off("hung up".to_owned());
+    }
+
+    fn break_off(&self, why: String) {
+        self.state().broken.get_or_insert(why);
+        self.changed.notify_all();
+        // The guest may have closed it before.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Reads until the connection ends, and says why it did.
+    fn read_all(&self, socket: &mut UnixStream) -> String {
+        let mut decoder = StreamDecoder::default();
+        let mut chunk = vec![0; 64 << 10];
+        loop {
+            let count = match socket.read(&mut chunk) {
+                Ok(0) => return "the guest closed the stream channel".to_owned(),
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return format!("reading the stream channel: {error}"),
+            };
+            decoder.push(chunk.get(..count).unwrap_or_default());
+            loop {
+                let taken = match decoder.next_frame() {
+                    Ok(Some(frame)) => self.take(frame.tag, frame.payload),
+                    Ok(None) => break,
+                    Err(violation) => Err(format!("the guest sent {violation}")),
+                };
+                if let Err(why) = taken {
+                    return why;
+                }
+            }
+        }
+    }
+
+    /// Files a frame's payload. Waits while its stream has too much already.
+    fn take(&self, number: u64, payload: &[u8]) -> Result<(), String> {
+        let mut state = self.state();
+        loop {
+            if let Some(why) = &state.broken {
+                return Err(why.clone());
+            }
+            if payload.is_empty() {
+                state.end(number);
+                break;
+            }
+            let Some(sink) = state.sinks.get_mut(&number) else {
+                return Err(format!("the guest sent {} bytes on stream {number}, nobody's", payload.len()));
+            };
+            if sink.ended {
+                return Err(format!(
+                    "the guest sent {} bytes on stream {number} after its end",
+                    payload.len()
+                ));
+            }
+            if sink.discard {
+                return Ok(());
+            }
+            if sink.bytes < KEPT {
+                sink.bytes += payload.len();
+                sink.chunks.push_back(payload.to_vec());
+                break;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Writes one frame, or waits until the guest takes it.
+    fn write(&self, number: u64, payload: &[u8]) -> Result<(), CallError> {
+        let broken = |why: String| CallError::Broken(why);
+        if let Some(why) = self.broken() {
+            return Err(broken(why));
+        }
+        let header = frame::stream_header(number, payload.len()).map_err(|v| broken(v.to_string()))?;
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut parts = [IoSlice::new(&header), IoSlice::new(payload)];
+        let mut rest = &mut parts[..];
+        while !rest.is_empty() {
+            match writer.write_vectored(rest) {
+                Ok(count) => IoSlice::advance_slices(&mut rest, count),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    // Half a frame may be in the socket: nobody can write after it.
+                    let why = self.broken().unwrap_or(format!("writing stream bytes: {error}"));
+                    self.break_off(why.clone());
+                    return Err(broken(why));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// The end of a stream is the end of its process's stderr too (protocol.md «Streams»).
+    fn end(&mut self, number: u64) {
+        // The answer to a frame for a stream that is gone ends nothing that anybody reads.
+        let Some(sink) = self.sinks.get_mut(&number) else { return };
+        sink.eof_frames += 1;
+        sink.ended = true;
+        let stderr = sink.stderr;
+        if let Some(stderr) = self.sinks.get_mut(&stderr) {
+            stderr.ended = true;
+        }
+    }
+}
+
+impl Input {
+    /// Sends bytes; waits while the guest does not take them.
+    pub fn write(&self, bytes: &[u8]) -> Result<(), CallError> {
+        self.write_in(STDIN_FRAME, bytes)
+    }
+
+    /// Sends bytes in frames of at most `size` payload bytes (runV's have 16).
+    pub fn write_in(&self, size: usize, bytes: &[u8]) -> Result<(), CallError> {
+        bytes.chunks(size.max(1)).try_for_each(|chunk| self.streams.write(self.number, chunk))
+    }
+
+    /// Closes the process's stdin; a tty has no such end and ignores it.
+    pub fn close(&self) -> Result<(), CallError> {
+        self.streams.write(self.number, &[])
+    }
+}
+
+impl Output {
+    /// The next bytes; none at the end. Waits as long as it takes.
+    pub fn recv(&self) -> Result<Option<Vec<u8>>, CallError> {
+        self.take(None)
+    }
+
+    /// The next bytes; none at the end.
+    pub fn recv_within(&self, timeout: Duration) -> Result<Option<Vec<u8>>, CallError> {
+        self.take(Some(timeout))
+    }
+
+    /// Everything up to the end, which must come within `timeout`.
+    pub fn read_to_end(&self, timeout: Duration) -> Result<Vec<u8>, CallError> {
+        let deadline = Instant::now() + timeout;
+        let mut all = Vec::new();
+        while let Some(bytes) = self.recv_within(deadline.saturating_duration_since(Instant::now()))? {
+            all.extend_from_slice(&bytes);
+        }
+        Ok(all)
+    }
+
+    /// How many EOF frames of this number have come.
+    pub fn eof_frames(&self) -> u32 {
+        self.streams.state().sinks.get(&self.number).map_or(0, |sink| sink.eof_frames)
+    }
+
+    fn take(&self, timeout: Option<Duration>) -> Result<Option<Vec<u8>>, CallError> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut state = self.streams.state();
+        loop {
+            let sink = state.sinks.entry(self.number).or_default();
+            if let Some(chunk) = sink.chunks.pop_front() {
+                sink.bytes -= chunk.len();
+                self.streams.changed.notify_all();
+                return Ok(Some(chunk));
+            }
+            if sink.ended {
+                return Ok(None);
+            }
+            if let Some(why) = &state.broken {
+                return Err(CallError::Broken(why.clone()));
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            state = match left {
+                Some(left) if left.is_zero() => {
+                    return Err(CallError::Late(format!("nothing more on stream {} in time", self.number)));
+                }
+                Some(left) => {
+                    let waited = self.streams.changed.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.streams.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if let Some(sink) = self.streams.state().sinks.get_mut(&self.number) {
+            sink.discard = true;
+            sink.chunks.clear();
+            sink.bytes = 0;
+        }
+        self.streams.changed.notify_all();
+    }
+}

@@ -1,0 +1,347 @@
+//! The client against a guest that does exactly what the test says.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use super::*;
+use crate::command::{RemoveContainer, WriteFile};
+use crate::frame::{self, ControlDecoder, Message, StreamDecoder};
+
+const SOON: Duration = Duration::from_secs(20);
+/// How long nothing must happen to be taken for nothing happening. Only a broken client would be let pass by a slow
+/// machine; a sound one never fails.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// The guest's ends of both channels.
+struct Guest {
+    control: UnixStream,
+    stream: UnixStream,
+    decoder: ControlDecoder,
+    streams: StreamDecoder,
+}
+
+fn pair() -> (Client, Guest) {
+    let (host_control, control) = UnixStream::pair().unwrap();
+    let (host_stream, stream) = UnixStream::pair().unwrap();
+    control.set_read_timeout(Some(SOON)).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let client = Client::over(host_control, host_stream).unwrap();
+    (client, Guest { control, stream, decoder: ControlDecoder::default(), streams: StreamDecoder::default() })
+}
+
+impl Guest {
+    fn say(&mut self, message: Message, payload: &[u8]) {
+        self.control.write_all(&frame::control(message, payload).unwrap()).unwrap();
+    }
+
+    fn next(&mut self, count: usize) {
+        self.say(Message::Next, &u32::try_from(count).unwrap().to_be_bytes());
+    }
+
+    /// One read and its credit, as a guest does it.
+    fn read(&mut self, at_most: usize) -> usize {
+        let mut chunk = vec![0; at_most];
+        let count = self.control.read(&mut chunk).unwrap();
+        assert_ne!(count, 0, "the client hung up");
+        self.decoder.push(&chunk[..count]);
+        self.next(count);
+        count
+    }
+
+    /// The next command, read in portions of at most `at_most` bytes.
+    fn command(&mut self, at_most: usize) -> (u32, Vec<u8>) {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return (frame.tag, frame.payload.to_vec());
+            }
+            self.read(at_most);
+        }
+    }
+
+    fn output(&mut self, number: u64, payload: &[u8]) {
+        self.stream.write_all(&frame::stream(number, payload).unwrap()).unwrap();
+    }
+
+    /// The next frame on the stream channel.
+    fn input(&mut self) -> (u64, Vec<u8>) {
+        loop {
+            if let Some(frame) = self.streams.next_frame().unwrap() {
+                return (frame.tag, frame.payload.to_vec());
+            }
+            let mut chunk = [0; 4096];
+            let count = self.stream.read(&mut chunk).unwrap();
+            assert_ne!(count, 0, "the client hung up");
+            self.streams.push(&chunk[..count]);
+        }
+    }
+}
+
+fn remove(container: &str) -> Command {
+    Command::RemoveContainer(RemoveContainer {
+        container: ContainerId::try_from(container.to_owned()).unwrap(),
+    })
+}
+
+fn large() -> Command {
+    let file = crate::command::File {
+        container: ContainerId::try_from("c".to_owned()).unwrap(),
+        file: "/f".to_owned(),
+    };
+    Command::WriteFile(WriteFile { file, data: vec![7; 3000] })
+}
+
+fn broken(result: Result<Vec<u8>, CallError>) -> String {
+    match result {
+        Err(CallError::Broken(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_call_has_its_reply() {
+    let (client, mut guest) = pair();
+    guest.say(Message::Ready, b"");
+    client.ready(SOON).unwrap();
+    let version = client.send(Command::GetVersion);
+    assert_eq!(guest.command(4096), (0, b"null".to_vec()));
+    guest.say(Message::Ack, &4244u32.to_be_bytes());
+    assert_eq!(version.wait(SOON), Ok(4244u32.to_be_bytes().to_vec()));
+
+    let refused = client.send(remove("x"));
+    assert_eq!(guest.command(4096).1, br#"{"container":"x"}"#);
+    guest.say(Message::Error, b"no such container");
+    assert_eq!(refused.wait(SOON), Err(CallError::Refused("no such container".to_owned())));
+}
+
+/// At most 512 bytes, then nothing at all until every one is credited, whatever the portions of the credit.
+#[test]
+fn flow_control_is_runvs() {
+    let (client, mut guest) = pair();
+    let reply = client.send(large());
+    let (_, payload) = encode(&large()).unwrap();
+    let total = payload.len() + frame::CONTROL_HEADER;
+    let mut got = 0;
+    while got < total {
+        let expected = CONTROL_CHUNK.min(total - got);
+        let mut chunk = vec![0; expected];
+        guest.control.read_exact(&mut chunk).unwrap();
+        guest.decoder.push(&chunk);
+        got += expected;
+        guest.next(1);
+        guest.next(expected - 2);
+        guest.control.set_read_timeout(Some(QUIET)).unwrap();
+        assert!(guest.control.read(&mut [0]).is_err(), "written before the credit for byte {got} came");
+        guest.control.set_read_timeout(Some(SOON)).unwrap();
+        guest.next(1);
+    }
+    let frame = guest.decoder.next_frame().unwrap().unwrap();
+    assert_eq!((frame.tag, frame.payload), (15, &payload[..]));
+    guest.say(Message::Ack, b"");
+    assert_eq!(reply.wait(SOON), Ok(Vec::new()));
+    assert_eq!(client.credit(), (total as u64, total as u64));
+}
+
+#[test]
+fn replies_are_first_in_first_out() {
+    let (client, mut guest) = pair();
+    let pending: Vec<Pending> = (0..40).map(|number| client.send(remove(&format!("c{number}")))).collect();
+    for number in 0..40 {
+        assert_eq!(guest.command(7).1, format!(r#"{{"container":"c{number}"}}"#).into_bytes());
+    }
+    for number in 0..40 {
+        match number % 2 {
+            0 => guest.say(Message::Ack, &[number]),
+            _ => guest.say(Message::Error, &[b'0' + number % 10]),
+        }
+    }
+    // Taken in another order than they came.
+    for (number, pending) in (0..40).zip(&pending).rev() {
+        let expected = match number % 2 {
+            0 => Ok(vec![number]),
+            _ => Err(CallError::Refused((number % 10).to_string())),
+        };
+        assert_eq!(pending.wait(SOON), expected);
+    }
+}
+
+#[test]
+fn a_wrong_credit_is_an_error_and_not_a_hang() {
+    let (client, mut guest) = pair();
+    let reply = client.send(Command::Ping);
+    guest.command(4096);
+    guest.next(1);
+    assert!(broken(reply.wait(SOON)).contains("credited 13 control bytes of 12"));
+    assert!(broken(client.call(Command::Ping)).contains("credited 13"), "and it stays so");
+
+    let (client, mut guest) = pair();
+    let reply = client.send(Command::Ping);
+    guest.control.read_exact(&mut [0; 12]).unwrap();
+    guest.next(11);
+    guest.say(Message::Ack, b"");
+    assert!(broken(reply.wait(SOON)).contains("not credited 1"));
+
+    let (client, mut guest) = pair();
+    let reply = client.send(Command::Ping);
+    guest.command(4096);
+    guest.say(Message::Next, &[0, 0, 0]);
+    assert!(broken(reply.wait(SOON)).contains("NEXT with 3 bytes"));
+}
+
+#[test]
+fn a_guest_that_breaks_the_protocol_is_told_from_one_that_is_slow() {
+    let cases: [(&[u8], &str); 5] = [
+        (&frame::control(Message::Ack, b"").unwrap(), "reply to no command"),
+        (&[0, 0, 0, 9, 0, 0, 0, 7], "7 bytes"),
+        (&frame::control(2u32, b"").unwrap(), "message 2"),
+        (&frame::control(Message::Ping, b"").unwrap(), "PING, which only a host does"),
+        (&frame::control(Message::ProcessAsyncEvent, b"{}").unwrap(), "bad PROCESSASYNCEVENT"),
+    ];
+    for (bytes, why) in cases {
+        let (client, mut guest) = pair();
+        guest.control.write_all(bytes).unwrap();
+        let error = client.event(SOON).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    let (client, guest) = pair();
+    assert!(matches!(client.send(Command::Ping).wait(QUIET), Err(CallError::Late(_))));
+    assert!(matches!(client.ready(QUIET), Err(CallError::Late(_))));
+    assert!(matches!(client.event(QUIET), Err(CallError::Late(_))));
+    drop(guest);
+    assert!(broken(client.call(Command::Ping)).len() > 1);
+}
+
+#[test]
+fn events_come_between_replies_and_survive_the_end() {
+    let (client, mut guest) = pair();
+    let finished = |container: &str, process: &str, status: u8| {
+        serde_json::to_vec(&serde_json::json!({
+            "container": container, "process": process, "event": "finished", "status": status
+        }))
+        .unwrap()
+    };
+    let reply = client.send(Command::Ping);
+    guest.command(4096);
+    let mut bytes = frame::control(Message::ProcessAsyncEvent, &finished("c", "say \"hi\"", 3)).unwrap();
+    bytes.extend(frame::control(Message::Ack, b"").unwrap());
+    bytes.extend(frame::control(Message::ProcessAsyncEvent, &finished("c", "init", 137)).unwrap());
+    for byte in bytes {
+        guest.control.write_all(&[byte]).unwrap();
+    }
+    drop(guest);
+    assert_eq!(reply.wait(SOON), Ok(Vec::new()));
+    let id = |id: &str| (ContainerId::try_from(id.to_owned()).unwrap());
+    let process = |id: &str| ProcessId::try_from(id.to_owned()).unwrap();
+    assert_eq!(client.finished(&id("c"), &process("init"), SOON), Ok(137));
+    let other = Finished { container: "c".to_owned(), process: "say \"hi\"".to_owned(), status: 3 };
+    assert_eq!(client.event(SOON), Ok(other));
+    assert!(matches!(client.event(SOON), Err(CallError::Broken(_))));
+}
+
+#[test]
+fn output_is_taken_apart_by_number_and_ends_with_stdio() {
+    let (client, mut guest) = pair();
+    let one = client.streams(1, 2);
+    let two = client.streams(3, 0);
+    guest.output(1, b"out");
+    guest.output(3, b"tty");
+    guest.output(2, b"err");
+    guest.output(1, b"put");
+    guest.output(1, b"");
+    assert_eq!(one.stdout.read_to_end(SOON).unwrap(), b"output");
+    let stderr = one.stderr.unwrap();
+    assert_eq!(stderr.read_to_end(SOON).unwrap(), b"err");
+    assert_eq!((one.stdout.eof_frames(), stderr.eof_frames()), (1, 0));
+    assert_eq!(two.stdout.recv_within(SOON).unwrap().unwrap(), b"tty");
+    assert!(matches!(two.stdout.recv_within(QUIET), Err(CallError::Late(_))));
+
+    guest.output(1, b"late");
+    let error = two.stdout.recv().unwrap_err().to_string();
+    assert!(error.contains("4 bytes on stream 1 after its end"), "{error}");
+}
+
+#[test]
+fn output_that_nobody_asked_for_is_a_violation() {
+    let (client, mut guest) = pair();
+    let known = client.streams(1, 2);
+    guest.output(9, b"");
+    guest.output(9, b"x");
+    assert!(known.stdout.recv().unwrap_err().to_string().contains("1 bytes on stream 9, nobody's"));
+    assert!(client.broken().is_some());
+}
+
+#[test]
+fn dropped_output_is_discarded_and_a_slow_reader_slows_the_guest() {
+    let (client, mut guest) = pair();
+    let (slow, gone) = (client.streams(1, 2), client.streams(3, 4));
+    drop(gone.stdout);
+    let writer = std::thread::spawn(move || {
+        for number in [1, 3] {
+            for _ in 0..64 {
+                guest.output(number, &[5; 64 << 10]);
+            }
+        }
+        guest.output(1, b"");
+        guest
+    });
+    std::thread::sleep(QUIET);
+    assert!(!writer.is_finished(), "4 MiB went nowhere");
+    assert_eq!(slow.stdout.read_to_end(SOON).unwrap().len(), 64 * (64 << 10));
+    writer.join().unwrap();
+}
+
+#[test]
+fn input_is_framed_and_closed() {
+    let (client, mut guest) = pair();
+    let one = client.streams(1, 2);
+    one.stdin.write_in(16, &[1; 40]).unwrap();
+    one.stdin.close().unwrap();
+    let sizes: Vec<usize> = (0..4).map(|_| guest.input().1.len()).collect();
+    assert_eq!(sizes, [16, 16, 8, 0]);
+
+    // The guest takes nothing: the writer waits, and goes on when it does.
+    let stdin = one.stdin.clone();
+    let writer = std::thread::spawn(move || stdin.write(&[2; 4 << 20]));
+    let mut total = 0;
+    while total < 4 << 20 {
+        total += guest.input().1.len();
+    }
+    writer.join().unwrap().unwrap();
+
+    // And it does not wait for a guest that is gone.
+    let stdin = one.stdin.clone();
+    let writer = std::thread::spawn(move || stdin.write(&[2; 4 << 20]));
+    guest.input();
+    drop(guest);
+    assert!(matches!(writer.join().unwrap(), Err(CallError::Broken(_))));
+}
+
+#[test]
+fn hanging_up_wakes_whoever_waits() {
+    let (client, guest) = pair();
+    let streams = client.streams(1, 2);
+    let waiting = std::thread::spawn(move || streams.stdout.recv());
+    let reply = client.send(Command::Ping);
+    drop(client);
+    assert!(matches!(waiting.join().unwrap(), Err(CallError::Broken(_))));
+    assert!(broken(reply.wait(SOON)).contains("hung up"));
+    drop(guest);
+}
+
+#[test]
+fn a_directory_with_a_long_path_is_no_obstacle() {
+    let root = std::env::temp_dir().join(format!("client-{}", std::process::id()));
+    let directory = root.join("d".repeat(200));
+    std::fs::create_dir_all(&directory).unwrap();
+    let error = Client::connect(&directory).unwrap_err();
+    assert!(error.is(nix::errno::Errno::ENOENT), "{error}");
+    let handle = File::open(&directory).unwrap();
+    let at = |name: &str| format!("/proc/self/fd/{}/{name}", handle.as_raw_fd());
+    let control = std::os::unix::net::UnixListener::bind(at(CONTROL_SOCKET)).unwrap();
+    let stream = std::os::unix::net::UnixListener::bind(at(STREAM_SOCKET)).unwrap();
+    let client = Client::connect_within(&directory, SOON, || Ok(())).unwrap();
+    let (mut guest, _) = control.accept().unwrap();
+    stream.accept().unwrap();
+    guest.write_all(&frame::control(Message::Ready, b"").unwrap()).unwrap();
+    client.ready(SOON).unwrap();
+    std::fs::remove_dir_all(root).unwrap();
+}

@@ -129,6 +129,15 @@ impl<Q: Serialize + DeserializeOwned> Requests<Q> {
     }
 }
 
+impl<R: Serialize> Clone for Replies<R> {
+    fn clone(&self) -> Replies<R> {
+        match self {
+            Replies::Ipc(sender) => Replies::Ipc(sender.clone()),
+            Replies::Stdio => Replies::Stdio,
+        }
+    }
+}
+
 impl<R: Serialize> Replies<R> {
     /// Sends one reply.
     pub fn send(&self, reply: Reply<R>) -> Result<(), Fault> {

@@ -81,7 +81,7 @@ fn packet(process: &Process) -> Result<Packet, Fault> {
     if stderr == Some(stdio) {
         return Err(fault("stdio and stderr are the same stream"));
     }
-    Ok(Packet { stdio, stderr, terminal: process.terminal, stdin: !process.terminal })
+    Ok(Packet { stdio, stderr, terminal: process.terminal, stdin: !process.terminal, again: false })
 }
 
 /// The container's cgroup; none where the kernel has no cgroup v2.

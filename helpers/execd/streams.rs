@@ -44,6 +44,7 @@ impl Streams {
         self.send(&ends)?;
         ends.stdin = None;
         ends.packet.stdin = false;
+        ends.packet.again = true;
         self.kept.insert(ends.packet.stdio, ends);
         Ok(())
     }

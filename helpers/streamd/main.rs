@@ -1,17 +1,25 @@
-//! streamd.
+//! streamd: moves bytes between the stream port and the processes' pipes and ttys. It can do nothing else, and what it
+//! has taken from a process outlives it (docs/streams.md).
+
+mod buffer;
+mod engine;
+mod input;
+mod output;
+mod park;
+mod port;
+
 use std::process::ExitCode;
 
+use hyperinit::sandbox::CapSet;
 use hyperinit::wire::Role;
-use hyperinit::wire::streamd::Reply;
-use hyperinit::wire::streamd::Request;
 use hyperinit::{embedded_policy, helper};
 
 fn main() -> ExitCode {
     helper::run(
         Role::Streamd,
         embedded_policy!("streamd"),
-        |_profile| Ok(hyperinit::sandbox::CapSet::default()),
-        |_options| Ok(()),
-        |(), requests, replies| helper::serve(requests, replies, |_request: Request| Ok(Reply::Drained)),
+        |_profile| Ok(CapSet::default()),
+        |options| engine::Engine::open(options.listen),
+        |engine, requests, replies| engine.run(requests, replies),
     )
 }

@@ -24,7 +24,7 @@ use crate::sandbox::Policy;
 use crate::sys::spawn::{self, Forked};
 use crate::wire::Role;
 use crate::wire::bootstrap::{
-    FD_BUFFER_IN, FD_BUFFER_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT, FD_SOCKET, Hello,
+    FD_BUFFER_IN, FD_BUFFER_OUT, FD_PARK_IN, FD_PARK_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT, FD_SOCKET, Hello,
 };
 use crate::wire::warden::{Reply, Request};
 use crate::{logger, paths};
@@ -101,6 +101,8 @@ impl Kept {
         let buffer_out = nix::fcntl::open(again.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .fault("opening again", "the output buffer")?;
         let (pipe_out, pipe_in) = pipe2(OFlag::O_CLOEXEC).fault("making", "a pipe")?;
+        let (park_in, park_out) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
+            .fault("making", "the socket for connections")?;
         let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .fault("opening", "/dev/null")?;
         let streamd = [
@@ -110,6 +112,8 @@ impl Kept {
             (pipe_out, FD_PIPE_OUT),
             (pipe_in, FD_PIPE_IN),
             (port, FD_PORT),
+            (park_in, FD_PARK_IN),
+            (park_out, FD_PARK_OUT),
         ];
         let inherited = BTreeMap::from([
             (Role::Netd, Vec::new()),

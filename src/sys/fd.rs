@@ -39,9 +39,18 @@ pub fn send_fds(socket: impl AsFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> Res
 /// Receives one packet and its descriptors; never waits (EAGAIN). 0 bytes: the other end is gone. A packet or a set
 /// of descriptors that was cut is EMSGSIZE; whatever came is closed.
 pub fn receive_fds(socket: impl AsFd, packet: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
+    receive(socket, packet, MsgFlags::empty())
+}
+
+/// As [`receive_fds`], but the packet stays in the queue, and the descriptors are duplicates.
+pub fn peek_fds(socket: impl AsFd, packet: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
+    receive(socket, packet, MsgFlags::MSG_PEEK)
+}
+
+fn receive(socket: impl AsFd, packet: &mut [u8], flags: MsgFlags) -> Result<(usize, Vec<OwnedFd>), Errno> {
     let mut control = nix::cmsg_space!([RawFd; FDS_MAX]);
     let mut parts = [IoSliceMut::new(packet)];
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let flags = flags | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, Some(&mut control), flags)?;
     let mut fds = Vec::new();
     // A control buffer that was too small is told by MSG_CTRUNC below; what did fit is owned, and closed, all the same.

@@ -4,6 +4,7 @@
 pub mod alloc;
 pub mod fd;
 pub mod mount;
+pub mod page;
 pub mod process;
 pub mod signal;
 pub mod socket;

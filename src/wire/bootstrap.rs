@@ -33,3 +33,7 @@ pub const FD_PIPE_OUT: i32 = 6;
 pub const FD_PIPE_IN: i32 = 7;
 /// streamd: the stream port: a device, or a listening socket when `--listen` is given.
 pub const FD_PORT: i32 = 8;
+/// streamd: one end of a socket pair in which it parks the accepted connection, for its successor to find.
+pub const FD_PARK_IN: i32 = 9;
+/// streamd: the other end.
+pub const FD_PARK_OUT: i32 = 10;

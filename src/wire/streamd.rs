@@ -37,10 +37,12 @@ pub struct Streams {
     pub terminal: bool,
     /// Whether a write end for stdin comes first; never with a tty, and not when sent again to a new streamd.
     pub stdin: bool,
+    /// Sent again to a new streamd: what is known of the stream's end stays known.
+    pub again: bool,
 }
 
 /// The size of an encoded `Streams`, exactly.
-pub const STREAMS_LEN: usize = 18;
+pub const STREAMS_LEN: usize = 19;
 
 impl Streams {
     /// How many descriptors belong to the message.
@@ -48,13 +50,14 @@ impl Streams {
         1 + usize::from(self.stdin) + usize::from(self.stderr.is_some())
     }
 
-    /// As it travels: stdio, stderr (big-endian), the two flags.
+    /// As it travels: stdio, stderr (big-endian), the three flags.
     pub fn encode(&self) -> [u8; STREAMS_LEN] {
         let mut out = [0; STREAMS_LEN];
         out[..8].copy_from_slice(&self.stdio.get().to_be_bytes());
         out[8..16].copy_from_slice(&self.stderr.map_or(0, StreamId::get).to_be_bytes());
         out[16] = u8::from(self.terminal);
         out[17] = u8::from(self.stdin);
+        out[18] = u8::from(self.again);
         out
     }
 
@@ -72,8 +75,34 @@ impl Streams {
             stderr: StreamId::new(number(8)),
             terminal: flag(packet[16])?,
             stdin: flag(packet[17])?,
+            again: flag(packet[18])?,
         };
-        let honest = !(streams.terminal && streams.stdin) && streams.stderr != Some(streams.stdio);
+        let honest =
+            !(streams.stdin && (streams.terminal || streams.again)) && streams.stderr != Some(streams.stdio);
         honest.then_some(streams)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_of_a_packet_has_a_meaning() {
+        let id = |number| StreamId::new(number).unwrap();
+        let streams =
+            Streams { stdio: id(1 << 40), stderr: Some(id(2)), terminal: false, stdin: true, again: false };
+        assert_eq!(Streams::decode(&streams.encode()), Some(streams));
+        assert_eq!(streams.fds(), 3);
+        let packet = streams.encode();
+        for end in 0..STREAMS_LEN {
+            assert_eq!(Streams::decode(&packet[..end]), None);
+        }
+        for (at, byte) in [(16, 2), (17, 255), (18, 3), (16, 1), (18, 1)] {
+            let mut bad = packet;
+            bad[at] = byte;
+            assert_eq!(Streams::decode(&bad), None, "byte {at} = {byte}");
+        }
+        assert_eq!(Streams::decode(&[0; STREAMS_LEN]), None, "stream 0");
     }
 }

@@ -1,0 +1,343 @@
+//! The output buffer: a memfd in which the kernel keeps the books.
+//!
+//! A kill arrives at the end of a system call, before a program can note what the call did. So the two positions that
+//! matter are file offsets of two descriptions of the memfd, which every streamd inherits: splice(2) moves bytes from a
+//! process to the first and advances it, sendfile(2) from the second to the port and advances it, each in one call. What else a
+//! successor has to know stands in the first page. Positions only grow: a page that the port may still refer to is
+//! never written again, and whole pages behind the last frame that has left are given back.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::frame::{STREAM_HEADER, stream_header};
+use hyperinit::ids::StreamId;
+use hyperinit::sys::page::{PAGE, Page, SLOTS};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, SpliceFFlags, fallocate, splice};
+use nix::sys::sendfile::sendfile64;
+use nix::sys::uio::{pread, pwrite};
+use nix::unistd::{Whence, ftruncate, lseek64};
+
+/// While this much waits for the port, nothing more is taken from processes: their pipes fill, and they wait.
+pub const ROOM: u64 = 1 << 20;
+/// The largest payload of a frame. A pipe holds 64 kB by default, so one splice empties it.
+pub const CHUNK: usize = 64 << 10;
+/// How much that has left is given back at once.
+const PUNCH: u64 = 256 << 10;
+/// Where frames begin: behind the page of numbers.
+const DATA: u64 = PAGE as u64;
+
+/// «hyperin1»: the page means what this version says.
+const MAGIC: u64 = u64::from_be_bytes(*b"hyperin1");
+const SLOT_MAGIC: usize = 0;
+/// The end of the last whole frame.
+const SLOT_PUBLISHED: usize = 1;
+/// The stream whose payload is being taken, 0 for none, and where its header belongs.
+const SLOT_PENDING: usize = 2;
+const SLOT_PENDING_AT: usize = 3;
+/// A frame's start at or before the port's position.
+const SLOT_BOUNDARY: usize = 4;
+/// How far the streams that ended were recorded.
+const SLOT_ENDS: usize = 5;
+/// Whether what the host sends is in the middle of being understood (input.rs).
+pub const SLOT_INPUT: usize = 6;
+/// Pairs of (stream, where its end-of-stream frame begins), in a ring. init has at most 16 ends under way.
+const SLOT_FIRST_END: usize = 16;
+const ENDS: usize = 64;
+const _: () = assert!(SLOT_FIRST_END + 2 * ENDS <= SLOTS);
+
+/// What came of an attempt to take output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// This many bytes.
+    Bytes(usize),
+    /// There is nothing now.
+    Nothing,
+    /// There will never be more.
+    End,
+}
+
+/// The buffer.
+pub struct Buffer {
+    input: OwnedFd,
+    output: OwnedFd,
+    pipe_out: OwnedFd,
+    pipe_in: OwnedFd,
+    page: Page,
+    published: u64,
+    sent: u64,
+    /// The ends of the frames that have not wholly left, in order.
+    frames: VecDeque<u64>,
+    boundary: u64,
+    punched: u64,
+}
+
+impl Buffer {
+    /// The buffer of these inherited descriptors: a new one, or what a predecessor left.
+    pub fn open(
+        input: OwnedFd,
+        output: OwnedFd,
+        pipe_out: OwnedFd,
+        pipe_in: OwnedFd,
+    ) -> Result<Buffer, Fault> {
+        let size = nix::sys::stat::fstat(&input).fault("looking at", "the output buffer")?.st_size;
+        if size < i64::try_from(PAGE).unwrap_or(i64::MAX) {
+            ftruncate(&input, DATA.cast_signed()).fault("making room in", "the output buffer")?;
+        }
+        let page = Page::map(&input).fault("mapping", "the output buffer")?;
+        if page.get(SLOT_MAGIC) != MAGIC {
+            seek(&input, DATA)?;
+            seek(&output, DATA)?;
+            for slot in [SLOT_PUBLISHED, SLOT_BOUNDARY] {
+                page.set(slot, DATA);
+            }
+            page.set(SLOT_MAGIC, MAGIC);
+        }
+        let (published, boundary) = (page.get(SLOT_PUBLISHED), page.get(SLOT_BOUNDARY));
+        let sent = position(&output)?;
+        let mut buffer = Buffer {
+            input,
+            output,
+            pipe_out,
+            pipe_in,
+            page,
+            published,
+            sent,
+            frames: VecDeque::new(),
+            boundary,
+            punched: boundary / DATA * DATA,
+        };
+        // An end whose frame was not there yet when its writer died was not appended.
+        (0..ENDS)
+            .map(|end| SLOT_FIRST_END + 2 * end)
+            .filter(|&slot| buffer.page.get(slot + 1) >= buffer.published)
+            .for_each(|slot| buffer.page.set(slot, 0));
+        buffer.finish_pending()?;
+        buffer.find_frames()?;
+        Ok(buffer)
+    }
+
+    /// The numbers that outlive this process.
+    pub fn page(&self) -> &Page {
+        &self.page
+    }
+
+    /// Whether more may be taken.
+    pub fn has_room(&self) -> bool {
+        self.published - self.boundary < ROOM
+    }
+
+    /// Whether something waits for the port.
+    pub fn waits(&self) -> bool {
+        self.sent < self.published
+    }
+
+    /// Where everything accepted so far ends.
+    pub fn end(&self) -> u64 {
+        self.published
+    }
+
+    /// Whether everything before a place has left for the port.
+    pub fn has_left(&self, end: u64) -> bool {
+        self.sent >= end
+    }
+
+    /// A predecessor took a payload and did not live to write its header.
+    fn finish_pending(&mut self) -> Result<(), Fault> {
+        let at = self.page.get(SLOT_PENDING_AT);
+        if let Some(stream) = StreamId::new(self.page.get(SLOT_PENDING))
+            && at == self.published
+        {
+            let start = at + STREAM_HEADER as u64;
+            let mut end = position(&self.input)?;
+            if end < start {
+                // It died before it had set the position: what is in the tty's pipe goes where it belongs.
+                seek(&self.input, start)?;
+                end = start;
+            }
+            end += self.empty_pipe()?;
+            self.publish(stream, usize::try_from(end - start).unwrap_or(usize::MAX))?;
+        }
+        self.page.set(SLOT_PENDING, 0);
+        Ok(())
+    }
+
+    /// Moves what is in the tty's pipe to the buffer; bytes.
+    fn empty_pipe(&self) -> Result<u64, Fault> {
+        let mut moved = 0;
+        loop {
+            match splice(&self.pipe_out, None, &self.input, None, CHUNK, SpliceFFlags::SPLICE_F_NONBLOCK) {
+                Ok(0) | Err(Errno::EAGAIN) => return Ok(moved),
+                Ok(count) => moved += count as u64,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Fault::errno("filling", "the output buffer", errno)),
+            }
+        }
+    }
+
+    /// Finds the ends of the frames that a predecessor left, from the last boundary it noted.
+    fn find_frames(&mut self) -> Result<(), Fault> {
+        let mut at = self.boundary;
+        while at < self.published {
+            let mut header = [0; STREAM_HEADER];
+            let read =
+                pread(&self.input, &mut header, at.cast_signed()).fault("reading", "the output buffer")?;
+            let length = header[8..].iter().fold(0, |length, &byte| length << 8 | u64::from(byte));
+            if read < STREAM_HEADER || length < STREAM_HEADER as u64 || at + length > self.published {
+                return Err(Fault::new("reading", "the output buffer", "what is left in it are no frames"));
+            }
+            at += length;
+            self.frames.push_back(at);
+        }
+        self.note_sent();
+        Ok(())
+    }
+
+    /// Takes what a process has written, as one frame. A tty's bytes take the way through a pipe: one end of a splice
+    /// has to be one.
+    pub fn take(&mut self, stream: StreamId, from: BorrowedFd<'_>, tty: bool) -> Result<Taken, Fault> {
+        seek(&self.input, self.published + STREAM_HEADER as u64)?;
+        self.page.set(SLOT_PENDING_AT, self.published);
+        self.page.set(SLOT_PENDING, stream.get());
+        let to = if tty { self.pipe_in.as_fd() } else { self.input.as_fd() };
+        let moved = loop {
+            match splice(from, None, to, None, CHUNK, SpliceFFlags::SPLICE_F_NONBLOCK) {
+                Err(Errno::EINTR) => {}
+                moved => break moved,
+            }
+        };
+        let taken = match moved {
+            Ok(0) => Taken::End,
+            Ok(count) if tty => {
+                self.empty_pipe()?;
+                Taken::Bytes(count)
+            }
+            Ok(count) => Taken::Bytes(count),
+            Err(Errno::EAGAIN) => Taken::Nothing,
+            // A tty whose other end nobody has open.
+            Err(Errno::EIO) if tty => Taken::End,
+            Err(errno) => {
+                self.page.set(SLOT_PENDING, 0);
+                return Err(Fault::errno("taking the output of", format!("stream {stream}"), errno));
+            }
+        };
+        if let Taken::Bytes(count) = taken {
+            self.publish(stream, count)?;
+        }
+        self.page.set(SLOT_PENDING, 0);
+        Ok(taken)
+    }
+
+    /// Makes a frame of a payload that stands behind the place of its header. None is no frame.
+    fn publish(&mut self, stream: StreamId, payload: usize) -> Result<(), Fault> {
+        if payload == 0 {
+            return Ok(());
+        }
+        self.write_header(stream, payload)?;
+        self.advance(payload);
+        Ok(())
+    }
+
+    fn write_header(&self, stream: StreamId, payload: usize) -> Result<(), Fault> {
+        let header = stream_header(stream.get(), payload)
+            .map_err(|violation| Fault::new("writing", "a frame", violation.to_string()))?;
+        pwrite(&self.input, &header, self.published.cast_signed())
+            .fault("writing to", "the output buffer")?;
+        Ok(())
+    }
+
+    fn advance(&mut self, payload: usize) {
+        self.published += (STREAM_HEADER + payload) as u64;
+        self.page.set(SLOT_PUBLISHED, self.published);
+        self.frames.push_back(self.published);
+    }
+
+    /// Appends an empty frame: the end of a stream, or the answer to an unknown one.
+    pub fn append_empty(&mut self, stream: StreamId) -> Result<(), Fault> {
+        self.write_header(stream, 0)?;
+        self.advance(0);
+        Ok(())
+    }
+
+    /// Appends a stream's end-of-stream frame; returns where it ends. A successor finds that it was.
+    pub fn append_end(&mut self, stream: StreamId) -> Result<u64, Fault> {
+        let count = self.page.get(SLOT_ENDS);
+        let slot = SLOT_FIRST_END + 2 * (usize::try_from(count).unwrap_or(0) % ENDS);
+        // The stream is noted last: until then the pair says nothing, and until `advance` the place is not there yet.
+        self.page.set(slot, 0);
+        self.page.set(slot + 1, self.published);
+        self.page.set(slot, stream.get());
+        self.append_empty(stream)?;
+        self.page.set(SLOT_ENDS, count + 1);
+        Ok(self.published)
+    }
+
+    /// Where a stream's end-of-stream frame ends, if one was appended since the stream was begun.
+    pub fn find_end(&self, stream: StreamId) -> Option<u64> {
+        self.ends()
+            .find(|&slot| self.page.get(slot) == stream.get())
+            .map(|slot| self.page.get(slot + 1) + STREAM_HEADER as u64)
+    }
+
+    /// A stream of this number begins: what an earlier one came to is forgotten.
+    pub fn forget_end(&self, stream: StreamId) {
+        let slots: Vec<usize> = self.ends().filter(|&slot| self.page.get(slot) == stream.get()).collect();
+        slots.into_iter().for_each(|slot| self.page.set(slot, 0));
+    }
+
+    /// The slots of ends that were really appended.
+    fn ends(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..ENDS).map(|end| SLOT_FIRST_END + 2 * end).filter(|&slot| self.page.get(slot + 1) < self.published)
+    }
+
+    /// Sends what waits to the port; returns whether all of it went. EAGAIN is no error: the port is full.
+    pub fn send(&mut self, port: BorrowedFd<'_>) -> Result<bool, Errno> {
+        while self.waits() {
+            let count = usize::try_from(self.published - self.sent).unwrap_or(usize::MAX);
+            match sendfile64(port, &self.output, None, count) {
+                Ok(0) | Err(Errno::EAGAIN) => return Ok(false),
+                Ok(count) => {
+                    self.sent += count as u64;
+                    self.note_sent();
+                }
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(true)
+    }
+
+    /// The host is gone: the next one gets the frame that it had a part of from its start.
+    pub fn rewind(&mut self) -> Result<(), Fault> {
+        seek(&self.output, self.boundary)?;
+        self.sent = self.boundary;
+        Ok(())
+    }
+
+    /// Notes the last boundary that was passed, and gives back what is behind it.
+    fn note_sent(&mut self) {
+        while let Some(&end) = self.frames.front().filter(|&&end| end <= self.sent) {
+            self.boundary = end;
+            self.frames.pop_front();
+        }
+        self.page.set(SLOT_BOUNDARY, self.boundary);
+        let whole = self.boundary / DATA * DATA;
+        if whole >= self.punched + PUNCH {
+            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let (from, length) = (self.punched.cast_signed(), (whole - self.punched).cast_signed());
+            match fallocate(&self.input, flags, from, length) {
+                Ok(()) => self.punched = whole,
+                Err(errno) => log::warn!("{}", Fault::errno("giving back", "the output buffer", errno)),
+            }
+        }
+    }
+}
+
+fn seek(file: &OwnedFd, to: u64) -> Result<(), Fault> {
+    lseek64(file, to.cast_signed(), Whence::SeekSet).map(drop).fault("seeking in", "the output buffer")
+}
+
+fn position(file: &OwnedFd) -> Result<u64, Fault> {
+    lseek64(file, 0, Whence::SeekCur).map(i64::cast_unsigned).fault("seeking in", "the output buffer")
+}

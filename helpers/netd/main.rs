@@ -1,17 +1,30 @@
-//! netd.
+//! netd: sets up the guest's links. It has one netlink socket, opened before it was confined, and nothing else.
+
+mod kernel;
+mod plan;
+
 use std::process::ExitCode;
 
+use hyperinit::sandbox::CapSet;
 use hyperinit::wire::Role;
 use hyperinit::wire::netd::Reply;
-use hyperinit::wire::netd::Request;
 use hyperinit::{embedded_policy, helper};
+
+use kernel::Kernel;
 
 fn main() -> ExitCode {
     helper::run(
         Role::Netd,
         embedded_policy!("netd"),
-        |_profile| Ok(hyperinit::sandbox::CapSet::default()),
-        |_options| Ok(()),
-        |(), requests, replies| helper::serve(requests, replies, |_request: Request| Ok(Reply::Done)),
+        |_profile| Ok(CapSet::default()),
+        |_options| Kernel::open(),
+        |mut kernel, requests, replies| {
+            helper::serve(requests, replies, |request| {
+                plan::steps(&request)?
+                    .into_iter()
+                    .try_for_each(|step| kernel.apply(step))
+                    .map(|()| Reply::Done)
+            })
+        },
     )
 }

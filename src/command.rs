@@ -57,6 +57,30 @@ pub enum Command {
     DeleteInterface(Interface),
 }
 
+impl From<&Command> for Message {
+    fn from(command: &Command) -> Message {
+        match command {
+            Command::GetVersion => Message::GetVersion,
+            Command::Ping => Message::Ping,
+            Command::Rescan => Message::Ready,
+            Command::OnlineCpuMem => Message::OnlineCpuMem,
+            Command::StartPod(_) => Message::StartPod,
+            Command::DestroyPod => Message::DestroyPod,
+            Command::NewContainer(_) => Message::NewContainer,
+            Command::ExecCmd(_) => Message::ExecCmd,
+            Command::WinSize(_) => Message::WinSize,
+            Command::KillContainer(_) => Message::KillContainer,
+            Command::SignalProcess(_) => Message::SignalProcess,
+            Command::RemoveContainer(_) => Message::RemoveContainer,
+            Command::WriteFile(_) => Message::WriteFile,
+            Command::ReadFile(_) => Message::ReadFile,
+            Command::SetupInterface(_) => Message::SetupInterface,
+            Command::SetupRoute(_) => Message::SetupRoute,
+            Command::DeleteInterface(_) => Message::DeleteInterface,
+        }
+    }
+}
+
 /// EXECCMD's payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecCmd {

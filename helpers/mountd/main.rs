@@ -36,9 +36,21 @@ fn main() -> ExitCode {
     )
 }
 
+/// Looks for devices that were plugged; a guest without PCI has nothing to look for.
+fn rescan() -> Result<(), Fault> {
+    const RESCAN: &str = "/sys/bus/pci/rescan";
+    match std::fs::write(RESCAN, "1") {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Fault::io("writing to", RESCAN, &error))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Mountd {
     fn handle(&self, request: Request) -> Result<Reply, Fault> {
         match request {
+            Request::Rescan => rescan()?,
             Request::PreparePod { pod } => pod::prepare(&pod.open()?)?,
             Request::PinPod { pid } => pod::pin(pid)?,
             Request::PrepareContainer { container } => {

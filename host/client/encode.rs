@@ -8,7 +8,7 @@ use crate::frame::Message;
 
 /// The message of a command. Commands without arguments carry `null`, as runV's do.
 pub fn encode(command: &Command) -> Result<(Message, Vec<u8>), Fault> {
-    let message = message(command);
+    let message = Message::from(command);
     let payload = match command {
         Command::GetVersion
         | Command::Ping
@@ -32,28 +32,6 @@ pub fn encode(command: &Command) -> Result<(Message, Vec<u8>), Fault> {
         Command::SetupRoute(routes) => json(message, routes)?,
     };
     Ok((message, payload))
-}
-
-fn message(command: &Command) -> Message {
-    match command {
-        Command::GetVersion => Message::GetVersion,
-        Command::Ping => Message::Ping,
-        Command::Rescan => Message::Ready,
-        Command::OnlineCpuMem => Message::OnlineCpuMem,
-        Command::StartPod(_) => Message::StartPod,
-        Command::DestroyPod => Message::DestroyPod,
-        Command::NewContainer(_) => Message::NewContainer,
-        Command::ExecCmd(_) => Message::ExecCmd,
-        Command::WinSize(_) => Message::WinSize,
-        Command::KillContainer(_) => Message::KillContainer,
-        Command::SignalProcess(_) => Message::SignalProcess,
-        Command::RemoveContainer(_) => Message::RemoveContainer,
-        Command::WriteFile(_) => Message::WriteFile,
-        Command::ReadFile(_) => Message::ReadFile,
-        Command::SetupInterface(_) => Message::SetupInterface,
-        Command::SetupRoute(_) => Message::SetupRoute,
-        Command::DeleteInterface(_) => Message::DeleteInterface,
-    }
 }
 
 fn json<T: Serialize>(message: Message, value: &T) -> Result<Vec<u8>, Fault> {

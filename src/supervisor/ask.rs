@@ -15,6 +15,7 @@ use crate::wire::{Role, execd, mountd, netd, streamd};
 #[allow(missing_docs)]
 pub enum Ask {
     SetLinkUp { device: String },
+    Rescan,
     PreparePod(PodFiles),
     PinPod { pid: Pid },
     PrepareContainer(Box<Container>),
@@ -62,7 +63,8 @@ impl Ask {
     pub fn role(&self) -> Role {
         match self {
             Ask::SetLinkUp { .. } => Role::Netd,
-            Ask::PreparePod(_)
+            Ask::Rescan
+            | Ask::PreparePod(_)
             | Ask::PinPod { .. }
             | Ask::PrepareContainer(_)
             | Ask::KillContainer { .. }
@@ -93,6 +95,7 @@ impl Ask {
     pub fn into_request(self) -> Result<HelperRequest, Fault> {
         Ok(match self {
             Ask::SetLinkUp { device } => HelperRequest::Netd(netd::Request::SetLinkUp { device }),
+            Ask::Rescan => HelperRequest::Mountd(mountd::Request::Rescan),
             Ask::PreparePod(pod) => {
                 HelperRequest::Mountd(mountd::Request::PreparePod { pod: Bulk::new(pod)? })
             }
@@ -123,15 +126,41 @@ impl Ask {
         })
     }
 
+    /// Whether it makes a child of init.
+    pub(super) fn starts(&self) -> bool {
+        matches!(self, Ask::StartPod { .. } | Ask::StartProcess { .. })
+    }
+
+    /// Whether a successor may be asked again when the helper died over it: it comes to the same twice.
+    pub(super) fn repeats(&self) -> bool {
+        match self {
+            Ask::KillContainer { .. }
+            | Ask::RemoveContainer { .. }
+            | Ask::DestroyPod
+            | Ask::JoinPod
+            | Ask::Release { .. }
+            | Ask::Resend
+            | Ask::Finish { .. }
+            | Ask::Flush => true,
+            Ask::SetLinkUp { .. }
+            | Ask::Rescan
+            | Ask::PreparePod(_)
+            | Ask::PinPod { .. }
+            | Ask::PrepareContainer(_)
+            | Ask::StartPod { .. }
+            | Ask::StartProcess { .. }
+            | Ask::Resize { .. } => false,
+        }
+    }
+
     /// What the reply says to this request: the pid of what was started, or that it is done. None if the reply
     /// is not one to it.
     pub(super) fn answer(&self, reply: &HelperReply) -> Option<Answer> {
-        let starts = matches!(self, Ask::StartPod { .. } | Ask::StartProcess { .. });
         match (self.role(), reply) {
-            (Role::Execd, HelperReply::Execd(execd::Reply::Started { pid })) if starts => {
+            (Role::Execd, HelperReply::Execd(execd::Reply::Started { pid })) if self.starts() => {
                 Some(Answer::Started(*pid))
             }
-            (Role::Execd, HelperReply::Execd(execd::Reply::Done)) if !starts => Some(Answer::Done),
+            (Role::Execd, HelperReply::Execd(execd::Reply::Done)) if !self.starts() => Some(Answer::Done),
             (Role::Netd, HelperReply::Netd(netd::Reply::Done))
             | (Role::Mountd, HelperReply::Mountd(mountd::Reply::Done))
             | (Role::Streamd, HelperReply::Streamd(streamd::Reply::Drained)) => Some(Answer::Done),

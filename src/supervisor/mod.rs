@@ -2,7 +2,16 @@
 //! every ordering question is a unit test.
 
 mod ask;
+mod commands;
+mod ending;
+mod lines;
+mod replies;
+mod state;
+mod steps;
+#[cfg(test)]
+mod tests;
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub use ask::{Ask, HelperReply, HelperRequest};
@@ -10,8 +19,11 @@ pub use ask::{Ask, HelperReply, HelperRequest};
 use crate::command::Command;
 use crate::fault::Fault;
 use crate::frame::Message;
-use crate::ids::{Pid, Signal};
+use crate::ids::{ContainerId, Pid, ProcessId, Signal, StreamId};
 use crate::wire::Role;
+use lines::{Lines, Outcome};
+use replies::{Replies, Ticket};
+use state::{Container, Leaving, Pod, Purpose};
 
 /// What is known before the first event.
 #[derive(Debug, Clone)]
@@ -110,28 +122,193 @@ pub enum Action {
     PowerOff,
 }
 
+/// How many processes that nobody has asked for yet are remembered as reaped: those whose start was not reported
+/// before they ended.
+const STRAYS_MAX: usize = 256;
+
 /// The state of the guest.
 #[derive(Debug)]
-pub struct Supervisor {}
+pub struct Supervisor {
+    config: Config,
+    now: Duration,
+    /// What has been decided and not been handed out.
+    actions: Vec<Action>,
+    replies: Replies,
+    lines: Lines,
+    pod: Pod,
+    /// DESTROYPOD was asked for: there is no way back.
+    leaving: Option<Leaving>,
+    containers: BTreeMap<ContainerId, Container>,
+    /// The running processes of the containers.
+    pids: BTreeMap<Pid, (ContainerId, ProcessId)>,
+    /// The stream numbers in use.
+    streams: BTreeSet<StreamId>,
+    /// Commands that wait until something that was begun has come to an end, in order.
+    parked: VecDeque<(Ticket, Command)>,
+    /// Children that were reaped before execd's word of them came.
+    strays: BTreeMap<Pid, u8>,
+}
 
 impl Supervisor {
     /// A guest without a pod, whose helpers are still to come up.
-    pub fn new(_config: Config) -> Supervisor {
-        Supervisor {}
+    pub fn new(config: Config) -> Supervisor {
+        Supervisor {
+            config,
+            now: Duration::ZERO,
+            actions: Vec::new(),
+            replies: Replies::default(),
+            lines: Lines::new(),
+            pod: Pod::None,
+            leaving: None,
+            containers: BTreeMap::new(),
+            pids: BTreeMap::new(),
+            streams: BTreeSet::new(),
+            parked: VecDeque::new(),
+            strays: BTreeMap::new(),
+        }
     }
 
     /// What has to be done about `event`, `now` on the monotonic clock.
-    pub fn on_event(&mut self, _now: Duration, _event: Event) -> Vec<Action> {
-        Vec::new()
+    pub fn on_event(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        self.now = now;
+        match event {
+            Event::HostConnected => {
+                self.replies.forget();
+                self.send(Message::Ready, Vec::new());
+            }
+            Event::Command { message, size, command } => self.take_command(message, size, command),
+            Event::HelperUp { role, pid } => self.helper_up(role, pid),
+            Event::HelperGone(role) => {
+                let failed = self.lines.gone(role);
+                failed.into_iter().for_each(|outcome| self.go_on(outcome));
+            }
+            Event::HelperClosed(role) => self.lines.closed(role),
+            Event::Reply { role, id, result } => match self.lines.answered(now, role, id, result) {
+                Ok(Some(outcome)) => self.go_on(outcome),
+                Ok(None) => {}
+                Err(why) => self.kill_liar(role, why),
+            },
+            Event::Exited { pid, status } => self.exited(pid, status),
+            Event::ControlDrained => self.drained(),
+            Event::Tick => self.tick(),
+        }
+        self.settle();
+        std::mem::take(&mut self.actions)
     }
 
     /// When `Tick` is due, on the same clock; none: when something happens.
     pub fn next_deadline(&self) -> Option<Duration> {
-        None
+        self.lines.next_deadline().into_iter().chain(self.leaving_deadline()).min()
     }
 
     /// Whether the control port may be read. While not, the host waits for NEXT: too many replies are due.
     pub fn takes_commands(&self) -> bool {
-        true
+        self.replies.has_room()
+    }
+
+    /// After every event: what can go on now, what a closed helper cannot do, and what may leave.
+    fn settle(&mut self) {
+        loop {
+            self.advance_ends();
+            let hopeless = self.lines.hopeless();
+            let mut changed = !hopeless.is_empty();
+            hopeless.into_iter().for_each(|outcome| self.go_on(outcome));
+            let parked = std::mem::take(&mut self.parked);
+            let waited = parked.len();
+            parked.into_iter().for_each(|(ticket, command)| self.carry_out(ticket, command));
+            changed |= self.parked.len() < waited;
+            if !changed {
+                break;
+            }
+        }
+        if !self.lines.starts_under_way() {
+            self.strays.clear();
+        }
+        for (id, ask) in self.lines.sendable(self.now) {
+            self.actions.push(Action::Ask { id, ask });
+        }
+        for (message, payload) in self.replies.leave() {
+            self.send(message, payload);
+        }
+    }
+
+    fn helper_up(&mut self, role: Role, pid: Pid) {
+        let pinned = matches!(self.pod, Pod::Running { .. } | Pod::Ending { init: Some(_), .. });
+        // A process that was started outside the pod would be in the guest's own namespaces.
+        let rejoins = role == Role::Execd && pinned;
+        // Until it has the processes' descriptors it would take the end of their streams for that of strangers.
+        let resends = role == Role::Streamd && !self.streams.is_empty();
+        self.lines.up(role, pid, rejoins || resends);
+        if rejoins {
+            self.lines.ask_first(Ask::JoinPod, Purpose::Rejoin);
+        }
+        if resends {
+            self.lines.ask_first(Ask::Resend, Purpose::Resend);
+        }
+    }
+
+    fn kill_liar(&mut self, role: Role, why: String) {
+        if self.lines.kill(role, true) {
+            self.actions.push(Action::KillHelper { role, why });
+        }
+    }
+
+    fn tick(&mut self) {
+        for role in self.lines.late(self.now) {
+            if self.lines.kill(role, false) {
+                let why = "it has been working on one request for too long".to_owned();
+                self.actions.push(Action::KillHelper { role, why });
+            }
+        }
+    }
+
+    /// A child was reaped. Whoever it was, its number is free again.
+    fn exited(&mut self, pid: Pid, status: u8) {
+        if self.pod.init() == Some(pid) {
+            self.pod_init_exited();
+        } else if let Some((container, process)) = self.pids.remove(&pid) {
+            self.process_exited(&container, &process, status);
+        } else if self.lines.starts_under_way() && self.strays.len() < STRAYS_MAX {
+            self.strays.insert(pid, status);
+        }
+    }
+
+    /// An answer, or none: whoever asked goes on.
+    fn go_on(&mut self, Outcome { purpose, result }: Outcome) {
+        match purpose {
+            Purpose::Pod(step) => self.pod_step(step, result),
+            Purpose::Container(id, step) => self.container_step(&id, step, result),
+            Purpose::Exec(container, process) => self.exec_started(&container, &process, result),
+            Purpose::Command(ticket) => self.replies.close(ticket, result.map(|_| Vec::new())),
+            Purpose::KillLeft(container) => self.left_killed(&container, result),
+            Purpose::Output(container, process) => self.output_left(&container, &process, result),
+            Purpose::RemoveFiles(container) => self.files_removed(&container, result),
+            Purpose::DestroyFiles => self.pod_files_destroyed(result),
+            Purpose::Flush => self.flushed(result),
+            Purpose::Rejoin => match result {
+                Ok(_) => self.lines.unbar(Role::Execd),
+                Err(fault) => self.kill_liar(Role::Execd, fault.to_string()),
+            },
+            Purpose::Resend => {
+                warn(result);
+                self.lines.unbar(Role::Streamd);
+            }
+            Purpose::Nothing => warn(result),
+        }
+    }
+
+    fn send(&mut self, message: Message, payload: Vec<u8>) {
+        self.actions.push(Action::Send { message, payload });
+    }
+
+    fn kill(&mut self, pid: Pid, signal: Signal, group: bool) {
+        self.actions.push(Action::Kill { pid, signal, group });
+    }
+}
+
+/// A fault that changes nothing: the log has it.
+fn warn<T>(result: Result<T, Fault>) {
+    if let Err(fault) = result {
+        log::warn!("{fault}");
     }
 }

@@ -9,6 +9,8 @@ use crate::spec::Container;
 /// What init asks of mountd.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
+    /// Look for devices that were plugged: the PCI bus.
+    Rescan,
     /// Mount the share, write resolv.conf and hostname, make the pod's shm. Undoes itself when it fails.
     PreparePod {
         /// The pod's files.

@@ -1,0 +1,361 @@
+//! Which command is legal in which state, and what it sets going.
+
+use super::state::{Container, ContainerState, ContainerStep, Pod, PodStep, Process, ProcessState, Purpose};
+use super::{Ask, Supervisor, Ticket};
+use crate::command::{Command, ExecCmd, KillContainer, RemoveContainer, SignalProcess, WinSize};
+use crate::fault::Fault;
+use crate::frame::Message;
+use crate::ids::{ContainerId, Pid, ProcessId};
+use crate::spec;
+use crate::wire::Role;
+use std::collections::BTreeMap;
+
+/// The protocol version that runV compares (protocol.md «Version»).
+const API: u32 = 4244;
+/// How many containers are remembered, those included that have exited and were not removed.
+const CONTAINERS_MAX: usize = 1024;
+/// How many processes may be unfinished.
+const PROCESSES_MAX: usize = 4096;
+/// The container id that means the guest's own namespaces (protocol.md «EXECCMD»).
+const DOOR: &str = "hyperstart";
+
+/// Whether something may be done now.
+enum Gate<T> {
+    /// Now, with this.
+    Go(T),
+    /// Something under way decides.
+    Wait,
+    /// Never.
+    No(Fault),
+}
+
+impl Supervisor {
+    /// A frame came from the host.
+    pub(super) fn take_command(&mut self, message: u32, size: usize, command: Result<Command, Fault>) {
+        let ticket = self.replies.open(size);
+        match command {
+            Ok(command) => self.carry_out(ticket, command),
+            Err(fault) => {
+                log::info!("message {message}: {fault}");
+                self.replies.close(ticket, Err(fault));
+            }
+        }
+    }
+
+    /// Carries a command out, or parks it.
+    pub(super) fn carry_out(&mut self, ticket: Ticket, command: Command) {
+        let refused = self.leaving.is_some()
+            && !matches!(command, Command::GetVersion | Command::Ping | Command::DestroyPod);
+        if refused {
+            let fault = Fault::new("taking", name(&command), "the guest is going down");
+            return self.replies.close(ticket, Err(fault));
+        }
+        let result = match command {
+            Command::GetVersion => Ok(API.to_be_bytes().to_vec()),
+            Command::Ping => Ok(Vec::new()),
+            Command::Rescan if self.config.local => Ok(Vec::new()),
+            Command::Rescan => return self.lines.ask(Ask::Rescan, Purpose::Command(ticket)),
+            Command::DestroyPod => return self.leave(ticket),
+            Command::StartPod(pod) => return self.start_pod(ticket, pod),
+            Command::NewContainer(container) => return self.new_container(ticket, container),
+            Command::ExecCmd(exec) => return self.exec(ticket, exec),
+            Command::WinSize(size) => return self.resize(ticket, size),
+            Command::KillContainer(kill) => return self.kill_container(ticket, kill),
+            Command::SignalProcess(signal) => return self.signal_process(ticket, signal),
+            Command::RemoveContainer(remove) => return self.remove_container(ticket, remove),
+            Command::OnlineCpuMem
+            | Command::WriteFile(_)
+            | Command::ReadFile(_)
+            | Command::SetupInterface(_)
+            | Command::SetupRoute(_)
+            | Command::DeleteInterface(_) => Err(not_implemented(name(&command))),
+        };
+        self.replies.close(ticket, result);
+    }
+
+    fn refuse(&mut self, ticket: Ticket, fault: Fault) {
+        self.replies.close(ticket, Err(fault));
+    }
+
+    fn park(&mut self, ticket: Ticket, command: Command) {
+        self.parked.push_back((ticket, command));
+    }
+
+    fn start_pod(&mut self, ticket: Ticket, pod: Box<spec::Pod>) {
+        let fault = |why: &str| Fault::new("starting", "the pod", why);
+        match &self.pod {
+            Pod::None => {}
+            Pod::Starting { .. } | Pod::Ending { .. } => return self.park(ticket, Command::StartPod(pod)),
+            Pod::Running { .. } => return self.refuse(ticket, fault("it runs already")),
+        }
+        let missing = [
+            ("STARTPOD with containers", !pod.containers.is_empty()),
+            ("STARTPOD with interfaces", !pod.interfaces.is_empty()),
+            ("STARTPOD with routes", !pod.routes.is_empty()),
+            ("STARTPOD with portmappingWhiteLists", pod.portmapping_white_lists.is_some()),
+        ];
+        if let Some((what, _)) = missing.into_iter().find(|(_, asked)| *asked) {
+            return self.refuse(ticket, not_implemented(what));
+        }
+        self.pod = Pod::Starting { ticket, spec: pod, init: None, step: None, fault: None };
+        self.ask_pod_step(PodStep::Loopback);
+    }
+
+    /// Whether the pod lives, for commands about what is in it.
+    fn pod_gate(&self, doing: &str, to: &ContainerId) -> Gate<String> {
+        match &self.pod {
+            Pod::Running { hostname, .. } => Gate::Go(hostname.clone()),
+            Pod::Starting { .. } => Gate::Wait,
+            Pod::None => Gate::No(Fault::new(doing, to, "there is no pod")),
+            Pod::Ending { .. } => Gate::No(Fault::new(doing, to, "the pod is ending")),
+        }
+    }
+
+    fn new_container(&mut self, ticket: Ticket, container: Box<spec::Container>) {
+        match self.new_container_gate(ticket, &container) {
+            Gate::Wait => self.park(ticket, Command::NewContainer(container)),
+            Gate::No(fault) => self.refuse(ticket, fault),
+            Gate::Go(init) => {
+                let (stdio, stderr) = (init.stdio, init.stderr);
+                self.streams.extend([Some(stdio), stderr].into_iter().flatten());
+                let (id, process) = (container.id.clone(), Box::new(container.process.clone()));
+                let record = Container {
+                    state: ContainerState::Preparing { ticket, process },
+                    init: container.process.id.clone(),
+                    processes: BTreeMap::from([(container.process.id.clone(), init)]),
+                };
+                self.containers.insert(id.clone(), record);
+                let purpose = Purpose::Container(id, ContainerStep::Files);
+                self.lines.ask(Ask::PrepareContainer(container), purpose);
+            }
+        }
+    }
+
+    fn new_container_gate(&self, ticket: Ticket, container: &spec::Container) -> Gate<Process> {
+        let id = &container.id;
+        let no = |why: &str| Gate::No(Fault::new("making container", id, why));
+        if id.as_str() == DOOR {
+            return no("that id is the guest's own");
+        }
+        match self.pod_gate("making container", id) {
+            Gate::Go(_) => {}
+            Gate::Wait => return Gate::Wait,
+            Gate::No(fault) => return Gate::No(fault),
+        }
+        match self.containers.get(id).map(|known| &known.state) {
+            None if self.containers.len() >= CONTAINERS_MAX => {
+                return no("there are 1024 containers: remove those that have exited");
+            }
+            None | Some(ContainerState::Exited) => {}
+            Some(ContainerState::Running) => return no("it exists"),
+            Some(_) => return Gate::Wait,
+        }
+        let missing = [
+            ("NEWCONTAINER with addr", !container.addr.is_empty()),
+            ("NEWCONTAINER with volumes", !container.volumes.is_empty()),
+            ("NEWCONTAINER with fsmap", !container.fsmap.is_empty()),
+            ("NEWCONTAINER with ports", !container.ports.is_empty()),
+        ];
+        if let Some((what, _)) = missing.into_iter().find(|(_, asked)| *asked) {
+            return Gate::No(not_implemented(what));
+        }
+        match self.new_process(id, &container.process, ProcessState::Starting(ticket)) {
+            Ok(process) => Gate::Go(process),
+            Err(fault) => Gate::No(fault),
+        }
+    }
+
+    /// A process as it is remembered, if its words make sense and its streams are free.
+    fn new_process(
+        &self,
+        container: &ContainerId,
+        process: &spec::Process,
+        state: ProcessState,
+    ) -> Result<Process, Fault> {
+        let fault =
+            |why: String| Fault::new("starting in container", format!("{container}: {}", process.id), why);
+        let (stdio, stderr) = process.check().map_err(fault)?;
+        let taken = [Some(stdio), stderr].into_iter().flatten().find(|stream| self.streams.contains(stream));
+        if let Some(stream) = taken {
+            return Err(fault(format!("stream {stream} belongs to another process")));
+        }
+        if self.containers.values().map(|container| container.processes.len()).sum::<usize>() >= PROCESSES_MAX
+        {
+            return Err(fault("there are 4096 processes".to_owned()));
+        }
+        Ok(Process { stdio, stderr, terminal: process.terminal, state })
+    }
+
+    fn exec(&mut self, ticket: Ticket, ExecCmd { container, process }: ExecCmd) {
+        match self.exec_gate(ticket, &container, &process) {
+            Gate::Wait => self.park(ticket, Command::ExecCmd(ExecCmd { container, process })),
+            Gate::No(fault) => self.refuse(ticket, fault),
+            Gate::Go((record, hostname)) => {
+                self.streams.extend([Some(record.stdio), record.stderr].into_iter().flatten());
+                let id = process.id.clone();
+                if let Some(known) = self.containers.get_mut(&container) {
+                    known.processes.insert(id.clone(), record);
+                }
+                let ask = Ask::StartProcess { container: container.clone(), process, init: false, hostname };
+                self.lines.ask(ask, Purpose::Exec(container, id));
+            }
+        }
+    }
+
+    fn exec_gate(
+        &self,
+        ticket: Ticket,
+        id: &ContainerId,
+        process: &spec::Process,
+    ) -> Gate<(Process, String)> {
+        let no = |why: &str| Gate::No(Fault::new("starting in container", id, why));
+        if let Some(fault) = self.door("EXECCMD", id) {
+            return Gate::No(fault);
+        }
+        let hostname = match self.pod_gate("starting in container", id) {
+            Gate::Go(hostname) => hostname,
+            Gate::Wait => return Gate::Wait,
+            Gate::No(fault) => return Gate::No(fault),
+        };
+        let Some(container) = self.containers.get(id) else { return no("no such container") };
+        match &container.state {
+            ContainerState::Running => {}
+            ContainerState::Preparing { .. }
+            | ContainerState::Starting { .. }
+            | ContainerState::Undoing { .. } => return Gate::Wait,
+            ContainerState::Ending(_) | ContainerState::Exited => return no("the container does not run"),
+        }
+        if container.processes.contains_key(&process.id) {
+            return no(&format!("process {} exists", process.id));
+        }
+        match self.new_process(id, process, ProcessState::Starting(ticket)) {
+            Ok(record) => Gate::Go((record, hostname)),
+            Err(fault) => Gate::No(fault),
+        }
+    }
+
+    /// The debugging door: what is said of commands to the container `hyperstart`.
+    fn door(&self, command: &str, id: &ContainerId) -> Option<Fault> {
+        match (id.as_str() == DOOR, self.config.debug_door) {
+            (false, _) => None,
+            (true, true) => Some(not_implemented(&format!("{command} in hyperstart"))),
+            (true, false) => {
+                Some(Fault::new("opening", DOOR, "it is closed: hyper_debug on the kernel cmdline opens it"))
+            }
+        }
+    }
+
+    /// A process that runs, or why it does not.
+    fn running(&self, doing: &str, command: &str, id: &ContainerId, process: &ProcessId) -> Gate<Pid> {
+        if let Some(fault) = self.door(command, id) {
+            return Gate::No(fault);
+        }
+        let Some(container) = self.containers.get(id) else {
+            return Gate::No(Fault::new(doing, id, "no such container"));
+        };
+        match &container.state {
+            ContainerState::Preparing { .. }
+            | ContainerState::Starting { .. }
+            | ContainerState::Undoing { .. } => return Gate::Wait,
+            ContainerState::Running | ContainerState::Ending(_) | ContainerState::Exited => {}
+        }
+        match container.processes.get(process).map(|process| process.state) {
+            Some(ProcessState::Running(pid)) => Gate::Go(pid),
+            Some(ProcessState::Starting(_)) => Gate::Wait,
+            Some(ProcessState::Exited(_)) | None => {
+                Gate::No(Fault::new(doing, format!("{id}: {process}"), "no such process"))
+            }
+        }
+    }
+
+    fn resize(&mut self, ticket: Ticket, size: WinSize) {
+        let WinSize { container, process, row, column } = &size;
+        match self.running("resizing the terminal of", "WINSIZE", container, process) {
+            Gate::Wait => self.park(ticket, Command::WinSize(size)),
+            Gate::No(fault) => self.refuse(ticket, fault),
+            Gate::Go(_) => {
+                let known = self.containers.get(container).and_then(|known| known.processes.get(process));
+                match known.filter(|known| known.terminal).map(|known| known.stdio) {
+                    None => {
+                        let to = format!("{container}: {process}");
+                        let fault = Fault::new("resizing the terminal of", to, "the process has no terminal");
+                        self.refuse(ticket, fault);
+                    }
+                    Some(stdio) => {
+                        let ask = Ask::Resize { stdio, row: *row, column: *column };
+                        self.lines.ask(ask, Purpose::Command(ticket));
+                    }
+                }
+            }
+        }
+    }
+
+    fn kill_container(&mut self, ticket: Ticket, kill: KillContainer) {
+        let init = self.containers.get(&kill.container).map(|container| container.init.clone());
+        let Some(init) = init else {
+            let fault = self.door("KILLCONTAINER", &kill.container);
+            let unknown = || Fault::new("signalling container", &kill.container, "no such container");
+            return self.refuse(ticket, fault.unwrap_or_else(unknown));
+        };
+        match self.running("signalling container", "KILLCONTAINER", &kill.container, &init) {
+            Gate::Wait => self.park(ticket, Command::KillContainer(kill)),
+            Gate::No(fault) => self.refuse(ticket, fault),
+            Gate::Go(pid) => {
+                self.kill(pid, kill.signal, false);
+                self.replies.close(ticket, Ok(Vec::new()));
+            }
+        }
+    }
+
+    fn signal_process(&mut self, ticket: Ticket, signal: SignalProcess) {
+        match self.running("signalling", "SIGNALPROCESS", &signal.container, &signal.process) {
+            Gate::Wait => self.park(ticket, Command::SignalProcess(signal)),
+            Gate::No(fault) => self.refuse(ticket, fault),
+            Gate::Go(pid) => {
+                self.kill(pid, signal.signal, true);
+                self.replies.close(ticket, Ok(Vec::new()));
+            }
+        }
+    }
+
+    fn remove_container(&mut self, ticket: Ticket, remove: RemoveContainer) {
+        let id = &remove.container;
+        let fault = |why: &str| Fault::new("removing container", id, why);
+        match self.containers.get(id).map(|container| &container.state) {
+            None => {
+                let fault = fault("no such container");
+                self.refuse(ticket, fault);
+            }
+            Some(ContainerState::Running) => {
+                let fault = fault("it runs");
+                self.refuse(ticket, fault);
+            }
+            Some(ContainerState::Exited) => {
+                self.containers.remove(id);
+                self.replies.close(ticket, Ok(Vec::new()));
+            }
+            Some(_) => self.park(ticket, Command::RemoveContainer(remove)),
+        }
+    }
+
+    /// Whether a number that execd says it has started can be a new process's. A liar is killed.
+    pub(super) fn is_new_pid(&mut self, pid: Pid) -> bool {
+        let taken = pid == self.config.warden
+            || self.lines.has(pid)
+            || self.pod.init() == Some(pid)
+            || self.pids.contains_key(&pid);
+        if taken {
+            self.kill_liar(Role::Execd, format!("it says that it has started {pid}, which runs already"));
+        }
+        !taken
+    }
+}
+
+fn not_implemented(what: &str) -> Fault {
+    Fault::new("not implemented", "", what)
+}
+
+/// The command's name on the wire.
+fn name(command: &Command) -> &'static str {
+    Message::from(command).name()
+}

@@ -1,0 +1,311 @@
+//! Ends: of a process (its output, then its event), of a container (what is left in it, then its files), of the pod, and
+//! of the guest.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::ask::Answer;
+use super::state::{ContainerEnd, ContainerState, Leaving, LeavingStep, Pod, PodEnd, ProcessState, Purpose};
+use super::{Action, Ask, Supervisor, Ticket, warn};
+use crate::fault::Fault;
+use crate::frame::Message;
+use crate::ids::{ContainerId, Pid, ProcessId, Signal, StreamId};
+
+/// How long after the kill DESTROYPOD waits for output to leave. runV gives up ten seconds after it has asked.
+const OUTPUT: Duration = Duration::from_secs(2);
+/// How long after that it waits for files to be unmounted.
+const FILES: Duration = Duration::from_secs(2);
+/// How long the last frame may take to leave.
+const LAST_FRAME: Duration = Duration::from_secs(1);
+
+/// PROCESSASYNCEVENT's payload.
+#[derive(Serialize)]
+struct Finished<'a> {
+    container: &'a ContainerId,
+    process: &'a ProcessId,
+    event: &'static str,
+    status: u8,
+}
+
+// ---- a process ----
+
+impl Supervisor {
+    /// A process of a container was reaped.
+    pub(super) fn process_exited(&mut self, container: &ContainerId, process: &ProcessId, status: u8) {
+        let Some(known) = self.containers.get_mut(container) else { return };
+        let Some(record) = known.processes.get_mut(process) else { return };
+        record.state = ProcessState::Exited(status);
+        let stdio = record.stdio;
+        if known.init == *process {
+            known.state = ContainerState::Ending(ContainerEnd::Killing);
+            let ask = Ask::KillContainer { container: container.clone() };
+            self.lines.ask(ask, Purpose::KillLeft(container.clone()));
+        } else {
+            self.finish(container, process, stdio);
+        }
+    }
+
+    fn finish(&mut self, container: &ContainerId, process: &ProcessId, stdio: StreamId) {
+        let purpose = Purpose::Output(container.clone(), process.clone());
+        self.lines.ask(Ask::Finish { stdio }, purpose);
+    }
+
+    /// Everything that an exited process wrote has left, or never will.
+    pub(super) fn output_left(
+        &mut self,
+        container: &ContainerId,
+        process: &ProcessId,
+        result: Result<Answer, Fault>,
+    ) {
+        warn(result);
+        let Some(known) = self.containers.get_mut(container) else { return };
+        if known.init == *process {
+            if let ContainerState::Ending(step @ ContainerEnd::Output) = &mut known.state {
+                *step = ContainerEnd::Files;
+                let ask = Ask::RemoveContainer { container: container.clone() };
+                self.lines.ask(ask, Purpose::RemoveFiles(container.clone()));
+            }
+        } else {
+            self.finished(container, process);
+            self.container_advances(container);
+        }
+    }
+
+    /// A process is finished: the host is told, and its streams are free.
+    fn finished(&mut self, container: &ContainerId, process: &ProcessId) {
+        let Some(known) = self.containers.get_mut(container) else { return };
+        let Some(ProcessState::Exited(status)) = known.processes.get(process).map(|record| record.state)
+        else {
+            return;
+        };
+        let Some(record) = known.processes.remove(process) else { return };
+        self.free_streams(record.stdio, record.stderr);
+        self.lines.ask(Ask::Release { stdio: record.stdio }, Purpose::Nothing);
+        let event = Finished { container, process, event: "finished", status };
+        match serde_json::to_vec(&event) {
+            Ok(payload) => self.send(Message::ProcessAsyncEvent, payload),
+            Err(error) => log::error!("{container}: {process}: telling its end: {error}"),
+        }
+    }
+
+    pub(super) fn free_streams(&mut self, stdio: StreamId, stderr: Option<StreamId>) {
+        for stream in [Some(stdio), stderr].into_iter().flatten() {
+            self.streams.remove(&stream);
+        }
+    }
+}
+
+// ---- a container ----
+
+impl Supervisor {
+    /// mountd has killed what was left in a container whose init has exited.
+    pub(super) fn left_killed(&mut self, container: &ContainerId, result: Result<Answer, Fault>) {
+        warn(result);
+        let Some(known) = self.containers.get_mut(container) else { return };
+        let ContainerState::Ending(step @ ContainerEnd::Killing) = &mut known.state else { return };
+        *step = ContainerEnd::Processes;
+        // Also where mountd could not: these are init's children.
+        let running: Vec<Pid> = known.processes.values().filter_map(|process| process.state.pid()).collect();
+        running.into_iter().for_each(|pid| self.kill(pid, Signal::KILL, false));
+        self.container_advances(container);
+    }
+
+    /// A process of a container is finished: if its init has exited and was the last, its own end goes on.
+    pub(super) fn container_advances(&mut self, container: &ContainerId) {
+        let Some(known) = self.containers.get_mut(container) else { return };
+        let ContainerState::Ending(step @ ContainerEnd::Processes) = &mut known.state else { return };
+        if known.processes.len() > 1 {
+            return;
+        }
+        *step = ContainerEnd::Output;
+        let init = known.init.clone();
+        if let Some(stdio) = known.processes.get(&init).map(|process| process.stdio) {
+            self.finish(container, &init, stdio);
+        }
+    }
+
+    /// The container is cleaned up: the host may have its disk back, and hears of its init's end.
+    pub(super) fn files_removed(&mut self, container: &ContainerId, result: Result<Answer, Fault>) {
+        warn(result);
+        let Some(known) = self.containers.get_mut(container) else { return };
+        known.state = ContainerState::Exited;
+        let init = known.init.clone();
+        self.finished(container, &init);
+    }
+}
+
+// ---- the pod ----
+
+impl Supervisor {
+    /// The pod init was reaped. It ends when it is killed at the end of the pod, or the pod ends with it: the kernel
+    /// has killed everything in its PID namespace.
+    pub(super) fn pod_init_exited(&mut self) {
+        match &mut self.pod {
+            Pod::None => {}
+            Pod::Starting { .. } => self.starting_pod_lost_init(),
+            Pod::Running { .. } => {
+                log::error!("the pod init is gone: the pod ends");
+                self.pod = Pod::Ending { init: None, step: PodEnd::Containers };
+            }
+            Pod::Ending { init, .. } => *init = None,
+        }
+    }
+
+    /// mountd has undone everything of the pod.
+    pub(super) fn pod_files_destroyed(&mut self, result: Result<Answer, Fault>) {
+        warn(result);
+        self.pod = Pod::None;
+        self.containers.clear();
+    }
+
+    /// Goes on with the ends of the pod and of the guest as far as they have come.
+    pub(super) fn advance_ends(&mut self) {
+        self.advance_pod_end();
+        self.advance_leaving();
+    }
+
+    fn advance_pod_end(&mut self) {
+        let ended = self.containers.values().all(|known| matches!(known.state, ContainerState::Exited));
+        let Pod::Ending { init, step } = &mut self.pod else { return };
+        let init = *init;
+        match (*step, init) {
+            (PodEnd::Containers, Some(init)) if ended => {
+                *step = PodEnd::Init;
+                self.kill(init, Signal::KILL, false);
+            }
+            (PodEnd::Containers, None) if ended => self.destroy_files(),
+            (PodEnd::Init, None) => self.destroy_files(),
+            (PodEnd::Containers | PodEnd::Init | PodEnd::Files, _) => {}
+        }
+    }
+
+    fn destroy_files(&mut self) {
+        self.pod = Pod::Ending { init: None, step: PodEnd::Files };
+        self.lines.ask(Ask::DestroyPod, Purpose::DestroyFiles);
+    }
+}
+
+// ---- the guest ----
+
+impl Supervisor {
+    /// DESTROYPOD. A second one is answered with the first.
+    pub(super) fn leave(&mut self, ticket: Ticket) {
+        if let Some(leaving) = &mut self.leaving {
+            leaving.tickets.push(ticket);
+            return;
+        }
+        let kill_at = self.now + self.config.grace;
+        self.leaving = Some(Leaving {
+            tickets: vec![ticket],
+            kill_at,
+            abandon_at: kill_at + OUTPUT,
+            give_up_at: kill_at + OUTPUT + FILES,
+            step: LeavingStep::Term,
+        });
+        match &self.pod {
+            Pod::None | Pod::Ending { .. } => {}
+            Pod::Starting { .. } => {
+                self.undo_pod(Fault::new("starting", "the pod", "DESTROYPOD came before it ran"));
+            }
+            Pod::Running { init, .. } => {
+                self.pod = Pod::Ending { init: Some(*init), step: PodEnd::Containers };
+                self.signal_all(Signal::TERM);
+            }
+        }
+    }
+
+    /// To the group of every process that is known. What they have left behind in other sessions ends with their
+    /// container, when its init does.
+    fn signal_all(&mut self, signal: Signal) {
+        let pids: Vec<Pid> = self.pids.keys().copied().collect();
+        pids.into_iter().for_each(|pid| self.kill(pid, signal, true));
+    }
+
+    fn advance_leaving(&mut self) {
+        let Some(leaving) = &mut self.leaving else { return };
+        let now = self.now;
+        match leaving.step {
+            LeavingStep::Term | LeavingStep::Killed | LeavingStep::Abandoned
+                if matches!(self.pod, Pod::None) =>
+            {
+                leaving.step = LeavingStep::Flushing;
+                self.lines.ask(Ask::Flush, Purpose::Flush);
+            }
+            LeavingStep::Term if now >= leaving.kill_at => {
+                leaving.step = LeavingStep::Killed;
+                self.signal_all(Signal::KILL);
+            }
+            LeavingStep::Killed if now >= leaving.abandon_at => {
+                leaving.step = LeavingStep::Abandoned;
+                log::warn!("the host does not read the processes' output: it is given up");
+                self.abandon_output();
+            }
+            LeavingStep::Abandoned | LeavingStep::Flushing if now >= leaving.give_up_at => {
+                log::warn!("leaving before everything has ended");
+                self.say_goodbye();
+            }
+            LeavingStep::Said { until } if now >= until => self.actions.push(Action::PowerOff),
+            LeavingStep::Term
+            | LeavingStep::Killed
+            | LeavingStep::Abandoned
+            | LeavingStep::Flushing
+            | LeavingStep::Said { .. } => {}
+        }
+    }
+
+    fn abandon_output(&mut self) {
+        let exited: Vec<(ContainerId, ProcessId)> = self
+            .containers
+            .iter()
+            .flat_map(|(id, known)| {
+                let exited = known.processes.iter().filter(|(_, process)| process.state.has_exited());
+                exited.map(move |(process, _)| (id.clone(), process.clone()))
+            })
+            .collect();
+        for (container, process) in exited {
+            let fault =
+                Fault::new("waiting for the output of", format!("{container}: {process}"), "given up");
+            self.output_left(&container, &process, Err(fault));
+        }
+    }
+
+    /// streamd has written everything, or cannot.
+    pub(super) fn flushed(&mut self, result: Result<Answer, Fault>) {
+        warn(result);
+        self.say_goodbye();
+    }
+
+    /// Answers everything that is owed, DESTROYPOD last.
+    fn say_goodbye(&mut self) {
+        let Some(leaving) = &mut self.leaving else { return };
+        if matches!(leaving.step, LeavingStep::Said { .. }) {
+            return;
+        }
+        leaving.step = LeavingStep::Said { until: self.now + LAST_FRAME };
+        let tickets = std::mem::take(&mut leaving.tickets);
+        for ticket in self.replies.under_way().into_iter().filter(|ticket| !tickets.contains(ticket)) {
+            self.replies
+                .close(ticket, Err(Fault::new("finishing", "the command", "the guest is going down")));
+        }
+        tickets.into_iter().for_each(|ticket| self.replies.close(ticket, Ok(Vec::new())));
+    }
+
+    /// Everything sent has left.
+    pub(super) fn drained(&mut self) {
+        if self.leaving.as_ref().is_some_and(|leaving| matches!(leaving.step, LeavingStep::Said { .. })) {
+            self.actions.push(Action::PowerOff);
+        }
+    }
+
+    /// When the guest's end goes on by itself.
+    pub(super) fn leaving_deadline(&self) -> Option<Duration> {
+        let leaving = self.leaving.as_ref()?;
+        Some(match leaving.step {
+            LeavingStep::Term => leaving.kill_at,
+            LeavingStep::Killed => leaving.abandon_at,
+            LeavingStep::Abandoned | LeavingStep::Flushing => leaving.give_up_at,
+            LeavingStep::Said { until } => until,
+        })
+    }
+}

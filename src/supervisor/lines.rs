@@ -1,0 +1,232 @@
+//! The requests to the helpers: queued, sent a few at a time, timed, and asked again of a successor where that is safe.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::ask::{Answer, Ask, HelperReply};
+use super::state::Purpose;
+use crate::fault::Fault;
+use crate::ids::Pid;
+use crate::wire::Role;
+
+/// How many requests one helper has under way. They fit its socket (channel.rs), so that init never waits to send.
+const WINDOW: usize = 16;
+/// How often a request that may be repeated is asked before it is given up: it may be what kills the helper.
+const TRIES: u32 = 3;
+
+/// A request that has no answer yet.
+#[derive(Debug)]
+pub(super) struct Pending {
+    id: u64,
+    ask: Ask,
+    purpose: Purpose,
+    tries: u32,
+}
+
+/// What came of a request, and what it was for.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    /// What it was for.
+    pub(super) purpose: Purpose,
+    /// What came of it.
+    pub(super) result: Result<Answer, Fault>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Down,
+    Up(Pid),
+    Closed,
+}
+
+/// The way to one helper.
+#[derive(Debug, Default)]
+struct Line {
+    state: State,
+    /// Only what was put first may be sent: the helper is not what it has to be yet.
+    barred: bool,
+    queued: VecDeque<Pending>,
+    sent: VecDeque<Pending>,
+    /// Since when it works on the oldest of `sent`.
+    since: Duration,
+    /// It is being killed; of a liar nothing is believed any more.
+    killed: bool,
+    lied: bool,
+}
+
+/// The way to each helper.
+#[derive(Debug)]
+pub(super) struct Lines {
+    lines: BTreeMap<Role, Line>,
+    last: u64,
+}
+
+impl Lines {
+    pub(super) fn new() -> Lines {
+        Lines { lines: Role::ALL.into_iter().map(|role| (role, Line::default())).collect(), last: 0 }
+    }
+
+    fn line(&mut self, role: Role) -> &mut Line {
+        self.lines.entry(role).or_default()
+    }
+
+    /// Puts a request at the end of its helper's queue.
+    pub(super) fn ask(&mut self, ask: Ask, purpose: Purpose) {
+        let pending = self.pending(ask, purpose);
+        self.line(pending.ask.role()).queued.push_back(pending);
+    }
+
+    /// Puts a request before all others; a barred helper takes it too.
+    pub(super) fn ask_first(&mut self, ask: Ask, purpose: Purpose) {
+        let pending = self.pending(ask, purpose);
+        self.line(pending.ask.role()).queued.push_front(pending);
+    }
+
+    fn pending(&mut self, ask: Ask, purpose: Purpose) -> Pending {
+        self.last += 1;
+        Pending { id: self.last, ask, purpose, tries: 0 }
+    }
+
+    /// What can be sent now, in order: (id, request).
+    pub(super) fn sendable(&mut self, now: Duration) -> Vec<(u64, Ask)> {
+        let mut sendable = Vec::new();
+        for line in self.lines.values_mut() {
+            while matches!(line.state, State::Up(_)) && !line.killed && line.sent.len() < WINDOW {
+                if line.barred && !line.queued.front().is_some_and(|pending| pending.purpose.comes_first()) {
+                    break;
+                }
+                let Some(mut pending) = line.queued.pop_front() else { break };
+                pending.tries += 1;
+                sendable.push((pending.id, pending.ask.clone()));
+                if line.sent.is_empty() {
+                    line.since = now;
+                }
+                line.sent.push_back(pending);
+            }
+        }
+        sendable
+    }
+
+    /// What a closed helper leaves undone.
+    pub(super) fn hopeless(&mut self) -> Vec<Outcome> {
+        let mut hopeless = Vec::new();
+        for (&role, line) in self.lines.iter_mut().filter(|(_, line)| line.state == State::Closed) {
+            let undone = line.sent.drain(..).chain(line.queued.drain(..));
+            let fault = || Fault::new("asking", role, "it died too often: it is closed");
+            hopeless.extend(undone.map(|pending| pending.fails(fault())));
+        }
+        hopeless
+    }
+
+    /// The helper runs. `barred`: until [`Lines::unbar`] it only gets what comes first.
+    pub(super) fn up(&mut self, role: Role, pid: Pid, barred: bool) {
+        let line = self.line(role);
+        (line.state, line.barred, line.killed, line.lied) = (State::Up(pid), barred, false, false);
+    }
+
+    /// The helper may have everything.
+    pub(super) fn unbar(&mut self, role: Role) {
+        self.line(role).barred = false;
+    }
+
+    /// The helper is dead. Requests that may be repeated wait for its successor; the others fail.
+    pub(super) fn gone(&mut self, role: Role) -> Vec<Outcome> {
+        let line = self.line(role);
+        line.state = State::Down;
+        let mut failed = Vec::new();
+        for pending in std::mem::take(&mut line.sent).into_iter().rev() {
+            if pending.ask.repeats() && pending.tries < TRIES {
+                line.queued.push_front(pending);
+            } else {
+                failed.push(pending.fails(Fault::new("asking", role, "it died before it answered")));
+            }
+        }
+        // Those that come first are said again by whoever sees the successor come up.
+        line.queued.retain(|pending| !pending.purpose.comes_first());
+        failed.reverse();
+        failed
+    }
+
+    /// The helper will not come back.
+    pub(super) fn closed(&mut self, role: Role) {
+        self.line(role).state = State::Closed;
+    }
+
+    /// The outcome of the request of that number. The fault says why the helper is to be killed: its answer fits no
+    /// request. None: nothing of this helper is believed any more.
+    pub(super) fn answered(
+        &mut self,
+        now: Duration,
+        role: Role,
+        id: u64,
+        result: Result<HelperReply, Fault>,
+    ) -> Result<Option<Outcome>, String> {
+        let line = self.line(role);
+        if line.lied {
+            return Ok(None);
+        }
+        let at = line.sent.iter().position(|pending| pending.id == id);
+        // streamd answers when the output has left; the others one after the other. A fault may also be our own:
+        // a request that could not be sent.
+        let Some(at) = at.filter(|&at| at == 0 || role == Role::Streamd || result.is_err()) else {
+            return Err(format!("it answered {id}, which is no request under way"));
+        };
+        let Some(pending) = line.sent.remove(at) else { return Ok(None) };
+        if at == 0 {
+            line.since = now;
+        }
+        let result = match result {
+            Err(fault) => Err(fault),
+            Ok(reply) => match pending.ask.answer(&reply) {
+                Some(answer) => Ok(answer),
+                None => {
+                    line.sent.push_front(pending);
+                    return Err(format!("its answer to {id} is one to another request"));
+                }
+            },
+        };
+        Ok(Some(Outcome { purpose: pending.purpose, result }))
+    }
+
+    /// The helper is being killed; true if it was not yet.
+    pub(super) fn kill(&mut self, role: Role, lied: bool) -> bool {
+        let line = self.line(role);
+        line.lied |= lied;
+        matches!(line.state, State::Up(_)) && !std::mem::replace(&mut line.killed, true)
+    }
+
+    /// When the oldest request of a helper has taken too long, by role.
+    fn deadlines(&self) -> impl Iterator<Item = (Role, Duration)> + '_ {
+        self.lines.iter().filter(|(_, line)| !line.killed).filter_map(|(&role, line)| {
+            let limit = line.sent.front().and_then(|pending| pending.ask.limit())?;
+            Some((role, line.since + limit))
+        })
+    }
+
+    /// The deadline that comes first.
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        self.deadlines().map(|(_, deadline)| deadline).min()
+    }
+
+    /// The helpers that hang.
+    pub(super) fn late(&self, now: Duration) -> Vec<Role> {
+        self.deadlines().filter(|&(_, deadline)| deadline <= now).map(|(role, _)| role).collect()
+    }
+
+    /// Whether that process is a helper.
+    pub(super) fn has(&self, pid: Pid) -> bool {
+        self.lines.values().any(|line| line.state == State::Up(pid))
+    }
+
+    /// Whether execd may be starting something that is not known yet.
+    pub(super) fn starts_under_way(&self) -> bool {
+        self.lines.get(&Role::Execd).is_some_and(|line| line.sent.iter().any(|pending| pending.ask.starts()))
+    }
+}
+
+impl Pending {
+    fn fails(self, fault: Fault) -> Outcome {
+        Outcome { purpose: self.purpose, result: Err(fault) }
+    }
+}

@@ -1,0 +1,126 @@
+//! What the host is owed: exactly one reply for each command, in the order in which the commands came.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::fault::Fault;
+use crate::frame::Message;
+
+/// How many commands may be under way, or have a reply that waits behind another's. runV has a few; a host that sends
+/// more is not read until some are answered.
+const COMMANDS_MAX: usize = 256;
+/// How many bytes of commands may be under way: one frame of the largest size, and what is read with it.
+const BYTES_MAX: usize = crate::frame::CONTROL_MAX;
+
+/// A command of the host, for as long as it is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket(u64);
+
+/// A reply that waits for those before it; none while its command is under way.
+type Reply = Option<(Message, Vec<u8>)>;
+
+/// The replies that have not left.
+#[derive(Debug, Default)]
+pub(super) struct Replies {
+    last: u64,
+    /// Commands of this connection, oldest first.
+    owed: VecDeque<(Ticket, Reply)>,
+    /// Commands that are not done, of this and of earlier connections, and how many bytes each came with.
+    under_way: BTreeMap<Ticket, usize>,
+}
+
+impl Replies {
+    /// A command came.
+    pub(super) fn open(&mut self, size: usize) -> Ticket {
+        self.last += 1;
+        let ticket = Ticket(self.last);
+        self.owed.push_back((ticket, None));
+        self.under_way.insert(ticket, size);
+        ticket
+    }
+
+    /// A command is done. Its reply is nobody's if the connection it came on is gone.
+    pub(super) fn close(&mut self, ticket: Ticket, result: Result<Vec<u8>, Fault>) {
+        if self.under_way.remove(&ticket).is_none() {
+            return;
+        }
+        let slot = self.owed.iter_mut().find(|(owed, reply)| *owed == ticket && reply.is_none());
+        if let Some((_, reply)) = slot {
+            *reply = Some(match result {
+                Ok(payload) => (Message::Ack, payload),
+                Err(fault) => (Message::Error, fault.to_string().into_bytes()),
+            });
+        }
+    }
+
+    /// The replies that may leave now.
+    pub(super) fn leave(&mut self) -> Vec<(Message, Vec<u8>)> {
+        let mut leaving = Vec::new();
+        while let Some((_, Some(_))) = self.owed.front() {
+            leaving.extend(self.owed.pop_front().and_then(|(_, reply)| reply));
+        }
+        leaving
+    }
+
+    /// A new connection: nothing is owed to it yet.
+    pub(super) fn forget(&mut self) {
+        self.owed.clear();
+    }
+
+    /// The commands that are not done, oldest first.
+    pub(super) fn under_way(&self) -> Vec<Ticket> {
+        self.under_way.keys().copied().collect()
+    }
+
+    /// Whether more commands are taken.
+    pub(super) fn has_room(&self) -> bool {
+        self.owed.len().max(self.under_way.len()) < COMMANDS_MAX
+            && self.under_way.values().sum::<usize>() < BYTES_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(replies: &mut Replies) -> Vec<String> {
+        replies.leave().into_iter().map(|(_, payload)| String::from_utf8(payload).unwrap()).collect()
+    }
+
+    #[test]
+    fn replies_leave_in_the_order_of_their_commands() {
+        let mut replies = Replies::default();
+        let [a, b, c] = [replies.open(1), replies.open(1), replies.open(1)];
+        replies.close(c, Ok(b"c".to_vec()));
+        replies.close(b, Ok(b"b".to_vec()));
+        assert!(texts(&mut replies).is_empty());
+        replies.close(a, Ok(b"a".to_vec()));
+        replies.close(a, Ok(b"twice".to_vec()));
+        assert_eq!(texts(&mut replies), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_new_connection_gets_no_old_reply() {
+        let mut replies = Replies::default();
+        let old = replies.open(1);
+        replies.forget();
+        let new = replies.open(1);
+        replies.close(old, Ok(b"old".to_vec()));
+        replies.close(new, Ok(b"new".to_vec()));
+        assert_eq!(texts(&mut replies), ["new"]);
+    }
+
+    #[test]
+    fn what_is_under_way_is_bounded_in_number_and_bytes() {
+        let mut replies = Replies::default();
+        let first = replies.open(BYTES_MAX);
+        assert!(!replies.has_room());
+        replies.close(first, Ok(Vec::new()));
+        assert!(replies.has_room());
+        for _ in 0..COMMANDS_MAX {
+            replies.open(0);
+        }
+        assert!(!replies.has_room());
+        replies.forget();
+        assert!(!replies.has_room(), "an old connection's commands still cost");
+    }
+}

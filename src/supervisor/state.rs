@@ -1,0 +1,216 @@
+//! The nouns: pod, containers, processes, and how far each has come.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::replies::Ticket;
+use crate::fault::Fault;
+use crate::ids::{ContainerId, Pid, ProcessId, StreamId};
+use crate::spec;
+
+/// The pod.
+#[derive(Debug)]
+pub(super) enum Pod {
+    /// There is none.
+    None,
+    /// STARTPOD is under way; with a fault it is being undone.
+    Starting {
+        ticket: Ticket,
+        spec: Box<spec::Pod>,
+        init: Option<Pid>,
+        /// What a helper works on; none while the pod init is awaited to die.
+        step: Option<PodStep>,
+        fault: Option<Fault>,
+    },
+    /// It lives.
+    Running { hostname: String, init: Pid },
+    /// It is being taken down.
+    Ending { init: Option<Pid>, step: PodEnd },
+}
+
+impl Pod {
+    /// The pod init, for as long as it lives.
+    pub(super) fn init(&self) -> Option<Pid> {
+        match self {
+            Pod::None => None,
+            Pod::Starting { init, .. } | Pod::Ending { init, .. } => *init,
+            Pod::Running { init, .. } => Some(*init),
+        }
+    }
+}
+
+/// How far the end of a pod has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PodEnd {
+    /// Its containers end.
+    Containers,
+    /// Its pod init was killed.
+    Init,
+    /// mountd unmounts.
+    Files,
+}
+
+/// DESTROYPOD: the guest goes down.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    /// Who is told once everything is done.
+    pub(super) tickets: Vec<Ticket>,
+    /// When what is left is killed.
+    pub(super) kill_at: Duration,
+    /// When output that nobody reads is given up.
+    pub(super) abandon_at: Duration,
+    /// When everything is given up.
+    pub(super) give_up_at: Duration,
+    /// How far it has come.
+    pub(super) step: LeavingStep,
+}
+
+/// How far the guest's end has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LeavingStep {
+    /// Processes were asked to end.
+    Term,
+    /// Processes were killed.
+    Killed,
+    /// What they wrote is given up.
+    Abandoned,
+    /// streamd was asked to write what it has.
+    Flushing,
+    /// The ACK has been sent; the power goes off when it has left, or then.
+    Said { until: Duration },
+}
+
+/// A container that is known.
+#[derive(Debug)]
+pub(super) struct Container {
+    /// How far it has come.
+    pub(super) state: ContainerState,
+    /// The id of its init.
+    pub(super) init: ProcessId,
+    /// Its processes that are not finished, the init among them.
+    pub(super) processes: BTreeMap<ProcessId, Process>,
+}
+
+/// How far a container has come.
+#[derive(Debug)]
+pub(super) enum ContainerState {
+    /// mountd builds its root; then this is to be started.
+    Preparing { ticket: Ticket, process: Box<spec::Process> },
+    /// execd starts its init.
+    Starting { ticket: Ticket },
+    /// What was built is undone, and this is what the host is told.
+    Undoing { ticket: Ticket, fault: Fault },
+    /// It runs.
+    Running,
+    /// Its init has exited.
+    Ending(ContainerEnd),
+    /// It is cleaned up; its id may be used again.
+    Exited,
+}
+
+/// How far the end of a container has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ContainerEnd {
+    /// mountd kills what is left in it.
+    Killing,
+    /// Its other processes are finished.
+    Processes,
+    /// Its init's output leaves.
+    Output,
+    /// mountd unmounts.
+    Files,
+}
+
+/// A process that is not finished.
+#[derive(Debug)]
+pub(super) struct Process {
+    /// Its stdio stream.
+    pub(super) stdio: StreamId,
+    /// Its stderr stream, if it has one.
+    pub(super) stderr: Option<StreamId>,
+    /// Whether it has a tty.
+    pub(super) terminal: bool,
+    /// How far it has come.
+    pub(super) state: ProcessState,
+}
+
+/// How far a process has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ProcessState {
+    /// execd starts it.
+    Starting(Ticket),
+    /// It runs.
+    Running(Pid),
+    /// It was reaped; what it wrote has not left yet.
+    Exited(u8),
+}
+
+impl ProcessState {
+    /// The process, if it runs.
+    pub(super) fn pid(self) -> Option<Pid> {
+        match self {
+            ProcessState::Running(pid) => Some(pid),
+            ProcessState::Starting(_) | ProcessState::Exited(_) => None,
+        }
+    }
+
+    /// Whether it was reaped.
+    pub(super) fn has_exited(self) -> bool {
+        matches!(self, ProcessState::Exited(_))
+    }
+}
+
+/// What a request to a helper is for: who goes on when it is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A step of STARTPOD.
+    Pod(PodStep),
+    /// A step of NEWCONTAINER.
+    Container(ContainerId, ContainerStep),
+    /// EXECCMD's only step.
+    Exec(ContainerId, ProcessId),
+    /// A command of one step.
+    Command(Ticket),
+    /// A container's end: mountd kills what is left.
+    KillLeft(ContainerId),
+    /// A process's end: its output.
+    Output(ContainerId, ProcessId),
+    /// A container's end: mountd unmounts.
+    RemoveFiles(ContainerId),
+    /// The pod's end: mountd unmounts.
+    DestroyFiles,
+    /// The guest's end: streamd writes what it has.
+    Flush,
+    /// A new execd enters the pod.
+    Rejoin,
+    /// A new streamd gets the processes' descriptors.
+    Resend,
+    /// Nobody waits for it.
+    Nothing,
+}
+
+impl Purpose {
+    /// Whether a helper that has just come up needs it before all else.
+    pub(super) fn comes_first(&self) -> bool {
+        matches!(self, Purpose::Rejoin)
+    }
+}
+
+/// STARTPOD's steps, in order; the last undoes the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PodStep {
+    Loopback,
+    Files,
+    Init,
+    Pin,
+    Join,
+    Undo,
+}
+
+/// NEWCONTAINER's steps, in order; the last undoes the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ContainerStep {
+    Files,
+    Init,
+    Undo,
+}

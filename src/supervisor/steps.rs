@@ -1,0 +1,239 @@
+//! The steps of STARTPOD, NEWCONTAINER and EXECCMD: each answer asks for the next, the first fault undoes those before.
+
+use super::ask::Answer;
+use super::state::{Container, ContainerState, ContainerStep, Pod, PodStep, ProcessState, Purpose};
+use super::{Ask, Supervisor};
+use crate::fault::Fault;
+use crate::ids::{ContainerId, Pid, ProcessId, Signal};
+use crate::wire::mountd::{PodFiles, Share};
+
+impl Supervisor {
+    /// Asks for a step of STARTPOD.
+    pub(super) fn ask_pod_step(&mut self, next: PodStep) {
+        let local = self.config.local;
+        let Pod::Starting { spec, init, step, .. } = &mut self.pod else { return };
+        let ask = match (next, *init) {
+            (PodStep::Loopback, _) => Ask::SetLinkUp { device: "lo".to_owned() },
+            (PodStep::Files, _) => Ask::PreparePod(pod_files(spec, local)),
+            (PodStep::Init, _) => Ask::StartPod { hostname: spec.hostname.clone() },
+            (PodStep::Pin, Some(pid)) => Ask::PinPod { pid },
+            (PodStep::Join, _) => Ask::JoinPod,
+            (PodStep::Undo, _) | (PodStep::Pin, None) => Ask::DestroyPod,
+        };
+        *step = Some(next);
+        self.lines.ask(ask, Purpose::Pod(next));
+    }
+
+    pub(super) fn pod_step(&mut self, done: PodStep, result: Result<Answer, Fault>) {
+        let Pod::Starting { step, .. } = &mut self.pod else { return };
+        *step = None;
+        let answer = match result {
+            Err(fault) if done == PodStep::Undo => {
+                log::warn!("{fault}");
+                return self.pod_undone();
+            }
+            Err(fault) => return self.undo_pod(fault),
+            Ok(answer) => answer,
+        };
+        if let Answer::Started(pid) = answer {
+            if !self.is_new_pid(pid) {
+                return self.undo_pod(Fault::new("starting", "the pod init", "execd lied about it"));
+            }
+            self.pod_init_started(pid);
+        }
+        let Pod::Starting { init, fault, .. } = &self.pod else { return };
+        match done {
+            PodStep::Undo => self.pod_undone(),
+            // DESTROYPOD came meanwhile, or the pod init died.
+            _ if fault.is_some() => self.take_pod_down(),
+            PodStep::Loopback => self.ask_pod_step(PodStep::Files),
+            PodStep::Files => self.ask_pod_step(PodStep::Init),
+            PodStep::Init => self.ask_pod_step(PodStep::Pin),
+            PodStep::Pin => self.ask_pod_step(PodStep::Join),
+            PodStep::Join => match *init {
+                Some(init) => self.pod_started(init),
+                None => self.take_pod_down(),
+            },
+        }
+    }
+
+    fn pod_init_started(&mut self, pid: Pid) {
+        let gone = self.strays.remove(&pid).is_some();
+        if let Pod::Starting { init, fault, .. } = &mut self.pod {
+            if gone {
+                fault.get_or_insert_with(init_died);
+            } else {
+                *init = Some(pid);
+            }
+        }
+    }
+
+    fn pod_started(&mut self, init: Pid) {
+        if let Pod::Starting { ticket, spec, .. } = &mut self.pod {
+            let (ticket, hostname) = (*ticket, std::mem::take(&mut spec.hostname));
+            self.pod = Pod::Running { hostname, init };
+            self.replies.close(ticket, Ok(Vec::new()));
+        }
+    }
+
+    /// What was done for STARTPOD is undone as soon as no step is under way.
+    pub(super) fn undo_pod(&mut self, why: Fault) {
+        let Pod::Starting { step, fault, .. } = &mut self.pod else { return };
+        fault.get_or_insert(why);
+        if step.is_none() {
+            self.take_pod_down();
+        }
+    }
+
+    /// First the pod init, for it uses what mountd made.
+    fn take_pod_down(&mut self) {
+        match self.pod.init() {
+            Some(init) => self.kill(init, Signal::KILL, false),
+            None => self.ask_pod_step(PodStep::Undo),
+        }
+    }
+
+    /// The pod init of a pod that is being started is gone.
+    pub(super) fn starting_pod_lost_init(&mut self) {
+        if let Pod::Starting { init, .. } = &mut self.pod {
+            *init = None;
+        }
+        self.undo_pod(init_died());
+    }
+
+    fn pod_undone(&mut self) {
+        if let Pod::Starting { ticket, fault: Some(fault), .. } = std::mem::replace(&mut self.pod, Pod::None)
+        {
+            self.replies.close(ticket, Err(fault));
+        }
+    }
+
+    pub(super) fn container_step(
+        &mut self,
+        id: &ContainerId,
+        step: ContainerStep,
+        result: Result<Answer, Fault>,
+    ) {
+        match (step, result) {
+            (ContainerStep::Files, Ok(_)) => self.start_init(id),
+            (ContainerStep::Init, Ok(Answer::Started(pid))) if self.is_new_pid(pid) => {
+                self.init_started(id, pid);
+            }
+            (ContainerStep::Init, Ok(_)) => {
+                self.undo_container(id, Fault::new("starting container", id, "execd lied about it"));
+            }
+            (ContainerStep::Files | ContainerStep::Init, Err(fault)) => self.undo_container(id, fault),
+            (ContainerStep::Undo, result) => {
+                super::warn(result);
+                if let Some(ContainerState::Undoing { ticket, fault }) = self.forget_container(id) {
+                    self.replies.close(ticket, Err(fault));
+                }
+            }
+        }
+    }
+
+    fn start_init(&mut self, id: &ContainerId) {
+        let Pod::Running { hostname, .. } = &self.pod else {
+            return self.undo_container(id, Fault::new("starting container", id, "the pod is ending"));
+        };
+        let hostname = hostname.clone();
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let ContainerState::Preparing { ticket, .. } = container.state else { return };
+        let state = std::mem::replace(&mut container.state, ContainerState::Starting { ticket });
+        if let ContainerState::Preparing { process, .. } = state {
+            let ask = Ask::StartProcess { container: id.clone(), process, init: true, hostname };
+            self.lines.ask(ask, Purpose::Container(id.clone(), ContainerStep::Init));
+        }
+    }
+
+    fn init_started(&mut self, id: &ContainerId, pid: Pid) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        container.state = ContainerState::Running;
+        let init = container.init.clone();
+        self.started(id, &init, pid);
+    }
+
+    /// mountd takes back what it built; the host is told then.
+    fn undo_container(&mut self, id: &ContainerId, fault: Fault) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let (ContainerState::Preparing { ticket, .. } | ContainerState::Starting { ticket }) =
+            container.state
+        else {
+            return;
+        };
+        container.state = ContainerState::Undoing { ticket, fault };
+        // An execd that died may have left a process that has not noticed yet.
+        self.lines.ask(Ask::KillContainer { container: id.clone() }, Purpose::Nothing);
+        let purpose = Purpose::Container(id.clone(), ContainerStep::Undo);
+        self.lines.ask(Ask::RemoveContainer { container: id.clone() }, purpose);
+    }
+
+    fn forget_container(&mut self, id: &ContainerId) -> Option<ContainerState> {
+        let Container { state, processes, .. } = self.containers.remove(id)?;
+        for process in processes.values() {
+            self.free_streams(process.stdio, process.stderr);
+        }
+        Some(state)
+    }
+
+    pub(super) fn exec_started(
+        &mut self,
+        container: &ContainerId,
+        process: &ProcessId,
+        result: Result<Answer, Fault>,
+    ) {
+        let lied = || Fault::new("starting in container", container, "execd lied about it");
+        match result {
+            Ok(Answer::Started(pid)) if self.is_new_pid(pid) => self.started(container, process, pid),
+            Ok(_) => self.exec_failed(container, process, lied()),
+            Err(fault) => self.exec_failed(container, process, fault),
+        }
+    }
+
+    fn exec_failed(&mut self, container: &ContainerId, process: &ProcessId, fault: Fault) {
+        let Some(known) = self.containers.get_mut(container) else { return };
+        let Some(record) = known.processes.remove(process) else { return };
+        self.free_streams(record.stdio, record.stderr);
+        if let ProcessState::Starting(ticket) = record.state {
+            self.replies.close(ticket, Err(fault));
+        }
+        self.container_advances(container);
+    }
+
+    /// A process exists, and executes now. It may have ended already.
+    fn started(&mut self, container: &ContainerId, process: &ProcessId, pid: Pid) {
+        let Some(known) = self.containers.get_mut(container) else { return };
+        let ending = !matches!(known.state, ContainerState::Running);
+        let Some(record) = known.processes.get_mut(process) else { return };
+        let ProcessState::Starting(ticket) = record.state else { return };
+        record.state = ProcessState::Running(pid);
+        self.replies.close(ticket, Ok(Vec::new()));
+        self.pids.insert(pid, (container.clone(), process.clone()));
+        if let Some(status) = self.strays.remove(&pid) {
+            self.pids.remove(&pid);
+            self.process_exited(container, process, status);
+        } else if ending || matches!(self.pod, Pod::Ending { .. }) {
+            // Too late: everything that was there has been killed.
+            self.kill(pid, Signal::KILL, false);
+        }
+    }
+}
+
+fn init_died() -> Fault {
+    Fault::new("starting", "the pod", "the pod init died")
+}
+
+fn pod_files(pod: &crate::spec::Pod, local: bool) -> PodFiles {
+    let share = match pod.share_dir.as_str() {
+        "" => None,
+        _ if local => Some(Share::Local),
+        tag => Some(Share::NineP { tag: tag.to_owned() }),
+    };
+    PodFiles {
+        hostname: pod.hostname.clone(),
+        dns: pod.dns.clone(),
+        dns_search: pod.dns_search.clone(),
+        dns_options: pod.dns_options.clone(),
+        share,
+    }
+}

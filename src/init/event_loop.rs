@@ -250,6 +250,13 @@ impl EventLoop {
         match reply {
             warden::Reply::Spawned { role, pid, requests, replies } => {
                 let Some(helper) = self.helpers.get_mut(&role) else { return };
+                if self.reaped.contains(&pid) {
+                    // It died before this was read, and was reaped as a child that nobody knows.
+                    log::warn!("{role} died as soon as it was up");
+                    let change = helper.failed(now());
+                    self.changed(role, change);
+                    return;
+                }
                 if !signal::is_child(pid) || !helper.up(pid, Sender::new(role, requests)) {
                     // Not asked for, or not ours to reap: its channel ends are dropped, so it ends by itself.
                     log::error!("the warden lied about {role}");

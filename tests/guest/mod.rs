@@ -1,0 +1,352 @@
+//! A guest for a test: `hyperctl up` as a child, the client library as its host, a busybox for its containers.
+
+#![allow(dead_code)] // each test file uses its part
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command as Program, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hyperinit::client::{CallError, Client, ProcessStreams};
+use hyperinit::command::{Command, ExecCmd, KillContainer, RemoveContainer, SignalProcess, WinSize};
+use hyperinit::ids::{ContainerId, ProcessId, Signal};
+use hyperinit::spec::{Container, Pod, Process};
+use serde_json::{Value, json};
+
+/// How long anything may take before a test gives up; nothing is asserted about speed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where a guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// In namespaces of this machine.
+    Local,
+    /// In QEMU.
+    Vm,
+}
+
+/// A running guest. Dropping it ends it.
+pub struct Guest {
+    pub kind: Kind,
+    pub client: Client,
+    pub directory: PathBuf,
+    pub share: PathBuf,
+    hyperctl: Child,
+}
+
+impl Guest {
+    /// A guest without a pod.
+    pub fn boot(kind: Kind) -> Guest {
+        Guest::boot_with(kind, "")
+    }
+
+    /// The same with words on its kernel command line.
+    pub fn boot_with(kind: Kind, append: &str) -> Guest {
+        let directory = scratch();
+        let share = directory.join("share");
+        make_rootfs(&share.join("image/rootfs"));
+        let append = if append.contains("hyper_log=") {
+            append.to_owned()
+        } else {
+            format!("hyper_log=info {append}")
+        };
+        let mut program = Program::new(env!("CARGO_BIN_EXE_hyperctl"));
+        program
+            .arg("up")
+            .arg(match kind {
+                Kind::Local => "--local",
+                Kind::Vm => "--vm",
+            })
+            .arg("--dir")
+            .arg(directory.join("guest"))
+            .arg("--share")
+            .arg(&share)
+            .args(["--append", &append])
+            .stdin(Stdio::null());
+        let mut hyperctl = program.spawn().unwrap();
+        let at = directory.join("guest");
+        let alive = || match hyperctl.try_wait().unwrap() {
+            None => Ok(()),
+            Some(status) => panic!("hyperctl up ended with {status}"),
+        };
+        let client = Client::connect_within(&at, PATIENCE, alive).unwrap();
+        let guest = Guest { kind, client, directory, share, hyperctl };
+        guest.client.ready(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", guest.log()));
+        guest
+    }
+
+    /// A guest with a pod that has the share.
+    pub fn with_pod(kind: Kind) -> Guest {
+        let guest = Guest::boot(kind);
+        guest.start_pod();
+        guest
+    }
+
+    /// STARTPOD with what most tests need.
+    pub fn start_pod(&self) {
+        let pod = json!({"hostname": "pod-1", "shareDir": "share_dir", "dns": ["192.0.2.1"], "dnsSearch": ["a.test"]});
+        self.call(Command::StartPod(Box::new(parse::<Pod>(pod))));
+    }
+
+    /// A second connection to the same guest, in place of the first one.
+    pub fn reconnect(&mut self) {
+        self.client = Client::connect_within(&self.directory.join("guest"), PATIENCE, || Ok(())).unwrap();
+    }
+
+    /// The guest's log so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.directory.join("guest/console.log")).unwrap_or_default())
+            .into_owned()
+    }
+
+    /// A command that must succeed.
+    pub fn call(&self, command: Command) -> Vec<u8> {
+        let what = format!("{command:?}");
+        self.client.call(command).unwrap_or_else(|error| panic!("{what}: {error}\n{}", self.log()))
+    }
+
+    /// A command that must be refused; the reason.
+    pub fn refused(&self, command: Command) -> String {
+        let what = format!("{command:?}");
+        match self.client.call(command) {
+            Err(CallError::Refused(text)) => text,
+            other => panic!("{what}: {other:?}\n{}", self.log()),
+        }
+    }
+
+    /// Waits for the end of `hyperctl up` after DESTROYPOD.
+    pub fn wait_for_end(mut self) -> std::process::ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.hyperctl.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the guest does not end\n{}", self.log());
+            // There is no event for the end of a child that a thread of this process could share.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The process of hyperctl.
+    pub fn hyperctl(&self) -> u32 {
+        self.hyperctl.id()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.hyperctl.id() as i32);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let _ = self.hyperctl.wait();
+        if std::thread::panicking() {
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), self.log().as_bytes());
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+// ---- processes ----
+
+/// A process that was started, and its host's ends.
+pub struct Running<'a> {
+    pub guest: &'a Guest,
+    pub container: ContainerId,
+    pub process: ProcessId,
+    pub streams: ProcessStreams,
+}
+
+/// What a process came to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub status: u8,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Guest {
+    /// Starts a container whose init has these words; more of its JSON in `more`.
+    pub fn container(&self, id: &str, args: &[&str], more: Value) -> Running<'_> {
+        self.try_container(id, args, more).unwrap_or_else(|error| panic!("{id}: {error}\n{}", self.log()))
+    }
+
+    /// The same, which may be refused.
+    pub fn try_container(&self, id: &str, args: &[&str], more: Value) -> Result<Running<'_>, CallError> {
+        let mut value = json!({"id": id, "image": "image", "rootfs": "rootfs"});
+        let (container, process) = split(more);
+        merge(&mut value, container);
+        let (process, stdio, stderr) = process_value("init", args, process);
+        value["process"] = process;
+        let container: Container = parse(value);
+        let (container_id, process_id) = (container.id.clone(), container.process.id.clone());
+        let streams = self.client.streams(stdio, stderr);
+        self.client.call(Command::NewContainer(Box::new(container)))?;
+        Ok(Running { guest: self, container: container_id, process: process_id, streams })
+    }
+
+    /// A container that lives until it is killed.
+    pub fn sleeper(&self, id: &str) -> Running<'_> {
+        self.container(id, &["sleep", "100000"], json!({}))
+    }
+
+    /// Starts a process in a container; more of its JSON in `more`.
+    pub fn exec(&self, container: &str, args: &[&str], more: Value) -> Running<'_> {
+        self.try_exec(container, args, more)
+            .unwrap_or_else(|error| panic!("{args:?}: {error}\n{}", self.log()))
+    }
+
+    /// The same, which may be refused.
+    pub fn try_exec(&self, container: &str, args: &[&str], more: Value) -> Result<Running<'_>, CallError> {
+        let (value, stdio, stderr) = process_value("", args, more);
+        let process: Process = parse(value);
+        let (container, id) = (container_id(container), process.id.clone());
+        let streams = self.client.streams(stdio, stderr);
+        let exec = ExecCmd { container: container.clone(), process: Box::new(process) };
+        self.client.call(Command::ExecCmd(exec))?;
+        Ok(Running { guest: self, container, process: id, streams })
+    }
+
+    /// Runs a shell script in a container to its end.
+    pub fn sh(&self, container: &str, script: &str) -> Outcome {
+        self.exec(container, &["sh", "-c", script], json!({})).outcome()
+    }
+
+    /// KILLCONTAINER with SIGKILL, the end, and REMOVECONTAINER.
+    pub fn finish(&self, running: Running<'_>) {
+        let container = running.container.clone();
+        self.call(Command::KillContainer(KillContainer {
+            container: container.clone(),
+            signal: Signal::KILL,
+        }));
+        assert_eq!(running.outcome().status, 128 + 9);
+        self.call(Command::RemoveContainer(RemoveContainer { container }));
+    }
+}
+
+impl Running<'_> {
+    /// Closes stdin, reads everything, waits for the event.
+    pub fn outcome(self) -> Outcome {
+        let _ = self.streams.stdin.close();
+        self.end()
+    }
+
+    /// The same without closing stdin.
+    pub fn end(self) -> Outcome {
+        let stdout = self.streams.stdout.read_to_end(PATIENCE);
+        let stdout = stdout.unwrap_or_else(|error| panic!("stdout: {error}\n{}", self.guest.log()));
+        let stderr = self
+            .streams
+            .stderr
+            .as_ref()
+            .map(|stderr| stderr.read_to_end(PATIENCE).unwrap())
+            .unwrap_or_default();
+        let status = self.status();
+        assert_eq!(self.streams.stdout.eof_frames(), 1, "exactly one EOF frame on stdio");
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Outcome { status, stdout: text(stdout), stderr: text(stderr) }
+    }
+
+    /// Waits for the event.
+    pub fn status(&self) -> u8 {
+        let finished = self.guest.client.finished(&self.container, &self.process, PATIENCE);
+        finished.unwrap_or_else(|error| panic!("{error}\n{}", self.guest.log()))
+    }
+
+    /// SIGNALPROCESS.
+    pub fn signal(&self, signal: i64) {
+        self.guest.call(Command::SignalProcess(SignalProcess {
+            container: self.container.clone(),
+            process: self.process.clone(),
+            signal: Signal::try_from(signal).unwrap(),
+        }));
+    }
+
+    /// WINSIZE.
+    pub fn resize(&self, row: u16, column: u16) {
+        self.guest.call(Command::WinSize(WinSize {
+            container: self.container.clone(),
+            process: self.process.clone(),
+            row,
+            column,
+        }));
+    }
+
+    /// Reads output until it contains `wanted`; returns all of it.
+    pub fn read_until(&self, wanted: &str) -> String {
+        let mut text = String::new();
+        while !text.contains(wanted) {
+            match self.streams.stdout.recv_within(PATIENCE) {
+                Ok(Some(bytes)) => text.push_str(&String::from_utf8_lossy(&bytes)),
+                other => {
+                    panic!("{other:?} while waiting for {wanted:?}, after {text:?}\n{}", self.guest.log())
+                }
+            }
+        }
+        text
+    }
+}
+
+pub fn container_id(id: &str) -> ContainerId {
+    ContainerId::try_from(id.to_owned()).unwrap()
+}
+
+pub fn parse<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+/// `more` of a container: its own keys, and its process's.
+fn split(mut more: Value) -> (Value, Value) {
+    let process = more.as_object_mut().and_then(|map| map.remove("process")).unwrap_or_else(|| json!({}));
+    (more, process)
+}
+
+fn merge(value: &mut Value, more: Value) {
+    if let (Value::Object(value), Value::Object(more)) = (value, more) {
+        value.extend(more);
+    }
+}
+
+/// A process with stream numbers of its own.
+fn process_value(id: &str, args: &[&str], more: Value) -> (Value, u64, u64) {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let stdio = NEXT.fetch_add(2, Ordering::Relaxed);
+    let id = if id.is_empty() { format!("exec-{stdio}") } else { id.to_owned() };
+    let mut value = json!({"id": id, "args": args, "stdio": stdio, "stderr": stdio + 1});
+    merge(&mut value, more);
+    let number = |key: &str| value.get(key).and_then(Value::as_u64).unwrap();
+    let (stdio, stderr) = (number("stdio"), number("stderr"));
+    (value, stdio, stderr)
+}
+
+// ---- files ----
+
+/// A directory of one's own below the system's temporary one.
+pub fn scratch() -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = format!("hyperinit-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let path = std::env::temp_dir().join(name);
+    fs::create_dir_all(&path).unwrap();
+    path
+}
+
+/// A root filesystem of busybox with a few accounts.
+pub fn make_rootfs(root: &Path) {
+    const BUSYBOX: &str = "/bin/busybox";
+    assert!(Path::new(BUSYBOX).exists(), "{BUSYBOX} is missing: apt-get install busybox-static");
+    for directory in ["bin", "dev", "etc", "home/web", "proc", "root", "sys", "tmp", "usr/bin", "var"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    fs::copy(BUSYBOX, root.join("bin/busybox")).unwrap();
+    let list = Program::new(BUSYBOX).arg("--list").output().unwrap();
+    for applet in String::from_utf8(list.stdout).unwrap().lines().filter(|applet| *applet != "busybox") {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    let passwd = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/home/web:/bin/sh\n";
+    fs::write(root.join("etc/passwd"), passwd).unwrap();
+    fs::write(root.join("etc/group"), "root:x:0:\ntty:x:5:\nwww:x:34:\naudio:x:29:web\n").unwrap();
+    let mode = |path: &str, mode| {
+        fs::set_permissions(root.join(path), std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    mode("tmp", 0o1777);
+}

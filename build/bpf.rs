@@ -18,6 +18,9 @@ use crate::names::constant;
 /// x86_64 has a second set of numbers for the same calls (x32), with this bit set.
 const X32_BIT: u32 = 0x4000_0000;
 
+/// How many ranges are compared one by one at the end of the search.
+const CHAIN: usize = 4;
+
 /// What a system call is answered with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -25,32 +28,40 @@ pub struct Answer {
     pub when: Vec<SeccompRule>,
     /// The answer then.
     pub then: SeccompAction,
+    /// The answer otherwise.
+    pub otherwise: SeccompAction,
 }
 
-/// The program that answers each call by number, and every other with `otherwise`. `refuse_x32`: a list of what is denied
-/// would miss x32's numbers, so they fail with ENOSYS as a whole; a list of what is allowed does not have them.
+/// Numbers from `first` to `last`, and the code that answers them.
+struct Range {
+    first: u32,
+    last: u32,
+    code: Program,
+}
+
+/// The program that answers each call by number, and every other with `otherwise`. A list of what is denied would miss
+/// x32's numbers, so they fail with ENOSYS as a whole; a list of what is allowed does not have them.
 pub fn program(
     answers: &BTreeMap<u32, Answer>,
     otherwise: &SeccompAction,
     arch: &str,
 ) -> Result<Program, String> {
     let target = TargetArch::try_from(arch).map_err(|error| error.to_string())?;
-    let mut segments = vec![(0, ret(otherwise))];
-    let mut add = |start: u32, code: Vec<u64>| match segments.last_mut() {
-        Some((at, last)) if *at == start => *last = code,
-        Some((_, last)) if *last == code => {}
-        _ => segments.push((start, code)),
-    };
+    let mut ranges: Vec<Range> = Vec::new();
     for (&number, answer) in answers {
-        add(number, leaf(number, answer, otherwise, target)?);
-        add(number + 1, ret(otherwise));
+        let code = leaf(number, answer, target)?;
+        match ranges.last_mut() {
+            Some(range) if range.last + 1 == number && range.code == code => range.last = number,
+            _ => ranges.push(Range { first: number, last: number, code }),
+        }
     }
     if arch == "x86_64" && *otherwise == SeccompAction::Allow {
-        add(X32_BIT, ret(&SeccompAction::Errno(libc::ENOSYS.unsigned_abs())));
+        let code = ret(&SeccompAction::Errno(libc::ENOSYS.unsigned_abs()));
+        ranges.push(Range { first: X32_BIT, last: u32::MAX, code });
     }
     let mut program = architecture(target)?;
     program.push(instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0));
-    program.extend(search(&segments));
+    program.extend(search(&ranges, &ret(otherwise))?);
     Ok(program)
 }
 
@@ -62,40 +73,55 @@ fn architecture(target: TargetArch) -> Result<Program, String> {
     Ok(program)
 }
 
-/// The number is in the accumulator: finds the last segment that starts at or before it.
-fn search(segments: &[(u32, Vec<u64>)]) -> Program {
-    let (left, right) = segments.split_at(segments.len() / 2);
-    let Some((pivot, code)) = right.first() else { return Vec::new() };
-    if left.is_empty() {
-        return code.clone();
+/// The number is in the accumulator: finds the few ranges that it may be in, and then the one.
+fn search(ranges: &[Range], otherwise: &[u64]) -> Result<Program, String> {
+    if ranges.len() <= CHAIN {
+        return chain(ranges, otherwise);
     }
+    let (left, right) = ranges.split_at(ranges.len() / 2);
+    let pivot = right.first().map_or(0, |range| range.first);
+    let below = search(left, otherwise)?;
     let jump = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
-    let below = search(left);
     let mut program = match u8::try_from(below.len()) {
-        Ok(over) => vec![instruction(jump, over, 0, *pivot)],
+        Ok(over) => vec![instruction(jump, over, 0, pivot)],
         // A conditional jump reaches 255 instructions, the other kind all.
-        Err(_) => vec![
-            instruction(jump, 0, 1, *pivot),
-            instruction(libc::BPF_JMP | libc::BPF_JA, 0, 0, u32::try_from(below.len()).unwrap_or(u32::MAX)),
-        ],
+        Err(_) => {
+            let over = u32::try_from(below.len()).map_err(|error| error.to_string())?;
+            vec![instruction(jump, 0, 1, pivot), instruction(libc::BPF_JMP | libc::BPF_JA, 0, 0, over)]
+        }
     };
     program.extend(below);
-    program.extend(search(right));
-    program
+    program.extend(search(right, otherwise)?);
+    Ok(program)
+}
+
+/// One range after the other.
+fn chain(ranges: &[Range], otherwise: &[u64]) -> Result<Program, String> {
+    let mut program = Vec::new();
+    for Range { first, last, code } in ranges {
+        let over = u8::try_from(code.len()).ok().filter(|&over| over < u8::MAX);
+        let over = over.ok_or("a system call has too many conditions")?;
+        let jump =
+            |kind: u32, jt, jf, number| instruction(libc::BPF_JMP | kind | libc::BPF_K, jt, jf, number);
+        if first == last {
+            program.push(jump(libc::BPF_JEQ, 0, over, *first));
+        } else {
+            program.push(jump(libc::BPF_JGE, 0, over + 1, *first));
+            program.push(jump(libc::BPF_JGT, over, 0, *last));
+        }
+        program.extend(code);
+    }
+    program.extend(otherwise);
+    Ok(program)
 }
 
 /// The answer to one call.
-fn leaf(
-    number: u32,
-    answer: &Answer,
-    otherwise: &SeccompAction,
-    target: TargetArch,
-) -> Result<Vec<u64>, String> {
+fn leaf(number: u32, answer: &Answer, target: TargetArch) -> Result<Program, String> {
     if answer.when.is_empty() {
         return Ok(ret(&answer.then));
     }
     let rules = BTreeMap::from([(i64::from(number), answer.when.clone())]);
-    compile(rules, otherwise.clone(), answer.then.clone(), target)
+    compile(rules, answer.otherwise.clone(), answer.then.clone(), target)
 }
 
 fn compile(
@@ -110,7 +136,7 @@ fn compile(
     Ok(program.iter().map(|i| instruction(u32::from(i.code), i.jt, i.jf, i.k)).collect())
 }
 
-fn ret(action: &SeccompAction) -> Vec<u64> {
+fn ret(action: &SeccompAction) -> Program {
     vec![instruction(libc::BPF_RET | libc::BPF_K, 0, 0, u32::from(action.clone()))]
 }
 
@@ -151,6 +177,7 @@ fn condition(text: &str) -> Result<SeccompCondition, String> {
     };
     let value = number(value)?;
     let operator = match (operator, mask.map(number).transpose()?) {
+        (_, Some(0)) => return Err(bad("says nothing: no bit is left")),
         ("==", Some(mask)) if value & !mask != 0 => {
             return Err(bad("can never hold: the value has bits outside the mask"));
         }
@@ -163,6 +190,8 @@ fn condition(text: &str) -> Result<SeccompCondition, String> {
         (">=", None) => SeccompCmpOp::Ge,
         _ => return Err(bad("has no such operator")),
     };
+    // A mask of low bits makes it a comparison of 32 bits, which is shorter.
+    let low = low || matches!(operator, SeccompCmpOp::MaskedEq(mask) if mask <= u64::from(u32::MAX));
     let width = if low { SeccompCmpArgLen::Dword } else { SeccompCmpArgLen::Qword };
     SeccompCondition::new(index, width, operator, value).map_err(|error| bad(&error.to_string()))
 }

@@ -104,6 +104,9 @@ pub struct Rule {
     /// Any of these lists, all of its conditions; absent: always.
     #[serde(default)]
     pub when: Vec<Vec<String>>,
+    /// None of these lists, instead of `when`.
+    #[serde(default)]
+    pub unless: Vec<Vec<String>>,
     /// Deny with this error. The default of a denial is EPERM; in an allow-list it makes a rule a denial.
     #[serde(default)]
     pub errno: Option<String>,

@@ -98,17 +98,13 @@ impl<'a> Files<'a> {
         let rules = self.rules(file, source)?;
         self.check_above(file, source, &rules, &capabilities)?;
         let answers = answers(&rules, file.seccomp.default, syscalls)?;
-        let otherwise = match file.seccomp.default {
-            Default_::Trap => SeccompAction::Trap,
-            Default_::Allow => SeccompAction::Allow,
-        };
         let policy = CompiledPolicy {
             about: file.about.clone(),
             uid: file.user.uid,
             gid: file.user.gid,
             no_new_privs: file.no_new_privs,
             capabilities: CapSet(capabilities.keys().fold(0, |set, bit| set | 1 << bit)),
-            program: bpf::program(&answers, &otherwise, arch)
+            program: bpf::program(&answers, &file.seccomp.default.action(), arch)
                 .map_err(|why| Place::of_key(source, "seccomp").error(name, &why))?,
             rules: readable(&capabilities, &rules, file.seccomp.default),
         };
@@ -158,7 +154,7 @@ impl<'a> Files<'a> {
         file: &'b PolicyFile,
         source: &'b Source,
     ) -> Result<BTreeMap<&'b str, Vec<Placed<'b>>>, String> {
-        let mut all = BTreeMap::<&str, Vec<Placed<'b>>>::new();
+        let mut rules = Vec::new();
         let includes = places(source, "include", file.seccomp.include.iter().map(String::as_str));
         for (name, place) in file.seccomp.include.iter().zip(includes) {
             let Some((list, at)) = self.lists.get(name.as_str()) else {
@@ -167,11 +163,11 @@ impl<'a> Files<'a> {
             if list.default != file.seccomp.default {
                 return Err(place.error(name, "allows where this file denies, or the other way round"));
             }
-            for rule in placed(&list.rules, at) {
-                all.entry(&rule.0.syscall).or_default().push(rule);
-            }
+            rules.extend(placed(&list.rules, at));
         }
-        for rule in placed(&file.seccomp.rules, source) {
+        rules.extend(placed(&file.seccomp.rules, source));
+        let mut all = BTreeMap::<&str, Vec<Placed<'b>>>::new();
+        for rule in rules {
             let earlier = all.entry(&rule.0.syscall).or_default();
             earlier.iter().try_for_each(|earlier| check_pair(earlier, &rule))?;
             earlier.push(rule);
@@ -203,7 +199,7 @@ impl<'a> Files<'a> {
             let denials = self.rules(over, at)?;
             let denied = |call: &str| {
                 let rules = denials.get(call).into_iter().flatten();
-                rules.filter(|(rule, _)| rule.when.is_empty()).map(|(_, place)| *place).next()
+                rules.filter(|(rule, _)| always(rule)).map(|(_, place)| *place).next()
             };
             for (rule, place) in
                 rules.values().flatten().filter(|(rule, _)| allows(file.seccomp.default, rule))
@@ -228,12 +224,26 @@ impl<'a> Files<'a> {
     }
 }
 
+impl Default_ {
+    fn action(self) -> SeccompAction {
+        match self {
+            Default_::Trap => SeccompAction::Trap,
+            Default_::Allow => SeccompAction::Allow,
+        }
+    }
+}
+
 fn placed<'a>(rules: &'a [Rule], source: &'a Source) -> Vec<Placed<'a>> {
     rules.iter().zip(places(source, "rules", rules.iter().map(|rule| rule.syscall.as_str()))).collect()
 }
 
 fn allows(default: Default_, rule: &Rule) -> bool {
     default == Default_::Trap && rule.errno.is_none()
+}
+
+/// Whether it holds whatever the arguments.
+fn always(rule: &Rule) -> bool {
+    rule.when.is_empty() && rule.unless.is_empty()
 }
 
 fn check_about(about: &str, source: &Source) -> Result<(), String> {
@@ -274,13 +284,17 @@ fn check_rules(rules: &[Placed<'_>], default: Default_) -> Result<(), String> {
         if rule.why.trim().is_empty() {
             return error("is not explained");
         }
-        if rule.when.iter().any(Vec::is_empty) {
+        if !rule.when.is_empty() && !rule.unless.is_empty() {
+            return error("has `when` and `unless`");
+        }
+        let conditions: Vec<_> = rule.when.iter().chain(&rule.unless).collect();
+        if conditions.iter().any(|all| all.is_empty()) {
             return error("has an empty list of conditions, which always holds: the others then say nothing");
         }
-        if rule.when.iter().collect::<BTreeSet<_>>().len() != rule.when.len() {
+        if conditions.iter().collect::<BTreeSet<_>>().len() != conditions.len() {
             return error("has the same conditions twice");
         }
-        if default == Default_::Trap && rule.errno.is_some() && !rule.when.is_empty() {
+        if default == Default_::Trap && rule.errno.is_some() && !conditions.is_empty() {
             return error("fails only under conditions, in a list that traps otherwise: say what is allowed");
         }
         last = &rule.syscall;
@@ -288,14 +302,17 @@ fn check_rules(rules: &[Placed<'_>], default: Default_) -> Result<(), String> {
     Ok(())
 }
 
-/// A file's rule and one of a list for the same call: the file's has to add something.
+/// Two rules for the same call, of the file and its lists: the later one has to add something.
 fn check_pair((earlier, at): &Placed<'_>, (rule, place): &Placed<'_>) -> Result<(), String> {
     let error = |why: &str| Err(place.error(&rule.syscall, &format!("{why} {at}")));
     if earlier.errno != rule.errno {
         return error("has another answer in");
     }
-    if earlier.when.is_empty() {
+    if always(earlier) {
         return error("narrows nothing: it always holds by");
+    }
+    if !earlier.unless.is_empty() || !rule.unless.is_empty() {
+        return error("has an `unless`, here or there, and does not add up with");
     }
     if rule.when.iter().any(|all| earlier.when.contains(all)) {
         return error("has conditions that are already in");
@@ -312,13 +329,17 @@ fn answers(
     let mut answers = BTreeMap::<u32, Answer>::new();
     for (rule, place) in rules.values().flatten() {
         let error = |why: &str| place.error(&rule.syscall, why);
-        let when = rule.when.iter().map(|conditions| bpf::all(conditions)).collect::<Result<Vec<_>, _>>();
-        let when = when.map_err(|why| error(&why))?;
-        let then = match (&rule.errno, default) {
+        let conditions = rule.when.iter().chain(&rule.unless).map(|conditions| bpf::all(conditions));
+        let when = conditions.collect::<Result<Vec<_>, _>>().map_err(|why| error(&why))?;
+        let mut then = match (&rule.errno, default) {
             (Some(name), _) => errno(name).ok_or_else(|| error(&format!("no such errno: {name}")))?,
             (None, Default_::Allow) => SeccompAction::Errno(libc::EPERM.unsigned_abs()),
             (None, Default_::Trap) => SeccompAction::Allow,
         };
+        let mut otherwise = default.action();
+        if !rule.unless.is_empty() {
+            std::mem::swap(&mut then, &mut otherwise);
+        }
         let Some(number) = syscalls.number(&rule.syscall) else {
             match (syscalls.exists(&rule.syscall), rule.optional) {
                 (false, _) => return Err(error("no such system call")),
@@ -332,7 +353,7 @@ fn answers(
             // Without conditions it always holds, whatever else is said.
             Some(answer) if answer.when.is_empty() || when.is_empty() => answer.when.clear(),
             Some(answer) => answer.when.extend(when),
-            None => drop(answers.insert(number, Answer { when, then })),
+            None => drop(answers.insert(number, Answer { when, then, otherwise })),
         }
     }
     Ok(answers)
@@ -359,9 +380,12 @@ fn readable(
             (Default_::Allow, None) => "deny ".to_owned(),
             (_, Some(errno)) => format!("deny ({errno}) "),
         };
-        let when: Vec<String> = rule.when.iter().map(|all| all.join(" and ")).collect();
-        let when = if when.is_empty() { String::new() } else { format!(" when {}", when.join(", or ")) };
-        (format!("{verb}{}{when}", rule.syscall), rule.why.clone())
+        let any = |word: &str, lists: &[Vec<String>]| {
+            let lists: Vec<String> = lists.iter().map(|all| all.join(" and ")).collect();
+            if lists.is_empty() { String::new() } else { format!(" {word} {}", lists.join(", or ")) }
+        };
+        let conditions = any("when", &rule.when) + &any("unless", &rule.unless);
+        (format!("{verb}{}{conditions}", rule.syscall), rule.why.clone())
     });
     capabilities.chain(rules).collect()
 }

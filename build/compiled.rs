@@ -22,8 +22,8 @@ pub struct CompiledPolicy {
     pub no_new_privs: bool,
     /// What it may do.
     pub capabilities: CapSet,
-    /// The programs to load, in order; the strictest answer counts.
-    pub programs: Vec<Program>,
+    /// Its filter. With the ones that it inherits, the strictest answer counts.
+    pub program: Program,
     /// Every rule as a person reads it: (what, why).
     pub rules: Vec<(String, String)>,
 }

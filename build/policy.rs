@@ -1,115 +1,29 @@
-//! The policy compiler: policy/*.json → capability masks and BPF. Pure; build.rs reads and writes the files.
+//! The policy compiler: policy/**/*.json → capability masks and BPF. Pure; build.rs reads and writes the files.
 //!
-//! A rule that is unsorted, unexplained, misspelt or that can never hold is an error with the file's name and the line.
+//! A rule that is unsorted, unexplained, misspelt, that can never hold, says nothing, or allows what a filter above denies
+//! is an error with the file's name and the line.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
-};
-use serde::Deserialize;
+use seccompiler::SeccompAction;
 
-use crate::compiled::{CapSet, CompiledPolicy, CompiledProfile, Device, Program};
+use crate::bpf::{self, Answer};
+use crate::compiled::{CapSet, CompiledPolicy, CompiledProfile};
+use crate::format::{
+    CapabilityRule, Container, Default_, List, Place, PolicyFile, Rule, Source, parse, places,
+};
 use crate::names::{CAPABILITIES, constant};
 
 /// The syscall table of the target.
 pub trait Syscalls {
     /// The number of a call, if the target has it.
-    fn number(&self, name: &str) -> Option<i64>;
+    fn number(&self, name: &str) -> Option<u32>;
     /// Whether any architecture has it.
     fn exists(&self, name: &str) -> bool;
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PolicyFile {
-    about: String,
-    #[serde(default)]
-    user: User,
-    no_new_privs: bool,
-    capabilities: Vec<CapabilityRule>,
-    seccomp: Seccomp,
-    #[serde(default)]
-    container: Option<Container>,
-}
-
-#[derive(Deserialize, Default, Clone, Copy)]
-#[serde(deny_unknown_fields)]
-struct User {
-    uid: u32,
-    gid: u32,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CapabilityRule {
-    name: String,
-    why: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Seccomp {
-    default: Default_,
-    rules: Vec<Rule>,
-}
-
-/// What happens to a call without a rule.
-#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-enum Default_ {
-    /// SIGSYS: the process names the call and dies. The rules allow.
-    Trap,
-    /// It passes. The rules deny.
-    Allow,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Rule {
-    syscall: String,
-    why: String,
-    /// Any of these lists, all of its conditions; absent: always.
-    #[serde(default)]
-    when: Vec<Vec<String>>,
-    /// Deny with this error. The default of a denial is EPERM; in an allow-list it makes a rule a denial.
-    #[serde(default)]
-    errno: Option<String>,
-    /// Not every architecture has the call.
-    #[serde(default)]
-    optional: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Container {
-    masked_paths: Vec<String>,
-    readonly_paths: Vec<String>,
-    devices: Vec<Device>,
-    readonly_sys: bool,
-}
-
-/// An error at a place: `policy/netd.json:12: why`.
-struct Place<'a> {
-    file: &'a str,
-    text: &'a str,
-}
-
-impl Place<'_> {
-    /// The error at the first line that holds `key` with this value, or at the file's first.
-    fn error(&self, key: &str, value: &str, why: &str) -> String {
-        let quoted = format!("{value:?}");
-        let line = self
-            .text
-            .lines()
-            .position(|line| line.contains(&format!("\"{key}\"")) && line.contains(&quoted))
-            .map_or(1, |line| line + 1);
-        format!("{}:{line}: {value}: {why}", self.file)
-    }
-}
-
-/// What a file holds: a process's policy, or a container profile.
+/// What a file makes: a process's policy, or a container profile.
+#[derive(Debug, Clone)]
 pub enum Compiled {
     /// policy/*.json
     Policy(CompiledPolicy),
@@ -117,87 +31,315 @@ pub enum Compiled {
     Profile(CompiledProfile),
 }
 
-/// Compiles one file for an architecture (as in `CARGO_CFG_TARGET_ARCH`).
-pub fn compile(file: &str, text: &str, arch: &str, syscalls: &dyn Syscalls) -> Result<Compiled, String> {
-    let parsed: PolicyFile =
-        serde_json::from_str(text).map_err(|error| format!("{file}:{}: {error}", error.line()))?;
-    let place = Place { file, text };
-    if parsed.about.trim().is_empty() {
-        return Err(place.error("about", "", "says nothing"));
-    }
-    let capabilities = capabilities(&place, &parsed.capabilities)?;
-    check_rules(&place, &parsed.seccomp.rules)?;
-    let programs = programs(&place, &parsed.seccomp, arch, syscalls)?;
-    let policy = CompiledPolicy {
-        about: parsed.about,
-        uid: parsed.user.uid,
-        gid: parsed.user.gid,
-        no_new_privs: parsed.no_new_privs,
-        capabilities,
-        programs,
-        rules: readable(&parsed.capabilities, &parsed.seccomp),
-    };
-    Ok(match parsed.container {
-        None => Compiled::Policy(policy),
-        Some(Container { masked_paths, readonly_paths, devices, readonly_sys }) => {
-            Compiled::Profile(CompiledProfile { policy, masked_paths, readonly_paths, devices, readonly_sys })
+/// Compiles all files for an architecture (as in `CARGO_CFG_TARGET_ARCH`): each policy and profile with its name, or
+/// everything that is wrong.
+pub fn compile(
+    sources: &[Source],
+    arch: &str,
+    syscalls: &dyn Syscalls,
+) -> Result<Vec<(String, Compiled)>, Vec<String>> {
+    let files = Files::parse(sources)?;
+    let mut errors = Vec::new();
+    let mut compiled = Vec::new();
+    for &name in files.policies.keys() {
+        match files.compile(name, arch, syscalls) {
+            Ok(policy) => compiled.push((name.to_owned(), policy)),
+            Err(error) => errors.push(error),
         }
-    })
+    }
+    if errors.is_empty() { Ok(compiled) } else { Err(errors) }
 }
 
-fn capabilities(place: &Place<'_>, rules: &[CapabilityRule]) -> Result<CapSet, String> {
-    let mut set = CapSet::default();
-    let mut last = "";
-    for rule in rules {
-        let error = |why: &str| Err(place.error("name", &rule.name, why));
-        let Some(bit) = CAPABILITIES.iter().position(|&name| name == rule.name) else {
-            return error("no such capability");
+/// The files, parsed, and each checked for itself.
+struct Files<'a> {
+    policies: BTreeMap<&'a str, (PolicyFile, &'a Source)>,
+    lists: BTreeMap<&'a str, (List, &'a Source)>,
+}
+
+/// A rule and where it is.
+type Placed<'a> = (&'a Rule, Place<'a>);
+
+impl<'a> Files<'a> {
+    fn parse(sources: &'a [Source]) -> Result<Files<'a>, Vec<String>> {
+        let mut files = Files { policies: BTreeMap::new(), lists: BTreeMap::new() };
+        let mut errors = Vec::new();
+        for source in sources {
+            let added = match source.name.strip_prefix("lists/") {
+                Some(name) => files.add_list(name, source),
+                None => files.add_policy(source),
+            };
+            errors.extend(added.err());
+        }
+        if errors.is_empty() { Ok(files) } else { Err(errors) }
+    }
+
+    fn add_list(&mut self, name: &'a str, source: &'a Source) -> Result<(), String> {
+        let list: List = parse(source)?;
+        check_about(&list.about, source)?;
+        check_rules(&placed(&list.rules, source), list.default)?;
+        self.lists.insert(name, (list, source));
+        Ok(())
+    }
+
+    fn add_policy(&mut self, source: &'a Source) -> Result<(), String> {
+        let policy: PolicyFile = parse(source)?;
+        check_about(&policy.about, source)?;
+        check_capabilities(&policy.capabilities, source)?;
+        check_rules(&placed(&policy.seccomp.rules, source), policy.seccomp.default)?;
+        self.policies.insert(&source.name, (policy, source));
+        Ok(())
+    }
+
+    fn compile(&self, name: &str, arch: &str, syscalls: &dyn Syscalls) -> Result<Compiled, String> {
+        let Some((file, source)) = self.policies.get(name) else {
+            return Err(format!("{name}: no such policy"));
         };
-        if rule.name.as_str() <= last {
-            return error("is not in alphabetical order");
+        let capabilities = self.capabilities(file, source)?;
+        let rules = self.rules(file, source)?;
+        self.check_above(file, source, &rules, &capabilities)?;
+        let answers = answers(&rules, file.seccomp.default, syscalls)?;
+        let policy = CompiledPolicy {
+            about: file.about.clone(),
+            uid: file.user.uid,
+            gid: file.user.gid,
+            no_new_privs: file.no_new_privs,
+            capabilities: CapSet(capabilities.keys().fold(0, |set, bit| set | 1 << bit)),
+            program: bpf::program(&answers, &file.seccomp.default.action(), arch)
+                .map_err(|why| Place::of_key(source, "seccomp").error(name, &why))?,
+            rules: readable(&capabilities, &rules, file.seccomp.default),
+        };
+        Ok(match &file.container {
+            None => Compiled::Policy(policy),
+            Some(Container { masked_paths, readonly_paths, devices, readonly_sys }) => {
+                Compiled::Profile(CompiledProfile {
+                    policy,
+                    masked_paths: masked_paths.clone(),
+                    readonly_paths: readonly_paths.clone(),
+                    devices: devices.clone(),
+                    readonly_sys: *readonly_sys,
+                })
+            }
+        })
+    }
+
+    /// The policy's capabilities by their bit, each with its reasons.
+    fn capabilities(&self, file: &PolicyFile, source: &Source) -> Result<BTreeMap<usize, String>, String> {
+        let mut all = BTreeMap::<usize, String>::new();
+        let places = places(source, "capabilities", file.capabilities.iter().map(CapabilityRule::key));
+        for (rule, place) in file.capabilities.iter().zip(places) {
+            let Some(of) = &rule.of else {
+                let bit = CAPABILITIES.iter().position(|&name| name == rule.key());
+                let bit = bit.ok_or_else(|| place.error(rule.key(), "no such capability"))?;
+                all.insert(bit, rule.why.clone());
+                continue;
+            };
+            let Some((other, at)) = self.policies.get(of.as_str()) else {
+                return Err(place.error(of, "no such policy"));
+            };
+            if other.capabilities.iter().any(|rule| rule.of.is_some()) {
+                return Err(place.error(of, "says itself whose capabilities it has: name those"));
+            }
+            for (bit, _) in self.capabilities(other, at)? {
+                let why = all.entry(bit).or_default();
+                let comma = if why.is_empty() { "" } else { "; " };
+                why.push_str(&format!("{comma}{of}: {}", rule.why));
+            }
+        }
+        Ok(all)
+    }
+
+    /// The rules of the file and of the lists that it includes, by system call. They add up.
+    fn rules<'b>(
+        &'b self,
+        file: &'b PolicyFile,
+        source: &'b Source,
+    ) -> Result<BTreeMap<&'b str, Vec<Placed<'b>>>, String> {
+        let mut rules = Vec::new();
+        let includes = places(source, "include", file.seccomp.include.iter().map(String::as_str));
+        for (name, place) in file.seccomp.include.iter().zip(includes) {
+            let Some((list, at)) = self.lists.get(name.as_str()) else {
+                return Err(place.error(name, "no such list"));
+            };
+            if list.default != file.seccomp.default {
+                return Err(place.error(name, "allows where this file denies, or the other way round"));
+            }
+            rules.extend(placed(&list.rules, at));
+        }
+        rules.extend(placed(&file.seccomp.rules, source));
+        let mut all = BTreeMap::<&str, Vec<Placed<'b>>>::new();
+        for rule in rules {
+            let earlier = all.entry(&rule.0.syscall).or_default();
+            earlier.iter().try_for_each(|earlier| check_pair(earlier, &rule))?;
+            earlier.push(rule);
+        }
+        Ok(all)
+    }
+
+    /// What is inherited counts as well: a policy has no use for what the ones above it deny.
+    fn check_above(
+        &self,
+        file: &PolicyFile,
+        source: &Source,
+        rules: &BTreeMap<&str, Vec<Placed<'_>>>,
+        capabilities: &BTreeMap<usize, String>,
+    ) -> Result<(), String> {
+        let mut above = &file.below;
+        let place = Place::of_key(source, "below");
+        let mut seen = BTreeSet::new();
+        while let Some(name) = above {
+            let Some((over, at)) = self.policies.get(name.as_str()) else {
+                return Err(place.error(name, "no such policy"));
+            };
+            if !seen.insert(name) || over.seccomp.default == Default_::Trap {
+                return Err(place.error(name, "nothing can be below it"));
+            }
+            if over.no_new_privs && !file.no_new_privs {
+                return Err(place.error(name, "has set no_new_privs for all that is below it"));
+            }
+            let denials = self.rules(over, at)?;
+            let denied = |call: &str| {
+                let rules = denials.get(call).into_iter().flatten();
+                rules.filter(|(rule, _)| always(rule)).map(|(_, place)| *place).next()
+            };
+            for (rule, place) in
+                rules.values().flatten().filter(|(rule, _)| allows(file.seccomp.default, rule))
+            {
+                if let Some(denial) = denied(&rule.syscall) {
+                    return Err(
+                        place.error(&rule.syscall, &format!("is denied by {name}, above it: {denial}"))
+                    );
+                }
+            }
+            if over.below.is_none() {
+                // Those between may grant more than they have in use.
+                let had = self.capabilities(over, at)?;
+                if let Some(bit) = capabilities.keys().find(|bit| !had.contains_key(bit)) {
+                    let missing = CAPABILITIES.get(*bit).copied().unwrap_or_default();
+                    return Err(place.error(missing, &format!("{name}, above it, does not have it")));
+                }
+            }
+            above = &over.below;
+        }
+        Ok(())
+    }
+}
+
+impl Default_ {
+    fn action(self) -> SeccompAction {
+        match self {
+            Default_::Trap => SeccompAction::Trap,
+            Default_::Allow => SeccompAction::Allow,
+        }
+    }
+}
+
+fn placed<'a>(rules: &'a [Rule], source: &'a Source) -> Vec<Placed<'a>> {
+    rules.iter().zip(places(source, "rules", rules.iter().map(|rule| rule.syscall.as_str()))).collect()
+}
+
+fn allows(default: Default_, rule: &Rule) -> bool {
+    default == Default_::Trap && rule.errno.is_none()
+}
+
+/// Whether it holds whatever the arguments.
+fn always(rule: &Rule) -> bool {
+    rule.when.is_empty() && rule.unless.is_empty()
+}
+
+fn check_about(about: &str, source: &Source) -> Result<(), String> {
+    if about.trim().is_empty() {
+        return Err(Place::of_key(source, "about").error("about", "says nothing"));
+    }
+    Ok(())
+}
+
+fn check_capabilities(rules: &[CapabilityRule], source: &Source) -> Result<(), String> {
+    let mut last = "";
+    for (rule, place) in
+        rules.iter().zip(places(source, "capabilities", rules.iter().map(CapabilityRule::key)))
+    {
+        let key = rule.key();
+        let error = |why: &str| Err(place.error(key, why));
+        if rule.name.is_some() == rule.of.is_some() {
+            return error("is not either a `name` or an `of`");
+        }
+        if key <= last {
+            return error("is not in alphabetical order, or there twice");
         }
         if rule.why.trim().is_empty() {
             return error("is not explained");
         }
-        last = &rule.name;
-        set.0 |= 1 << bit;
+        last = key;
     }
-    Ok(set)
+    Ok(())
 }
 
-fn check_rules(place: &Place<'_>, rules: &[Rule]) -> Result<(), String> {
+fn check_rules(rules: &[Placed<'_>], default: Default_) -> Result<(), String> {
     let mut last = "";
-    for rule in rules {
-        let error = |why: &str| Err(place.error("syscall", &rule.syscall, why));
+    for (rule, place) in rules {
+        let error = |why: &str| Err(place.error(&rule.syscall, why));
         if rule.syscall.as_str() <= last {
             return error("is not in alphabetical order, or there twice");
         }
         if rule.why.trim().is_empty() {
             return error("is not explained");
         }
-        if rule.when.iter().any(Vec::is_empty) {
+        if !rule.when.is_empty() && !rule.unless.is_empty() {
+            return error("has `when` and `unless`");
+        }
+        let conditions: Vec<_> = rule.when.iter().chain(&rule.unless).collect();
+        if conditions.iter().any(|all| all.is_empty()) {
             return error("has an empty list of conditions, which always holds: the others then say nothing");
         }
-        if rule.when.iter().collect::<BTreeSet<_>>().len() != rule.when.len() {
+        if conditions.iter().collect::<BTreeSet<_>>().len() != conditions.len() {
             return error("has the same conditions twice");
+        }
+        if default == Default_::Trap && rule.errno.is_some() && !conditions.is_empty() {
+            return error("fails only under conditions, in a list that traps otherwise: say what is allowed");
         }
         last = &rule.syscall;
     }
     Ok(())
 }
 
-/// One program of what is allowed (or an allow-all), and one for each errno that something is denied with.
-fn programs(
-    place: &Place<'_>,
-    seccomp: &Seccomp,
-    arch: &str,
+/// Two rules for the same call, of the file and its lists: the later one has to add something.
+fn check_pair((earlier, at): &Placed<'_>, (rule, place): &Placed<'_>) -> Result<(), String> {
+    let error = |why: &str| Err(place.error(&rule.syscall, &format!("{why} {at}")));
+    if earlier.errno != rule.errno {
+        return error("has another answer in");
+    }
+    if always(earlier) {
+        return error("narrows nothing: it always holds by");
+    }
+    if !earlier.unless.is_empty() || !rule.unless.is_empty() {
+        return error("has an `unless`, here or there, and does not add up with");
+    }
+    if rule.when.iter().any(|all| earlier.when.contains(all)) {
+        return error("has conditions that are already in");
+    }
+    Ok(())
+}
+
+/// The answer to each call that the target has.
+fn answers(
+    rules: &BTreeMap<&str, Vec<Placed<'_>>>,
+    default: Default_,
     syscalls: &dyn Syscalls,
-) -> Result<Vec<Program>, String> {
-    let target = TargetArch::try_from(arch).map_err(|error| format!("{}: {error}", place.file))?;
-    let mut allowed = BTreeMap::new();
-    let mut denied: BTreeMap<u16, BTreeMap<i64, Vec<SeccompRule>>> = BTreeMap::new();
-    for rule in &seccomp.rules {
-        let error = |why: &str| place.error("syscall", &rule.syscall, why);
+) -> Result<BTreeMap<u32, Answer>, String> {
+    let mut answers = BTreeMap::<u32, Answer>::new();
+    for (rule, place) in rules.values().flatten() {
+        let error = |why: &str| place.error(&rule.syscall, why);
+        let conditions = rule.when.iter().chain(&rule.unless).map(|conditions| bpf::all(conditions));
+        let when = conditions.collect::<Result<Vec<_>, _>>().map_err(|why| error(&why))?;
+        let mut then = match (&rule.errno, default) {
+            (Some(name), _) => errno(name).ok_or_else(|| error(&format!("no such errno: {name}")))?,
+            (None, Default_::Allow) => SeccompAction::Errno(libc::EPERM.unsigned_abs()),
+            (None, Default_::Trap) => SeccompAction::Allow,
+        };
+        let mut otherwise = default.action();
+        if !rule.unless.is_empty() {
+            std::mem::swap(&mut then, &mut otherwise);
+        }
         let Some(number) = syscalls.number(&rule.syscall) else {
             match (syscalls.exists(&rule.syscall), rule.optional) {
                 (false, _) => return Err(error("no such system call")),
@@ -207,139 +349,43 @@ fn programs(
                 (true, true) => continue,
             }
         };
-        let conditions = conditions(rule).map_err(|why| error(&why))?;
-        let errno = match (&rule.errno, seccomp.default) {
-            (Some(name), _) => Some(constant(name).ok_or_else(|| error("no such errno"))?),
-            (None, Default_::Allow) => Some(u64::from(libc::EPERM.unsigned_abs())),
-            (None, Default_::Trap) => None,
-        };
-        if let Some(errno) = errno {
-            let errno = u16::try_from(errno).map_err(|_| error("no such errno"))?;
-            denied.entry(errno).or_default().insert(number, conditions.clone());
-        }
-        if seccomp.default == Default_::Trap {
-            // Also what is denied by errno: a trap would be the stricter answer.
-            allowed.insert(number, if errno.is_some() { Vec::new() } else { conditions });
+        match answers.get_mut(&number) {
+            // Without conditions it always holds, whatever else is said.
+            Some(answer) if answer.when.is_empty() || when.is_empty() => answer.when.clear(),
+            Some(answer) => answer.when.extend(when),
+            None => drop(answers.insert(number, Answer { when, then, otherwise })),
         }
     }
-    let build = |rules, mismatch, matched| {
-        SeccompFilter::new(rules, mismatch, matched, target)
-            .and_then(BpfProgram::try_from)
-            .map_err(|error| format!("{}: {error}", place.file))
-    };
-    let mut programs = Vec::new();
-    for (errno, rules) in denied {
-        let program = build(rules, SeccompAction::Allow, SeccompAction::Errno(u32::from(errno)))?;
-        let mut packed = refuse_x32(arch);
-        packed.extend(pack(&program));
-        programs.push(packed);
-    }
-    if seccomp.default == Default_::Trap {
-        // Last: once it is there, no other can be loaded.
-        programs.push(pack(&build(allowed, SeccompAction::Trap, SeccompAction::Allow)?));
-    }
-    Ok(programs)
+    Ok(answers)
 }
 
-/// x86_64 has a second set of numbers for the same calls (x32), with bit 30 set: a list of what is denied would miss
-/// them, so they are denied as a whole before anything else is looked at.
-fn refuse_x32(arch: &str) -> Program {
-    if arch != "x86_64" {
-        return Vec::new();
-    }
-    const X32_BIT: u32 = 0x4000_0000;
-    let instruction = |code: u32, jt: u8, jf: u8, k: u32| {
-        u64::from(code) << 48 | u64::from(jt) << 40 | u64::from(jf) << 32 | u64::from(k)
-    };
-    vec![
-        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, X32_BIT),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()),
-    ]
-}
-
-fn pack(program: &BpfProgram) -> Program {
-    program
-        .iter()
-        .map(|i| u64::from(i.code) << 48 | u64::from(i.jt) << 40 | u64::from(i.jf) << 32 | u64::from(i.k))
-        .collect()
-}
-
-fn conditions(rule: &Rule) -> Result<Vec<SeccompRule>, String> {
-    rule.when
-        .iter()
-        .map(|all| {
-            let all = all.iter().map(|text| condition(text)).collect::<Result<Vec<_>, _>>()?;
-            SeccompRule::new(all).map_err(|error| error.to_string())
-        })
-        .collect()
-}
-
-/// `argN[:32] [& MASK] OP VALUE`: the whole argument, or its low 32 bits where that is what the kernel looks at.
-fn condition(text: &str) -> Result<SeccompCondition, String> {
-    let bad = |why: &str| format!("the condition {text:?} {why}");
-    let words: Vec<&str> = text.split_whitespace().collect();
-    let (argument, mask, operator, value) = match words.as_slice() {
-        [argument, operator, value] => (*argument, None, *operator, *value),
-        [argument, "&", mask, operator, value] => (*argument, Some(*mask), *operator, *value),
-        _ => return Err(bad("is not `argN[:32] [& MASK] OP VALUE`")),
-    };
-    let (argument, width) = match argument.strip_suffix(":32") {
-        Some(argument) => (argument, SeccompCmpArgLen::Dword),
-        None => (argument, SeccompCmpArgLen::Qword),
-    };
-    let index = argument
-        .strip_prefix("arg")
-        .and_then(|index| index.parse::<u8>().ok())
-        .filter(|&index| index < 6)
-        .ok_or_else(|| bad("names no argument arg0 to arg5"))?;
-    let number = |word: &str| number(word).ok_or_else(|| bad(&format!("has the unknown value {word}")));
-    let value = number(value)?;
-    let operator = match (operator, mask) {
-        ("==", Some(mask)) => {
-            let mask = number(mask)?;
-            if value & !mask != 0 {
-                return Err(bad("can never hold: the value has bits outside the mask"));
-            }
-            SeccompCmpOp::MaskedEq(mask)
-        }
-        ("==", None) => SeccompCmpOp::Eq,
-        ("!=", None) => SeccompCmpOp::Ne,
-        ("<", None) => SeccompCmpOp::Lt,
-        ("<=", None) => SeccompCmpOp::Le,
-        (">", None) => SeccompCmpOp::Gt,
-        (">=", None) => SeccompCmpOp::Ge,
-        _ => return Err(bad("has no such operator")),
-    };
-    if matches!(width, SeccompCmpArgLen::Dword) && value > u64::from(u32::MAX) {
-        return Err(bad("can never hold: the value has more than 32 bits"));
-    }
-    SeccompCondition::new(index, width, operator, value).map_err(|error| bad(&error.to_string()))
-}
-
-/// A number, a constant's name, or several of them with `|`.
-fn number(word: &str) -> Option<u64> {
-    word.split('|').try_fold(0, |all, word| {
-        let one = match word.strip_prefix("0x") {
-            Some(hex) => u64::from_str_radix(hex, 16).ok(),
-            None => word.parse().ok().or_else(|| constant(word)),
-        };
-        one.map(|one| all | one)
-    })
+/// Linux has errors up to 133; a misspelt one must not be 0.
+fn errno(name: &str) -> Option<SeccompAction> {
+    let errno = constant(name).filter(|_| name.starts_with('E'))?;
+    u32::try_from(errno).ok().filter(|errno| (1..=133).contains(errno)).map(SeccompAction::Errno)
 }
 
 /// The rules as `--policy` prints them.
-fn readable(capabilities: &[CapabilityRule], seccomp: &Seccomp) -> Vec<(String, String)> {
-    let capabilities = capabilities.iter().map(|rule| (rule.name.clone(), rule.why.clone()));
-    let rules = seccomp.rules.iter().map(|rule| {
-        let verb = match (seccomp.default, &rule.errno) {
+fn readable(
+    capabilities: &BTreeMap<usize, String>,
+    rules: &BTreeMap<&str, Vec<Placed<'_>>>,
+    default: Default_,
+) -> Vec<(String, String)> {
+    let capabilities = capabilities
+        .iter()
+        .map(|(bit, why)| (CAPABILITIES.get(*bit).copied().unwrap_or_default().to_owned(), why.clone()));
+    let rules = rules.values().flatten().map(|(rule, _)| {
+        let verb = match (default, &rule.errno) {
             (Default_::Trap, None) => String::new(),
             (Default_::Allow, None) => "deny ".to_owned(),
             (_, Some(errno)) => format!("deny ({errno}) "),
         };
-        let when: Vec<String> = rule.when.iter().map(|all| all.join(" and ")).collect();
-        let when = if when.is_empty() { String::new() } else { format!(" when {}", when.join(", or ")) };
-        (format!("{verb}{}{when}", rule.syscall), rule.why.clone())
+        let any = |word: &str, lists: &[Vec<String>]| {
+            let lists: Vec<String> = lists.iter().map(|all| all.join(" and ")).collect();
+            if lists.is_empty() { String::new() } else { format!(" {word} {}", lists.join(", or ")) }
+        };
+        let conditions = any("when", &rule.when) + &any("unless", &rule.unless);
+        (format!("{verb}{}{conditions}", rule.syscall), rule.why.clone())
     });
     capabilities.chain(rules).collect()
 }

@@ -84,7 +84,7 @@ impl Policy {
 
     /// The second step: the filter, for every thread of the process.
     pub fn load_filter(&self) -> Result<(), Fault> {
-        self.0.programs.iter().try_for_each(|program| load(program))
+        load(&self.0.program)
     }
 }
 
@@ -142,7 +142,7 @@ impl ContainerProfile {
 
     /// Installs the containers' filter. The caller holds CAP_SYS_ADMIN, or has set no_new_privs.
     pub fn load_filter(&self) -> Result<(), Fault> {
-        self.0.policy.programs.iter().try_for_each(|program| load(program))
+        load(&self.0.policy.program)
     }
 }
 

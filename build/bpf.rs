@@ -1,0 +1,208 @@
+//! One BPF program for each policy: a binary search for the system call's number, and at its end an answer or the
+//! conditions on the arguments, which seccompiler compiles.
+//!
+//! The search is for speed. The kernel walks a program once for every number when it is loaded, to remember which
+//! calls need no filter (seccomp's action cache), and a container's process loads one at its start: a chain of
+//! comparisons costs that start a third of a fork and execve (policy/README.md has the figures).
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
+
+use crate::compiled::Program;
+use crate::names::constant;
+
+/// x86_64 has a second set of numbers for the same calls (x32), with this bit set.
+const X32_BIT: u32 = 0x4000_0000;
+
+/// How many ranges are compared one by one at the end of the search.
+const CHAIN: usize = 4;
+
+/// What a system call is answered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Any of these; empty: always.
+    pub when: Vec<SeccompRule>,
+    /// The answer then.
+    pub then: SeccompAction,
+    /// The answer otherwise.
+    pub otherwise: SeccompAction,
+}
+
+/// Numbers from `first` to `last`, and the code that answers them.
+struct Range {
+    first: u32,
+    last: u32,
+    code: Program,
+}
+
+/// The program that answers each call by number, and every other with `otherwise`. A list of what is denied would miss
+/// x32's numbers, so they fail with ENOSYS as a whole; a list of what is allowed does not have them.
+pub fn program(
+    answers: &BTreeMap<u32, Answer>,
+    otherwise: &SeccompAction,
+    arch: &str,
+) -> Result<Program, String> {
+    let target = TargetArch::try_from(arch).map_err(|error| error.to_string())?;
+    let mut ranges: Vec<Range> = Vec::new();
+    for (&number, answer) in answers {
+        let code = leaf(number, answer, target)?;
+        match ranges.last_mut() {
+            Some(range) if range.last + 1 == number && range.code == code => range.last = number,
+            _ => ranges.push(Range { first: number, last: number, code }),
+        }
+    }
+    if arch == "x86_64" && *otherwise == SeccompAction::Allow {
+        let code = ret(&SeccompAction::Errno(libc::ENOSYS.unsigned_abs()));
+        ranges.push(Range { first: X32_BIT, last: u32::MAX, code });
+    }
+    let mut program = architecture(target)?;
+    program.push(instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0));
+    program.extend(search(&ranges, &ret(otherwise))?);
+    Ok(program)
+}
+
+/// Ends the process when the call is of another architecture; goes on after its last instruction otherwise.
+fn architecture(target: TargetArch) -> Result<Program, String> {
+    let mut program = compile(BTreeMap::new(), SeccompAction::Allow, SeccompAction::Trap, target)?;
+    // What is left of a filter without rules: its answer.
+    program.pop();
+    Ok(program)
+}
+
+/// The number is in the accumulator: finds the few ranges that it may be in, and then the one.
+fn search(ranges: &[Range], otherwise: &[u64]) -> Result<Program, String> {
+    if ranges.len() <= CHAIN {
+        return chain(ranges, otherwise);
+    }
+    let (left, right) = ranges.split_at(ranges.len() / 2);
+    let pivot = right.first().map_or(0, |range| range.first);
+    let below = search(left, otherwise)?;
+    let jump = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+    let mut program = match u8::try_from(below.len()) {
+        Ok(over) => vec![instruction(jump, over, 0, pivot)],
+        // A conditional jump reaches 255 instructions, the other kind all.
+        Err(_) => {
+            let over = u32::try_from(below.len()).map_err(|error| error.to_string())?;
+            vec![instruction(jump, 0, 1, pivot), instruction(libc::BPF_JMP | libc::BPF_JA, 0, 0, over)]
+        }
+    };
+    program.extend(below);
+    program.extend(search(right, otherwise)?);
+    Ok(program)
+}
+
+/// One range after the other.
+fn chain(ranges: &[Range], otherwise: &[u64]) -> Result<Program, String> {
+    let mut program = Vec::new();
+    for Range { first, last, code } in ranges {
+        let over = u8::try_from(code.len()).ok().filter(|&over| over < u8::MAX);
+        let over = over.ok_or("a system call has too many conditions")?;
+        let jump =
+            |kind: u32, jt, jf, number| instruction(libc::BPF_JMP | kind | libc::BPF_K, jt, jf, number);
+        if first == last {
+            program.push(jump(libc::BPF_JEQ, 0, over, *first));
+        } else {
+            program.push(jump(libc::BPF_JGE, 0, over + 1, *first));
+            program.push(jump(libc::BPF_JGT, over, 0, *last));
+        }
+        program.extend(code);
+    }
+    program.extend(otherwise);
+    Ok(program)
+}
+
+/// The answer to one call.
+fn leaf(number: u32, answer: &Answer, target: TargetArch) -> Result<Program, String> {
+    if answer.when.is_empty() {
+        return Ok(ret(&answer.then));
+    }
+    let rules = BTreeMap::from([(i64::from(number), answer.when.clone())]);
+    compile(rules, answer.otherwise.clone(), answer.then.clone(), target)
+}
+
+fn compile(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    otherwise: SeccompAction,
+    then: SeccompAction,
+    target: TargetArch,
+) -> Result<Program, String> {
+    let program = SeccompFilter::new(rules, otherwise, then, target)
+        .and_then(BpfProgram::try_from)
+        .map_err(|error| error.to_string())?;
+    Ok(program.iter().map(|i| instruction(u32::from(i.code), i.jt, i.jf, i.k)).collect())
+}
+
+fn ret(action: &SeccompAction) -> Program {
+    vec![instruction(libc::BPF_RET | libc::BPF_K, 0, 0, u32::from(action.clone()))]
+}
+
+fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> u64 {
+    u64::from(code) << 48 | u64::from(jt) << 40 | u64::from(jf) << 32 | u64::from(k)
+}
+
+/// All of these conditions.
+pub fn all(conditions: &[String]) -> Result<SeccompRule, String> {
+    let conditions = conditions.iter().map(|text| condition(text)).collect::<Result<Vec<_>, _>>()?;
+    SeccompRule::new(conditions).map_err(|error| error.to_string())
+}
+
+/// `argN[:32] [& MASK] OP VALUE`: the whole argument, or its low 32 bits where that is what the kernel looks at.
+fn condition(text: &str) -> Result<SeccompCondition, String> {
+    let bad = |why: &str| format!("the condition {text:?} {why}");
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let (argument, mask, operator, value) = match words.as_slice() {
+        [argument, operator, value] => (*argument, None, *operator, *value),
+        [argument, "&", mask, operator, value] => (*argument, Some(*mask), *operator, *value),
+        _ => return Err(bad("is not `argN[:32] [& MASK] OP VALUE`")),
+    };
+    let (argument, low) = match argument.strip_suffix(":32") {
+        Some(argument) => (argument, true),
+        None => (argument, false),
+    };
+    let index = argument
+        .strip_prefix("arg")
+        .and_then(|index| index.parse::<u8>().ok())
+        .filter(|&index| index < 6)
+        .ok_or_else(|| bad("names no argument arg0 to arg5"))?;
+    let number = |word: &str| {
+        let number = number(word).ok_or_else(|| bad(&format!("has the unknown value {word}")))?;
+        if low && number > u64::from(u32::MAX) {
+            return Err(bad(&format!("narrows {word} to 32 bits: it says something else than it reads")));
+        }
+        Ok(number)
+    };
+    let value = number(value)?;
+    let operator = match (operator, mask.map(number).transpose()?) {
+        (_, Some(0)) => return Err(bad("says nothing: no bit is left")),
+        ("==", Some(mask)) if value & !mask != 0 => {
+            return Err(bad("can never hold: the value has bits outside the mask"));
+        }
+        ("==", Some(mask)) => SeccompCmpOp::MaskedEq(mask),
+        ("==", None) => SeccompCmpOp::Eq,
+        ("!=", None) => SeccompCmpOp::Ne,
+        ("<", None) => SeccompCmpOp::Lt,
+        ("<=", None) => SeccompCmpOp::Le,
+        (">", None) => SeccompCmpOp::Gt,
+        (">=", None) => SeccompCmpOp::Ge,
+        _ => return Err(bad("has no such operator")),
+    };
+    // A mask of low bits makes it a comparison of 32 bits, which is shorter.
+    let low = low || matches!(operator, SeccompCmpOp::MaskedEq(mask) if mask <= u64::from(u32::MAX));
+    let width = if low { SeccompCmpArgLen::Dword } else { SeccompCmpArgLen::Qword };
+    SeccompCondition::new(index, width, operator, value).map_err(|error| bad(&error.to_string()))
+}
+
+/// A number, a constant's name, or several of them with `|`.
+fn number(word: &str) -> Option<u64> {
+    word.split('|').try_fold(0, |all, word| {
+        let one = match word.strip_prefix("0x") {
+            Some(hex) => u64::from_str_radix(hex, 16).ok(),
+            None => word.parse().ok().or_else(|| constant(word)),
+        };
+        one.map(|one| all | one)
+    })
+}

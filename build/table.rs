@@ -1,0 +1,36 @@
+//! The tables of the `syscalls` crate, by architecture.
+
+use syscalls::{aarch64, x86_64};
+
+use crate::policy::Syscalls;
+
+/// The system calls of one architecture.
+pub struct Table {
+    /// As in `CARGO_CFG_TARGET_ARCH`.
+    pub arch: String,
+}
+
+impl Syscalls for Table {
+    fn number(&self, name: &str) -> Option<u32> {
+        match self.arch.as_str() {
+            "x86_64" => name.parse::<x86_64::Sysno>().ok().and_then(|call| u32::try_from(call.id()).ok()),
+            "aarch64" => name.parse::<aarch64::Sysno>().ok().and_then(|call| u32::try_from(call.id()).ok()),
+            _ => None,
+        }
+    }
+
+    fn exists(&self, name: &str) -> bool {
+        name.parse::<x86_64::Sysno>().is_ok() || name.parse::<aarch64::Sysno>().is_ok()
+    }
+}
+
+impl Table {
+    /// (number, name) of every call.
+    pub fn all(&self) -> Vec<(i64, &'static str)> {
+        match self.arch.as_str() {
+            "x86_64" => x86_64::Sysno::iter().map(|call| (i64::from(call.id()), call.name())).collect(),
+            "aarch64" => aarch64::Sysno::iter().map(|call| (i64::from(call.id()), call.name())).collect(),
+            _ => Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! A running guest: the process that is its hyperinit or its QEMU, which never outlives hyperctl.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
+use hyperinit::fault::{Fault, OrFault};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::SigSet;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+
+use super::cgroup::Cgroup;
+
+/// The guest's log, and what QEMU has to complain about.
+pub const CONSOLE: &str = "console.log";
+/// QEMU's own control socket.
+pub const QMP_SOCKET: &str = "qmp.sock";
+/// How much of the log's end is looked at for its last lines.
+const TAIL: u64 = 4096;
+
+/// What is to be started, in which directory.
+#[derive(Debug, PartialEq)]
+pub struct Plan {
+    /// The guest's directory: its sockets, its log.
+    pub directory: PathBuf,
+    /// hyperinit or QEMU. Runs in the directory, so that however long its path is, the sockets' are short.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<std::ffi::OsString>,
+    /// Whether it is PID 1 of namespaces of its own.
+    pub namespaces: bool,
+}
+
+/// Dropping it ends the guest and removes what it was reached by.
+pub struct Guest {
+    directory: PathBuf,
+    child: Arc<Mutex<Child>>,
+    parent: Option<JoinHandle<()>>,
+    cgroup: Option<Cgroup>,
+    /// Holds the lock on the directory.
+    _console: File,
+}
+
+impl Guest {
+    /// Starts it; `ended` is called once it is gone, by whatever cause.
+    pub fn start(plan: Plan, ended: impl FnOnce(ExitStatus) + Send + 'static) -> Result<Guest, Fault> {
+        let console = claim(&plan.directory)?;
+        let cgroup = if plan.namespaces { Cgroup::make() } else { None };
+        let mut command = command(&plan, cgroup.as_ref());
+        command.stdin(Stdio::null());
+        let output = || console.try_clone().fault("duplicating", CONSOLE);
+        command.stdout(output()?).stderr(output()?);
+        let (started, result) = sync_channel(1);
+        let namespaces = plan.namespaces;
+        // A child is tied to the thread that has made it, and a new PID namespace is a thread's next child's.
+        let parent = std::thread::spawn(move || bring_up(command, namespaces, &started, ended));
+        let child = result
+            .recv()
+            .unwrap_or_else(|_| Err(Fault::new("starting", "the guest", "its thread is gone")))?;
+        Ok(Guest { directory: plan.directory, child, parent: Some(parent), cgroup, _console: console })
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // One that has been reaped is not killed again: Child knows.
+        let _ = self.child.lock().unwrap_or_else(PoisonError::into_inner).kill();
+        if let Some(parent) = self.parent.take() {
+            let _ = parent.join();
+        }
+        drop(self.cgroup.take());
+        remove_sockets(&self.directory);
+    }
+}
+
+/// The thread that is the guest's parent as long as the guest lives.
+fn bring_up(
+    command: Command,
+    namespaces: bool,
+    started: &SyncSender<Result<Arc<Mutex<Child>>, Fault>>,
+    ended: impl FnOnce(ExitStatus),
+) {
+    // Whoever waits for the result is in `start`.
+    let child = match spawn(command, namespaces) {
+        Ok(child) => Arc::new(Mutex::new(child)),
+        Err(fault) => return drop(started.send(Err(fault))),
+    };
+    let pid = child.lock().unwrap_or_else(PoisonError::into_inner).id();
+    let _ = started.send(Ok(Arc::clone(&child)));
+    // Not reaped yet, so that until the lock is held its number is nobody else's.
+    let pid = Pid::from_raw(pid.cast_signed());
+    while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
+    if let Ok(status) = child.lock().unwrap_or_else(PoisonError::into_inner).wait() {
+        ended(status);
+    }
+}
+
+fn spawn(mut command: Command, namespaces: bool) -> Result<Child, Fault> {
+    // hyperctl's signals are not its guest's.
+    SigSet::empty().thread_set_mask().fault("unblocking", "signals")?;
+    if namespaces {
+        unshare(CloneFlags::CLONE_NEWPID).fault("making", "a PID namespace")?;
+    }
+    command.spawn().fault("starting", "the guest")
+}
+
+fn command(plan: &Plan, cgroup: Option<&Cgroup>) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("tied");
+    if plan.namespaces {
+        command.arg("--namespaces");
+    }
+    if let Some(cgroup) = cgroup {
+        command.arg("--cgroup").arg(cgroup.directory());
+    }
+    command.arg("--").arg(&plan.program).args(&plan.arguments).current_dir(&plan.directory);
+    command
+}
+
+/// Makes the guest's directory this guest's: its log is locked until hyperctl and the guest are both gone.
+fn claim(directory: &Path) -> Result<File, Fault> {
+    std::fs::create_dir_all(directory).fault("making", directory.display())?;
+    let path = directory.join(CONSOLE);
+    let open = File::options().create(true).append(true).open(&path);
+    let console = open.fault("opening", path.display())?;
+    console.try_lock().map_err(|error| match error {
+        std::fs::TryLockError::WouldBlock => {
+            Fault::new("using", directory.display(), "a guest is running there")
+        }
+        std::fs::TryLockError::Error(error) => Fault::io("locking", path.display(), &error),
+    })?;
+    console.set_len(0).fault("emptying", path.display())?;
+    remove_sockets(directory);
+    Ok(console)
+}
+
+fn remove_sockets(directory: &Path) {
+    for name in [CONTROL_SOCKET, STREAM_SOCKET, QMP_SOCKET] {
+        // Not every guest has every socket.
+        let _ = std::fs::remove_file(directory.join(name));
+    }
+}
+
+/// The last lines of the guest's log, indented; empty if there are none.
+pub fn last_words(directory: &Path, lines: usize) -> String {
+    let tail = || -> std::io::Result<String> {
+        let mut file = File::open(directory.join(CONSOLE))?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = tail().unwrap_or_default();
+    let printable = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
+    let all: Vec<String> = text.lines().map(printable).filter(|line| !line.trim().is_empty()).collect();
+    let last = all.iter().skip(all.len().saturating_sub(lines));
+    last.map(|line| format!("\n  {line}")).collect()
+}

@@ -1,0 +1,88 @@
+//! A guest in namespaces of this machine.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
+use hyperinit::fault::{Fault, OrFault};
+use nix::unistd::geteuid;
+
+use super::guest::Plan;
+
+/// Plans `hyperinit --local`. Root is needed, and is asked for before anything else is looked at.
+pub fn plan(directory: &Path, share: &Path, append: &str) -> Result<Plan, Fault> {
+    if !geteuid().is_root() {
+        return Err(Fault::new(
+            "starting",
+            "a local guest",
+            "only root can: use sudo, or --vm, which needs none",
+        ));
+    }
+    let share = share.canonicalize().fault("looking up the share", share.display())?;
+    if !share.is_dir() {
+        return Err(Fault::new("sharing", share.display(), "not a directory"));
+    }
+    Ok(Plan {
+        directory: directory.to_owned(),
+        program: beside("hyperinit")?,
+        arguments: arguments(&share, append),
+        namespaces: true,
+    })
+}
+
+/// A program of this package: it is beside hyperctl.
+pub fn beside(name: &str) -> Result<PathBuf, Fault> {
+    let own = std::env::current_exe().fault("looking for", "hyperctl's own program")?;
+    let path = own.with_file_name(name);
+    match path.is_file() {
+        true => Ok(path),
+        false => {
+            Err(Fault::new("looking for", path.display(), "not there: `cargo build` makes all programs"))
+        }
+    }
+}
+
+/// hyperinit's arguments; it runs in the guest's directory.
+fn arguments(share: &Path, append: &str) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> =
+        ["--local", "--ctl", CONTROL_SOCKET, "--stream", STREAM_SOCKET, "--share"].map(OsString::from).into();
+    arguments.push(share.into());
+    arguments.extend(flags(append).into_iter().map(OsString::from));
+    arguments
+}
+
+/// The flags for what a kernel command line would say; words that are the kernel's own say nothing here.
+fn flags(append: &str) -> Vec<&str> {
+    let mut flags = Vec::new();
+    for word in append.split_ascii_whitespace() {
+        match word.split_once('=').unwrap_or((word, "")) {
+            ("hyper_log", level) => flags.extend(["--log", level]),
+            ("hyper_profile", profile) => flags.extend(["--profile", profile]),
+            ("hyper_debug", _) => flags.push("--debug"),
+            _ => {}
+        }
+    }
+    flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_local_guest_is_driven_by_the_same_words() {
+        let words =
+            arguments(Path::new("/srv/share"), "quiet hyper_log=debug hyper_debug hyper_profile=privileged");
+        let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
+        assert_eq!(
+            words.join(" "),
+            "--local --ctl ctl.sock --stream stream.sock --share /srv/share --log debug --debug --profile privileged"
+        );
+    }
+
+    #[test]
+    fn a_missing_program_says_how_it_is_made() {
+        let fault = beside("no-such-program").unwrap_err().to_string();
+        assert!(fault.contains("no-such-program: not there: `cargo build`"), "{fault}");
+    }
+}

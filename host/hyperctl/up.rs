@@ -1,0 +1,46 @@
+//! `hyperctl up`: a guest in the foreground.
+
+use std::path::Path;
+use std::process::{ExitCode, ExitStatus};
+
+use hyperinit::fault::Fault;
+use nix::sys::signal::Signal;
+
+use super::cli::{GuestOptions, Up};
+use super::events::{self, Event};
+use super::guest::{CONSOLE, Guest, Plan, last_words};
+use super::local;
+
+/// How many lines of a dead guest's log are shown.
+const LAST_LINES: usize = 10;
+
+/// Starts a guest and stays until it ends, or until a signal ends it.
+pub fn up(options: &Up) -> Result<ExitCode, Fault> {
+    let ends = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+    let (events, queue) = events::queue(&ends)?;
+    let plan = plan(options.kind.local, &options.dir, &options.share, &options.options)?;
+    let guest = Guest::start(plan, move |status| drop(events.send(Event::GuestEnded(status))))?;
+    let event = queue.recv();
+    drop(guest);
+    match event {
+        Ok(Event::GuestEnded(status)) if !status.success() => Err(died(&options.dir, status)),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// How a guest is started.
+pub fn plan(is_local: bool, directory: &Path, share: &Path, options: &GuestOptions) -> Result<Plan, Fault> {
+    if is_local {
+        local::plan(directory, share, &options.append)
+    } else {
+        Err(Fault::new("starting", "a VM", "not yet"))
+    }
+}
+
+/// The guest's end as an error, with its last words.
+pub fn died(directory: &Path, status: ExitStatus) -> Fault {
+    let console = directory.join(CONSOLE);
+    let words = last_words(directory, LAST_LINES);
+    let log = if words.is_empty() { " is empty".to_owned() } else { format!(" ends with{words}") };
+    Fault::new("running", "the guest", format!("it ended with {status}; {}{log}", console.display()))
+}

@@ -21,6 +21,8 @@ struct Cli {
 pub enum Command {
     /// Starts a guest and stays until it ends
     Up(Up),
+    /// Makes the guest's initramfs: init, its helpers and the kernel modules that they need
+    Initrd(Initrd),
     /// Executes a program that dies with its parent (internal)
     #[command(hide = true)]
     Tied(Tied),
@@ -90,6 +92,17 @@ pub enum Accel {
     Tcg,
     /// Fast, where /dev/kvm can be opened
     Kvm,
+}
+
+/// `hyperctl initrd`.
+#[derive(Debug, PartialEq, Args)]
+pub struct Initrd {
+    /// The modules of the kernel that will boot it, as in /lib/modules/RELEASE, with modules.dep
+    #[arg(long, value_name = "DIR")]
+    pub modules: PathBuf,
+    /// The image to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
 }
 
 /// `hyperctl tied`.

@@ -22,6 +22,8 @@ use super::cgroup::Cgroup;
 pub const CONSOLE: &str = "console.log";
 /// QEMU's own control socket.
 pub const QMP_SOCKET: &str = "qmp.sock";
+/// What STARTPOD's `shareDir` calls the share: the 9p tag, and in a local guest what stands in for it.
+pub const SHARE_TAG: &str = "share_dir";
 /// How much of the log's end is looked at for its last lines.
 const TAIL: u64 = 4096;
 

@@ -2,11 +2,17 @@
 
 mod cgroup;
 mod cli;
+mod compression;
 mod events;
 mod guest;
+mod initrd;
+mod kernel;
 mod local;
+mod modules;
+mod places;
 mod tied;
 mod up;
+mod vm;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -21,6 +27,7 @@ fn main() -> ExitCode {
     };
     let failed = command.failed();
     let done = match command {
+        cli::Command::Initrd(options) => initrd::initrd(&options),
         cli::Command::Up(options) => up::up(&options),
         cli::Command::Tied(options) => tied::tied(&options),
     };

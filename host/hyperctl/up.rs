@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use super::cli::{GuestOptions, Up};
 use super::events::{self, Event};
 use super::guest::{CONSOLE, Guest, Plan, last_words};
-use super::local;
+use super::{local, vm};
 
 /// How many lines of a dead guest's log are shown.
 const LAST_LINES: usize = 10;
@@ -33,7 +33,7 @@ pub fn plan(is_local: bool, directory: &Path, share: &Path, options: &GuestOptio
     if is_local {
         local::plan(directory, share, &options.append)
     } else {
-        Err(Fault::new("starting", "a VM", "not yet"))
+        vm::plan(directory, share, options)
     }
 }
 
@@ -42,5 +42,5 @@ pub fn died(directory: &Path, status: ExitStatus) -> Fault {
     let console = directory.join(CONSOLE);
     let words = last_words(directory, LAST_LINES);
     let log = if words.is_empty() { " is empty".to_owned() } else { format!(" ends with{words}") };
-    Fault::new("running", "the guest", format!("it ended with {status}; {}{log}", console.display()))
+    Fault::new("running", "the guest", format!("it ended ({status}); {}{log}", console.display()))
 }

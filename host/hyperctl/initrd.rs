@@ -1,0 +1,154 @@
+//! `hyperctl initrd`: the guest's initramfs, which is its whole root filesystem.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use cpio::NewcBuilder;
+use flate2::{Compression, GzBuilder};
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::wire::Role;
+
+use super::cli::Initrd;
+use super::local::beside;
+use super::modules;
+
+/// Where the kernel's filesystems are mounted, and where the guest puts its later root together.
+const DIRECTORIES: [&str; 4] = ["dev", "proc", "sys", "tmp"];
+const DIRECTORY: u32 = 0o040_755;
+const PROGRAM: u32 = 0o100_755;
+const FILE: u32 = 0o100_644;
+const CHARACTER_DEVICE: u32 = 0o020_600;
+
+/// One thing in the image.
+struct Entry {
+    path: String,
+    mode: u32,
+    content: Vec<u8>,
+    /// A device's numbers.
+    device: (u32, u32),
+}
+
+impl Entry {
+    fn new(path: impl Into<String>, mode: u32, content: Vec<u8>) -> Entry {
+        Entry { path: path.into(), mode, content, device: (0, 0) }
+    }
+}
+
+/// Writes the image. The same inputs give the same bytes.
+pub fn initrd(options: &Initrd) -> Result<ExitCode, Fault> {
+    let directory = options.modules.canonicalize().fault("looking up", options.modules.display())?;
+    let release = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut entries = programs()?;
+    entries.extend(kernel_modules(&directory, &release)?);
+    let image = pack(entries).fault("packing", "the initramfs")?;
+    fs::write(&options.output, image).fault("writing", options.output.display())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// hyperinit as the kernel looks for it, the helpers where it looks for them: beside itself.
+fn programs() -> Result<Vec<Entry>, Fault> {
+    let read = |name: &str, at: &str| {
+        let path = beside(name)?;
+        let content = fs::read(&path).fault("reading", path.display())?;
+        Ok(Entry::new(at, PROGRAM, content))
+    };
+    let helpers = Role::ALL.map(|role| (role.name(), role.name()));
+    [("hyperinit", "init")].into_iter().chain(helpers).map(|(name, at)| read(name, at)).collect()
+}
+
+/// The chosen modules, all in one directory: their names tell them apart.
+fn kernel_modules(directory: &Path, release: &str) -> Result<Vec<Entry>, Fault> {
+    let (modules, warnings) = modules::choose(directory)?;
+    for warning in warnings {
+        let _ = writeln!(io::stderr(), "hyperctl: {warning}");
+    }
+    let home = format!("lib/modules/{release}");
+    let mut entries =
+        vec![Entry::new("lib", DIRECTORY, vec![]), Entry::new("lib/modules", DIRECTORY, vec![])];
+    entries.push(Entry::new(&home, DIRECTORY, vec![]));
+    entries.push(Entry::new(
+        format!("{home}/modules.dep"),
+        FILE,
+        modules::modules_dep(&modules).into_bytes(),
+    ));
+    for module in modules {
+        entries.push(Entry::new(format!("{home}/{}", module.file), FILE, module.read(directory)?));
+    }
+    Ok(entries)
+}
+
+/// The archive (cpio newc, which is what the kernel unpacks) through gzip, with no time and no name in it.
+fn pack(mut entries: Vec<Entry>) -> io::Result<Vec<u8>> {
+    entries.extend(DIRECTORIES.map(|path| Entry::new(path, DIRECTORY, vec![])));
+    // The kernel opens it for init's standard streams before init runs.
+    entries.push(Entry { device: (5, 1), ..Entry::new("dev/console", CHARACTER_DEVICE, vec![]) });
+    // A directory is before what is in it.
+    entries.sort_by(|a, b| a.path.cmp(&b.path));
+    let mut out = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+    for (number, entry) in (1..).zip(&entries) {
+        let size = u32::try_from(entry.content.len()).map_err(io::Error::other)?;
+        let (major, minor) = entry.device;
+        let header =
+            NewcBuilder::new(&entry.path).ino(number).mode(entry.mode).rdev_major(major).rdev_minor(minor);
+        let mut file = header.write(&mut out, size);
+        file.write_all(&entry.content)?;
+        file.finish()?;
+    }
+    cpio::newc::trailer(&mut out)?;
+    out.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    use cpio::NewcReader;
+    use flate2::read::GzDecoder;
+
+    /// (path, mode, device, content) of everything in an image.
+    fn list(image: &[u8]) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
+        let mut reader = GzDecoder::new(image);
+        let mut all = Vec::new();
+        loop {
+            let mut entry = NewcReader::new(reader).unwrap();
+            if entry.entry().is_trailer() {
+                return all;
+            }
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            let head = entry.entry();
+            assert_eq!((head.mtime(), head.uid(), head.gid()), (0, 0, 0));
+            all.push((head.name().to_owned(), head.mode(), (head.rdev_major(), head.rdev_minor()), content));
+            reader = entry.finish().unwrap();
+        }
+    }
+
+    fn entries() -> Vec<Entry> {
+        vec![
+            Entry::new("netd", PROGRAM, b"the program netd".to_vec()),
+            Entry::new("init", PROGRAM, b"the program".to_vec()),
+            Entry::new("lib/modules", DIRECTORY, vec![]),
+            Entry::new("lib", DIRECTORY, vec![]),
+        ]
+    }
+
+    #[test]
+    fn the_image_is_what_was_put_in_and_nothing_else() {
+        let all = list(&pack(entries()).unwrap());
+        let paths: Vec<_> = all.iter().map(|(path, ..)| path.as_str()).collect();
+        assert_eq!(paths, ["dev", "dev/console", "init", "lib", "lib/modules", "netd", "proc", "sys", "tmp"]);
+        assert_eq!(all[1], ("dev/console".to_owned(), CHARACTER_DEVICE, (5, 1), vec![]));
+        assert_eq!(all[2], ("init".to_owned(), PROGRAM, (0, 0), b"the program".to_vec()));
+        assert_eq!(all[3].1, DIRECTORY);
+    }
+
+    #[test]
+    fn the_same_things_make_the_same_image() {
+        let mut turned = entries();
+        turned.reverse();
+        assert_eq!(pack(entries()).unwrap(), pack(turned).unwrap());
+    }
+}

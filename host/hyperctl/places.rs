@@ -1,0 +1,90 @@
+//! Where things are unless the command line says otherwise: below `.cache` of the checkout, as the Makefile fetches
+//! and makes them.
+
+use std::path::{Path, PathBuf};
+
+use hyperinit::fault::Fault;
+
+/// Something that a person can leave out.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// What it is, for a person.
+    what: &'static str,
+    /// The option that names it.
+    option: &'static str,
+    /// An environment variable that does.
+    variable: Option<&'static str>,
+    /// Where it is in the checkout.
+    path: &'static str,
+    /// The command that makes it.
+    made_by: &'static str,
+}
+
+/// The VM's kernel.
+pub const KERNEL: Place = Place {
+    what: "a kernel",
+    option: "--kernel",
+    variable: Some("HYPERINIT_KERNEL"),
+    path: ".cache/kernel/vmlinuz",
+    made_by: "make kernel",
+};
+/// The VM's initramfs.
+pub const INITRD: Place = Place {
+    what: "an initramfs",
+    option: "--initrd",
+    variable: None,
+    path: ".cache/initrd.img",
+    made_by: "make initrd",
+};
+/// The container's root filesystem.
+pub const ROOTFS: Place = Place {
+    what: "a root filesystem",
+    option: "--rootfs",
+    variable: None,
+    path: ".cache/rootfs",
+    made_by: "make rootfs",
+};
+
+impl Place {
+    /// The absolute path of what was named, or of what is at its place; a fault says how to get it.
+    pub fn find(self, named: Option<&Path>) -> Result<PathBuf, Fault> {
+        let variable = self.variable.and_then(std::env::var_os).filter(|value| !value.is_empty());
+        if let Some(path) = named.map(Path::to_owned).or(variable.map(PathBuf::from)) {
+            let absolute = path.canonicalize();
+            return absolute.map_err(|error| Fault::io("looking for", path.display(), &error));
+        }
+        let own = std::env::current_exe().ok();
+        // Here, or in the checkout that hyperctl was built in.
+        let homes = std::iter::once(Path::new(".")).chain(own.iter().flat_map(|own| own.ancestors().skip(1)));
+        self.find_in(homes)
+    }
+
+    fn find_in<'a>(self, homes: impl Iterator<Item = &'a Path>) -> Result<PathBuf, Fault> {
+        let mut found = homes.filter_map(|home| home.join(self.path).canonicalize().ok());
+        found.next().ok_or_else(|| {
+            let why =
+                format!("no {}: `{}` makes it, or name one with {}", self.path, self.made_by, self.option);
+            Fault::new("looking for", self.what, why)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_home_that_has_it_wins_and_a_missing_one_says_what_makes_it() {
+        let root = std::env::temp_dir().join(format!("hyperctl-places-{}", std::process::id()));
+        let (first, second) = (root.join("a"), root.join("b"));
+        std::fs::create_dir_all(second.join(".cache")).unwrap();
+        std::fs::write(second.join(".cache/initrd.img"), "").unwrap();
+        let homes = || [first.as_path(), second.as_path()].into_iter();
+        let found = INITRD.find_in(homes()).unwrap();
+        assert_eq!(found, second.join(".cache/initrd.img").canonicalize().unwrap());
+        let fault = KERNEL.find_in(homes()).unwrap_err().to_string();
+        assert!(fault.contains("`make kernel`") && fault.contains("--kernel"), "{fault}");
+        assert!(INITRD.find(Some(&root.join("c"))).is_err(), "what was named is not looked for elsewhere");
+        std::fs::remove_dir_all(root).unwrap();
+    }
+}

@@ -1,0 +1,150 @@
+//! A guest in a VM: QEMU's command line.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
+use hyperinit::fault::{Fault, OrFault};
+
+use super::cli::{Accel, GuestOptions};
+use super::guest::{CONSOLE, Plan, QMP_SOCKET, SHARE_TAG};
+use super::{kernel, places};
+
+/// The emulator; Debian has it in the package of the message below.
+const QEMU: &str = "qemu-system-x86_64";
+/// Before the user's words: the log on the serial port, and a kernel that panics ends (by -no-reboot) instead of
+/// waiting for somebody to see it.
+const CMDLINE: &str = "console=ttyS0 panic=-1";
+
+/// Plans QEMU. Nothing of it needs root.
+pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Plan, Fault> {
+    let share = share.canonicalize().fault("looking up the share", share.display())?;
+    let kernel = kernel::bootable(&places::KERNEL.find(options.kernel.as_deref())?);
+    let initrd = places::INITRD.find(options.initrd.as_deref())?;
+    Ok(Plan {
+        directory: directory.to_owned(),
+        program: in_path(QEMU)?,
+        arguments: arguments(&kernel, &initrd, &share, options),
+        namespaces: false,
+    })
+}
+
+fn in_path(name: &str) -> Result<PathBuf, Fault> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found =
+        std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file());
+    found.ok_or_else(|| {
+        Fault::new("looking for", name, "not in PATH: `apt-get install qemu-system-x86` gets it")
+    })
+}
+
+/// QEMU's arguments; it runs in the guest's directory.
+fn arguments(kernel: &Path, initrd: &Path, share: &Path, options: &GuestOptions) -> Vec<OsString> {
+    let accel = match options.accel {
+        Accel::Tcg => "tcg",
+        Accel::Kvm => "kvm",
+    };
+    let mut all: Vec<OsString> = Vec::new();
+    let mut add = |option: &str, value: OsString| all.extend([option.into(), value]);
+    for bare in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+        add(bare, OsString::new());
+    }
+    add("-display", "none".into());
+    add("-machine", format!("q35,accel={accel}").into());
+    add("-cpu", "max".into());
+    add("-m", format!("{}M", options.memory).into());
+    add("-smp", options.cpus.to_string().into());
+    add("-kernel", kernel.into());
+    add("-initrd", initrd.into());
+    add("-append", cmdline(&options.append).into());
+    add("-chardev", format!("file,id=console,path={CONSOLE},append=on").into());
+    add("-serial", "chardev:console".into());
+    add("-qmp", format!("unix:{QMP_SOCKET},server=on,wait=off").into());
+    add("-device", "virtio-serial-pci".into());
+    for (number, socket) in [CONTROL_SOCKET, STREAM_SOCKET].into_iter().enumerate() {
+        add("-chardev", format!("socket,id=channel{number},path={socket},server=on,wait=off").into());
+        let port = format!("virtserialport,chardev=channel{number},name=sh.hyper.channel.{number}");
+        add("-device", port.into());
+    }
+    // `none` keeps owners as they are, and does not fail where QEMU may not change them: right for root and others.
+    let mut export = OsString::from("local,id=share,security_model=none,multidevs=remap,path=");
+    export.push(escaped(share));
+    add("-fsdev", export);
+    add("-device", format!("virtio-9p-pci,fsdev=share,mount_tag={SHARE_TAG}").into());
+    all.retain(|word| !word.is_empty());
+    all
+}
+
+/// The kernel's command line. The console shows what hyper_log lets through and no more: serial ports are slow.
+fn cmdline(append: &str) -> String {
+    let level =
+        append.split_ascii_whitespace().filter_map(|word| word.strip_prefix("hyper_log=")).next_back();
+    // The kernel shows what is below this number (syslog(2)): by default warnings.
+    let loglevel = match level {
+        Some("off") => 1,
+        Some("error") => 4,
+        Some("info") => 7,
+        Some("debug" | "trace") => 8,
+        _ => 5,
+    };
+    format!("{CMDLINE} quiet loglevel={loglevel} {append}").trim_end().to_owned()
+}
+
+/// A value of QEMU's option lists: a comma in it is doubled.
+fn escaped(path: &Path) -> OsString {
+    let path: &OsStr = path.as_os_str();
+    let mut out = Vec::with_capacity(path.len());
+    for &byte in path.as_bytes() {
+        out.push(byte);
+        if byte == b',' {
+            out.push(byte);
+        }
+    }
+    OsString::from_vec(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> GuestOptions {
+        GuestOptions {
+            kernel: None,
+            initrd: None,
+            memory: 256,
+            cpus: 2,
+            accel: Accel::Tcg,
+            append: "hyper_debug".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_command_line_of_qemu() {
+        let all = arguments(Path::new("/k"), Path::new("/i"), Path::new("/srv/a,b"), &options());
+        let text = all.join(OsStr::new(" ")).into_string().unwrap();
+        for part in [
+            "-nodefaults -no-user-config -no-reboot -display none",
+            "-machine q35,accel=tcg -cpu max -m 256M -smp 2 -kernel /k -initrd /i",
+            "path=ctl.sock,server=on,wait=off -device virtserialport,chardev=channel0,name=sh.hyper.channel.0",
+            "path=stream.sock,server=on,wait=off -device virtserialport,chardev=channel1,name=sh.hyper.channel.1",
+            "path=/srv/a,,b -device virtio-9p-pci,fsdev=share,mount_tag=share_dir",
+            "file,id=console,path=console.log,append=on -serial chardev:console",
+            "-qmp unix:qmp.sock,server=on,wait=off",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in {text:?}");
+        }
+        let append = all.iter().position(|word| word == "-append").unwrap();
+        assert_eq!(all[append + 1], "console=ttyS0 panic=-1 quiet loglevel=5 hyper_debug");
+        let kvm = GuestOptions { accel: Accel::Kvm, ..options() };
+        let all = arguments(Path::new("/k"), Path::new("/i"), Path::new("/s"), &kvm);
+        assert!(all.iter().any(|word| word == "q35,accel=kvm"));
+    }
+
+    #[test]
+    fn the_console_shows_what_is_logged() {
+        assert!(cmdline("").ends_with("quiet loglevel=5"));
+        assert!(cmdline("hyper_log=error hyper_log=debug").contains(" loglevel=8 "));
+        assert!(cmdline("loglevel=3").ends_with("loglevel=3"), "the user's word is the last");
+    }
+}

@@ -6,11 +6,11 @@ mod boot;
 mod control;
 mod event_loop;
 mod helpers;
-mod modules;
-mod ports;
+pub mod modules;
+pub mod ports;
 mod readers;
 mod root;
-mod settings;
+pub mod settings;
 mod warden;
 
 use std::convert::Infallible;

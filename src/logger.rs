@@ -1,5 +1,6 @@
 //! Log lines: `who: text`, one write each, to standard error (in a VM `/dev/kmsg`, which never blocks).
 
+use std::ffi::CString;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
@@ -13,8 +14,12 @@ static KMSG: AtomicBool = AtomicBool::new(false);
 /// The longest line: a kernel log record holds about 1 kB.
 const LINE_MAX: usize = 900;
 
-/// Names this process in its faults and log lines.
+/// Names this process in its faults and log lines, and for ps(1): all of them are executed from one file. For a
+/// process that is not confined yet.
 pub fn name(who: &'static str) {
+    if let Ok(name) = CString::new(who) {
+        let _ = nix::sys::prctl::set_name(&name);
+    }
     *WHO.write().unwrap_or_else(PoisonError::into_inner) = who;
 }
 

@@ -31,7 +31,8 @@ struct Execd {
     streams: Streams,
 }
 
-fn main() -> ExitCode {
+/// The program, alone or as a part of the guest's (src/main.rs).
+pub fn main() -> ExitCode {
     helper::run(
         Role::Execd,
         embedded_policy!("execd"),

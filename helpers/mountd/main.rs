@@ -26,7 +26,8 @@ struct Mountd {
     profile: ContainerProfile,
 }
 
-fn main() -> ExitCode {
+/// The program, alone or as a part of the guest's (src/main.rs).
+pub fn main() -> ExitCode {
     helper::run(
         Role::Mountd,
         embedded_policy!("mountd"),

@@ -12,7 +12,8 @@ use hyperinit::{embedded_policy, helper};
 
 use kernel::Kernel;
 
-fn main() -> ExitCode {
+/// The program, alone or as a part of the guest's (src/main.rs).
+pub fn main() -> ExitCode {
     helper::run(
         Role::Netd,
         embedded_policy!("netd"),

@@ -14,7 +14,8 @@ use hyperinit::sandbox::CapSet;
 use hyperinit::wire::Role;
 use hyperinit::{embedded_policy, helper};
 
-fn main() -> ExitCode {
+/// The program, alone or as a part of the guest's (src/main.rs).
+pub fn main() -> ExitCode {
     helper::run(
         Role::Streamd,
         embedded_policy!("streamd"),

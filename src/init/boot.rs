@@ -1,6 +1,5 @@
 //! Early boot: what PID 1 does before it can do anything else (protocol.md «Guest set-up at boot»).
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -18,7 +17,6 @@ use super::modules;
 use super::settings::Settings;
 use crate::fault::{Fault, OrFault};
 use crate::logger;
-use crate::wire::Role;
 
 /// `fs.file-max` and RLIMIT_NOFILE, as the C original sets them.
 const FILES: u64 = 1_000_000;
@@ -93,18 +91,10 @@ fn log_to_kernel() -> Result<(), Fault> {
     log(nix::unistd::dup2_stderr(kmsg.as_fd()))
 }
 
-/// Opens the helpers' binaries beside PID 1's own, before the place they are in goes away.
-pub fn helper_binaries() -> Result<BTreeMap<Role, OwnedFd>, Fault> {
-    let own = std::fs::read_link("/proc/self/exe").fault("reading", "/proc/self/exe")?;
-    let directory = own.parent().unwrap_or(Path::new("/"));
-    let mut binaries = BTreeMap::new();
-    for role in Role::ALL {
-        let path = directory.join(role.name());
-        let fd = open(&path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-            .fault("opening the helper", path.display())?;
-        binaries.insert(role, fd);
-    }
-    Ok(binaries)
+/// Opens PID 1's own program, which is every helper's too, before the place it is in goes away.
+pub fn program() -> Result<OwnedFd, Fault> {
+    open("/proc/self/exe", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .fault("opening", "/proc/self/exe")
 }
 
 /// Raises the limits. In a namespace `fs.file-max` is the machine's and stays.

@@ -6,11 +6,11 @@ mod boot;
 mod control;
 mod event_loop;
 mod helpers;
-mod modules;
-mod ports;
+pub mod modules;
+pub mod ports;
 mod readers;
 mod root;
-mod settings;
+pub mod settings;
 mod warden;
 
 use std::convert::Infallible;
@@ -77,12 +77,12 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
     boot::early(&mut settings)?;
     let policies = Policies::decode()?;
     let ports = ports::open(&settings)?;
-    let binaries = boot::helper_binaries()?;
+    let program = boot::program()?;
     root::enter(&settings)?;
     boot::limits(&settings);
 
     let inits = [ports.control.number(), signals.as_raw_fd()];
-    let warden = warden::start(&settings, &policies.warden, binaries, ports.stream, &inits)?;
+    let warden = warden::start(&settings, &policies.warden, program, ports.stream, &inits)?;
     let mut guest = event_loop::EventLoop::new(&settings, signals, ports.control, warden)?;
     policies.init.confine_init()?;
     guest.start_helpers()?;

@@ -49,25 +49,25 @@ type Inherited = Vec<(OwnedFd, RawFd)>;
 
 /// Everything the warden keeps for the helpers of today and their successors.
 struct Kept {
-    binaries: BTreeMap<Role, OwnedFd>,
+    program: OwnedFd,
     inherited: BTreeMap<Role, Inherited>,
     null: OwnedFd,
     arguments: Vec<CString>,
     listen: bool,
 }
 
-/// Forks the warden. Everything handed over is closed in init, and `inits` in the warden.
+/// Forks the warden. `program` is what it executes for every role. Everything handed over is closed in init, and `inits` in the warden.
 pub fn start(
     settings: &Settings,
     policy: &Policy,
-    binaries: BTreeMap<Role, OwnedFd>,
+    program: OwnedFd,
     stream: Port,
     inits: &[RawFd],
 ) -> Result<Warden, Fault> {
     let fault = |error: std::io::Error| Fault::io("making a channel to", "the warden", &error);
     let (requests, inbox) = ipc::channel().map_err(fault)?;
     let (outbox, replies) = ipc::channel().map_err(fault)?;
-    let kept = Kept::new(settings, binaries, stream)?;
+    let kept = Kept::new(settings, program, stream)?;
     match spawn::fork().fault("forking", "the warden")? {
         Forked::Parent(pid) => Ok(Warden { pid, requests, replies }),
         Forked::Child => {
@@ -86,7 +86,7 @@ pub fn start(
 }
 
 impl Kept {
-    fn new(settings: &Settings, binaries: BTreeMap<Role, OwnedFd>, stream: Port) -> Result<Kept, Fault> {
+    fn new(settings: &Settings, program: OwnedFd, stream: Port) -> Result<Kept, Fault> {
         let (port, listen) = match stream {
             Port::Device(fd) => (fd, false),
             Port::Listener(fd) => (fd, true),
@@ -124,15 +124,13 @@ impl Kept {
                 streamd.into_iter().map(|(fd, to)| Ok((up(fd)?, to))).collect::<Result<_, Fault>>()?,
             ),
         ]);
-        let binaries =
-            binaries.into_iter().map(|(role, fd)| Ok((role, up(fd)?))).collect::<Result<_, Fault>>()?;
         let level = settings.log.as_str().to_ascii_lowercase();
         let mut words = vec!["--profile", settings.profile.name(), "--log", &level];
         if settings.local.is_none() {
             words.push("--kmsg");
         }
         let arguments = words.into_iter().map(c_string).collect::<Result<_, Fault>>()?;
-        Ok(Kept { binaries, inherited, null: up(null)?, arguments, listen })
+        Ok(Kept { program: up(program)?, inherited, null: up(null)?, arguments, listen })
     }
 }
 
@@ -202,9 +200,8 @@ fn watch(pidfd: &OwnedFd, stop: &OwnedFd, name: String) {
 
 /// Clones and executes one helper as a child of init.
 fn execute(role: Role, kept: &Kept, name: &str) -> Result<(Pid, OwnedFd), Fault> {
-    let missing = || Fault::new("starting", role, "not a role of this guest");
-    let binary = kept.binaries.get(&role).ok_or_else(missing)?;
-    let inherited = kept.inherited.get(&role).ok_or_else(missing)?;
+    let inherited =
+        kept.inherited.get(&role).ok_or_else(|| Fault::new("starting", role, "not a role of this guest"))?;
     let mut arguments = vec![c_string(role.name())?, c_string("--ipc")?, c_string(name)?];
     arguments.extend(kept.arguments.iter().cloned());
     if kept.listen && role == Role::Streamd {
@@ -212,7 +209,7 @@ fn execute(role: Role, kept: &Kept, name: &str) -> Result<(Pid, OwnedFd), Fault>
     }
     let mut moves: Vec<(RawFd, RawFd)> = vec![(kept.null.as_raw_fd(), 0)];
     moves.extend(inherited.iter().map(|(fd, to)| (fd.as_raw_fd(), *to)));
-    spawn::spawn_sibling(binary, &arguments, &moves).fault("starting", role)
+    spawn::spawn_sibling(&kept.program, &arguments, &moves).fault("starting", role)
 }
 
 #[cfg(test)]

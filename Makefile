@@ -1,0 +1,75 @@
+# hyperinit: `make help` lists what there is. Everything made is below target/ and .cache/; nothing is installed but
+# Debian packages (and, for `make test`, cargo-deny where it is worth it: scripts/deny).
+
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+# Static binaries need the triple spelled out (.cargo/config.toml), so it is in every path.
+triple := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+target := $(or $(CARGO_TARGET_DIR),target)
+bin := $(target)/$(triple)/release
+hyperctl := $(bin)/hyperctl
+cache := .cache
+
+# Tests make namespaces, so their binaries run as root; the build stays the caller's.
+ifneq ($(shell id -u),0)
+runner := CARGO_TARGET_$(shell echo $(triple) | tr 'a-z-' 'A-Z_')_RUNNER='sudo -E'
+endif
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
+
+.PHONY: run
+run: initrd rootfs ## boots a VM and runs a container that says where it is
+	@scripts/need qemu-system-x86
+	$(hyperctl) run --vm --kernel $(cache)/kernel/vmlinuz --initrd $(cache)/initrd.img --rootfs $(cache)/rootfs \
+		-- /bin/sh -c "$$(cat scripts/where)"
+
+.PHONY: test
+test: check sizes initrd rootfs ## checks and tests everything
+	@scripts/need qemu-system-x86
+	$(runner) cargo test --locked
+	scripts/deny $(cache)/tools
+
+.PHONY: check
+check: tools ## the format and the lints, without a test
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+.PHONY: build
+build: tools ## the release binaries
+	cargo build --locked --release
+
+.PHONY: sizes
+sizes: build ## fails if the guest's binaries are too large
+	scripts/sizes $(bin)
+
+.PHONY: kernel
+kernel: ## Debian's kernel and its modules in .cache/kernel, not installed
+	@scripts/need kmod
+	@scripts/kernel $(cache)/kernel
+
+.PHONY: rootfs
+rootfs: ## a busybox root for containers in .cache/rootfs
+	@scripts/need busybox-static
+	@scripts/rootfs $(cache)/rootfs
+
+.PHONY: initrd
+initrd: build kernel ## the guest's initramfs, .cache/initrd.img
+	$(hyperctl) initrd --modules $(cache)/kernel/modules/* -o $(cache)/initrd.img
+
+.PHONY: bench
+bench: initrd rootfs ## the numbers beside their floors, as JSON: docs/bench.md says what each is
+	@scripts/need qemu-system-x86
+	$(hyperctl) bench
+
+.PHONY: clean
+clean: ## removes all that was made, the kernel too
+	rm -rf $(target) $(cache)
+
+# What the build itself needs. Rust comes by rustup: Debian's may be older than rust-version in Cargo.toml.
+.PHONY: tools
+tools:
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust with rustup (rust-toolchain.toml)" >&2; exit 1; }
+	@scripts/need gcc libc6-dev

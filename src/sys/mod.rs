@@ -4,6 +4,7 @@
 pub mod alloc;
 pub mod fd;
 pub mod mount;
+pub mod namespace;
 pub mod page;
 pub mod process;
 pub mod signal;

@@ -142,6 +142,9 @@ impl Supervisor {
             Gate::Wait => return Gate::Wait,
             Gate::No(fault) => return Gate::No(fault),
         }
+        if self.is_awaited(id) {
+            return Gate::Wait;
+        }
         match self.containers.get(id).map(|known| &known.state) {
             None if self.containers.len() >= CONTAINERS_MAX => {
                 return no("there are 1024 containers: remove those that have exited");
@@ -217,6 +220,9 @@ impl Supervisor {
             Gate::Wait => return Gate::Wait,
             Gate::No(fault) => return Gate::No(fault),
         };
+        if self.is_awaited(id) {
+            return Gate::Wait;
+        }
         let Some(container) = self.containers.get(id) else { return no("no such container") };
         match &container.state {
             ContainerState::Running => {}
@@ -245,10 +251,19 @@ impl Supervisor {
         }
     }
 
+    /// Whether a container of that id, or the pod that it may be in, was asked for and has not been begun.
+    fn is_awaited(&self, id: &ContainerId) -> bool {
+        let asked = |(_, command): &(Ticket, Command)| matches!(command, Command::NewContainer(container) if container.id == *id);
+        matches!(self.pod, Pod::Starting { .. }) || self.parked.iter().any(asked)
+    }
+
     /// A process that runs, or why it does not.
     fn running(&self, doing: &str, command: &str, id: &ContainerId, process: &ProcessId) -> Gate<Pid> {
         if let Some(fault) = self.door(command, id) {
             return Gate::No(fault);
+        }
+        if self.is_awaited(id) {
+            return Gate::Wait;
         }
         let Some(container) = self.containers.get(id) else {
             return Gate::No(Fault::new(doing, id, "no such container"));
@@ -291,6 +306,9 @@ impl Supervisor {
     }
 
     fn kill_container(&mut self, ticket: Ticket, kill: KillContainer) {
+        if self.is_awaited(&kill.container) {
+            return self.park(ticket, Command::KillContainer(kill));
+        }
         let init = self.containers.get(&kill.container).map(|container| container.init.clone());
         let Some(init) = init else {
             let fault = self.door("KILLCONTAINER", &kill.container);
@@ -320,6 +338,9 @@ impl Supervisor {
 
     fn remove_container(&mut self, ticket: Ticket, remove: RemoveContainer) {
         let id = &remove.container;
+        if self.is_awaited(id) {
+            return self.park(ticket, Command::RemoveContainer(remove));
+        }
         let fault = |why: &str| Fault::new("removing container", id, why);
         match self.containers.get(id).map(|container| &container.state) {
             None => {

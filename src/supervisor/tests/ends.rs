@@ -1,0 +1,273 @@
+//! Ends: processes, containers, the pod, the guest.
+
+use super::*;
+
+#[test]
+fn the_event_follows_the_output() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.started(Pid(101));
+    world.said();
+    world.exits(Pid(101), 42);
+    assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
+    assert!(world.said().is_empty());
+    world.done(Role::Streamd);
+    assert_eq!(world.said(), [event("c", "p", 42)]);
+    assert_eq!(world.asked(Role::Execd), ["release 3"]);
+    world.exec("c", "p", 3);
+    assert_eq!(world.asked(Role::Execd), ["release 3", "start c p"], "id and stream are free, in that order");
+}
+
+#[test]
+fn an_end_that_comes_before_its_start_is_not_lost() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.exits(Pid(101), 9);
+    world.started(Pid(101));
+    assert_eq!(world.said(), ["ACK "]);
+    world.done(Role::Streamd);
+    assert_eq!(world.said(), [event("c", "p", 9)]);
+}
+
+#[test]
+fn a_stranger_that_exits_is_nobodys() {
+    let mut world = World::with_container();
+    world.exits(Pid(4711), 1);
+    world.exec("c", "p", 3);
+    world.started(Pid(4711));
+    assert!(world.asked(Role::Streamd).is_empty(), "that number was another process's");
+    assert_eq!(world.said(), ["ACK "]);
+}
+
+#[test]
+fn an_id_with_a_quote_is_escaped() {
+    let mut world = World::with_container();
+    world.exec("c", "say \\\"hi\\\"", 3);
+    world.started(Pid(101));
+    world.exits(Pid(101), 0);
+    world.said();
+    world.done(Role::Streamd);
+    assert_eq!(world.said(), [event("c", "say \\\"hi\\\"", 0)]);
+}
+
+#[test]
+fn the_end_of_its_init_is_the_end_of_a_container() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.started(Pid(101));
+    world.exec("c", "late", 5);
+    world.said();
+    world.exits(Pid(100), 7);
+    assert_eq!(world.asked(Role::Mountd), ["kill c"]);
+    world.exec("c", "too late", 7);
+    world.done(Role::Mountd);
+    assert_eq!(world.did(), [kill(101, Signal::KILL, false)], "mountd is not the only one who kills");
+    world.started(Pid(102));
+    assert_eq!(world.did(), [kill(102, Signal::KILL, false)], "started while the others were killed");
+    world.exits(Pid(101), 137);
+    world.exits(Pid(102), 137);
+    assert_eq!(world.asked(Role::Streamd), ["finish 3", "finish 5"]);
+    world.done(Role::Streamd);
+    assert!(world.asked(Role::Streamd) == ["finish 5"] && world.asked(Role::Mountd).is_empty());
+    world.done(Role::Streamd);
+    assert_eq!(world.asked(Role::Streamd), ["finish 1"]);
+    world.done(Role::Streamd);
+    assert_eq!(world.asked(Role::Mountd), ["remove c"]);
+    let said = world.said();
+    assert_eq!(said[..1], ["ACK "]);
+    assert!(said[1].ends_with("the container does not run"));
+    assert_eq!(said[2..], [event("c", "p", 137), event("c", "late", 137)]);
+    world.done(Role::Mountd);
+    assert_eq!(world.said(), [event("c", "init", 7)], "the host may have its disk back now");
+    world.new_container("c", 1);
+    assert_eq!(world.asked(Role::Mountd), ["prepare c"], "its id may be used again");
+}
+
+#[test]
+fn a_start_that_fails_late_does_not_hold_up_its_containers_end() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.exits(Pid(100), 0);
+    world.done(Role::Mountd);
+    assert!(world.asked(Role::Streamd).is_empty());
+    world.fails(Role::Execd);
+    assert_eq!(world.asked(Role::Streamd), ["finish 1"]);
+}
+
+#[test]
+fn signals_reach_only_who_runs() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.started(Pid(101));
+    world.exits(Pid(101), 0);
+    world.said();
+    for json in
+        [r#"{"container":"c","process":"p","signal":9}"#, r#"{"container":"c","process":"q","signal":9}"#]
+    {
+        world.tell(Message::SignalProcess, json);
+        assert!(world.said().join("").ends_with("no such process"));
+    }
+    world.exits(Pid(100), 0);
+    world.tell(Message::KillContainer, r#"{"container":"c","signal":9}"#);
+    assert!(world.said().join("").ends_with("no such process"));
+    assert!(world.did().is_empty());
+}
+
+/// The end of everything of a pod that has containers without running processes any more.
+fn guest_ends(world: &mut World) {
+    assert_eq!(world.asked(Role::Mountd), ["destroy pod"]);
+    world.done(Role::Mountd);
+    no_pod_guest_ends(world);
+}
+
+fn no_pod_guest_ends(world: &mut World) {
+    assert_eq!(world.asked(Role::Streamd), ["flush"]);
+    world.said();
+    world.done(Role::Streamd);
+    assert_eq!(world.said().last().map(String::as_str), Some("ACK "));
+    assert!(world.did().is_empty());
+    world.feed(Event::ControlDrained);
+    assert_eq!(world.did(), [Action::PowerOff]);
+}
+
+#[test]
+fn destroypod_without_a_pod() {
+    let mut world = World::new();
+    world.tell(Message::DestroyPod, "null");
+    no_pod_guest_ends(&mut world);
+}
+
+#[test]
+fn destroypod_asks_then_kills_then_tidies_up() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.started(Pid(101));
+    world.said();
+    world.tell(Message::DestroyPod, "null");
+    assert_eq!(world.did(), [kill(100, Signal::TERM, true), kill(101, Signal::TERM, true)]);
+    world.tell(Message::Ping, "null");
+    world.exec("c", "q", 5);
+    world.tell(Message::DestroyPod, "null");
+    assert!(world.said().is_empty(), "nothing leaves before the ACK of DESTROYPOD");
+    world.exits(Pid(101), 0);
+    world.done(Role::Streamd);
+    assert_eq!(world.said(), [event("c", "p", 0)]);
+    world.wait();
+    assert_eq!(world.did(), [kill(100, Signal::KILL, true)], "the grace is over");
+    world.exits(Pid(100), 137);
+    world.done(Role::Mountd);
+    world.done(Role::Streamd);
+    world.done(Role::Mountd);
+    assert_eq!(world.said(), [event("c", "init", 137)]);
+    assert_eq!(world.did(), [kill(POD_INIT.0, Signal::KILL, false)]);
+    world.exits(POD_INIT, 137);
+    guest_ends(&mut world);
+}
+
+#[test]
+fn destroypod_while_the_pod_starts() {
+    for step in 0..5 {
+        let mut world = World::new();
+        world.tell(Message::StartPod, r#"{"hostname":"pod"}"#);
+        let roles = [Role::Netd, Role::Mountd, Role::Execd, Role::Mountd, Role::Execd];
+        for (at, role) in roles.into_iter().enumerate().take(step + 1) {
+            if at == step {
+                world.tell(Message::DestroyPod, "null");
+                assert!(world.did().is_empty(), "step {step}: what is under way ends first");
+            }
+            if at == 2 { world.started(POD_INIT) } else { world.done(role) }
+        }
+        if step >= 2 {
+            assert_eq!(world.did(), [kill(POD_INIT.0, Signal::KILL, false)], "step {step}");
+            world.exits(POD_INIT, 137);
+        }
+        guest_ends(&mut world);
+    }
+}
+
+#[test]
+fn destroypod_while_a_container_starts() {
+    let mut world = World::with_pod();
+    world.new_container("c", 1);
+    world.new_container("d", 3);
+    world.exec("c", "p", 5);
+    world.tell(Message::DestroyPod, "null");
+    world.done(Role::Mountd);
+    world.done(Role::Mountd);
+    assert!(world.asked(Role::Execd).is_empty(), "nothing is started any more");
+    for _ in 0..4 {
+        world.done(Role::Mountd);
+    }
+    let said = world.said();
+    assert!(said.len() == 3 && said.iter().all(|text| text.starts_with("ERROR")), "{said:?}");
+    assert_eq!(world.did(), [kill(POD_INIT.0, Signal::KILL, false)]);
+    world.exits(POD_INIT, 137);
+    guest_ends(&mut world);
+}
+
+#[test]
+fn destroypod_kills_what_was_started_meanwhile() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.tell(Message::DestroyPod, "null");
+    world.did();
+    world.started(Pid(101));
+    assert_eq!(world.did(), [kill(101, Signal::KILL, false)]);
+}
+
+#[test]
+fn destroypod_gives_output_up_that_nobody_reads() {
+    let mut world = World::with_container();
+    world.tell(Message::DestroyPod, "null");
+    world.exits(Pid(100), 0);
+    world.done(Role::Mountd);
+    world.wait();
+    world.wait();
+    assert_eq!(world.asked(Role::Mountd), ["remove c"]);
+    world.done(Role::Mountd);
+    assert_eq!(world.said(), [event("c", "init", 0)]);
+    world.exits(POD_INIT, 137);
+    world.done(Role::Mountd);
+    assert_eq!(world.asked(Role::Streamd), ["finish 1", "flush"]);
+    world.wait();
+    assert_eq!(world.said(), ["ACK "], "in less than the ten seconds that runV waits");
+    assert!(world.now < Duration::from_secs(1010));
+    world.did();
+    world.wait();
+    assert_eq!(world.did(), [Action::PowerOff], "also if the host does not take the last frame");
+}
+
+#[test]
+fn destroypod_does_not_wait_for_a_helper_that_hangs() {
+    let mut world = World::with_container();
+    world.new_container("slow", 3);
+    world.tell(Message::DestroyPod, "null");
+    for _ in 0..3 {
+        world.wait();
+    }
+    assert!(world.now < Duration::from_secs(1010));
+    let said = world.said();
+    assert!(said[0].contains("the guest is going down") && said[1] == "ACK ", "{said:?}");
+}
+
+#[test]
+fn a_dead_pod_init_ends_the_pod_in_order() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.started(Pid(101));
+    world.said();
+    world.exits(POD_INIT, 137);
+    world.tell(Message::ExecCmd, r#"{"container":"c","process":{"args":["a"],"stdio":9,"stderr":10}}"#);
+    assert!(world.said().join("").ends_with("the pod is ending"));
+    world.exits(Pid(101), 137);
+    world.exits(Pid(100), 137);
+    world.done(Role::Mountd);
+    world.done(Role::Streamd);
+    world.done(Role::Streamd);
+    world.done(Role::Mountd);
+    assert_eq!(world.said(), [event("c", "p", 137), event("c", "init", 137)]);
+    assert_eq!(world.asked(Role::Mountd), ["destroy pod"]);
+    world.done(Role::Mountd);
+    world.tell(Message::StartPod, "{}");
+    assert_eq!(world.asked(Role::Netd), ["up lo"], "the guest goes on");
+}

@@ -1,0 +1,203 @@
+//! Helpers that die, hang and lie.
+
+use super::*;
+
+#[test]
+fn a_start_that_was_under_way_fails_and_the_next_one_waits() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.dies(Role::Execd);
+    assert!(world.said().join("").ends_with("it died before it answered"));
+    world.exec("c", "p", 3);
+    assert!(world.asked.is_empty());
+    world.comes_up(Role::Execd, 70);
+    assert_eq!(world.asked(Role::Execd), ["join"], "outside the pod nothing is started");
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Execd), ["start c p"]);
+    world.started(Pid(101));
+    assert_eq!(world.said(), ["ACK "]);
+}
+
+#[test]
+fn an_execd_that_cannot_enter_the_pod_is_killed() {
+    let mut world = World::with_container();
+    world.dies(Role::Execd);
+    world.comes_up(Role::Execd, 70);
+    world.exec("c", "p", 3);
+    world.fails(Role::Execd);
+    assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Execd, .. }]));
+    world.dies(Role::Execd);
+    world.comes_up(Role::Execd, 71);
+    assert_eq!(world.asked(Role::Execd), ["join"]);
+}
+
+#[test]
+fn what_may_be_repeated_is_asked_again() {
+    let mut world = World::with_container();
+    world.exits(Pid(100), 0);
+    world.dies(Role::Mountd);
+    assert!(world.asked(Role::Streamd).is_empty());
+    world.comes_up(Role::Mountd, 70);
+    assert_eq!(world.asked(Role::Mountd), ["kill c"]);
+    for pid in 71..73 {
+        world.dies(Role::Mountd);
+        world.comes_up(Role::Mountd, pid);
+    }
+    assert_eq!(world.asked(Role::Streamd), ["finish 1"], "three deaths over it are enough");
+}
+
+#[test]
+fn a_new_streamd_gets_the_descriptors_before_it_hears_of_ends() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.started(Pid(101));
+    world.exits(Pid(101), 1);
+    world.said();
+    world.dies(Role::Streamd);
+    world.comes_up(Role::Streamd, 70);
+    assert!(world.asked(Role::Streamd).is_empty());
+    assert_eq!(world.asked(Role::Execd), ["resend"]);
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
+    world.done(Role::Streamd);
+    assert_eq!(world.said(), [event("c", "p", 1)]);
+}
+
+#[test]
+fn a_new_streamd_does_not_wait_for_an_execd_that_is_no_more() {
+    let mut world = World::with_container();
+    world.exits(Pid(100), 1);
+    world.done(Role::Mountd);
+    world.dies(Role::Execd);
+    world.dies(Role::Streamd);
+    world.comes_up(Role::Streamd, 70);
+    assert!(world.asked(Role::Streamd).is_empty());
+    world.feed(Event::HelperClosed(Role::Execd));
+    assert_eq!(world.asked(Role::Streamd), ["finish 1"]);
+}
+
+#[test]
+fn a_closed_role_answers_error_and_the_rest_goes_on() {
+    let mut world = World::with_container();
+    world.new_container("d", 3);
+    world.asked.clear();
+    world.feed(Event::HelperClosed(Role::Mountd));
+    assert!(world.said().join("").contains("it died too often: it is closed"));
+    world.exec("c", "p", 3);
+    world.started(Pid(101));
+    world.exits(Pid(100), 5);
+    assert_eq!(world.did(), [kill(101, Signal::KILL, false)]);
+    world.exits(Pid(101), 137);
+    world.done(Role::Streamd);
+    world.done(Role::Streamd);
+    assert_eq!(world.said(), ["ACK ".to_owned(), event("c", "p", 137), event("c", "init", 5)]);
+}
+
+#[test]
+fn a_helper_that_hangs_is_killed_and_what_waited_behind_it_has_its_own_time() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.exec("c", "q", 5);
+    let first = world.supervisor.next_deadline().unwrap();
+    world.now += Duration::from_secs(9);
+    world.started(Pid(101));
+    assert_eq!(world.supervisor.next_deadline(), Some(first + Duration::from_secs(9)));
+    world.now += Duration::from_secs(9);
+    world.feed(Event::Tick);
+    assert!(world.did().is_empty());
+    world.wait();
+    assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Execd, .. }]));
+    assert_eq!(world.supervisor.next_deadline(), None, "once is enough");
+    world.dies(Role::Execd);
+    assert_eq!(world.said().len(), 2);
+}
+
+#[test]
+fn a_reply_that_comes_after_all_counts() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.wait();
+    world.started(Pid(101));
+    assert_eq!(world.said(), ["ACK "], "the process runs, so it must be known");
+    world.dies(Role::Execd);
+    world.exits(Pid(101), 0);
+    assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
+}
+
+#[test]
+fn a_host_that_reads_slowly_is_no_fault_of_streamd() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.started(Pid(101));
+    world.exits(Pid(101), 0);
+    assert_eq!(world.supervisor.next_deadline(), None);
+}
+
+#[test]
+fn no_more_is_under_way_than_a_socket_holds() {
+    let mut world = World::with_container();
+    for number in 0..40 {
+        world.exec("c", &format!("p{number}"), 3 + 2 * number);
+    }
+    assert_eq!(world.asked.len(), 16);
+    world.started(Pid(200));
+    assert_eq!(world.asked.len(), 16);
+}
+
+/// A lie: the helper is killed, nothing more is believed, and what was under way fails.
+fn lies(role: Role, id: impl FnOnce(u64) -> u64, reply: HelperReply) {
+    let mut world = World::with_container();
+    match role {
+        Role::Execd => world.exec("c", "p", 3),
+        Role::Mountd => world.new_container("d", 3),
+        Role::Netd | Role::Streamd => panic!("not in this test"),
+    }
+    let (asked, _) = world.asked[0].clone();
+    world.reply(role, id(asked), Ok(reply.clone()));
+    assert!(matches!(world.did().as_slice(), [Action::KillHelper { .. }]), "{reply:?}");
+    world.reply(role, asked, Ok(done(role)));
+    world.reply(role, asked, Err(failure(role)));
+    assert!(world.did().is_empty() && world.said().is_empty(), "{reply:?}");
+    world.dies(role);
+    world.comes_up(role, 70);
+    for _ in 0..3 {
+        if !world.asked(role).is_empty() {
+            world.done(role);
+        }
+    }
+    assert!(world.said().join("").starts_with("ERROR"), "{reply:?}");
+}
+
+#[test]
+fn a_helper_that_lies_is_killed_and_not_believed() {
+    let started = |pid| HelperReply::Execd(execd::Reply::Started { pid: Pid(pid) });
+    lies(Role::Execd, |id| id + 1, started(101));
+    lies(Role::Execd, |_| u64::MAX, started(101));
+    lies(Role::Execd, |id| id, HelperReply::Execd(execd::Reply::Done));
+    lies(Role::Execd, |id| id, HelperReply::Mountd(mountd::Reply::Done));
+    lies(Role::Mountd, |_| 0, HelperReply::Mountd(mountd::Reply::Done));
+    lies(Role::Mountd, |id| id, started(101));
+}
+
+#[test]
+fn nobody_is_started_twice() {
+    for taken in [WARDEN, Pid(10), POD_INIT, Pid(100)] {
+        let mut world = World::with_container();
+        world.exec("c", "p", 3);
+        world.started(taken);
+        assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Execd, .. }]), "{taken}");
+        assert!(world.said().join("").starts_with("ERROR"), "{taken}");
+    }
+}
+
+#[test]
+fn a_request_of_ours_that_cannot_be_sent_is_no_lie() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.exec("c", "q", 5);
+    let (second, _) = world.asked.remove(1);
+    world.reply(Role::Execd, second, Err(failure(Role::Execd)));
+    assert!(world.did().is_empty());
+    world.started(Pid(101));
+    assert_eq!(world.said(), ["ACK ", "ERROR execd: doing it: no"]);
+}

@@ -1,0 +1,219 @@
+//! Every question of order, by value: a guest whose helpers, children and host are this test.
+
+mod commands;
+mod ends;
+mod helpers;
+mod walk;
+
+use std::time::Duration;
+
+use super::*;
+use crate::command::parse;
+use crate::wire::{execd, mountd, netd, streamd};
+
+const GRACE: Duration = Duration::from_secs(3);
+const WARDEN: Pid = Pid(2);
+const POD_INIT: Pid = Pid(50);
+
+/// The guest, what it has asked and not been answered, and what it has said and done.
+struct World {
+    supervisor: Supervisor,
+    now: Duration,
+    asked: Vec<(u64, Ask)>,
+    said: Vec<(Message, String)>,
+    did: Vec<Action>,
+}
+
+impl World {
+    /// All helpers are up, a host is connected.
+    fn new() -> World {
+        World::with(false)
+    }
+
+    fn with(debug_door: bool) -> World {
+        let config = Config { local: false, debug_door, grace: GRACE, warden: WARDEN };
+        let mut world = World {
+            supervisor: Supervisor::new(config),
+            now: Duration::from_secs(1000),
+            asked: Vec::new(),
+            said: Vec::new(),
+            did: Vec::new(),
+        };
+        for (role, pid) in Role::ALL.into_iter().zip(10..) {
+            world.feed(Event::HelperUp { role, pid: Pid(pid) });
+        }
+        world.feed(Event::HostConnected);
+        assert_eq!(world.said(), ["READY "]);
+        world
+    }
+
+    /// With a pod.
+    fn with_pod() -> World {
+        let mut world = World::new();
+        world.tell(Message::StartPod, r#"{"hostname":"pod","shareDir":"s"}"#);
+        world.done(Role::Netd);
+        world.done(Role::Mountd);
+        world.started(POD_INIT);
+        world.done(Role::Mountd);
+        world.done(Role::Execd);
+        assert_eq!(world.said(), ["ACK "]);
+        world
+    }
+
+    /// With a pod and a container `c`, whose init is 100 with streams 1 and 2.
+    fn with_container() -> World {
+        let mut world = World::with_pod();
+        world.new_container("c", 1);
+        world.done(Role::Mountd);
+        world.started(Pid(100));
+        assert_eq!(world.said(), ["ACK "]);
+        world
+    }
+
+    fn feed(&mut self, event: Event) {
+        for action in self.supervisor.on_event(self.now, event) {
+            match action {
+                Action::Ask { id, ask } => self.asked.push((id, ask)),
+                Action::Send { message, payload } => {
+                    self.said.push((message, String::from_utf8_lossy(&payload).into_owned()));
+                }
+                other => self.did.push(other),
+            }
+        }
+    }
+
+    fn tell(&mut self, message: Message, payload: &str) {
+        let command = parse(message.id(), payload.as_bytes());
+        self.feed(Event::Command { message: message.id(), size: payload.len(), command });
+    }
+
+    fn new_container(&mut self, id: &str, stdio: u64) {
+        let json =
+            format!(r#"{{"id":"{id}","process":{{"args":["a"],"stdio":{stdio},"stderr":{}}}}}"#, stdio + 1);
+        self.tell(Message::NewContainer, &json);
+    }
+
+    fn exec(&mut self, container: &str, process: &str, stdio: u64) {
+        let json = format!(
+            r#"{{"container":"{container}","process":{{"id":"{process}","args":["a"],"stdio":{stdio},"stderr":{}}}}}"#,
+            stdio + 1
+        );
+        self.tell(Message::ExecCmd, &json);
+    }
+
+    /// What was said since the last time.
+    fn said(&mut self) -> Vec<String> {
+        self.said.drain(..).map(|(message, text)| format!("{message} {text}")).collect()
+    }
+
+    /// What was done since the last time.
+    fn did(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.did)
+    }
+
+    /// Asks for what is under way with one helper, in words.
+    fn asked(&self, role: Role) -> Vec<String> {
+        self.asked.iter().filter(|(_, ask)| ask.role() == role).map(|(_, ask)| short(ask)).collect()
+    }
+
+    /// The oldest request to a helper.
+    fn take(&mut self, role: Role) -> (u64, Ask) {
+        let at = self.asked.iter().position(|(_, ask)| ask.role() == role);
+        self.asked.remove(at.unwrap_or_else(|| panic!("{role} has nothing to do; {:?}", self.said)))
+    }
+
+    fn reply(&mut self, role: Role, id: u64, result: Result<HelperReply, Fault>) {
+        self.feed(Event::Reply { role, id, result });
+    }
+
+    /// The helper did the oldest thing it was asked.
+    fn done(&mut self, role: Role) {
+        let (id, _) = self.take(role);
+        self.reply(role, id, Ok(done(role)));
+    }
+
+    /// execd started the oldest thing it was asked.
+    fn started(&mut self, pid: Pid) {
+        let (id, ask) = self.take(Role::Execd);
+        assert!(ask.starts(), "{ask:?}");
+        self.reply(Role::Execd, id, Ok(HelperReply::Execd(execd::Reply::Started { pid })));
+    }
+
+    /// The helper could not do the oldest thing it was asked.
+    fn fails(&mut self, role: Role) {
+        let (id, _) = self.take(role);
+        self.reply(role, id, Err(failure(role)));
+    }
+
+    fn exits(&mut self, pid: Pid, status: u8) {
+        self.feed(Event::Exited { pid, status });
+    }
+
+    fn dies(&mut self, role: Role) {
+        self.asked.retain(|(_, ask)| ask.role() != role);
+        self.feed(Event::HelperGone(role));
+    }
+
+    fn comes_up(&mut self, role: Role, pid: i32) {
+        self.feed(Event::HelperUp { role, pid: Pid(pid) });
+    }
+
+    /// Time passes until the next deadline.
+    fn wait(&mut self) {
+        self.now = self.supervisor.next_deadline().expect("something is due").max(self.now);
+        self.feed(Event::Tick);
+    }
+}
+
+fn done(role: Role) -> HelperReply {
+    match role {
+        Role::Netd => HelperReply::Netd(netd::Reply::Done),
+        Role::Mountd => HelperReply::Mountd(mountd::Reply::Done),
+        Role::Execd => HelperReply::Execd(execd::Reply::Done),
+        Role::Streamd => HelperReply::Streamd(streamd::Reply::Drained),
+    }
+}
+
+fn failure(role: Role) -> Fault {
+    Fault {
+        who: role.name().to_owned(),
+        doing: "doing it".to_owned(),
+        to: String::new(),
+        why: "no".to_owned(),
+        errno: None,
+    }
+}
+
+/// A request as a test writes it.
+fn short(ask: &Ask) -> String {
+    match ask {
+        Ask::SetLinkUp { device } => format!("up {device}"),
+        Ask::Rescan => "rescan".to_owned(),
+        Ask::PreparePod(_) => "prepare pod".to_owned(),
+        Ask::PinPod { pid } => format!("pin {pid}"),
+        Ask::PrepareContainer(container) => format!("prepare {}", container.id),
+        Ask::KillContainer { container } => format!("kill {container}"),
+        Ask::RemoveContainer { container } => format!("remove {container}"),
+        Ask::DestroyPod => "destroy pod".to_owned(),
+        Ask::StartPod { hostname } => format!("start pod {hostname}"),
+        Ask::JoinPod => "join".to_owned(),
+        Ask::StartProcess { container, process, init, .. } => {
+            format!("start {container} {}{}", process.id, if *init { " as init" } else { "" })
+        }
+        Ask::Resize { stdio, row, column } => format!("resize {stdio} {row}x{column}"),
+        Ask::Release { stdio } => format!("release {stdio}"),
+        Ask::Resend => "resend".to_owned(),
+        Ask::Finish { stdio } => format!("finish {stdio}"),
+        Ask::Flush => "flush".to_owned(),
+    }
+}
+
+fn kill(pid: i32, signal: Signal, group: bool) -> Action {
+    Action::Kill { pid: Pid(pid), signal, group }
+}
+
+fn event(container: &str, process: &str, status: u8) -> String {
+    format!(
+        r#"PROCESSASYNCEVENT {{"container":"{container}","process":"{process}","event":"finished","status":{status}}}"#
+    )
+}

@@ -1,0 +1,206 @@
+//! A long walk: a host that says anything at any time, helpers that answer, fail, hang and die, processes that exit. At
+//! the end everything that was owed has been said, once and in order.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+/// xorshift64*: the same walk for the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % sides
+    }
+}
+
+struct Walk {
+    world: World,
+    dice: Dice,
+    /// Children of init that run, the pod init among them.
+    alive: BTreeSet<Pid>,
+    next_pid: i32,
+    next_stream: u64,
+    down: BTreeSet<Role>,
+    commands: usize,
+    replies: usize,
+    starts: usize,
+    events: usize,
+}
+
+impl Walk {
+    fn new(seed: u64) -> Walk {
+        Walk {
+            world: World::new(),
+            dice: Dice(seed | 1),
+            alive: BTreeSet::new(),
+            next_pid: 1000,
+            next_stream: 1,
+            down: BTreeSet::new(),
+            commands: 0,
+            replies: 0,
+            starts: 0,
+            events: 0,
+        }
+    }
+
+    fn host(&mut self) {
+        if !self.world.supervisor.takes_commands() {
+            return;
+        }
+        self.commands += 1;
+        let container = format!("c{}", self.dice.roll(4));
+        let process = format!("p{}", self.dice.roll(6));
+        match self.dice.roll(12) {
+            0 => self.world.tell(Message::StartPod, r#"{"hostname":"pod"}"#),
+            1 | 2 => {
+                self.next_stream += 2;
+                self.world.new_container(&container, self.next_stream);
+            }
+            3..=6 => {
+                self.next_stream += 2;
+                self.world.exec(&container, &process, self.next_stream);
+            }
+            7 => self
+                .world
+                .tell(Message::KillContainer, &format!(r#"{{"container":"{container}","signal":9}}"#)),
+            8 => self.world.tell(
+                Message::SignalProcess,
+                &format!(r#"{{"container":"{container}","process":"{process}","signal":15}}"#),
+            ),
+            9 => self.world.tell(Message::RemoveContainer, &format!(r#"{{"container":"{container}"}}"#)),
+            10 => self.world.tell(
+                Message::WinSize,
+                &format!(r#"{{"container":"{container}","process":"{process}","row":1,"column":1}}"#),
+            ),
+            _ => self.world.tell(Message::Ping, "null"),
+        }
+    }
+
+    /// A helper does what it was asked, or fails.
+    fn work(&mut self) {
+        let roles: Vec<Role> =
+            Role::ALL.into_iter().filter(|role| !self.world.asked(*role).is_empty()).collect();
+        let Some(&role) = roles.get(usize::try_from(self.dice.roll(roles.len().max(1) as u64)).unwrap())
+        else {
+            return;
+        };
+        if self.dice.roll(20) == 0 {
+            return self.world.fails(role);
+        }
+        let oldest = self.world.asked.iter().find(|(_, ask)| ask.role() == role);
+        let Some((_, ask)) = oldest.filter(|(_, ask)| ask.starts()) else { return self.world.done(role) };
+        self.starts += usize::from(matches!(ask, Ask::StartProcess { .. }));
+        self.next_pid += 1;
+        let pid = Pid(self.next_pid);
+        if self.dice.roll(4) == 0 {
+            self.world.exits(pid, 3);
+        } else {
+            self.alive.insert(pid);
+        }
+        self.world.started(pid);
+    }
+
+    fn die(&mut self) {
+        let role = Role::ALL[usize::try_from(self.dice.roll(4)).unwrap()];
+        if self.down.insert(role) {
+            self.world.dies(role);
+        }
+    }
+
+    fn come_up(&mut self) {
+        if let Some(role) = self.down.pop_first() {
+            self.next_pid += 1;
+            self.world.comes_up(role, self.next_pid);
+        }
+    }
+
+    /// Somebody exits, of his own will or killed.
+    fn exit(&mut self) {
+        let nth = usize::try_from(self.dice.roll(self.alive.len().max(1) as u64)).unwrap();
+        if let Some(&pid) = self.alive.iter().nth(nth) {
+            self.alive.remove(&pid);
+            self.world.exits(pid, 1);
+        }
+    }
+
+    /// What was done and said since: kills are obeyed later, in any order; replies and events are counted.
+    fn settle(&mut self) {
+        for action in self.world.did() {
+            match action {
+                Action::KillHelper { role, .. } => {
+                    if self.down.insert(role) {
+                        self.world.dies(role);
+                    }
+                }
+                Action::Kill { pid, .. } => assert!(pid.0 >= 50, "{pid} is none of the pod's"),
+                Action::PowerOff | Action::Send { .. } | Action::Ask { .. } => {}
+            }
+        }
+        for said in self.world.said() {
+            match said.split(' ').next() {
+                Some("ACK" | "ERROR") => self.replies += 1,
+                Some("PROCESSASYNCEVENT") => self.events += 1,
+                _ => panic!("{said}"),
+            }
+        }
+        assert!(self.replies <= self.commands);
+        assert!(self.events <= self.starts);
+    }
+
+    fn step(&mut self) {
+        match self.dice.roll(20) {
+            0..=6 => self.host(),
+            7..=14 => self.work(),
+            15 | 16 => self.exit(),
+            17 => self.come_up(),
+            18 if self.dice.roll(4) == 0 => self.die(),
+            _ => {
+                self.world.now += Duration::from_millis(self.dice.roll(2000));
+                self.world.feed(Event::Tick);
+            }
+        }
+        self.settle();
+    }
+
+    /// Everybody answers and everybody exits, until nothing is left to do.
+    fn finish(&mut self) {
+        self.world.tell(Message::DestroyPod, "null");
+        self.commands += 1;
+        for _ in 0..100_000 {
+            while !self.down.is_empty() {
+                self.come_up();
+            }
+            self.settle();
+            if !self.world.asked.is_empty() {
+                self.work();
+            } else if !self.alive.is_empty() {
+                self.exit();
+            } else {
+                break;
+            }
+            self.settle();
+        }
+        self.world.feed(Event::ControlDrained);
+        assert!(self.world.did().contains(&Action::PowerOff), "the guest does not end");
+    }
+}
+
+#[test]
+fn nothing_that_is_owed_is_lost() {
+    for seed in 1..=300 {
+        let mut walk = Walk::new(seed);
+        for _ in 0..600 {
+            walk.step();
+        }
+        walk.finish();
+        let known = format!("seed {seed}: {} commands, {} starts", walk.commands, walk.starts);
+        assert_eq!(walk.replies, walk.commands, "one reply for each command; {known}");
+        assert_eq!(walk.events, walk.starts, "one event for each process; {known}");
+        assert!(walk.world.supervisor.streams.is_empty(), "every process is finished; {known}");
+        assert!(walk.world.supervisor.pids.is_empty() && walk.world.supervisor.parked.is_empty(), "{known}");
+    }
+}

@@ -100,15 +100,14 @@ pub fn drop_bounding(keep: CapSet) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Becomes a user other than root that has `keep` as its permitted set.
-pub fn become_user(uid: u32, gid: u32, keep: CapSet) -> Result<(), Fault> {
+/// Becomes a user other than root and keeps the permitted set; the effective one is empty then.
+pub fn become_user(uid: u32, gid: u32) -> Result<(), Fault> {
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
     keep_on_setuid(true)?;
     setgroups(&[]).fault("dropping", "supplementary groups")?;
     setresgid(group, group, group).fault("becoming group", gid)?;
     setresuid(user, user, user).fault("becoming user", uid)?;
-    keep_on_setuid(false)?;
-    set(keep, keep, CapSet::default())
+    keep_on_setuid(false)
 }
 
 /// Whether a change away from user 0 keeps the permitted set (PR_SET_KEEPCAPS).

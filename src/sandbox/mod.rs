@@ -68,14 +68,15 @@ impl Policy {
     /// call it while there is one.
     fn drop_privileges(&self, grants: CapSet) -> Result<(), Fault> {
         setrlimit(Resource::RLIMIT_CORE, 0, 0).fault("setting", "RLIMIT_CORE")?;
-        caps::not_dumpable()?;
         // By hand, or in a namespace, this process may have less than it would in a VM.
         let keep = self.0.capabilities.union(grants).intersection(caps::permitted()?);
         caps::drop_bounding(grants)?;
         if self.0.uid != 0 {
-            caps::become_user(self.0.uid, self.0.gid, keep)?;
+            caps::become_user(self.0.uid, self.0.gid)?;
         }
         caps::set(keep, keep, CapSet::default())?;
+        // Last: a change of user or capabilities sets it to what fs.suid_dumpable says.
+        caps::not_dumpable()?;
         if self.0.no_new_privs {
             caps::no_new_privs()?;
         }

@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
 
 use crate::fault::{Fault, OrFault};
 use crate::logger;
@@ -22,7 +23,7 @@ pub enum Then {
     Fail,
 }
 
-/// Installs the handler.
+/// Installs the handler. A blocked SIGSYS would end the process without a word, so it is unblocked as well.
 pub fn install(then: Then) -> Result<(), Fault> {
     DIES.store(then == Then::Die, Ordering::Relaxed);
     // SAFETY: an all-zero sigaction is a valid one.
@@ -31,7 +32,8 @@ pub fn install(then: Then) -> Result<(), Fault> {
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
     // SAFETY: `action` is complete and `handle` has the signature that SA_SIGINFO asks for.
     let result = unsafe { libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut()) };
-    Errno::result(result).map(drop).fault("handling", "SIGSYS")
+    Errno::result(result).map(drop).fault("handling", "SIGSYS")?;
+    SigSet::from(Signal::SIGSYS).thread_unblock().fault("unblocking", "SIGSYS")
 }
 
 /// The prefix of siginfo_t for SIGSYS (sigaction(2)); libc does not name its fields.
@@ -48,7 +50,7 @@ struct SigsysInfo {
 extern "C" fn handle(_signal: i32, info: *const libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a siginfo_t of SIGSYS, of which SigsysInfo is the documented layout.
     let number = i64::from(unsafe { (*info.cast::<SigsysInfo>()).syscall });
-    report(number);
+    report(number, arguments(context.cast_const().cast()));
     if DIES.load(Ordering::Relaxed) {
         // SAFETY: resets the handler and ends the process; neither returns to the interrupted code.
         unsafe { libc::signal(libc::SIGSYS, libc::SIG_DFL) };
@@ -56,6 +58,23 @@ extern "C" fn handle(_signal: i32, info: *const libc::siginfo_t, context: *mut l
         unsafe { libc::_exit(128 + libc::SIGSYS) };
     }
     fail(context);
+}
+
+/// The first four arguments of the interrupted call, which are the ones that policies look at: their low 32 bits, so that
+/// no whole address is in the log.
+fn arguments(context: *const libc::ucontext_t) -> [u32; 4] {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the kernel passes the interrupted context; it is read by value.
+    let registers = unsafe { (*context).uc_mcontext.gregs };
+    #[cfg(target_arch = "x86_64")]
+    let order = [libc::REG_RDI, libc::REG_RSI, libc::REG_RDX, libc::REG_R10];
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the kernel passes the interrupted context; it is read by value.
+    let registers = unsafe { (*context).uc_mcontext.regs };
+    #[cfg(target_arch = "aarch64")]
+    let order = [0, 1, 2, 3];
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    order.map(|at| registers.get(at as usize).map_or(0, |&value| value as u32))
 }
 
 /// The interrupted call returns -EPERM.
@@ -89,14 +108,15 @@ impl Line {
         }
     }
 
-    fn push_number(&mut self, number: i64) {
+    fn push_number(&mut self, number: u64, base: u64) {
         let mut digits = [0u8; 20];
         let mut at = digits.len();
-        let mut rest = number.unsigned_abs();
+        let mut rest = number;
         while at > 0 {
             at -= 1;
-            digits[at] = b'0' + u8::try_from(rest % 10).unwrap_or(0);
-            rest /= 10;
+            let digit = usize::try_from(rest % base).unwrap_or(0);
+            digits[at] = b"0123456789abcdef".get(digit).copied().unwrap_or(b'?');
+            rest /= base;
             if rest == 0 {
                 break;
             }
@@ -105,7 +125,8 @@ impl Line {
     }
 }
 
-fn report(number: i64) {
+/// `netd: seccomp: the system call socket (41) is not allowed: 0x2 0x1 0x0 0x0`
+fn report(number: i64, arguments: [u32; 4]) {
     let mut line = Line { bytes: [0; 160], len: 0 };
     line.push(logger::kmsg_prefix());
     line.push(logger::who_in_signal().as_bytes());
@@ -113,8 +134,13 @@ fn report(number: i64) {
     let name = NAMES.binary_search_by_key(&number, |&(number, _)| number).ok().and_then(|at| NAMES.get(at));
     line.push(name.map_or("?", |&(_, name)| name).as_bytes());
     line.push(b" (");
-    line.push_number(number);
-    line.push(b") is not allowed\n");
+    line.push_number(number.unsigned_abs(), 10);
+    line.push(b") is not allowed:");
+    for argument in arguments {
+        line.push(b" 0x");
+        line.push_number(u64::from(argument), 16);
+    }
+    line.push(b"\n");
     // SAFETY: `bytes` has at least `len` initialised bytes; the log is descriptor 2 by wire::bootstrap.
     unsafe { libc::write(2, line.bytes.as_ptr().cast(), line.len) };
 }

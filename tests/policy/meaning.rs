@@ -1,0 +1,173 @@
+//! What a policy's JSON says, read without the compiler: the tests compare the programs with it.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::format::Source;
+use crate::machine::Verdict;
+use crate::names::constant;
+
+/// `argN[:32] [& MASK] OP VALUE`
+#[derive(Debug, Clone)]
+pub struct Condition {
+    /// N.
+    pub argument: usize,
+    low: bool,
+    mask: Option<u64>,
+    operator: String,
+    value: u64,
+}
+
+impl Condition {
+    fn parse(text: &str) -> Condition {
+        let mut words = text.split(' ');
+        let argument = words.next().unwrap();
+        let (name, low) = argument.split_once(":32").map_or((argument, false), |(name, _)| (name, true));
+        let mut operator = words.next().unwrap();
+        let mut mask = None;
+        if operator == "&" {
+            mask = Some(value(words.next().unwrap()));
+            operator = words.next().unwrap();
+        }
+        Condition {
+            argument: name[3..].parse().unwrap(),
+            low,
+            mask,
+            operator: operator.to_owned(),
+            value: value(words.next().unwrap()),
+        }
+    }
+
+    /// Whether an argument's value meets it.
+    pub fn holds(&self, argument: u64) -> bool {
+        let argument = if self.low { argument & 0xffff_ffff } else { argument };
+        let argument = argument & self.mask.unwrap_or(u64::MAX);
+        match self.operator.as_str() {
+            "==" => argument == self.value,
+            "!=" => argument != self.value,
+            "<" => argument < self.value,
+            "<=" => argument <= self.value,
+            ">" => argument > self.value,
+            ">=" => argument >= self.value,
+            other => panic!("the operator {other}"),
+        }
+    }
+
+    /// Values near the edge, on both sides, also with bits above the 32nd.
+    pub fn interesting(&self) -> Vec<u64> {
+        let around = [self.value, self.value.wrapping_add(1), self.value.wrapping_sub(1), 0, 1, u64::MAX];
+        let bits = (0..64).map(|bit| self.value ^ 1 << bit);
+        let other = self.mask.map(|mask| self.value | !mask);
+        around.into_iter().chain(bits).chain(other).collect()
+    }
+}
+
+fn value(word: &str) -> u64 {
+    let one = |word: &str| match word.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).unwrap(),
+        None => word.parse().ok().or_else(|| constant(word)).unwrap(),
+    };
+    word.split('|').map(one).fold(0, |all, one| all | one)
+}
+
+/// A rule.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// Any of these, all of its conditions.
+    pub when: Vec<Vec<Condition>>,
+    /// None of these.
+    pub unless: Vec<Vec<Condition>>,
+    errno: Option<String>,
+}
+
+impl Rule {
+    /// Whether it holds whatever the arguments.
+    pub fn always(&self) -> bool {
+        self.when.is_empty() && self.unless.is_empty()
+    }
+
+    /// Whether it holds for these.
+    pub fn holds(&self, arguments: &[u64; 6]) -> bool {
+        let all = |conditions: &Vec<Condition>| {
+            conditions.iter().all(|condition| condition.holds(arguments[condition.argument]))
+        };
+        (self.when.is_empty() || self.when.iter().any(all)) && !self.unless.iter().any(all)
+    }
+}
+
+/// A policy's rules.
+#[derive(Debug)]
+pub struct Meaning {
+    /// Whether what has no rule traps.
+    pub traps: bool,
+    /// By system call.
+    pub rules: BTreeMap<String, Vec<Rule>>,
+    /// Names of capabilities.
+    pub capabilities: Vec<String>,
+    /// (uid, gid).
+    pub user: (u64, u64),
+    /// Whether it sets it.
+    pub no_new_privs: bool,
+}
+
+impl Meaning {
+    /// What the files say of one policy.
+    pub fn of(name: &str, sources: &[Source]) -> Meaning {
+        let read = |name: &str| -> Value {
+            serde_json::from_str(&sources.iter().find(|source| source.name == name).unwrap().text).unwrap()
+        };
+        let file = read(name);
+        let mut rules: Vec<Value> = Vec::new();
+        for list in file["seccomp"]["include"].as_array().into_iter().flatten() {
+            rules.extend(
+                read(&format!("lists/{}", list.as_str().unwrap()))["rules"].as_array().unwrap().clone(),
+            );
+        }
+        rules.extend(file["seccomp"]["rules"].as_array().unwrap().clone());
+        let mut by_call = BTreeMap::<String, Vec<Rule>>::new();
+        for rule in &rules {
+            by_call.entry(rule["syscall"].as_str().unwrap().to_owned()).or_default().push(parse(rule));
+        }
+        let mut capabilities = Vec::new();
+        for rule in file["capabilities"].as_array().unwrap() {
+            match rule["of"].as_str() {
+                Some(of) => capabilities.extend(Meaning::of(of, sources).capabilities),
+                None => capabilities.push(rule["name"].as_str().unwrap().to_owned()),
+            }
+        }
+        Meaning {
+            traps: file["seccomp"]["default"] == "trap",
+            rules: by_call,
+            capabilities,
+            user: (file["user"]["uid"].as_u64().unwrap_or(0), file["user"]["gid"].as_u64().unwrap_or(0)),
+            no_new_privs: file["no_new_privs"].as_bool().unwrap(),
+        }
+    }
+
+    /// The answer to a call of this name, or to one without.
+    pub fn verdict(&self, call: Option<&str>, arguments: &[u64; 6]) -> Verdict {
+        let rules = call.and_then(|call| self.rules.get(call)).map_or(&[][..], Vec::as_slice);
+        match (rules.iter().find(|rule| rule.holds(arguments)), self.traps) {
+            (None, true) => Verdict::Trap,
+            (None, false) => Verdict::Allow,
+            (Some(Rule { errno: Some(errno), .. }), _) => {
+                Verdict::Errno(u32::try_from(value(errno)).unwrap())
+            }
+            (Some(_), true) => Verdict::Allow,
+            (Some(_), false) => Verdict::Errno(1),
+        }
+    }
+}
+
+fn parse(rule: &Value) -> Rule {
+    let lists = |key: &str| -> Vec<Vec<Condition>> {
+        let lists = rule[key].as_array().into_iter().flatten();
+        lists
+            .map(|all| {
+                all.as_array().unwrap().iter().map(|text| Condition::parse(text.as_str().unwrap())).collect()
+            })
+            .collect()
+    };
+    Rule { when: lists("when"), unless: lists("unless"), errno: rule["errno"].as_str().map(str::to_owned) }
+}

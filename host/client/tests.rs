@@ -229,7 +229,7 @@ fn events_come_between_replies_and_survive_the_end() {
     }
     drop(guest);
     assert_eq!(reply.wait(SOON), Ok(Vec::new()));
-    let id = |id: &str| (ContainerId::try_from(id.to_owned()).unwrap());
+    let id = |id: &str| ContainerId::try_from(id.to_owned()).unwrap();
     let process = |id: &str| ProcessId::try_from(id.to_owned()).unwrap();
     assert_eq!(client.finished(&id("c"), &process("init"), SOON), Ok(137));
     let other = Finished { container: "c".to_owned(), process: "say \"hi\"".to_owned(), status: 3 };

@@ -1,7 +1,8 @@
 # hyperinit: `make help` lists what there is. Everything made is below target/ and .cache/; nothing is installed but
 # Debian packages (and, for `make test`, cargo-deny where it is worth it: scripts/deny).
 
-.DELETE_ON_ERROR:
+# cargo uses every processor by itself; of apt there can be one.
+.NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules
 
 # Static binaries need the triple spelled out (.cargo/config.toml), so it is in every path.
@@ -48,12 +49,12 @@ sizes: build ## fails if the guest's program is too large
 .PHONY: kernel
 kernel: ## Debian's kernel and its modules in .cache/kernel, not installed
 	@scripts/need kmod
-	@scripts/kernel $(cache)/kernel
+	@scripts/kernel
 
 .PHONY: rootfs
 rootfs: ## a busybox root for containers in .cache/rootfs
 	@scripts/need busybox-static
-	@scripts/rootfs $(cache)/rootfs
+	@scripts/rootfs
 
 .PHONY: initrd
 initrd: build kernel ## the guest's initramfs, .cache/initrd.img

@@ -1,7 +1,8 @@
 # hyperinit: `make help` lists what there is. Everything made is below target/ and .cache/; nothing is installed but
 # Debian packages (and, for `make test`, cargo-deny where it is worth it: scripts/deny).
 
-.DELETE_ON_ERROR:
+# cargo uses every processor by itself; of apt there can be one.
+.NOTPARALLEL:
 MAKEFLAGS += --no-builtin-rules
 
 # Static binaries need the triple spelled out (.cargo/config.toml), so it is in every path.
@@ -38,31 +39,35 @@ check: tools ## the format and the lints, without a test
 	cargo clippy --locked --all-targets -- -D warnings
 
 .PHONY: build
-build: tools ## the release binaries
-	cargo build --locked --release
+build: tools ## the guest's program and hyperctl, optimised
+	cargo build --locked --release --bin hyperinit --bin hyperctl
 
 .PHONY: sizes
-sizes: build ## fails if the guest's binaries are too large
-	scripts/sizes $(bin)
+sizes: build ## fails if the guest's program is too large
+	scripts/sizes $(bin)/hyperinit
 
 .PHONY: kernel
 kernel: ## Debian's kernel and its modules in .cache/kernel, not installed
 	@scripts/need kmod
-	@scripts/kernel $(cache)/kernel
+	@scripts/kernel
 
 .PHONY: rootfs
 rootfs: ## a busybox root for containers in .cache/rootfs
 	@scripts/need busybox-static
-	@scripts/rootfs $(cache)/rootfs
+	@scripts/rootfs
 
 .PHONY: initrd
 initrd: build kernel ## the guest's initramfs, .cache/initrd.img
 	$(hyperctl) initrd --modules $(cache)/kernel/modules/* -o $(cache)/initrd.img
 
 .PHONY: bench
-bench: initrd rootfs ## the numbers beside their floors, as JSON: docs/bench.md says what each is
+bench: initrd rootfs floor ## the numbers beside their floors, as JSON
 	@scripts/need qemu-system-x86
 	$(hyperctl) bench
+
+.PHONY: floor
+floor: tools
+	cargo build --locked --release --bin floor
 
 .PHONY: clean
 clean: ## removes all that was made, the kernel too

@@ -8,6 +8,7 @@ use crate::spec::Process;
 
 /// What init asks of execd.
 #[derive(Debug, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "one is under way at a time")]
 pub enum Request {
     /// Start the pod init in new PID, mount, IPC and UTS namespaces, as init's child.
     StartPod {

@@ -8,6 +8,7 @@ use crate::spec::Container;
 
 /// What init asks of mountd.
 #[derive(Debug, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "one is under way at a time")]
 pub enum Request {
     /// Look for devices that were plugged: the PCI bus.
     Rescan,

@@ -1,9 +1,9 @@
-//! The output buffer: a memfd in which the kernel keeps the books.
+//! The output buffer: a memfd in which the kernel keeps the books (docs/streams.md).
 //!
 //! A kill arrives at the end of a system call, before a program can note what the call did. So the two positions that
 //! matter are file offsets of two descriptions of the memfd, which every streamd inherits: splice(2) moves bytes from a
-//! process to the first and advances it, sendfile(2) from the second to the port and advances it, each in one call. What else a
-//! successor has to know stands in the first page. Positions only grow: a page that the port may still refer to is
+//! process to the first and advances it, sendfile(2) from the second to the port and advances it, each in one call. What
+//! else a successor has to know stands in the first page. Positions only grow: a byte that the port may still refer to is
 //! never written again, and whole pages behind the last frame that has left are given back.
 
 use std::collections::VecDeque;
@@ -21,8 +21,13 @@ use nix::unistd::{Whence, ftruncate, lseek64};
 
 /// While this much waits for the port, nothing more is taken from processes: their pipes fill, and they wait.
 pub const ROOM: u64 = 1 << 20;
-/// The largest payload of a frame. A pipe holds 64 kB by default, so one splice empties it.
+/// What may wait besides for the host's own sake: the answers to frames of unknown streams. Behind it the host is not
+/// listened to.
+const ANSWERS: u64 = 1 << 20;
+/// The largest payload of a frame. A pipe holds 64 KiB by default, so one splice empties it.
 pub const CHUNK: usize = 64 << 10;
+/// The most that one read of a tty returns: its line discipline holds no more.
+const TTY_CHUNK: usize = 4 << 10;
 /// How much that has left is given back at once.
 const PUNCH: u64 = 256 << 10;
 /// Where frames begin: behind the page of numbers.
@@ -40,8 +45,10 @@ const SLOT_PENDING_AT: usize = 3;
 const SLOT_BOUNDARY: usize = 4;
 /// How far the streams that ended were recorded.
 const SLOT_ENDS: usize = 5;
-/// Whether what the host sends is in the middle of being understood (input.rs).
+/// How well it is known where the host is in its frames, and three numbers that say where (host.rs).
 pub const SLOT_INPUT: usize = 6;
+/// The first of the three.
+pub const SLOT_PLACE: usize = 7;
 /// Pairs of (stream, where its end-of-stream frame begins), in a ring. init has at most 16 ends under way.
 const SLOT_FIRST_END: usize = 16;
 const ENDS: usize = 64;
@@ -56,6 +63,8 @@ pub enum Taken {
     Nothing,
     /// There will never be more.
     End,
+    /// Nobody has the tty open; somebody may open it again.
+    HungUp,
 }
 
 /// The buffer.
@@ -65,6 +74,8 @@ pub struct Buffer {
     pipe_out: OwnedFd,
     pipe_in: OwnedFd,
     page: Page,
+    /// Where `input` is.
+    at: u64,
     published: u64,
     sent: u64,
     /// The ends of the frames that have not wholly left, in order.
@@ -95,18 +106,20 @@ impl Buffer {
             page.set(SLOT_MAGIC, MAGIC);
         }
         let (published, boundary) = (page.get(SLOT_PUBLISHED), page.get(SLOT_BOUNDARY));
-        let sent = position(&output)?;
+        let (at, sent) = (position(&input)?, position(&output)?);
         let mut buffer = Buffer {
             input,
             output,
             pipe_out,
             pipe_in,
             page,
+            at,
             published,
             sent,
             frames: VecDeque::new(),
             boundary,
-            punched: boundary / DATA * DATA,
+            // How much a predecessor gave back is not known, and giving it back again costs little.
+            punched: DATA,
         };
         // An end whose frame was not there yet when its writer died was not appended.
         (0..ENDS)
@@ -123,9 +136,14 @@ impl Buffer {
         &self.page
     }
 
-    /// Whether more may be taken.
+    /// Whether more may be taken from processes.
     pub fn has_room(&self) -> bool {
         self.published - self.boundary < ROOM
+    }
+
+    /// Whether the host may be listened to, for it may have to be answered.
+    pub fn has_room_for_answers(&self) -> bool {
+        self.published - self.boundary < ROOM + ANSWERS
     }
 
     /// Whether something waits for the port.
@@ -143,19 +161,16 @@ impl Buffer {
         self.sent >= end
     }
 
-    /// A predecessor took a payload and did not live to write its header.
+    /// A payload was taken and its header was not written: by a predecessor that died, or for want of memory.
     fn finish_pending(&mut self) -> Result<(), Fault> {
-        let at = self.page.get(SLOT_PENDING_AT);
-        if let Some(stream) = StreamId::new(self.page.get(SLOT_PENDING))
-            && at == self.published
-        {
-            let start = at + STREAM_HEADER as u64;
+        let Some(stream) = StreamId::new(self.page.get(SLOT_PENDING)) else { return Ok(()) };
+        if self.page.get(SLOT_PENDING_AT) == self.published {
+            let start = self.published + STREAM_HEADER as u64;
             let mut end = position(&self.input)?;
             if end < start {
-                // It died before it had set the position: what is in the tty's pipe goes where it belongs.
-                seek(&self.input, start)?;
-                end = start;
+                return Err(Fault::new("reading", "the output buffer", "its books do not add up"));
             }
+            // What a tty's bytes had not passed yet.
             end += self.empty_pipe()?;
             self.publish(stream, usize::try_from(end - start).unwrap_or(usize::MAX))?;
         }
@@ -167,10 +182,9 @@ impl Buffer {
     fn empty_pipe(&self) -> Result<u64, Fault> {
         let mut moved = 0;
         loop {
-            match splice(&self.pipe_out, None, &self.input, None, CHUNK, SpliceFFlags::SPLICE_F_NONBLOCK) {
+            match splice_to(self.pipe_out.as_fd(), self.input.as_fd(), CHUNK) {
                 Ok(0) | Err(Errno::EAGAIN) => return Ok(moved),
                 Ok(count) => moved += count as u64,
-                Err(Errno::EINTR) => {}
                 Err(errno) => return Err(Fault::errno("filling", "the output buffer", errno)),
             }
         }
@@ -194,39 +208,66 @@ impl Buffer {
         Ok(())
     }
 
-    /// Takes what a process has written, as one frame. A tty's bytes take the way through a pipe: one end of a splice
-    /// has to be one.
+    /// Takes what a process has written, as one frame. After a fault that is [`is_no_memory`] nothing is lost, and the next
+    /// attempt goes on where this one stopped.
     pub fn take(&mut self, stream: StreamId, from: BorrowedFd<'_>, tty: bool) -> Result<Taken, Fault> {
-        seek(&self.input, self.published + STREAM_HEADER as u64)?;
+        self.finish_pending()?;
+        self.seek_payload()?;
         self.page.set(SLOT_PENDING_AT, self.published);
         self.page.set(SLOT_PENDING, stream.get());
-        let to = if tty { self.pipe_in.as_fd() } else { self.input.as_fd() };
-        let moved = loop {
-            match splice(from, None, to, None, CHUNK, SpliceFFlags::SPLICE_F_NONBLOCK) {
-                Err(Errno::EINTR) => {}
-                moved => break moved,
-            }
-        };
-        let taken = match moved {
+        let taken = if tty { self.take_tty(from)? } else { splice_to(from, self.input.as_fd(), CHUNK) };
+        let taken = match taken {
             Ok(0) => Taken::End,
-            Ok(count) if tty => {
-                self.empty_pipe()?;
+            Ok(count) => {
+                self.publish(stream, count)?;
                 Taken::Bytes(count)
             }
-            Ok(count) => Taken::Bytes(count),
             Err(Errno::EAGAIN) => Taken::Nothing,
-            // A tty whose other end nobody has open.
-            Err(Errno::EIO) if tty => Taken::End,
+            Err(Errno::EIO) if tty => Taken::HungUp,
             Err(errno) => {
                 self.page.set(SLOT_PENDING, 0);
                 return Err(Fault::errno("taking the output of", format!("stream {stream}"), errno));
             }
         };
-        if let Taken::Bytes(count) = taken {
-            self.publish(stream, count)?;
-        }
         self.page.set(SLOT_PENDING, 0);
         Ok(taken)
+    }
+
+    /// One end of a splice has to be a pipe, so a tty's bytes take the way through one. They come in small portions, and
+    /// several make one frame.
+    fn take_tty(&self, from: BorrowedFd<'_>) -> Result<Result<usize, Errno>, Fault> {
+        let mut taken = 0;
+        let last = loop {
+            match splice_to(from, self.pipe_in.as_fd(), TTY_CHUNK) {
+                Ok(count) if count > 0 => taken += count,
+                last => break last,
+            }
+            if taken + TTY_CHUNK > CHUNK {
+                break Ok(taken);
+            }
+        };
+        if taken == 0 {
+            return Ok(last);
+        }
+        // An end or an error will be there again.
+        let mut left = taken;
+        while left > 0 {
+            match splice_to(self.pipe_out.as_fd(), self.input.as_fd(), left) {
+                Ok(count) => left = left.saturating_sub(count.max(1)),
+                Err(errno) => return Err(Fault::errno("filling", "the output buffer", errno)),
+            }
+        }
+        Ok(Ok(taken))
+    }
+
+    /// Leaves room for the next frame's header.
+    fn seek_payload(&mut self) -> Result<(), Fault> {
+        let start = self.published + STREAM_HEADER as u64;
+        if self.at != start {
+            seek(&self.input, start)?;
+            self.at = start;
+        }
+        Ok(())
     }
 
     /// Makes a frame of a payload that stands behind the place of its header. None is no frame.
@@ -234,6 +275,7 @@ impl Buffer {
         if payload == 0 {
             return Ok(());
         }
+        self.at = self.published + (STREAM_HEADER + payload) as u64;
         self.write_header(stream, payload)?;
         self.advance(payload);
         Ok(())
@@ -242,9 +284,10 @@ impl Buffer {
     fn write_header(&self, stream: StreamId, payload: usize) -> Result<(), Fault> {
         let header = stream_header(stream.get(), payload)
             .map_err(|violation| Fault::new("writing", "a frame", violation.to_string()))?;
-        pwrite(&self.input, &header, self.published.cast_signed())
+        let written = pwrite(&self.input, &header, self.published.cast_signed())
             .fault("writing to", "the output buffer")?;
-        Ok(())
+        // At the edge of a page of which there was no memory for the next.
+        if written == header.len() { Ok(()) } else { Err(no_memory("writing to", "the output buffer")) }
     }
 
     fn advance(&mut self, payload: usize) {
@@ -255,6 +298,7 @@ impl Buffer {
 
     /// Appends an empty frame: the end of a stream, or the answer to an unknown one.
     pub fn append_empty(&mut self, stream: StreamId) -> Result<(), Fault> {
+        self.finish_pending()?;
         self.write_header(stream, 0)?;
         self.advance(0);
         Ok(())
@@ -262,15 +306,23 @@ impl Buffer {
 
     /// Appends a stream's end-of-stream frame; returns where it ends. A successor finds that it was.
     pub fn append_end(&mut self, stream: StreamId) -> Result<u64, Fault> {
+        self.finish_pending()?;
         let count = self.page.get(SLOT_ENDS);
         let slot = SLOT_FIRST_END + 2 * (usize::try_from(count).unwrap_or(0) % ENDS);
-        // The stream is noted last: until then the pair says nothing, and until `advance` the place is not there yet.
+        // The stream is noted last: until then the pair says nothing, and until `advance` the place is not there yet. The
+        // count grows before, for the next end must not take this one's slot.
         self.page.set(slot, 0);
         self.page.set(slot + 1, self.published);
         self.page.set(slot, stream.get());
-        self.append_empty(stream)?;
         self.page.set(SLOT_ENDS, count + 1);
-        Ok(self.published)
+        match self.append_empty(stream) {
+            Ok(()) => Ok(self.published),
+            Err(fault) => {
+                // Another frame will stand there.
+                self.page.set(slot, 0);
+                Err(fault)
+            }
+        }
     }
 
     /// Where a stream's end-of-stream frame ends, if one was appended since the stream was begun.
@@ -310,8 +362,10 @@ impl Buffer {
 
     /// The host is gone: the next one gets the frame that it had a part of from its start.
     pub fn rewind(&mut self) -> Result<(), Fault> {
-        seek(&self.output, self.boundary)?;
-        self.sent = self.boundary;
+        if self.sent != self.boundary {
+            seek(&self.output, self.boundary)?;
+            self.sent = self.boundary;
+        }
         Ok(())
     }
 
@@ -332,6 +386,25 @@ impl Buffer {
             }
         }
     }
+}
+
+/// Moves up to `count` bytes; never waits (EAGAIN).
+fn splice_to(from: BorrowedFd<'_>, to: BorrowedFd<'_>, count: usize) -> Result<usize, Errno> {
+    loop {
+        match splice(from, None, to, None, count, SpliceFFlags::SPLICE_F_NONBLOCK) {
+            Err(Errno::EINTR) => {}
+            moved => return moved,
+        }
+    }
+}
+
+fn no_memory(doing: &'static str, what: &'static str) -> Fault {
+    Fault::errno(doing, what, Errno::ENOSPC)
+}
+
+/// Whether a fault of the buffer is want of memory, which may pass.
+pub fn is_no_memory(fault: &Fault) -> bool {
+    fault.is(Errno::ENOSPC) || fault.is(Errno::ENOMEM)
 }
 
 fn seek(file: &OwnedFd, to: u64) -> Result<(), Fault> {

@@ -1,22 +1,26 @@
-//! What the host sends: stdin, queued for each process up to a bound.
+//! What the host sends: where it is in its frames, and stdin, queued for each process up to a bound.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 
+use hyperinit::frame::{STREAM_HEADER, STREAM_MAX};
 use nix::errno::Errno;
 use nix::unistd::write;
 
 /// While a process has this much unread, in bytes, nothing more is read from the host: it is slowed down, and nothing
 /// is lost. More than a pipe holds, so that a reader in bursts keeps the host busy.
 pub const QUEUE_MAX: usize = 256 << 10;
+/// The same for all processes together.
+pub const QUEUES_MAX: usize = 4 << 20;
+/// A payload of this size is written at once; smaller ones are gathered, for a host may send 16 bytes a frame.
+const DIRECT: usize = 1 << 10;
+/// An empty queue keeps this much.
+const KEEP: usize = 4 << 10;
 
 /// What waits for one process's stdin.
 #[derive(Default)]
 pub struct Queue {
-    parts: VecDeque<Vec<u8>>,
-    /// How much of the first part has been written.
-    written: usize,
-    waiting: usize,
+    bytes: VecDeque<u8>,
     /// The host closed stdin: it ends behind what waits.
     closing: bool,
 }
@@ -26,7 +30,7 @@ pub struct Queue {
 pub enum Flushed {
     /// Nothing waits.
     All,
-    /// The process reads too slowly.
+    /// Something waits.
     Blocked,
     /// Nothing waits, and nothing will come: close it.
     Done,
@@ -35,66 +39,119 @@ pub enum Flushed {
 }
 
 impl Queue {
-    /// Whether the host has to wait for this process.
-    pub fn is_full(&self) -> bool {
-        self.waiting >= QUEUE_MAX
+    /// How much waits, in bytes.
+    pub fn waiting(&self) -> usize {
+        self.bytes.len()
     }
 
-    /// Appends what the host sent, after writing what goes at once.
+    /// Appends what the host sent; a small portion waits for [`Queue::flush`].
     pub fn push(&mut self, bytes: &[u8], to: BorrowedFd<'_>) -> Flushed {
         if self.closing {
             // After the end there is nothing.
             return self.flush(to);
         }
         let mut rest = bytes;
-        if self.waiting == 0 {
-            while !rest.is_empty() {
-                match write(to, rest) {
-                    Ok(count) => rest = rest.get(count..).unwrap_or_default(),
-                    Err(Errno::EINTR) => {}
-                    Err(Errno::EAGAIN) => break,
-                    Err(_) => return Flushed::Broken,
-                }
+        while self.bytes.is_empty() && rest.len() >= DIRECT {
+            match write(to, rest) {
+                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(_) => return Flushed::Broken,
             }
         }
-        if rest.is_empty() {
-            return Flushed::All;
-        }
-        self.waiting += rest.len();
-        self.parts.push_back(rest.to_vec());
-        Flushed::Blocked
+        self.bytes.extend(rest);
+        if self.bytes.is_empty() { Flushed::All } else { Flushed::Blocked }
     }
 
     /// The host closed stdin.
-    pub fn close(&mut self, to: BorrowedFd<'_>) -> Flushed {
+    pub fn close(&mut self) -> Flushed {
         self.closing = true;
-        self.flush(to)
+        if self.bytes.is_empty() { Flushed::Done } else { Flushed::Blocked }
     }
 
     /// Writes what can be written.
     pub fn flush(&mut self, to: BorrowedFd<'_>) -> Flushed {
-        while let Some(part) = self.parts.front() {
-            match write(to, part.get(self.written..).unwrap_or_default()) {
-                Ok(count) => {
-                    self.written += count;
-                    self.waiting = self.waiting.saturating_sub(count);
-                    if self.written >= part.len() {
-                        self.written = 0;
-                        self.parts.pop_front();
-                    }
-                }
+        while !self.bytes.is_empty() {
+            match write(to, self.bytes.as_slices().0) {
+                Ok(count) => drop(self.bytes.drain(..count)),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Flushed::Blocked,
                 Err(_) => return Flushed::Broken,
             }
         }
+        self.bytes.shrink_to(KEEP);
         if self.closing { Flushed::Done } else { Flushed::All }
+    }
+}
+
+/// Where the host is in its frames: as much as a successor needs to go on at the next one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The first bytes of a header.
+    header: [u8; STREAM_HEADER],
+    /// How many of them there are.
+    have: usize,
+    /// What is left of the frame's payload, in bytes; the header is whole then.
+    rest: usize,
+}
+
+impl Place {
+    /// Passes what was read. False: a length that no honest host sends.
+    pub fn pass(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let skip = self.rest.min(bytes.len());
+            self.rest -= skip;
+            bytes = bytes.get(skip..).unwrap_or_default();
+            let want = (STREAM_HEADER - self.have).min(bytes.len());
+            let (head, others) = bytes.split_at(want);
+            if let Some(part) = self.header.get_mut(self.have..self.have + want) {
+                part.copy_from_slice(head);
+            }
+            (self.have, bytes) = (self.have + want, others);
+            if self.have == STREAM_HEADER {
+                let length =
+                    self.header[8..].iter().fold(0, |length: usize, &byte| length << 8 | usize::from(byte));
+                if !(STREAM_HEADER..=STREAM_MAX).contains(&length) {
+                    return false;
+                }
+                (self.have, self.rest) = (0, length - STREAM_HEADER);
+            }
+        }
+        true
+    }
+
+    /// As three numbers.
+    pub fn note(&self) -> [u64; 3] {
+        let number = |bytes: &[u8]| bytes.iter().fold(0, |number: u64, &byte| number << 8 | u64::from(byte));
+        let (stream, length) = self.header.split_at(8);
+        [number(stream), number(length) << 8 | self.have as u64, self.rest as u64]
+    }
+
+    /// What a predecessor noted; none if no place can be that.
+    pub fn of_note([stream, length, rest]: [u64; 3]) -> Option<Place> {
+        let mut header = [0; STREAM_HEADER];
+        header[..8].copy_from_slice(&stream.to_be_bytes());
+        header[8..].copy_from_slice(&u32::try_from(length >> 8).ok()?.to_be_bytes());
+        let have = usize::try_from(length & 0xff).ok().filter(|&have| have < STREAM_HEADER)?;
+        let rest = usize::try_from(rest).ok().filter(|&rest| rest <= STREAM_MAX)?;
+        Some(Place { header, have, rest })
+    }
+
+    /// The part of a header that has come.
+    pub fn half_header(&self) -> &[u8] {
+        self.header.get(..self.have).unwrap_or_default()
+    }
+
+    /// What is left of the frame.
+    pub fn rest(&self) -> usize {
+        self.rest
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hyperinit::frame;
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use nix::unistd::{pipe, read};
     use std::os::fd::AsFd;
@@ -105,13 +162,16 @@ mod tests {
         fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         let mut queue = Queue::default();
         let sent: Vec<u8> = (0..600_000u32).map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[1]).collect();
-        for chunk in sent.chunks(7919) {
-            assert_ne!(queue.push(chunk, writer.as_fd()), Flushed::Broken);
+        for (at, chunk) in sent.chunks(7919).enumerate() {
+            // Large and small portions in turn.
+            let portions = chunk.chunks(if at % 2 == 0 { 16 } else { 5000 });
+            portions.for_each(|portion| assert_ne!(queue.push(portion, writer.as_fd()), Flushed::Broken));
         }
-        assert!(queue.is_full());
-        assert_eq!(queue.close(writer.as_fd()), Flushed::Blocked);
+        assert!(queue.waiting() >= QUEUE_MAX);
+        assert_eq!(queue.close(), Flushed::Blocked);
         let mut got = Vec::new();
         let mut chunk = [0; 4096];
+        let _ = queue.flush(writer.as_fd());
         while got.len() < sent.len() {
             let count = read(&reader, &mut chunk).unwrap();
             got.extend_from_slice(&chunk[..count]);
@@ -119,12 +179,46 @@ mod tests {
         }
         assert_eq!(queue.flush(writer.as_fd()), Flushed::Done);
         assert!(got == sent);
+        assert!(queue.bytes.capacity() <= 2 * KEEP, "{}", queue.bytes.capacity());
     }
 
     #[test]
     fn a_reader_that_left_releases_what_waited() {
         let (reader, writer) = pipe().unwrap();
         drop(reader);
-        assert_eq!(Queue::default().push(b"x", writer.as_fd()), Flushed::Broken);
+        let mut queue = Queue::default();
+        assert_eq!(queue.push(b"x", writer.as_fd()), Flushed::Blocked);
+        assert_eq!(queue.flush(writer.as_fd()), Flushed::Broken);
+        assert_eq!(Queue::default().push(&[0; DIRECT], writer.as_fd()), Flushed::Broken);
+    }
+
+    #[test]
+    fn a_place_survives_at_every_byte() {
+        let frames: Vec<u8> = [(7, 0), (u64::MAX, 1), (1 << 40, 300), (9, 0)].iter().fold(
+            Vec::new(),
+            |mut all, &(id, size)| {
+                all.extend(frame::stream(id, &vec![0xff; size]).unwrap());
+                all
+            },
+        );
+        for cut in 0..=frames.len() {
+            let (first, second) = frames.split_at(cut);
+            let mut place = Place::default();
+            assert!(place.pass(first));
+            let mut next = Place::of_note(place.note()).unwrap();
+            assert_eq!(next, place, "cut at {cut}");
+            assert!(next.pass(second));
+            assert_eq!((next.half_header(), next.rest()), (&b""[..], 0), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_place_refuses_every_bad_length() {
+        for length in [0, 1, 11, STREAM_MAX as u32 + 1, u32::MAX] {
+            let header = [&7_u64.to_be_bytes()[..], &length.to_be_bytes()].concat();
+            assert!(!Place::default().pass(&header), "{length}");
+        }
+        assert_eq!(Place::of_note([0, 12, 0]), None);
+        assert_eq!(Place::of_note([0, 0, u64::MAX]), None);
     }
 }

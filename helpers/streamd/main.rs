@@ -3,10 +3,12 @@
 
 mod buffer;
 mod engine;
+mod host;
 mod input;
-mod output;
 mod park;
 mod port;
+mod process;
+mod processes;
 
 use std::process::ExitCode;
 

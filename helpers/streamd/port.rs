@@ -33,6 +33,11 @@ impl Port {
         }
     }
 
+    /// Whether there is no connection and there could be one.
+    pub fn wants_connection(&self) -> bool {
+        matches!(self, Port::Listener { connection: None, .. })
+    }
+
     /// Takes the next connection, if there is none and one waits.
     pub fn accept(&mut self) -> Option<BorrowedFd<'_>> {
         let Port::Listener { listener, connection, park } = self else { return None };

@@ -47,6 +47,13 @@ pub fn peek_fds(socket: impl AsFd, packet: &mut [u8]) -> Result<(usize, Vec<Owne
     receive(socket, packet, MsgFlags::MSG_PEEK)
 }
 
+/// Looks at the next packet, without its descriptors; never waits (EAGAIN). A longer one is cut.
+pub fn peek(socket: impl AsFd, packet: &mut [u8]) -> Result<usize, Errno> {
+    let mut parts = [IoSliceMut::new(packet)];
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    Ok(recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, None, flags)?.bytes)
+}
+
 fn receive(socket: impl AsFd, packet: &mut [u8], flags: MsgFlags) -> Result<(usize, Vec<OwnedFd>), Errno> {
     let mut control = nix::cmsg_space!([RawFd; FDS_MAX]);
     let mut parts = [IoSliceMut::new(packet)];

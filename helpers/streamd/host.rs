@@ -1,0 +1,285 @@
+//! The host's side: the port, what has left through it, and where the host is in its frames.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::frame::StreamDecoder;
+use hyperinit::ids::StreamId;
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollFlags};
+use nix::unistd::read;
+
+use super::buffer::{Buffer, SLOT_INPUT, SLOT_PLACE, is_no_memory};
+use super::engine::{LISTENER, PORT, edges, nonblocking, now};
+use super::input::Place;
+use super::port::Port;
+use super::processes::Processes;
+
+/// How much is read from the host at once.
+const CHUNK: usize = 64 << 10;
+/// How long a host that is listened to has to be silent until its next byte is believed to begin a frame. An honest
+/// host writes a frame at once, and nothing here keeps it from doing so.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// SLOT_INPUT: where the host is in its frames stands at SLOT_PLACE.
+const KNOWN: u64 = 0;
+/// Something is being read: how much, nobody knows when the reader dies now.
+const READING: u64 = 1;
+/// The host has violated the protocol.
+const VIOLATED: u64 = 2;
+
+/// How the host is listened to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hearing {
+    /// Frame by frame.
+    Frames,
+    /// A predecessor died while it read: what comes is thrown away until the host has been silent for a while.
+    Lost { quiet: Duration },
+    /// After a violation what comes is thrown away until the host connects again.
+    Deaf,
+}
+
+/// The host.
+pub struct Host {
+    epoll: Rc<Epoll>,
+    port: Port,
+    decoder: StreamDecoder,
+    place: Place,
+    /// What is left of a frame whose beginning went with a predecessor, in bytes.
+    skip: usize,
+    hearing: Hearing,
+    /// The port may have something, or take something.
+    readable: bool,
+    writable: bool,
+    chunk: Vec<u8>,
+}
+
+impl Host {
+    /// Goes on where a predecessor stopped.
+    pub fn open(epoll: Rc<Epoll>, port: Port, buffer: &mut Buffer) -> Result<Host, Fault> {
+        if let Some(listener) = port.listener() {
+            nonblocking(listener)?;
+            epoll.add(listener, edges(LISTENER)).fault("watching", "the listening socket")?;
+        }
+        if let Some(fd) = port.fd() {
+            nonblocking(fd)?;
+            epoll.add(fd, edges(PORT)).fault("watching", "the stream port")?;
+        }
+        let page = buffer.page();
+        let place = Place::of_note([SLOT_PLACE, SLOT_PLACE + 1, SLOT_PLACE + 2].map(|slot| page.get(slot)));
+        let hearing = match (page.get(SLOT_INPUT), place) {
+            (KNOWN, Some(_)) => Hearing::Frames,
+            (VIOLATED, _) => Hearing::Deaf,
+            _ => Hearing::Lost { quiet: now() + QUIET },
+        };
+        let place = place.unwrap_or_default();
+        let mut decoder = StreamDecoder::default();
+        decoder.push(place.half_header());
+        let mut host = Host {
+            epoll,
+            skip: place.rest(),
+            port,
+            decoder,
+            place,
+            hearing,
+            readable: true,
+            writable: true,
+            chunk: vec![0; CHUNK],
+        };
+        match host.hearing {
+            Hearing::Frames => {}
+            Hearing::Lost { .. } => {
+                log::warn!("a predecessor died while it read: not listening until the host pauses")
+            }
+            Hearing::Deaf => {
+                log::warn!("the host has violated the protocol: not listening until it connects again")
+            }
+        }
+        if host.port.fd().is_none() {
+            host.start_over(buffer)?;
+        }
+        Ok(host)
+    }
+
+    /// Something happened to the port.
+    pub fn event(&mut self, events: EpollFlags, buffer: &mut Buffer) -> Result<(), Fault> {
+        self.readable = true;
+        self.writable = true;
+        if events.contains(EpollFlags::EPOLLHUP) {
+            self.left(buffer)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the next connection, if there is none and one waits.
+    pub fn accept(&mut self, buffer: &mut Buffer) -> Result<(), Fault> {
+        if !self.port.wants_connection() {
+            return Ok(());
+        }
+        // Before: once a successor can find the connection, it must not go on in the middle of a frame.
+        self.start_over(buffer)?;
+        if let Some(connection) = self.port.accept() {
+            self.epoll.add(connection, edges(PORT)).fault("watching", "the connection")?;
+            self.readable = true;
+            self.writable = true;
+        }
+        Ok(())
+    }
+
+    /// The host hung up: it gets whole frames when it is back, and half a frame from it is forgotten.
+    fn left(&mut self, buffer: &mut Buffer) -> Result<(), Fault> {
+        self.port.hang_up();
+        self.start_over(buffer)
+    }
+
+    fn start_over(&mut self, buffer: &mut Buffer) -> Result<(), Fault> {
+        buffer.rewind()?;
+        self.hear_frames(buffer);
+        Ok(())
+    }
+
+    /// From here on the host's bytes are frames.
+    fn hear_frames(&mut self, buffer: &Buffer) {
+        self.decoder.reset();
+        self.hearing = Hearing::Frames;
+        self.skip = 0;
+        self.place = Place::default();
+        self.note_place(buffer);
+    }
+
+    fn note_place(&self, buffer: &Buffer) {
+        for (slot, number) in (SLOT_PLACE..).zip(self.place.note()) {
+            buffer.page().set(slot, number);
+        }
+        buffer.page().set(SLOT_INPUT, KNOWN);
+    }
+
+    /// Sends what waits; true if anything went.
+    pub fn send(&mut self, buffer: &mut Buffer) -> Result<bool, Fault> {
+        let Some(fd) = self.port.fd().filter(|_| self.writable && buffer.waits()) else { return Ok(false) };
+        match buffer.send(fd) {
+            Ok(all) => {
+                self.writable = all;
+                Ok(true)
+            }
+            Err(errno) => {
+                log::info!("{}", Fault::errno("writing", "the stream port", errno));
+                self.writable = false;
+                self.left(buffer)?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Reads a chunk from the host, if all its processes have room; true if something came.
+    pub fn read(&mut self, processes: &mut Processes, buffer: &mut Buffer) -> Result<bool, Fault> {
+        let mut total = 0;
+        while self.readable
+            && total < CHUNK
+            && !processes.input_is_full()
+            && buffer.has_room_for_answers()
+            && let Some(fd) = self.port.fd()
+        {
+            // The host speaks of a process only after it was handed over.
+            processes.receive(buffer);
+            if self.hearing == Hearing::Frames {
+                buffer.page().set(SLOT_INPUT, READING);
+            }
+            match read(fd, &mut self.chunk) {
+                Ok(0) => {
+                    self.readable = false;
+                    self.left(buffer)?;
+                }
+                Ok(count) => {
+                    total += count;
+                    self.hear(count, processes, buffer)?;
+                }
+                Err(Errno::EINTR) => {}
+                Err(errno) => {
+                    self.readable = false;
+                    if self.hearing == Hearing::Frames {
+                        buffer.page().set(SLOT_INPUT, KNOWN);
+                    }
+                    if errno != Errno::EAGAIN {
+                        log::info!("{}", Fault::errno("reading", "the stream port", errno));
+                        self.left(buffer)?;
+                    }
+                }
+            }
+        }
+        processes.flush();
+        Ok(total > 0)
+    }
+
+    /// Acts on the first `count` bytes of the chunk.
+    fn hear(&mut self, count: usize, processes: &mut Processes, buffer: &mut Buffer) -> Result<(), Fault> {
+        if let Hearing::Lost { quiet } = &mut self.hearing {
+            *quiet = now() + QUIET;
+        }
+        if self.hearing != Hearing::Frames {
+            processes.end_inputs();
+            return Ok(());
+        }
+        let bytes = self.chunk.get(..count).unwrap_or_default();
+        // First of all: until it is noted, a kill makes a successor throw away what it reads.
+        if self.place.pass(bytes) {
+            self.note_place(buffer);
+        } else {
+            buffer.page().set(SLOT_INPUT, VIOLATED);
+        }
+        let skip = self.skip.min(count);
+        self.skip -= skip;
+        self.decoder.push(bytes.get(skip..).unwrap_or_default());
+        loop {
+            match self.decoder.next_frame() {
+                Ok(Some(frame)) => stdin(frame.tag, frame.payload, processes, buffer)?,
+                Ok(None) => return Ok(()),
+                Err(violation) => {
+                    log::warn!("the host sent {violation}: not listening until it connects again");
+                    self.hearing = Hearing::Deaf;
+                    self.port.hang_up();
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// When [`Host::tick`] has something to do.
+    pub fn deadline(&self) -> Option<Duration> {
+        match self.hearing {
+            Hearing::Lost { quiet } => Some(quiet),
+            Hearing::Frames | Hearing::Deaf => None,
+        }
+    }
+
+    /// A host that has been silent for long enough is listened to again.
+    pub fn tick(&mut self, buffer: &Buffer) {
+        if let Hearing::Lost { quiet } = self.hearing
+            && now() >= quiet
+        {
+            if self.readable {
+                // It cannot be said to be silent.
+                self.hearing = Hearing::Lost { quiet: now() + QUIET };
+            } else {
+                log::warn!("the host has paused: listening again");
+                self.hear_frames(buffer);
+            }
+        }
+    }
+}
+
+/// One frame from the host. An unknown stream is answered by its end; one that has just ended has had it.
+fn stdin(number: u64, payload: &[u8], processes: &mut Processes, buffer: &mut Buffer) -> Result<(), Fault> {
+    let Some(stdio) = StreamId::new(number) else { return Ok(()) };
+    if processes.push(stdio, payload) || buffer.find_end(stdio).is_some() {
+        return Ok(());
+    }
+    match buffer.append_empty(stdio) {
+        Err(fault) if is_no_memory(&fault) => {
+            log::warn!("{fault}; a frame for the unknown stream {stdio} is not answered");
+            Ok(())
+        }
+        appended => appended,
+    }
+}

@@ -1,0 +1,422 @@
+//! The processes' side: their descriptors come from execd, their output goes into the buffer in turns, their stdin is
+//! written as fast as they read, and their ends are brought about.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::ids::StreamId;
+use hyperinit::sys::fd::{peek, receive_fds};
+use hyperinit::wire::streamd::{STREAMS_LEN, Streams as Packet};
+use nix::errno::Errno;
+use nix::sys::epoll::Epoll;
+use nix::unistd::read;
+
+use super::buffer::{Buffer, CHUNK, Taken, is_no_memory};
+use super::engine::{FIRST_TOKEN, edges, nonblocking, now};
+use super::input::{QUEUE_MAX, QUEUES_MAX};
+use super::process::{End, Process, SURVIVOR_GRACE};
+
+/// How long nothing is taken when there was no memory for it.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A source of output by process and place.
+type SourceId = (StreamId, usize);
+
+/// What an epoll token watches.
+#[derive(Clone, Copy)]
+enum Watched {
+    Source(usize),
+    Stdin,
+}
+
+/// All processes.
+pub struct Processes {
+    epoll: Rc<Epoll>,
+    socket: Option<OwnedFd>,
+    by_stdio: BTreeMap<StreamId, Process>,
+    /// What each epoll token stands for: tokens are never used again.
+    tokens: HashMap<u64, (StreamId, Watched)>,
+    next_token: u64,
+    /// Sources that may have something, in turn.
+    ready: VecDeque<SourceId>,
+    /// The same, to have each once.
+    is_ready: BTreeSet<SourceId>,
+    /// Processes that have something waiting for their stdin.
+    behind: BTreeSet<StreamId>,
+    /// Processes that have exited, and whose end has not been written.
+    finishing: BTreeSet<StreamId>,
+    /// Which requests are to be answered when the port has passed which place.
+    pub waiting: VecDeque<(u64, u64)>,
+    /// There was no memory: until when nothing is taken.
+    paused: Option<Duration>,
+    /// What survivors' output is read into.
+    discarded: Vec<u8>,
+}
+
+impl Processes {
+    /// None yet; they come over the socket, if there is one.
+    pub fn new(epoll: Rc<Epoll>, socket: Option<OwnedFd>) -> Processes {
+        Processes {
+            epoll,
+            socket,
+            by_stdio: BTreeMap::new(),
+            tokens: HashMap::new(),
+            next_token: FIRST_TOKEN,
+            ready: VecDeque::new(),
+            is_ready: BTreeSet::new(),
+            behind: BTreeSet::new(),
+            finishing: BTreeSet::new(),
+            waiting: VecDeque::new(),
+            paused: None,
+            discarded: vec![0; CHUNK],
+        }
+    }
+
+    // ---- descriptors ----
+
+    /// The socket on which they come.
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Takes every process that execd has handed over. Whoever acts on what init or the host says calls it before: both
+    /// speak of a process only after it was handed over.
+    pub fn receive(&mut self, buffer: &mut Buffer) {
+        // An empty packet cannot be told from the end of the socket, which never comes in a guest.
+        let mut empty = 0;
+        while let Some(socket) = self.socket.as_ref().filter(|_| empty < 2) {
+            // One byte more than a packet has: a longer one is cut, and refused.
+            let mut packet = [0; STREAMS_LEN + 1];
+            // A kill between taking a packet and acting on it must not leave an older process's end to the new one.
+            let peeked = peek(socket, &mut packet).map(|count| packet.get(..count).and_then(Packet::decode));
+            match peeked {
+                Ok(Some(packet)) if !packet.again => buffer.forget_end(packet.stdio),
+                Ok(_) => {}
+                Err(Errno::EAGAIN) => return,
+                Err(errno) => {
+                    log::error!("{}", Fault::errno("hearing from", "execd", errno));
+                    return;
+                }
+            }
+            match receive_fds(socket, &mut packet) {
+                Ok((0, _)) => empty += 1,
+                Ok((count, fds)) => {
+                    empty = 0;
+                    let added = match packet.get(..count).and_then(Packet::decode) {
+                        Some(packet) => self.add(&packet, fds, buffer),
+                        None => Err(Fault::new(
+                            "hearing from",
+                            "execd",
+                            format!("{count} bytes that are no streams"),
+                        )),
+                    };
+                    if let Err(fault) = added {
+                        log::error!("{fault}");
+                    }
+                }
+                Err(errno) => log::error!("{}", Fault::errno("hearing from", "execd", errno)),
+            }
+        }
+    }
+
+    fn add(&mut self, packet: &Packet, fds: Vec<OwnedFd>, buffer: &Buffer) -> Result<(), Fault> {
+        let stdio = packet.stdio;
+        let running = |process: &Process| process.end != End::Finished;
+        if self.by_stdio.get(&stdio).is_some_and(running) {
+            // Sent again to a streamd that has it: the descriptors are duplicates.
+            return Ok(());
+        }
+        let Some(mut process) = Process::new(packet, fds) else {
+            return Err(Fault::new("adding", format!("stream {stdio}"), "its descriptors do not fit it"));
+        };
+        if packet.again && buffer.find_end(stdio).is_some() {
+            process.end = End::Finished;
+        }
+        self.remove(stdio);
+        match self.watch(stdio, &process) {
+            Ok(tokens) => process.tokens = tokens,
+            Err(fault) => {
+                self.tokens.retain(|_, (of, _)| *of != stdio);
+                return Err(fault);
+            }
+        }
+        self.by_stdio.insert(stdio, process);
+        self.mark_all_ready(stdio);
+        Ok(())
+    }
+
+    fn watch(&mut self, stdio: StreamId, process: &Process) -> Result<Vec<u64>, Fault> {
+        let mut tokens = Vec::new();
+        let sources = process.sources.iter().enumerate();
+        let sources =
+            sources.filter_map(|(at, source)| Some((source.fd.as_ref()?.as_fd(), Watched::Source(at))));
+        let stdin = process.stdin().map(|fd| (fd, Watched::Stdin));
+        for (fd, watched) in sources.chain(stdin) {
+            let token = self.next_token;
+            self.next_token += 1;
+            nonblocking(fd)?;
+            self.epoll.add(fd, edges(token)).fault("watching", format!("stream {stdio}"))?;
+            self.tokens.insert(token, (stdio, watched));
+            tokens.push(token);
+        }
+        Ok(tokens)
+    }
+
+    fn remove(&mut self, stdio: StreamId) {
+        let Some(process) = self.by_stdio.remove(&stdio) else { return };
+        process.sources.into_iter().filter_map(|source| source.fd).for_each(|fd| self.close(fd));
+        for token in process.tokens {
+            self.tokens.remove(&token);
+        }
+        self.behind.remove(&stdio);
+        self.finishing.remove(&stdio);
+    }
+
+    /// Closes a source. execd has a duplicate of it, so closing alone would leave it in the epoll set.
+    fn close(&self, fd: OwnedFd) {
+        if let Err(errno) = self.epoll.delete(&fd) {
+            log::info!("{}", Fault::errno("leaving", "a stream", errno));
+        }
+    }
+
+    fn mark_ready(&mut self, source: SourceId) {
+        if self.is_ready.insert(source) {
+            self.ready.push_back(source);
+        }
+    }
+
+    fn mark_all_ready(&mut self, stdio: StreamId) {
+        let sources = self.by_stdio.get(&stdio).map_or(0, |process| process.sources.len());
+        (0..sources).for_each(|place| self.mark_ready((stdio, place)));
+    }
+
+    /// Something happened to a descriptor.
+    pub fn event(&mut self, token: u64) {
+        match self.tokens.get(&token) {
+            Some(&(stdio, Watched::Source(place))) => {
+                self.mark_ready((stdio, place));
+                // A tty is also where its stdin goes.
+                self.flush_if_behind(stdio);
+            }
+            Some(&(stdio, Watched::Stdin)) => self.flush_if_behind(stdio),
+            None => {}
+        }
+    }
+
+    // ---- output ----
+
+    /// One chunk from each source that may have something, while there is room; true if anything was taken.
+    pub fn take_turns(&mut self, buffer: &mut Buffer) -> bool {
+        if self.paused.is_some_and(|until| now() < until) {
+            return false;
+        }
+        self.paused = None;
+        let mut moved = false;
+        for _ in 0..self.ready.len() {
+            if !buffer.has_room() || self.paused.is_some() {
+                break;
+            }
+            let Some(id) = self.ready.pop_front() else { break };
+            self.is_ready.remove(&id);
+            moved |= self.take_turn(id, buffer);
+            self.advance_end(id.0, buffer);
+        }
+        moved
+    }
+
+    fn take_turn(&mut self, id: SourceId, buffer: &mut Buffer) -> bool {
+        let (stdio, place) = id;
+        let Some(process) = self.by_stdio.get_mut(&stdio) else { return false };
+        let end = process.end;
+        let Some(source) = process.sources.get_mut(place) else { return false };
+        let Some(fd) = &source.fd else { return false };
+        let taken = if end == End::Finished {
+            Ok(discard(fd, &mut self.discarded))
+        } else {
+            buffer.take(source.stream, fd.as_fd(), source.tty)
+        };
+        match taken {
+            Ok(Taken::Bytes(count)) => {
+                source.owed = source.owed.saturating_sub(count);
+                self.mark_ready(id);
+                true
+            }
+            Ok(Taken::Nothing) => {
+                source.owed = 0;
+                false
+            }
+            // While it runs, a process may close its tty and open it again.
+            Ok(Taken::HungUp) if end == End::Running => false,
+            Ok(Taken::End | Taken::HungUp) => {
+                self.end_source(id);
+                false
+            }
+            Err(fault) if is_no_memory(&fault) => {
+                self.pause(&fault);
+                self.mark_ready(id);
+                false
+            }
+            Err(fault) => {
+                // This source is broken; the others are not.
+                log::error!("{fault}");
+                self.end_source(id);
+                false
+            }
+        }
+    }
+
+    fn end_source(&mut self, (stdio, place): SourceId) {
+        let Some(process) = self.by_stdio.get_mut(&stdio) else { return };
+        let ended = process.sources.get_mut(place).and_then(|source| source.fd.take());
+        let over = process.is_silent() && process.end == End::Finished;
+        if let Some(fd) = ended {
+            self.close(fd);
+        }
+        if over {
+            self.remove(stdio);
+        }
+    }
+
+    fn pause(&mut self, fault: &Fault) {
+        log::warn!("{fault}; output waits");
+        self.paused = Some(now() + PAUSE);
+    }
+
+    // ---- ends ----
+
+    /// Brings about the end of a process that has exited.
+    pub fn finish(&mut self, stdio: StreamId, id: u64, buffer: &mut Buffer) {
+        self.receive(buffer);
+        // A predecessor wrote it, and died before it could say so.
+        if let Some(end) = buffer.find_end(stdio) {
+            self.waiting.push_back((end, id));
+            return;
+        }
+        let process = self.by_stdio.entry(stdio).or_insert_with(Process::unknown);
+        if process.end == End::Finished {
+            self.waiting.push_back((buffer.end(), id));
+            return;
+        }
+        process.finish(id);
+        self.behind.remove(&stdio);
+        self.finishing.insert(stdio);
+        self.mark_all_ready(stdio);
+        self.advance_end(stdio, buffer);
+    }
+
+    /// Writes the end of an exited process once it has nothing more to say.
+    fn advance_end(&mut self, stdio: StreamId, buffer: &mut Buffer) {
+        let Some(process) = self.by_stdio.get_mut(&stdio) else { return };
+        let End::Finishing { id, deadline } = process.end else { return };
+        if !process.is_silent() {
+            if process.owes() {
+                return;
+            }
+            // Everything that it wrote has been taken; somebody else still can write.
+            match deadline {
+                None => {
+                    process.end = End::Finishing { id, deadline: Some(now() + SURVIVOR_GRACE) };
+                    return;
+                }
+                Some(deadline) if now() < deadline => return,
+                Some(_) => {}
+            }
+        }
+        let end = match buffer.append_end(stdio) {
+            Ok(end) => end,
+            Err(fault) => return self.pause(&fault),
+        };
+        process.end = End::Finished;
+        self.waiting.push_back((end, id));
+        self.finishing.remove(&stdio);
+        if process.is_silent() {
+            self.remove(stdio);
+        }
+    }
+
+    /// Ends what the time has come for.
+    pub fn tick(&mut self, buffer: &mut Buffer) {
+        if self.deadline().is_some_and(|deadline| now() >= deadline) {
+            let due: Vec<StreamId> = self.finishing.iter().copied().collect();
+            due.into_iter().for_each(|stdio| self.advance_end(stdio, buffer));
+        }
+    }
+
+    /// When [`Processes::tick`] or [`Processes::take_turns`] has something to do.
+    pub fn deadline(&self) -> Option<Duration> {
+        let ends = self.finishing.iter().filter_map(|stdio| match self.by_stdio.get(stdio)?.end {
+            End::Finishing { deadline, .. } => deadline,
+            End::Running | End::Finished => None,
+        });
+        ends.chain(self.paused).min()
+    }
+
+    /// Whether a request still has to be answered.
+    pub fn owes_an_answer(&self) -> bool {
+        !self.waiting.is_empty() || !self.finishing.is_empty()
+    }
+
+    // ---- stdin ----
+
+    /// Whether the host has to wait: a process has too much unread, or all together have.
+    pub fn input_is_full(&self) -> bool {
+        let waiting =
+            || self.behind.iter().filter_map(|stdio| self.by_stdio.get(stdio)).map(Process::waiting);
+        waiting().any(|waiting| waiting >= QUEUE_MAX) || waiting().sum::<usize>() >= QUEUES_MAX
+    }
+
+    /// Queues one frame's payload; false if no process has this stream. It is written by [`Processes::flush`].
+    pub fn push(&mut self, stdio: StreamId, payload: &[u8]) -> bool {
+        let Some(process) = self.by_stdio.get_mut(&stdio) else { return self.is_stderr(stdio) };
+        process.push(payload);
+        if process.waiting() > 0 {
+            self.behind.insert(stdio);
+        } else {
+            self.behind.remove(&stdio);
+        }
+        true
+    }
+
+    fn is_stderr(&self, stream: StreamId) -> bool {
+        self.by_stdio.values().any(|process| process.sources.iter().any(|source| source.stream == stream))
+    }
+
+    /// Writes what waits for every stdin, as far as it goes.
+    pub fn flush(&mut self) {
+        let behind: Vec<StreamId> = self.behind.iter().copied().collect();
+        behind.into_iter().for_each(|stdio| self.flush_if_behind(stdio));
+    }
+
+    fn flush_if_behind(&mut self, stdio: StreamId) {
+        if !self.behind.contains(&stdio) {
+            return;
+        }
+        let waiting = self.by_stdio.get_mut(&stdio).map_or(0, |process| {
+            process.flush();
+            process.waiting()
+        });
+        if waiting == 0 {
+            self.behind.remove(&stdio);
+        }
+    }
+
+    /// Some of what the host sent was lost, and whose it was is not known: every stdin ends rather than going on behind a gap.
+    pub fn end_inputs(&mut self) {
+        self.by_stdio.values_mut().for_each(Process::drop_input);
+        self.behind.clear();
+    }
+}
+
+/// Reads and throws away: a survivor must not get SIGPIPE.
+fn discard(fd: &OwnedFd, to: &mut [u8]) -> Taken {
+    match read(fd, to) {
+        Ok(0) => Taken::End,
+        Ok(count) => Taken::Bytes(count),
+        Err(Errno::EAGAIN) => Taken::Nothing,
+        Err(Errno::EINTR) => Taken::Bytes(0),
+        Err(_) => Taken::End,
+    }
+}

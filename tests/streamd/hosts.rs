@@ -1,0 +1,170 @@
+//! Hosts that come and go, and hosts that break the protocol.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use hyperinit::frame::{self, STREAM_MAX};
+
+use super::guest::{Host, Random, World, pattern_at};
+
+fn bad_frames() -> Vec<Vec<u8>> {
+    let header = |length: u32| [&1_u64.to_be_bytes()[..], &length.to_be_bytes()].concat();
+    [0, 1, 11, STREAM_MAX as u32 + 1, 1 << 31, u32::MAX].map(header).to_vec()
+}
+
+#[test]
+fn a_violation_on_a_device_makes_it_deaf_and_not_dumb() {
+    for bad in bad_frames() {
+        let (mut world, mut host) = World::device();
+        let mut streamd = world.start();
+        let mut process = world.piped(1, None);
+        host.stdin(1, b"before", 16);
+        let mut got = [0; 6];
+        process.stdin.as_mut().unwrap().read_exact(&mut got).unwrap();
+        host.socket.write_all(&bad).unwrap();
+        // Thrown away, but read.
+        host.stdin(1, &vec![1; 2 << 20], 16);
+        host.stdin(99, b"unknown, and not answered", 100);
+        process.stdout.as_mut().unwrap().write_all(b"output").unwrap();
+        assert_eq!(host.frame(), (1, b"output".to_vec()));
+        let mut rest = Vec::new();
+        process.stdin.as_mut().unwrap().read_to_end(&mut rest).unwrap();
+        assert!(rest.is_empty(), "stdin ends rather than going on behind a gap");
+        let memory = streamd.status("VmRSS");
+        assert!(memory < 2 * 12 << 10, "{memory} kB, counted once for each of two threads");
+        // So is a successor.
+        streamd.kill();
+        let mut streamd = world.start();
+        host.stdin(99, b"unknown, and not answered", 100);
+        process.exit();
+        streamd.finish(1);
+        assert_eq!(host.frame(), (1, Vec::new()));
+        streamd.drained();
+        assert!(host.hears_nothing_for(Duration::from_millis(100)));
+        let (status, log) = streamd.leave();
+        assert!(status.success() && log.contains("not listening until it connects again"), "{log}");
+    }
+}
+
+#[test]
+fn a_violation_on_a_connection_ends_that() {
+    let mut world = World::listening("violation");
+    let mut streamd = world.start();
+    let mut process = world.piped(1, None);
+    for bad in bad_frames() {
+        let mut host = world.connect();
+        process.stdout.as_mut().unwrap().write_all(b"x").unwrap();
+        assert_eq!(host.frame(), (1, b"x".to_vec()));
+        host.socket.write_all(&bad).unwrap();
+        assert!(host.frame_or_end().is_none());
+    }
+    let mut host = world.connect();
+    host.stdin(1, b"hello", 16);
+    let mut got = [0; 5];
+    process.stdin.as_mut().unwrap().read_exact(&mut got).unwrap();
+    process.exit();
+    streamd.finish(1);
+    assert_eq!(host.frame(), (1, Vec::new()));
+    streamd.drained();
+    let (status, log) = streamd.leave();
+    assert!(status.success() && log.contains("a stream frame of 11 bytes"), "{log}");
+}
+
+#[test]
+fn half_a_frame_of_a_host_that_left_is_forgotten() {
+    let mut world = World::listening("half");
+    let streamd = world.start();
+    let mut process = world.piped(1, None);
+    let whole = frame::stream(1, b"stdin").unwrap();
+    for cut in 1..whole.len() {
+        let mut host = world.connect();
+        host.socket.write_all(&whole[..cut]).unwrap();
+        drop(host);
+        let mut host = world.connect();
+        host.socket.write_all(&whole).unwrap();
+        let mut got = [0; 5];
+        process.stdin.as_mut().unwrap().read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"stdin", "cut at {cut}");
+    }
+    streamd.leave_well();
+}
+
+#[test]
+fn the_next_host_waits_until_the_first_has_left() {
+    let mut world = World::listening("next");
+    let streamd = world.start();
+    let mut process = world.piped(1, None);
+    let mut first = world.connect();
+    process.stdout.as_mut().unwrap().write_all(b"one").unwrap();
+    assert_eq!(first.frame(), (1, b"one".to_vec()));
+    let mut second = world.connect();
+    drop(first);
+    // Nothing else happens: it is found all the same.
+    second.stdin(1, b"x", 16);
+    process.stdin.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    process.stdout.as_mut().unwrap().write_all(b"two").unwrap();
+    assert_eq!(second.frame(), (1, b"two".to_vec()));
+    streamd.leave_well();
+}
+
+/// Reads about `count` bytes and leaves; whole frames go to `got`.
+fn read_some(host: &mut Host, count: u64, got: &mut BTreeMap<u64, usize>) {
+    let mut decoder = frame::StreamDecoder::default();
+    let mut chunk = vec![0; count as usize];
+    host.socket.read_exact(&mut chunk).unwrap();
+    decoder.push(&chunk);
+    while let Some(frame) = decoder.next_frame().unwrap() {
+        check(frame.tag, frame.payload, got);
+    }
+}
+
+/// Goes on with what a stream has so far. What a host had in its socket and did not read is lost with it, so a stream
+/// may go on later than it stopped; never earlier and never with another's bytes.
+fn check(stream: u64, payload: &[u8], got: &mut BTreeMap<u64, usize>) {
+    let at = got.entry(stream).or_default();
+    let found = (*at..*at + (1 << 20)).find(|&from| {
+        payload.iter().enumerate().all(|(offset, &byte)| byte == pattern_at(stream, from + offset))
+    });
+    *at = found.expect("the stream goes on") + payload.len();
+}
+
+#[test]
+fn hosts_come_and_go_while_processes_write() {
+    let mut random = Random::new();
+    let mut world = World::listening("reconnect");
+    let mut streamd = world.start();
+    let mut got = BTreeMap::new();
+    let writers: Vec<_> = (1..4)
+        .map(|stream| {
+            let mut process = world.piped(stream, None);
+            let mut to = process.stdout.take().unwrap();
+            std::thread::spawn(move || {
+                for from in (0..4 << 20).step_by(1 << 16) {
+                    to.write_all(&super::guest::pattern(stream, from, 1 << 16)).unwrap();
+                }
+                process.exit();
+            })
+        })
+        .collect();
+    for _ in 0..40 {
+        let mut host = world.connect();
+        // What is read at all begins with a frame.
+        read_some(&mut host, 12 + random.below(60_000), &mut got);
+    }
+    let mut host = world.connect();
+    for stream in 1..4 {
+        streamd.finish(stream);
+    }
+    let mut ends = 0;
+    while ends < 3 {
+        match host.frame() {
+            (_, payload) if payload.is_empty() => ends += 1,
+            (stream, payload) => check(stream, &payload, &mut got),
+        }
+    }
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    assert_eq!(got.values().copied().collect::<Vec<_>>(), [4 << 20; 3], "the last host got the rest");
+    (0..3).for_each(|_| streamd.drained());
+    streamd.leave_well();
+}

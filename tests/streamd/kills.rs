@@ -1,0 +1,226 @@
+//! kill -9 at any moment: the bytes on the port go on as if nothing had been.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::guest::{DEADLINE, Host, Random, Streamd, World, pattern, pattern_at, readable};
+
+/// What the host has got, checked as it comes.
+#[derive(Default)]
+struct Got {
+    bytes: BTreeMap<u64, usize>,
+    ended: BTreeSet<u64>,
+}
+
+impl Got {
+    fn add(&mut self, stream: u64, payload: &[u8]) {
+        assert!(!self.ended.contains(&stream), "stream {stream} goes on after its end");
+        if payload.is_empty() {
+            assert!(stream < 100, "an end of stderr");
+            self.ended.insert(stream);
+            return;
+        }
+        let at = self.bytes.entry(stream).or_default();
+        for &byte in payload {
+            assert_eq!(byte, pattern_at(stream, *at), "byte {at} of stream {stream}");
+            *at += 1;
+        }
+    }
+}
+
+/// Reads frames for as long as the host lives; counts bytes as they come.
+fn watch(mut host: Host, total: Arc<AtomicU64>) -> (Arc<Mutex<Got>>, std::thread::JoinHandle<()>) {
+    let got = Arc::new(Mutex::new(Got::default()));
+    let mine = Arc::clone(&got);
+    let watching = std::thread::spawn(move || {
+        while let Some((stream, payload)) = host.frame_or_end() {
+            mine.lock().unwrap().add(stream, &payload);
+            total.fetch_add(12 + payload.len() as u64, Ordering::Release);
+        }
+    });
+    (got, watching)
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < DEADLINE, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Writes a stream's pattern in portions of changing size until told to stop; returns how much.
+fn flood(mut to: File, stream: u64, size: usize, seed: u64) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut random = Random(seed);
+        let mut at = 0;
+        while at < size {
+            let portion = (1 + random.below(if at % 3 == 0 { 60_000 } else { 300 }) as usize).min(size - at);
+            to.write_all(&pattern(stream, at, portion)).unwrap();
+            at += portion;
+        }
+    })
+}
+
+/// Kills at a random moment: after some bytes more, and then some instructions.
+fn kill_somewhen(streamd: Streamd, random: &mut Random, total: &AtomicU64, all: u64) {
+    let target = (total.load(Ordering::Acquire) + random.below(200_000)).min(all);
+    wait_until("output goes on", || total.load(Ordering::Acquire) >= target);
+    spin(random.below(50_000));
+    streamd.kill();
+}
+
+/// Lets a moment pass that no clock can tell.
+fn spin(count: u64) {
+    for turn in 0..count {
+        std::hint::black_box(turn);
+    }
+}
+
+#[test]
+fn output_goes_on_with_the_next_byte() {
+    const SIZE: usize = 3 << 20;
+    let mut random = Random::new();
+    let (mut world, host) = World::device();
+    let total = Arc::new(AtomicU64::new(0));
+    let (got, watching) = watch(host, Arc::clone(&total));
+    let mut writing = Vec::new();
+    // Two processes with pipes and stderr, two with ttys.
+    for stream in [1, 2] {
+        let mut process = world.piped(stream, Some(stream + 100));
+        writing.push(flood(process.stdout.take().unwrap(), stream, SIZE, random.below(u64::MAX)));
+        writing.push(flood(process.stderr.take().unwrap(), stream + 100, SIZE, random.below(u64::MAX)));
+    }
+    for stream in [3, 4] {
+        writing.push(flood(world.tty(stream), stream, SIZE, random.below(u64::MAX)));
+    }
+    let mut kills = 0;
+    while writing.iter().any(|writer| !writer.is_finished()) {
+        kill_somewhen(world.start(), &mut random, &total, 6 * SIZE as u64);
+        kills += 1;
+    }
+    writing.into_iter().for_each(|writer| writer.join().unwrap());
+    assert!(kills > 20, "{kills}");
+    // The ends, asked again of every successor.
+    let mut open: BTreeSet<u64> = (1..=4).collect();
+    while !open.is_empty() {
+        let mut streamd = world.start();
+        for &stream in &open {
+            streamd.finish(stream);
+        }
+        if random.below(4) == 0 {
+            open.iter().for_each(|_| streamd.drained());
+            open.clear();
+            streamd.leave_well();
+        } else {
+            spin(random.below(3_000_000));
+            streamd.kill();
+            kills += 1;
+        }
+    }
+    drop(world);
+    watching.join().unwrap();
+    let got = got.lock().unwrap();
+    assert_eq!(got.ended, (1..=4).collect());
+    let wanted: BTreeMap<u64, usize> = [1, 2, 3, 4, 101, 102].map(|stream| (stream, SIZE)).into();
+    assert_eq!(got.bytes, wanted);
+    let _ = writeln!(std::io::stderr(), "{kills} kills");
+}
+
+#[test]
+fn a_connection_is_handed_on() {
+    const SIZE: usize = 2 << 20;
+    let mut random = Random::new();
+    let mut world = World::listening("kills");
+    let streamd = world.start();
+    let host = world.connect();
+    let mut process = world.piped(1, None);
+    let writing = flood(process.stdout.take().unwrap(), 1, SIZE, random.below(u64::MAX));
+    let total = Arc::new(AtomicU64::new(0));
+    let (got, watching) = watch(host, Arc::clone(&total));
+    // Before it has accepted, there is nothing to hand on.
+    wait_until("output", || total.load(Ordering::Acquire) > 0);
+    streamd.kill();
+    while !writing.is_finished() {
+        kill_somewhen(world.start(), &mut random, &total, SIZE as u64);
+    }
+    writing.join().unwrap();
+    let mut streamd = world.start();
+    streamd.finish(1);
+    streamd.drained();
+    streamd.kill();
+    drop(world);
+    watching.join().unwrap();
+    let got = got.lock().unwrap();
+    assert_eq!((got.bytes[&1], got.ended.contains(&1)), (SIZE, true));
+}
+
+#[test]
+fn stdin_of_who_comes_after_works() {
+    let mut random = Random::new();
+    let (mut world, mut host) = World::device();
+    host.socket.set_write_timeout(Some(DEADLINE)).unwrap();
+    for round in 0..30u64 {
+        let streamd = world.start();
+        let stream = 1000 * (round + 1);
+        let mut old = world.piped(stream, None);
+        let mut socket = host.socket.try_clone().unwrap();
+        let size = [16, 5000, 70_000][random.below(3) as usize];
+        let count = 1 + random.below(3_000_000) as usize / size;
+        // The host sends on whatever happens to streamd, and its frames are whole.
+        let sending = std::thread::spawn(move || {
+            let bytes = pattern(stream, 0, size * count);
+            for chunk in bytes.chunks(size) {
+                socket.write_all(&hyperinit::frame::stream(stream, chunk).unwrap()).unwrap();
+            }
+        });
+        let mut stdin = old.stdin.take().unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            stdin.read_to_end(&mut got).unwrap();
+            got
+        });
+        spin(random.below(2_000_000));
+        streamd.kill();
+        let mut streamd = world.start();
+        sending.join().unwrap();
+        let got = reading.join().unwrap();
+        assert!(pattern(stream, 0, got.len()) == got, "what it got is a beginning of what was sent");
+        // The next process's stdin works: at once, or after the host has paused.
+        let mut works = false;
+        for attempt in 1..=3 {
+            let mut new = world.piped(stream + attempt, None);
+            host.stdin(stream + attempt, b"hello", 16);
+            host.close_stdin(stream + attempt);
+            let mut got = Vec::new();
+            let mut stdin = new.stdin.take().unwrap();
+            if readable(stdin.as_fd(), Duration::from_millis(2500)) {
+                stdin.read_to_end(&mut got).unwrap();
+            }
+            assert!(got.is_empty() || got == b"hello", "{got:?}");
+            new.exit();
+            streamd.finish(stream + attempt);
+            streamd.drained();
+            world.release(stream + attempt);
+            if got == b"hello" {
+                works = true;
+                break;
+            }
+        }
+        assert!(works, "round {round}");
+        old.exit();
+        streamd.finish(stream);
+        streamd.drained();
+        world.release(stream);
+        streamd.kill();
+        // Ends and answers to unknown streams.
+        while !host.hears_nothing_for(Duration::from_millis(1)) {
+            assert_eq!(host.frame().1, b"");
+        }
+    }
+}

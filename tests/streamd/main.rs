@@ -1,0 +1,12 @@
+//! streamd, the real binary, confined, between an execd, an init, a host and processes that the tests play.
+//! Needs root: it becomes a user of its own.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+mod door;
+mod ends;
+mod guest;
+mod hosts;
+mod input;
+mod kills;
+mod output;

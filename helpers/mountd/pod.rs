@@ -8,20 +8,12 @@ use std::path::Path;
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::{ContainerId, Pid};
 use hyperinit::paths;
-use hyperinit::wire::mountd::{PodFiles, Share};
+use hyperinit::wire::mountd::{NINE_P, PodFiles, Share};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// The namespaces of the pod init that are kept; `mnt` is the template of every container's.
 const NAMESPACES: [&str; 4] = ["ipc", "mnt", "pid", "uts"];
-
-/// How the 9p share is mounted.
-///
-/// msize: the most that virtio's 9p transport moves at once with pages of 4 kB (net/9p/trans_virtio.c); the default of 128 kB
-/// makes four times as many round trips for a large file. cache=loose: pages and directory entries stay in the guest, so a
-/// program that was executed once is executed again without the host. What it gives up: a file that the host
-/// changes while the pod runs may be seen old. An image does not change while a container runs from it.
-const NINE_P: &str = "trans=virtio,version=9p2000.L,msize=512000,cache=loose,access=any";
 
 /// Everything of PreparePod, or nothing of it.
 pub fn prepare(pod: &PodFiles) -> Result<(), Fault> {

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -43,10 +44,11 @@ pub fn block_signals() -> Result<SignalFd, Fault> {
 }
 
 /// Brings a VM to where a namespace already is: /proc, /sys, /dev, a log, the kernel command line, modules.
-pub fn early(settings: &mut Settings) -> Result<(), Fault> {
+/// Returns how long the modules took.
+pub fn early(settings: &mut Settings) -> Result<Duration, Fault> {
     if settings.local.is_some() {
         logger::start("init", settings.log, false);
-        return Ok(());
+        return Ok(Duration::ZERO);
     }
     for (kind, at) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
         mount_kernel(kind, at)?;
@@ -60,9 +62,10 @@ pub fn early(settings: &mut Settings) -> Result<(), Fault> {
     }
     // PID 1 is no session's leader only if the kernel says so; then it already is one.
     let _ = nix::unistd::setsid();
+    let began = Instant::now();
     modules::load_all(&Path::new("/lib/modules").join(uname().fault("asking", "uname")?.release()))?;
     write("/proc/sys/kernel/modules_disabled", "1");
-    Ok(())
+    Ok(began.elapsed())
 }
 
 /// Mounts one of the kernel's filesystems; the directory is made if the image has none.

@@ -12,6 +12,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signalfd::SignalFd;
 use nix::time::{ClockId, clock_gettime};
 
+use super::Boot;
 use super::control::{Control, Input};
 use super::helpers::{Change, Helper, Sender};
 use super::ports::Port;
@@ -54,6 +55,7 @@ pub struct EventLoop {
     /// The last children that were reaped: one may be gone before execd's word of it is read.
     reaped: VecDeque<Pid>,
     drained: bool,
+    boot: Boot,
 }
 
 impl EventLoop {
@@ -63,6 +65,7 @@ impl EventLoop {
         signals: SignalFd,
         control: Port,
         warden: Warden,
+        boot: Boot,
     ) -> Result<EventLoop, Fault> {
         let (notes, queue) = readers::queue()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).fault("making", "an epoll set")?;
@@ -91,6 +94,7 @@ impl EventLoop {
             }),
             reaped: VecDeque::new(),
             drained: true,
+            boot,
         })
     }
 
@@ -160,6 +164,9 @@ impl EventLoop {
     /// so it ends.
     fn open(&mut self) {
         self.open = true;
+        let (whole, modules) = (self.boot.began.elapsed(), self.boot.modules);
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        log::info!("up after {:.1} ms, {:.1} ms of them for modules", ms(whole), ms(modules));
         match self.control.open(&self.epoll) {
             Ok(inputs) => self.inputs(inputs),
             Err(fault) => {

@@ -17,6 +17,7 @@ use std::convert::Infallible;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::unistd::getpid;
@@ -72,9 +73,18 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What boot took, for the log.
+struct Boot {
+    /// When PID 1 began.
+    began: Instant,
+    /// How long the kernel modules of the image took to load.
+    modules: Duration,
+}
+
 fn run(mut settings: Settings) -> Result<Infallible, Fault> {
+    let began = Instant::now();
     let signals = boot::block_signals()?;
-    boot::early(&mut settings)?;
+    let modules = boot::early(&mut settings)?;
     let policies = Policies::decode()?;
     let ports = ports::open(&settings)?;
     let program = boot::program()?;
@@ -83,7 +93,8 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
 
     let inits = [ports.control.number(), signals.as_raw_fd()];
     let warden = warden::start(&settings, &policies.warden, program, ports.stream, &inits)?;
-    let mut guest = event_loop::EventLoop::new(&settings, signals, ports.control, warden)?;
+    let mut guest =
+        event_loop::EventLoop::new(&settings, signals, ports.control, warden, Boot { began, modules })?;
     policies.init.confine_init()?;
     guest.start_helpers()?;
     policies.init.load_filter()?;

@@ -4,10 +4,18 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use hyperinit::frame::Message;
+use hyperinit::spec::Env;
+
+use super::call;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// The exit status when hyperctl itself fails.
 const FAILED: u8 = 1;
+/// The same of `run`, whose other statuses are the container's; docker's has the same number.
+const RUN_FAILED: u8 = 125;
+/// The exit status when the command line makes no sense.
+const USAGE: u8 = 2;
 
 #[derive(Debug, Parser)]
 #[command(name = "hyperctl", version, about = "Starts hyperinit guests and speaks to them")]
@@ -19,10 +27,16 @@ struct Cli {
 /// A subcommand and its options.
 #[derive(Debug, PartialEq, Subcommand)]
 pub enum Command {
+    /// Runs a program in a container of a guest of its own; exits with its status, or with 125
+    Run(Run),
     /// Starts a guest and stays until it ends
     Up(Up),
+    /// Sends one command to a guest that is up and prints its reply
+    Call(Call),
     /// Makes the guest's initramfs: init, its helpers and the kernel modules that they need
     Initrd(Initrd),
+    /// Measures a guest beside what the machine itself costs, and prints the numbers as JSON
+    Bench(Bench),
     /// Executes a program that dies with its parent (internal)
     #[command(hide = true)]
     Tied(Tied),
@@ -31,8 +45,71 @@ pub enum Command {
 impl Command {
     /// The exit status when this subcommand fails.
     pub fn failed(&self) -> ExitCode {
-        ExitCode::from(FAILED)
+        ExitCode::from(match self {
+            Command::Run(_) => RUN_FAILED,
+            Command::Bench(_) | Command::Call(_) | Command::Initrd(_) | Command::Tied(_) | Command::Up(_) => {
+                FAILED
+            }
+        })
     }
+}
+
+/// `hyperctl run`.
+#[derive(Debug, PartialEq, Args)]
+pub struct Run {
+    /// In a VM (QEMU); this is the default
+    #[arg(long, conflicts_with = "local")]
+    pub vm: bool,
+    /// In namespaces of this machine; needs root
+    #[arg(long)]
+    pub local: bool,
+    /// The container's root filesystem [default: .cache/rootfs]
+    #[arg(long, value_name = "DIR")]
+    pub rootfs: Option<PathBuf>,
+    /// Give the program a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Pass standard input on; without it, the program's is empty
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Set an environment variable
+    #[arg(short, long, value_name = "K=V", value_parser = env)]
+    pub env: Vec<Env>,
+    /// The working directory, made if need be
+    #[arg(short, long, value_name = "DIR", default_value = "")]
+    pub workdir: String,
+    /// The user and group, by names or numbers of the container
+    #[arg(short, long, value_name = "USER[:GROUP]", default_value = "")]
+    pub user: String,
+    /// Mount the root filesystem read-only
+    #[arg(long)]
+    pub read_only: bool,
+    #[command(flatten)]
+    pub options: GuestOptions,
+    /// The program and its arguments
+    #[arg(required = true, last = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+fn env(word: &str) -> Result<Env, String> {
+    match word.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok(Env { env: name.to_owned(), value: value.to_owned() }),
+        _ => Err("not of the form K=V".to_owned()),
+    }
+}
+
+/// `hyperctl call`.
+#[derive(Debug, PartialEq, Args)]
+pub struct Call {
+    /// The guest's directory, as `up` was told
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// The command's name in the protocol: PING, STARTPOD, …
+    #[arg(value_parser = call::command)]
+    pub command: Message,
+    /// Its payload; WRITEFILE takes the file's content from standard input
+    #[arg(value_name = "JSON", default_value = "null")]
+    pub json: String,
 }
 
 /// `hyperctl up`.
@@ -94,6 +171,22 @@ pub enum Accel {
     Kvm,
 }
 
+/// `hyperctl bench`.
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct Bench {
+    /// In a VM (QEMU); this is the default
+    #[arg(long, conflicts_with = "local")]
+    pub vm: bool,
+    /// In namespaces of this machine; needs root
+    #[arg(long)]
+    pub local: bool,
+    /// The containers' root filesystem, with /bin/busybox [default: .cache/rootfs]
+    #[arg(long, value_name = "DIR")]
+    pub rootfs: Option<PathBuf>,
+    #[command(flatten)]
+    pub options: GuestOptions,
+}
+
 /// `hyperctl initrd`.
 #[derive(Debug, PartialEq, Args)]
 pub struct Initrd {
@@ -125,6 +218,77 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, ExitCo
     Cli::try_parse_from(&args).map(|cli| cli.command).map_err(|error| {
         // Nobody may be reading.
         let _ = error.print();
-        ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(FAILED))
+        match error.exit_code() {
+            0 => ExitCode::SUCCESS,
+            _ if args.get(1).is_some_and(|word| word == "run") => ExitCode::from(RUN_FAILED),
+            _ => ExitCode::from(USAGE),
+        }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn parse(line: &str) -> Result<Command, ErrorKind> {
+        let words = line.split(' ').filter(|word| !word.is_empty());
+        Cli::try_parse_from(["hyperctl"].into_iter().chain(words))
+            .map(|cli| cli.command)
+            .map_err(|e| e.kind())
+    }
+
+    #[test]
+    fn the_declaration_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_has_its_options_before_the_dashes_and_the_program_behind_them() {
+        let Ok(Command::Run(run)) = parse(
+            "run --local -ti -e A=1 -e B=x=y -e C= -w /tmp -u nobody:daemon --read-only --rootfs /r -- ls -e --vm",
+        ) else {
+            panic!("not a run")
+        };
+        assert!(run.local && !run.vm && run.tty && run.interactive && run.read_only);
+        assert_eq!(run.command, ["ls", "-e", "--vm"]);
+        let envs: Vec<_> = run.env.iter().map(|env| (env.env.as_str(), env.value.as_str())).collect();
+        assert_eq!(envs, [("A", "1"), ("B", "x=y"), ("C", "")]);
+        assert_eq!((run.workdir.as_str(), run.user.as_str()), ("/tmp", "nobody:daemon"));
+        assert_eq!(run.options.memory, 512);
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        assert_eq!(parse("run --vm --local -- true"), Err(ErrorKind::ArgumentConflict));
+        assert_eq!(parse("run --local --kernel k -- true"), Err(ErrorKind::ArgumentConflict));
+        assert_eq!(parse("run"), Err(ErrorKind::MissingRequiredArgument));
+        assert_eq!(parse("run ls"), Err(ErrorKind::UnknownArgument));
+        assert_eq!(parse("run -e =x -- true"), Err(ErrorKind::ValueValidation));
+        assert_eq!(parse("up --dir d --share s"), Err(ErrorKind::MissingRequiredArgument));
+        assert_eq!(parse("up --vm --dir d --share s --memory 1"), Err(ErrorKind::ValueValidation));
+        assert_eq!(parse("up --vm --dir d --share s --accel xen"), Err(ErrorKind::InvalidValue));
+        assert_eq!(parse("up --vm --dir d"), Err(ErrorKind::MissingRequiredArgument));
+        assert_eq!(parse("call --dir d BREW"), Err(ErrorKind::ValueValidation));
+    }
+
+    #[test]
+    fn up_and_call_and_initrd() {
+        let Ok(Command::Up(up)) =
+            parse("up --vm --dir d --share s --kernel k --initrd i --cpus 2 --accel kvm")
+        else {
+            panic!("not an up")
+        };
+        assert!(up.kind.vm && !up.kind.local);
+        assert_eq!((up.options.cpus, up.options.accel), (2, Accel::Kvm));
+        assert_eq!(
+            parse("call --dir d ping"),
+            Ok(Command::Call(Call { dir: "d".into(), command: Message::Ping, json: "null".to_owned() }))
+        );
+        assert_eq!(
+            parse("initrd --modules m -o f"),
+            Ok(Command::Initrd(Initrd { modules: "m".into(), output: "f".into() }))
+        );
+    }
 }

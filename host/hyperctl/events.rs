@@ -1,18 +1,39 @@
 //! What hyperctl waits for, in one queue: signals, and whatever its threads have seen.
 
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use hyperinit::client::Client;
 use hyperinit::fault::{Fault, OrFault};
 use nix::sys::signal::{SigSet, Signal};
 
 /// Something happened.
-#[derive(Debug)]
 pub enum Event {
     /// hyperctl got a signal.
     Signal(Signal),
     /// The guest is gone: QEMU's or hyperinit's own status.
     GuestEnded(ExitStatus),
+    /// `run`'s container runs: signals and sizes can be sent to it.
+    Running(Arc<Client>),
+    /// Nobody reads what the container writes any more.
+    Unread,
+    /// `run`'s container has exited with this status and the pod is gone, or could not be run.
+    Done(Result<u8, Failure>),
+}
+
+/// Why a container could not be run to its end.
+pub struct Failure {
+    /// For a person.
+    pub fault: Fault,
+    /// The connection broke: the guest's own end, if it comes, says more.
+    pub lost: bool,
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Failure {
+        Failure { fault, lost: false }
+    }
 }
 
 /// Turns `signals` into events. Call it before any other thread is started: threads inherit the mask.

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use cpio::NewcBuilder;
 use flate2::{Compression, GzBuilder};
 use hyperinit::fault::{Fault, OrFault};
-use hyperinit::wire::Role;
 
 use super::cli::Initrd;
 use super::local::beside;
@@ -40,22 +39,24 @@ impl Entry {
 pub fn initrd(options: &Initrd) -> Result<ExitCode, Fault> {
     let directory = options.modules.canonicalize().fault("looking up", options.modules.display())?;
     let release = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut entries = programs()?;
-    entries.extend(kernel_modules(&directory, &release)?);
+    let program = beside("hyperinit")?;
+    let content = fs::read(&program).fault("reading", program.display())?;
+    let mut entries = kernel_modules(&directory, &release)?;
+    entries.push(Entry::new("init", PROGRAM, content));
     let image = pack(entries).fault("packing", "the initramfs")?;
     fs::write(&options.output, image).fault("writing", options.output.display())?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// hyperinit as the kernel looks for it, the helpers where it looks for them: beside itself.
-fn programs() -> Result<Vec<Entry>, Fault> {
-    let read = |name: &str, at: &str| {
-        let path = beside(name)?;
-        let content = fs::read(&path).fault("reading", path.display())?;
-        Ok(Entry::new(at, PROGRAM, content))
-    };
-    let helpers = Role::ALL.map(|role| (role.name(), role.name()));
-    [("hyperinit", "init")].into_iter().chain(helpers).map(|(name, at)| read(name, at)).collect()
+/// An image with another program in the place of init: the kernel unpacks archives that follow each other, and the
+/// last word counts.
+pub fn replace_init(image: &Path, program: &str, to: &Path) -> Result<(), Fault> {
+    let program = beside(program)?;
+    let content = fs::read(&program).fault("reading", program.display())?;
+    let mut bytes = fs::read(image).fault("reading", image.display())?;
+    let init = vec![Entry::new("init", PROGRAM, content)];
+    bytes.extend(archive(&init).fault("packing", "the initramfs")?);
+    fs::write(to, bytes).fault("writing", to.display())
 }
 
 /// The chosen modules, all in one directory: their names tell them apart.
@@ -86,8 +87,12 @@ fn pack(mut entries: Vec<Entry>) -> io::Result<Vec<u8>> {
     entries.push(Entry { device: (5, 1), ..Entry::new("dev/console", CHARACTER_DEVICE, vec![]) });
     // A directory is before what is in it.
     entries.sort_by(|a, b| a.path.cmp(&b.path));
+    archive(&entries)
+}
+
+fn archive(entries: &[Entry]) -> io::Result<Vec<u8>> {
     let mut out = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
-    for (number, entry) in (1..).zip(&entries) {
+    for (number, entry) in (1..).zip(entries) {
         let size = u32::try_from(entry.content.len()).map_err(io::Error::other)?;
         let (major, minor) = entry.device;
         let header =
@@ -128,7 +133,7 @@ mod tests {
 
     fn entries() -> Vec<Entry> {
         vec![
-            Entry::new("netd", PROGRAM, b"the program netd".to_vec()),
+            Entry::new("lib/modules/x.ko", FILE, b"a module".to_vec()),
             Entry::new("init", PROGRAM, b"the program".to_vec()),
             Entry::new("lib/modules", DIRECTORY, vec![]),
             Entry::new("lib", DIRECTORY, vec![]),
@@ -139,7 +144,10 @@ mod tests {
     fn the_image_is_what_was_put_in_and_nothing_else() {
         let all = list(&pack(entries()).unwrap());
         let paths: Vec<_> = all.iter().map(|(path, ..)| path.as_str()).collect();
-        assert_eq!(paths, ["dev", "dev/console", "init", "lib", "lib/modules", "netd", "proc", "sys", "tmp"]);
+        assert_eq!(
+            paths,
+            ["dev", "dev/console", "init", "lib", "lib/modules", "lib/modules/x.ko", "proc", "sys", "tmp"]
+        );
         assert_eq!(all[1], ("dev/console".to_owned(), CHARACTER_DEVICE, (5, 1), vec![]));
         assert_eq!(all[2], ("init".to_owned(), PROGRAM, (0, 0), b"the program".to_vec()));
         assert_eq!(all[3].1, DIRECTORY);

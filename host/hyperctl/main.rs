@@ -1,5 +1,7 @@
 //! hyperctl: starts guests and speaks to them. `cli` declares what it takes, one file each does it.
 
+mod bench;
+mod call;
 mod cgroup;
 mod cli;
 mod compression;
@@ -10,6 +12,10 @@ mod kernel;
 mod local;
 mod modules;
 mod places;
+mod progress;
+mod pump;
+mod run;
+mod terminal;
 mod tied;
 mod up;
 mod vm;
@@ -27,7 +33,10 @@ fn main() -> ExitCode {
     };
     let failed = command.failed();
     let done = match command {
+        cli::Command::Bench(options) => bench::bench(&options),
+        cli::Command::Call(options) => call::call(&options),
         cli::Command::Initrd(options) => initrd::initrd(&options),
+        cli::Command::Run(options) => run::run(&options),
         cli::Command::Up(options) => up::up(&options),
         cli::Command::Tied(options) => tied::tied(&options),
     };

@@ -1,0 +1,142 @@
+//! The floor: a bare PID 1 (benches/floor) that starts the same program and moves bytes through the same ports.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::wire::mountd::NINE_P;
+
+use super::super::cli::Bench;
+use super::super::guest::SHARE_TAG;
+use super::super::initrd;
+use super::super::places;
+use super::{BOOT_TIMEOUT, BYTES, PROGRAM, median, rate, start};
+
+/// Starts and round trips that are measured.
+const COUNT: usize = 200;
+/// Where the floor mounts the share.
+const SHARE: &str = "/share";
+
+/// What the machine itself costs.
+pub struct Floor {
+    /// fork, exec and wait of the program, p50.
+    pub exec: Duration,
+    /// The first exec of a container's program from a share whose pages nobody has.
+    pub first_exec: Duration,
+    /// A line to the control port and back, p50.
+    pub ping: Duration,
+    /// MB a second to the stream port in writes of 64 kB, and of 4 kB.
+    pub write: f64,
+    pub write_small: f64,
+    /// MB a second from the stream port.
+    pub read: f64,
+}
+
+struct Lines {
+    control: BufReader<UnixStream>,
+}
+
+impl Lines {
+    /// Says one line and returns the words of the answer.
+    fn ask(&mut self, line: &str) -> Result<Vec<String>, Fault> {
+        self.say(line)?;
+        self.answer(line)
+    }
+
+    fn say(&mut self, line: &str) -> Result<(), Fault> {
+        self.control.get_mut().write_all(format!("{line}\n").as_bytes()).fault("asking the floor to", line)
+    }
+
+    fn answer(&mut self, line: &str) -> Result<Vec<String>, Fault> {
+        let mut answer = String::new();
+        self.control.read_line(&mut answer).fault("hearing the floor's answer to", line)?;
+        let mut words = answer.split_whitespace().map(str::to_owned);
+        match words.next().as_deref() {
+            Some("ok") => Ok(words.collect()),
+            _ => Err(Fault::new("asking the floor to", line, answer.trim().to_owned())),
+        }
+    }
+}
+
+/// The first number of an answer, in nanoseconds.
+fn nanoseconds(words: &[String]) -> Result<Duration, Fault> {
+    let number = words.first().and_then(|word| word.parse().ok()).map(Duration::from_nanos);
+    number.ok_or_else(|| Fault::new("reading", "the floor's answer", "it is no number"))
+}
+
+/// Boots it and measures everything.
+pub fn measure(options: &Bench, rootfs: &Path, directory: &Path) -> Result<Floor, Fault> {
+    let mut options = options.clone();
+    if !options.local {
+        std::fs::create_dir_all(directory).fault("making", directory.display())?;
+        let image = directory.join("floor.img");
+        initrd::replace_init(&places::INITRD.find(options.options.initrd.as_deref())?, "floor", &image)?;
+        options.options.initrd = Some(image);
+    }
+    let guest = start(&options, rootfs, directory, true)?;
+    let (control, mut stream) = connect(directory)?;
+    let mut lines = Lines { control: BufReader::new(control) };
+    lines.ask("ping")?;
+    lines.ask(&format!("mount {SHARE_TAG} {NINE_P}"))?;
+    let root = if options.local { rootfs.display().to_string() } else { SHARE.to_owned() };
+    let program = format!("{root}{} {}", PROGRAM[0], PROGRAM[1]);
+    let first_exec = nanoseconds(&lines.ask(&format!("exec 1 {program}"))?)?;
+    let exec = nanoseconds(&lines.ask(&format!("exec {COUNT} {program}"))?)?;
+    let ping = pings(&mut lines)?;
+    let mut write = |chunk: usize| {
+        let line = format!("write {BYTES} {chunk}");
+        lines.say(&line)?;
+        let start = Instant::now();
+        read_all(&mut stream)?;
+        let seen = start.elapsed();
+        // What the host saw: the guest's last write may return before it has been taken.
+        nanoseconds(&lines.answer(&line)?).map(|said| rate(BYTES, said.max(seen)))
+    };
+    let (write_large, write_small) = (write(64 << 10)?, write(4 << 10)?);
+    let line = format!("read {BYTES}");
+    lines.say(&line)?;
+    stream.write_all(&vec![0; BYTES]).fault("writing", "the stream port")?;
+    let read = rate(BYTES, nanoseconds(&lines.answer(&line)?)?);
+    drop(guest);
+    Ok(Floor { exec, first_exec, ping, write: write_large, write_small, read })
+}
+
+fn pings(lines: &mut Lines) -> Result<Duration, Fault> {
+    let mut times = Vec::new();
+    for _ in 0..COUNT {
+        let start = Instant::now();
+        lines.ask("ping")?;
+        times.push(start.elapsed());
+    }
+    Ok(median(times))
+}
+
+fn read_all(stream: &mut UnixStream) -> Result<(), Fault> {
+    let mut buffer = vec![0; 1 << 20];
+    let mut left = BYTES;
+    while left > 0 {
+        match stream.read(&mut buffer).fault("reading", "the stream port")? {
+            0 => return Err(Fault::new("reading", "the stream port", "the floor is gone")),
+            count => left = left.saturating_sub(count),
+        }
+    }
+    Ok(())
+}
+
+/// Both ports, as soon as they are there.
+fn connect(directory: &Path) -> Result<(UnixStream, UnixStream), Fault> {
+    let deadline = Instant::now() + BOOT_TIMEOUT;
+    let (control, stream) = (directory.join(CONTROL_SOCKET), directory.join(STREAM_SOCKET));
+    loop {
+        match (UnixStream::connect(&control), UnixStream::connect(&stream)) {
+            (Ok(control), Ok(stream)) => return Ok((control, stream)),
+            (Err(error), _) | (_, Err(error)) if Instant::now() > deadline => {
+                return Err(Fault::io("connecting to", control.display(), &error));
+            }
+            _ => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}

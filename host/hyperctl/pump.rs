@@ -1,0 +1,48 @@
+//! Standard streams of hyperctl ⇄ streams of the container.
+
+use std::io::{self, Read, Write};
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+
+use hyperinit::client::{Input, Output};
+
+use super::events::Event;
+
+/// How much of standard input is read at once: what one frame carries.
+const CHUNK: usize = 32 << 10;
+
+/// Sends standard input until it ends, which closes the container's. The thread is left to itself: nothing but the end
+/// of hyperctl interrupts a read of a terminal.
+pub fn stdin(input: Input) {
+    std::thread::spawn(move || {
+        let mut chunk = vec![0; CHUNK];
+        let mut stdin = io::stdin().lock();
+        loop {
+            let count = match stdin.read(&mut chunk) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // One that cannot be read has ended: it was closed, or its terminal is gone.
+                Ok(0) | Err(_) => break,
+                Ok(count) => count,
+            };
+            if input.write(chunk.get(..count).unwrap_or_default()).is_err() {
+                return;
+            }
+        }
+        // The connection is lost: who waits for the container hears of it.
+        let _ = input.close();
+    });
+}
+
+/// Writes what the container says until it has said everything. A reader that is gone ends the run, as SIGPIPE would
+/// end a program.
+pub fn output(output: Output, mut to: impl Write + Send + 'static, events: Sender<Event>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        while let Ok(Some(bytes)) = output.recv() {
+            if to.write_all(&bytes).and_then(|()| to.flush()).is_err() {
+                // Nobody waits any more: hyperctl is ending.
+                let _ = events.send(Event::Unread);
+                return;
+            }
+        }
+    })
+}

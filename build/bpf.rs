@@ -176,7 +176,12 @@ fn condition(text: &str) -> Result<SeccompCondition, String> {
         Ok(number)
     };
     let value = number(value)?;
+    let most = if low { u64::from(u32::MAX) } else { u64::MAX };
     let operator = match (operator, mask.map(number).transpose()?) {
+        ("<", None) if value == 0 => return Err(bad("can never hold")),
+        (">", None) if value == most => return Err(bad("can never hold")),
+        (">=", None) if value == 0 => return Err(bad("says nothing: it always holds")),
+        ("<=", None) if value == most => return Err(bad("says nothing: it always holds")),
         (_, Some(0)) => return Err(bad("says nothing: no bit is left")),
         ("==", Some(mask)) if value & !mask != 0 => {
             return Err(bad("can never hold: the value has bits outside the mask"));

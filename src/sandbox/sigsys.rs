@@ -52,8 +52,6 @@ extern "C" fn handle(_signal: i32, info: *const libc::siginfo_t, context: *mut l
     let number = i64::from(unsafe { (*info.cast::<SigsysInfo>()).syscall });
     report(number, arguments(context.cast_const().cast()));
     if DIES.load(Ordering::Relaxed) {
-        // SAFETY: resets the handler and ends the process; neither returns to the interrupted code.
-        unsafe { libc::signal(libc::SIGSYS, libc::SIG_DFL) };
         // SAFETY: async-signal-safe; 128 + SIGSYS as a shell would say it.
         unsafe { libc::_exit(128 + libc::SIGSYS) };
     }

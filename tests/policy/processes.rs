@@ -1,1 +1,401 @@
+//! Real processes under every policy: what is forbidden ends them with the call's name, what is denied fails, a panic is
+//! reported, and they have what is declared and no more.
+//!
+//! Each test executes itself again for each process: with [`ACT`] in its environment it is the confined one.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::num::NonZeroUsize;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Output, Stdio};
+
+use hyperinit::embedded_policy;
+use hyperinit::logger;
+use hyperinit::sandbox::{CapSet, ContainerProfile, Policy};
+use hyperinit::sys::process::clone_sibling;
+use hyperinit::wire::Profile;
+use log::LevelFilter;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::inotify::{InitFlags, Inotify};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::kill;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_settime};
+use nix::unistd::{Pid, chroot, execve, gettid, pipe, sethostname};
+
+use crate::machine::Verdict;
+use crate::meaning::Meaning;
+use crate::{policies, sources};
+
+/// `POLICY ACT`: what the process is to be, and to do then.
+const ACT: &str = "POLICY_TEST_ACT";
+/// As a shell says it of SIGSYS.
+const DIED: i32 = 128 + libc::SIGSYS;
+
+/// A system call, by a safe function of nix, that does nothing to the machine even where it is allowed.
+struct Sample {
+    call: &'static str,
+    arguments: [u64; 6],
+    make: fn() -> Result<(), Errno>,
+}
+
+/// Calls that most processes have no business with.
+fn samples() -> Vec<Sample> {
+    let sample = |call, make| Sample { call, arguments: [0; 6], make };
+    vec![
+        sample("chroot", || chroot("/nonexistent")),
+        sample("clone3", || clone_sibling(0, None).map(drop)),
+        sample("execve", || execve(c"/nonexistent", &[c""], &[c""]).map(drop)),
+        Sample {
+            call: "fcntl",
+            arguments: [0, libc::F_GET_SEALS as u64, 0, 0, 0, 0],
+            make: || fcntl(std::io::stdin(), FcntlArg::F_GET_SEALS).map(drop),
+        },
+        sample("inotify_init1", || Inotify::init(InitFlags::empty()).map(drop)),
+        Sample { call: "kill", arguments: [1, 0, 0, 0, 0, 0], make: || kill(Pid::from_raw(1), None) },
+        sample("memfd_create", || memfd_create(c"", MFdFlags::empty()).map(drop)),
+        sample("mount", || mount(None::<&str>, "/nonexistent", None::<&str>, MsFlags::empty(), None::<&str>)),
+        sample("openat", || {
+            File::open("/").map(drop).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap()))
+        }),
+        sample("pipe2", || pipe().map(drop)),
+        Sample {
+            call: "prctl",
+            arguments: [libc::PR_GET_DUMPABLE as u64, 0, 0, 0, 0, 0],
+            make: || nix::sys::prctl::get_dumpable().map(drop),
+        },
+        sample("setns", || setns(std::io::stdin(), CloneFlags::CLONE_NEWNS)),
+        sample("socket", || socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).map(drop)),
+        sample("umount2", || umount2("/nonexistent", MntFlags::empty())),
+        Sample {
+            call: "unshare",
+            arguments: [libc::CLONE_NEWUTS as u64, 0, 0, 0, 0, 0],
+            make: || unshare(CloneFlags::CLONE_NEWUTS),
+        },
+    ]
+}
+
+/// Calls that fail with EPERM by a filter, and by another error (or not at all) without one.
+fn denials() -> BTreeMap<&'static str, fn() -> Result<(), Errno>> {
+    let denials: [(_, fn() -> Result<(), Errno>); 8] = [
+        ("clock_settime", || clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::new(-1, 0))),
+        ("clone3", || clone_sibling(0, None).map(drop)),
+        ("mount", || mount(None::<&str>, "/nonexistent", None::<&str>, MsFlags::empty(), None::<&str>)),
+        ("sethostname", || sethostname("x".repeat(100))),
+        ("setns", || setns(std::io::stdin(), CloneFlags::CLONE_NEWNS)),
+        ("socket", || socket(AddressFamily::Vsock, SockType::Stream, SockFlag::empty(), None).map(drop)),
+        ("umount2", || umount2("/nonexistent", MntFlags::empty())),
+        ("unshare", || unshare(CloneFlags::CLONE_NEWUTS)),
+    ];
+    BTreeMap::from(denials)
+}
+
+/// The policies that trap.
+const TRAPPING: [&str; 5] = ["init", "mountd", "netd", "podinit", "streamd"];
+/// The others, and what of [`denials`] each denies.
+const DENYING: [(&str, &[&str]); 4] = [
+    (
+        "container/default",
+        &["clock_settime", "mount", "sethostname", "setns", "socket", "umount2", "unshare"],
+    ),
+    ("container/privileged", &["clock_settime"]),
+    ("execd", &["clock_settime"]),
+    ("warden", &["clock_settime"]),
+];
+
+/// What the process of a policy passes on to what it executes.
+fn grants(policy: &str) -> CapSet {
+    match policy {
+        "execd" => ContainerProfile::of(Profile::Default).unwrap().capabilities(),
+        "warden" => Policy::decode(embedded_policy!("warden")).unwrap().capabilities(),
+        _ => CapSet::default(),
+    }
+}
+
+/// Becomes what a policy says, as the process does that it is for.
+fn enter(policy: &'static str) {
+    logger::start(policy, LevelFilter::Warn, false);
+    let confine = |bytes: &[u8]| Policy::decode(bytes).unwrap().confine(grants(policy)).unwrap();
+    match policy {
+        "init" => {
+            let policy = Policy::decode(embedded_policy!("init")).unwrap();
+            policy.confine_init().unwrap();
+            policy.load_filter().unwrap();
+        }
+        "execd" => confine(embedded_policy!("execd")),
+        "mountd" => confine(embedded_policy!("mountd")),
+        "netd" => confine(embedded_policy!("netd")),
+        "podinit" => confine(embedded_policy!("podinit")),
+        "streamd" => confine(embedded_policy!("streamd")),
+        "warden" => confine(embedded_policy!("warden")),
+        "container/default" => ContainerProfile::of(Profile::Default).unwrap().load_filter().unwrap(),
+        "container/privileged" => ContainerProfile::of(Profile::Privileged).unwrap().load_filter().unwrap(),
+        other => panic!("no such policy: {other}"),
+    }
+}
+
+/// In the confined process: does what it is told, and leaves. In the test itself it returns.
+fn act() {
+    let Ok(text) = std::env::var(ACT) else { return };
+    let (policy, act) = text.split_once(' ').unwrap();
+    let policy =
+        TRAPPING.into_iter().chain(DENYING.map(|(name, _)| name)).find(|&name| name == policy).unwrap();
+    let samples = samples();
+    let denials = denials();
+    // A process that turns in circles is ended.
+    setrlimit(Resource::RLIMIT_CPU, 10, 10).unwrap();
+    let thread = gettid();
+    enter(policy);
+    let code = match act.split_once(' ').unwrap_or((act, "")) {
+        ("call", call) => {
+            let sample = samples.iter().find(|sample| sample.call == call).unwrap();
+            say(&format!("{call}: {:?}", (sample.make)()));
+            0
+        }
+        ("deny", call) => {
+            say(&format!("{call}: {:?}", denials[call]()));
+            0
+        }
+        ("panic", _) => {
+            let panicked = std::panic::catch_unwind(|| panic!("on purpose"));
+            if panicked.is_err() { 101 } else { 0 }
+        }
+        ("exhaust", _) => {
+            let size = NonZeroUsize::new(isize::MAX as usize).unwrap().get();
+            say(&format!("{}", Vec::<u8>::with_capacity(size).capacity()));
+            0
+        }
+        ("thread", _) => {
+            let thread = std::thread::Builder::new().name("one".to_owned()).spawn(|| 7);
+            thread.ok().and_then(|thread| thread.join().ok()).map_or(1, |value| i32::from(value != 7))
+        }
+        ("stay", _) => {
+            say(&format!("ready {thread}"));
+            if policy == "podinit" {
+                nix::unistd::pause();
+            }
+            let _ = std::io::stdin().read_line(&mut String::new());
+            0
+        }
+        other => panic!("no such act: {other:?}"),
+    };
+    // Without the exit handlers, which the pod init does not run either.
+    hyperinit::sys::process::exit(code)
+}
+
+/// On standard output, marked: the test harness prints there too.
+fn say(text: &str) {
+    let _ = std::io::stdout().write_all(format!("\nsays {text}\n").as_bytes());
+    let _ = std::io::stdout().flush();
+}
+
+/// Starts the confined process of the test of that name.
+fn start(test: &str, policy: &str, act: &str) -> Child {
+    assert!(nix::unistd::geteuid().is_root(), "needs root: sudo -E cargo test --test policy");
+    Command::new(std::env::current_exe().unwrap())
+        .args([&format!("processes::{test}"), "--exact", "--nocapture", "--test-threads=1"])
+        .env(ACT, format!("{policy} {act}"))
+        .env_remove("RUST_BACKTRACE")
+        .env_remove("RUST_LIB_BACKTRACE")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn run(test: &str, policy: &str, act: &str) -> Output {
+    start(test, policy, act).wait_with_output().unwrap()
+}
+
+/// What the process said, and what it wrote on standard error.
+fn said(output: &Output) -> (Vec<String>, Vec<String>) {
+    let lines =
+        |bytes: &[u8]| -> Vec<String> { String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect() };
+    let said = lines(&output.stdout)
+        .iter()
+        .filter_map(|line| Some(line.strip_prefix("says ")?.to_owned()))
+        .collect();
+    (said, lines(&output.stderr))
+}
+
+/// The number of a system call of this machine.
+fn number(call: &str) -> u32 {
+    use crate::policy::Syscalls;
+    crate::table(std::env::consts::ARCH).number(call).unwrap()
+}
+
+#[test]
+fn what_is_forbidden_ends_the_process_and_is_named() {
+    act();
+    let sources = sources();
+    for policy in TRAPPING.into_iter().filter(|&policy| policy != "init") {
+        let meaning = Meaning::of(policy, &sources);
+        let forbidden =
+            samples().into_iter().filter(|it| meaning.verdict(Some(it.call), &it.arguments) == Verdict::Trap);
+        let mut died = 0;
+        for Sample { call, .. } in forbidden {
+            let output =
+                run("what_is_forbidden_ends_the_process_and_is_named", policy, &format!("call {call}"));
+            let (said, errors) = said(&output);
+            assert_eq!(output.status.code(), Some(DIED), "{policy} {call}: {said:?} {errors:?}");
+            let line =
+                format!("{policy}: seccomp: the system call {call} ({}) is not allowed: ", number(call));
+            assert_eq!((errors.len(), said.len()), (1, 0), "{policy} {call}: {said:?} {errors:?}");
+            assert!(errors[0].starts_with(&line), "{errors:?}");
+            died += 1;
+        }
+        assert!(died >= 7, "{policy}: {died} samples");
+    }
+}
+
+#[test]
+fn what_is_forbidden_to_init_fails_and_is_named() {
+    act();
+    let meaning = Meaning::of("init", &sources());
+    let mut failed = 0;
+    for Sample { call, arguments, .. } in samples() {
+        if meaning.verdict(Some(call), &arguments) != Verdict::Trap {
+            continue;
+        }
+        let output = run("what_is_forbidden_to_init_fails_and_is_named", "init", &format!("call {call}"));
+        let (said, errors) = said(&output);
+        assert_eq!(output.status.code(), Some(0), "{call}: {said:?} {errors:?}");
+        assert_eq!(said, [format!("{call}: Err(EPERM)")], "{errors:?}");
+        let line = format!("init: seccomp: the system call {call} ({}) is not allowed: ", number(call));
+        assert!(errors.len() == 1 && errors[0].starts_with(&line), "{errors:?}");
+        failed += 1;
+    }
+    assert!(failed >= 10, "{failed} samples");
+}
+
+#[test]
+fn a_violation_names_its_arguments() {
+    act();
+    let output = run("a_violation_names_its_arguments", "streamd", "call fcntl");
+    let (_, errors) = said(&output);
+    let line = format!("is not allowed: 0x0 {:#x} 0x", libc::F_GET_SEALS);
+    assert!(errors.len() == 1 && errors[0].contains(&line), "{errors:?}");
+}
+
+#[test]
+fn what_is_denied_fails_and_the_process_goes_on() {
+    act();
+    for (policy, denied) in DENYING {
+        for call in denials().keys() {
+            // Where it passes it makes a second process.
+            if *call == "clone3" && policy != "container/default" {
+                continue;
+            }
+            let output = run("what_is_denied_fails_and_the_process_goes_on", policy, &format!("deny {call}"));
+            let (said, errors) = said(&output);
+            let text = format!("{policy} {call}: {said:?} {errors:?}");
+            let answer = said.first().unwrap_or_else(|| panic!("{text}"));
+            let expected = match *call {
+                "clone3" => answer.ends_with("Err(ENOSYS)"),
+                _ => answer.ends_with("Err(EPERM)") == denied.contains(call),
+            };
+            assert!(expected && errors.is_empty() && output.status.code() == Some(0), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_panic_is_reported_under_every_filter() {
+    act();
+    for policy in TRAPPING.into_iter().chain(DENYING.map(|(name, _)| name)) {
+        let output = run("a_panic_is_reported_under_every_filter", policy, "panic");
+        let (_, errors) = said(&output);
+        assert_eq!(output.status.code(), Some(101), "{policy}: {errors:?}");
+        let [line] = errors.as_slice() else { panic!("{policy}: {errors:?}") };
+        assert!(
+            line.starts_with(&format!("{policy}: panicked at ")) && line.ends_with("on purpose"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn an_allocation_that_fails_is_reported() {
+    act();
+    for policy in ["init", "mountd", "netd", "streamd", "execd"] {
+        let output = run("an_allocation_that_fails_is_reported", policy, "exhaust");
+        let (_, errors) = said(&output);
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{policy}: {errors:?}");
+        let line = format!("memory allocation of {} bytes failed", isize::MAX);
+        assert_eq!(errors.first(), Some(&line), "{policy}: {errors:?}");
+    }
+}
+
+#[test]
+fn threads_start_where_the_policy_has_them() {
+    act();
+    for (policy, threads) in [
+        ("init", true),
+        ("streamd", true),
+        ("warden", true),
+        ("container/default", true),
+        ("container/privileged", true),
+        ("mountd", false),
+        ("netd", false),
+        ("podinit", false),
+    ] {
+        let output = run("threads_start_where_the_policy_has_them", policy, "thread");
+        let (_, errors) = said(&output);
+        // glibc blocks every signal around a thread's start, so that nothing can name the call; the kernel ends the process.
+        let expected = if threads { (Some(0), None) } else { (None, Some(libc::SIGSYS)) };
+        assert_eq!((output.status.code(), output.status.signal()), expected, "{policy}: {errors:?}");
+    }
+}
+
+/// A field of /proc/PID/status, the words after its name.
+fn field<'a>(status: &'a str, name: &str) -> Vec<&'a str> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {name} in {status}")).split_whitespace().collect()
+}
+
+#[test]
+fn a_process_has_what_is_declared_and_no_more() {
+    act();
+    let sources = sources();
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    // A machine may give its root less than everything; a policy cannot give what is not there.
+    let had = u64::from_str_radix(field(&own, "CapPrm")[0], 16).unwrap();
+    assert!(had.count_ones() > 30, "needs root's capabilities, has {had:#x}");
+    for (policy, compiled) in policies(std::env::consts::ARCH) {
+        if policy.starts_with("container/") {
+            continue;
+        }
+        let mut child = start("a_process_has_what_is_declared_and_no_more", &policy, "stay");
+        let thread = BufReader::new(child.stdout.take().unwrap())
+            .lines()
+            .find_map(|line| Some(line.ok()?.strip_prefix("says ready ")?.to_owned()));
+        let Some(thread) = thread else { panic!("{policy}: {:?}", child.wait_with_output()) };
+        // The thread that the harness runs the test in.
+        let status = std::fs::read_to_string(format!("/proc/{}/task/{thread}/status", child.id())).unwrap();
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        let meaning = Meaning::of(&policy, &sources);
+        let caps = |name| u64::from_str_radix(field(&status, name)[0], 16).unwrap();
+        let declared = compiled.capabilities.0 | grants(&policy).0;
+        assert_eq!(caps("CapEff"), declared & had, "{policy}");
+        assert_eq!(caps("CapPrm"), declared & had, "{policy}");
+        assert_eq!(caps("CapBnd"), grants(&policy).0 & had, "{policy}");
+        assert_eq!((caps("CapInh"), caps("CapAmb")), (0, 0), "{policy}");
+        assert_eq!(field(&status, "Seccomp"), ["2"], "{policy}");
+        assert_eq!(field(&status, "NoNewPrivs"), [u8::from(meaning.no_new_privs).to_string()], "{policy}");
+        let (uid, gid) = (meaning.user.0.to_string(), meaning.user.1.to_string());
+        assert_eq!(field(&status, "Uid"), [uid.as_str(); 4], "{policy}");
+        assert_eq!(field(&status, "Gid"), [gid.as_str(); 4], "{policy}");
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert_eq!(core.split_whitespace().nth(4), Some("0"), "{policy}: {core}");
+    }
+}

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, recvmsg, sendmsg};
 
 /// Takes an inherited descriptor, and makes it close-on-exec so that it goes no further.
 ///
@@ -54,21 +54,58 @@ pub fn peek(socket: impl AsFd, packet: &mut [u8]) -> Result<usize, Errno> {
     Ok(recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, None, flags)?.bytes)
 }
 
+/// Room for FDS_MAX descriptors and the header in front, aligned as that has to be.
+const CONTROL: usize = 8;
+
+/// By hand, for nix does not hand out the descriptors of a packet that was cut, and they would stay open.
 fn receive(socket: impl AsFd, packet: &mut [u8], flags: MsgFlags) -> Result<(usize, Vec<OwnedFd>), Errno> {
-    let mut control = nix::cmsg_space!([RawFd; FDS_MAX]);
-    let mut parts = [IoSliceMut::new(packet)];
     let flags = flags | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-    let mut fds = Vec::new();
-    // A control buffer that was too small is told by MSG_CTRUNC below; what did fit is owned, and closed, all the same.
-    for control in message.cmsgs().into_iter().flatten() {
-        if let ControlMessageOwned::ScmRights(numbers) = control {
-            // SAFETY: the kernel has just installed these descriptors for this process and nobody else knows them.
-            fds.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
-        }
-    }
-    if message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+    let mut control = [0u64; CONTROL];
+    let mut part = libc::iovec { iov_base: packet.as_mut_ptr().cast(), iov_len: packet.len() };
+    // SAFETY: an all-zero msghdr is a valid one, without address, data or control.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    // SAFETY: `message` points at `packet` and `control` with their sizes, and both outlive the call.
+    let received = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags.bits()) };
+    let count = usize::try_from(Errno::result(received)?).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the kernel has filled in `message`, whose control buffer is still there.
+    let fds = unsafe { take_rights(&message) };
+    let cut = MsgFlags::from_bits_retain(message.msg_flags);
+    if cut.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
         return Err(Errno::EMSGSIZE);
     }
-    Ok((message.bytes, fds))
+    Ok((count, fds))
+}
+
+/// The descriptors of a message, each owned.
+///
+/// # Safety
+///
+/// The message is as recvmsg has left it, its control buffer is there, and nobody has taken its descriptors.
+unsafe fn take_rights(message: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    // SAFETY: the message's control pointer and length are the kernel's.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(message) };
+    // SAFETY: `next` is null or one of the headers that the kernel has written, aligned as `control` is.
+    while let Some(header) = unsafe { next.as_ref() } {
+        if (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: a number's length makes a number; nothing is read.
+            let empty = unsafe { libc::CMSG_LEN(0) } as usize;
+            let count = header.cmsg_len.saturating_sub(empty) / size_of::<RawFd>();
+            // SAFETY: `next` is a header; its data follow it.
+            let numbers = unsafe { libc::CMSG_DATA(next) }.cast::<RawFd>();
+            for at in 0..count {
+                // SAFETY: the header says that `count` numbers follow.
+                let number = unsafe { numbers.add(at).read_unaligned() };
+                // SAFETY: the kernel has just installed the descriptor for this process and nobody else knows it.
+                fds.push(unsafe { OwnedFd::from_raw_fd(number) });
+            }
+        }
+        // SAFETY: `next` is a header of `message`.
+        next = unsafe { libc::CMSG_NXTHDR(message, next) };
+    }
+    fds
 }

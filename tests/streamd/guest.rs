@@ -241,11 +241,6 @@ impl Streamd {
         self.answers.recv_timeout(time) == Err(RecvTimeoutError::Timeout)
     }
 
-    /// How many answers are there.
-    pub fn answers(&self) -> usize {
-        self.answers.try_iter().inspect(|answer| assert_eq!(answer, r#"{"Ok":"Drained"}"#)).count()
-    }
-
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

@@ -17,6 +17,7 @@ use super::boot::mount_kernel;
 use super::settings::{Local, Settings};
 use crate::fault::{Fault, OrFault};
 use crate::paths;
+use crate::sys::mount::enter_new_namespace;
 
 /// Where the new root is put together; it exists in an initramfs and on every host.
 const STAGE: &str = "/tmp";
@@ -72,6 +73,7 @@ fn enter_vm() -> Result<(), Fault> {
 }
 
 fn enter_namespace(local: &Local) -> Result<(), Fault> {
+    enter_new_namespace().fault("entering", "a mount namespace that can keep the containers'")?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).fault("making private", "/")?;
     let share = local.share.canonicalize().fault("looking up the share", local.share.display())?;

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
@@ -10,9 +11,11 @@ use std::sync::mpsc;
 
 use hyperinit::ids::{ContainerId, Pid};
 use hyperinit::paths;
+use hyperinit::sys::mount::enter_new_namespace;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -27,7 +30,9 @@ pub const SCRATCH: &str = "/run/test";
 pub struct Guest {
     /// The directory of this guest's cgroup, as the whole hierarchy has it.
     cgroup: Option<PathBuf>,
-    /// What the test may have to reap: init's children.
+    /// The pod inits.
+    inits: RefCell<Vec<Pid>>,
+    /// What the test may have to reap: init's other children.
     children: RefCell<Vec<Pid>>,
 }
 
@@ -61,11 +66,9 @@ fn run(cgroups: bool, test: impl FnOnce(&Guest) + Send + 'static) {
 
 impl Guest {
     fn new(cgroups: bool) -> Guest {
-        let own = CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWNET
-            | CloneFlags::CLONE_NEWUTS
-            | CloneFlags::CLONE_NEWIPC;
+        let own = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
         unshare(own).expect("making namespaces");
+        enter_new_namespace().expect("making a mount namespace");
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
         mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755")).unwrap();
         for (path, mode) in
@@ -75,17 +78,24 @@ impl Guest {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         }
         devices();
-        Guest { cgroup: cgroups.then(cgroup), children: RefCell::default() }
+        Guest { cgroup: cgroups.then(cgroup), inits: RefCell::default(), children: RefCell::default() }
     }
 
     /// Kills and reaps what is left, and removes the cgroups.
     fn end(&self) {
-        for pid in self.children.take() {
-            let _ = kill(nix::unistd::Pid::from_raw(pid.0), Signal::SIGKILL);
-            let _ = waitpid(nix::unistd::Pid::from_raw(pid.0), None);
+        let raw = |pid: &Pid| nix::unistd::Pid::from_raw(pid.0);
+        let (inits, children) = (self.inits.take(), self.children.take());
+        for pid in inits.iter().chain(&children) {
+            let _ = kill(raw(pid), Signal::SIGKILL);
         }
+        for pid in &children {
+            let _ = waitpid(raw(pid), None);
+        }
+        // A pod init cannot be waited for: it is gone when everyone in its namespace is reaped, also a process whose
+        // start failed, which the test does not know. Who is left goes with the test's own process.
         if let Some(cgroup) = &self.cgroup {
             let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+            until_empty(cgroup);
             for container in fs::read_dir(paths::POD_CGROUP).unwrap().flatten() {
                 let _ = fs::remove_dir(container.path());
             }
@@ -94,7 +104,12 @@ impl Guest {
         }
     }
 
-    /// A child of init that is to be reaped by the end.
+    /// A pod init that is to be killed by the end.
+    pub fn adopt_init(&self, pid: Pid) {
+        self.inits.borrow_mut().push(pid);
+    }
+
+    /// Another child of init that is to be killed and reaped by the end.
     pub fn adopt(&self, pid: Pid) {
         self.children.borrow_mut().push(pid);
     }
@@ -107,6 +122,7 @@ impl Guest {
         });
         let status = receiver.recv_timeout(DEADLINE).expect("the process does not end");
         self.children.borrow_mut().retain(|&child| child != pid);
+        self.inits.borrow_mut().retain(|&child| child != pid);
         match status.unwrap() {
             WaitStatus::Exited(_, code) => code,
             WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
@@ -138,6 +154,16 @@ impl Guest {
     /// The mounts of this guest, as mountinfo has them.
     pub fn mounts(&self) -> String {
         fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
+    }
+}
+
+/// The killed die on their own time; cgroup.events tells.
+fn until_empty(cgroup: &Path) {
+    let events = fs::File::open(cgroup.join("cgroup.events")).unwrap();
+    while !fs::read_to_string(cgroup.join("cgroup.events")).unwrap().contains("populated 0") {
+        let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+        let ready = poll(&mut fds, PollTimeout::try_from(DEADLINE).unwrap()).unwrap();
+        assert!(ready > 0, "something in {} does not die", cgroup.display());
     }
 }
 

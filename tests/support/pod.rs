@@ -119,7 +119,7 @@ impl<'a> Pod<'a> {
         done(&mut mountd, &mountd::Request::PreparePod { pod: Bulk::new(files).unwrap() }).unwrap();
         let mut execd = Execd::start(arguments);
         let init = execd.started(&execd::Request::StartPod { hostname: HOSTNAME.to_owned() }).unwrap();
-        guest.adopt(init);
+        guest.adopt_init(init);
         done(&mut mountd, &mountd::Request::PinPod { pid: init }).unwrap();
         execd.done(&execd::Request::JoinPod).unwrap();
         Pod { guest, mountd, execd, init, next_stream: 1 }

@@ -26,7 +26,7 @@ fn mountd() -> Helper {
 }
 
 fn prepare_pod(mountd: &mut Helper, pod: PodFiles) -> Result<(), Fault> {
-    done(mountd, &Request::PreparePod { pod: Bulk::new(pod).unwrap() })
+    done(mountd, &Request::PreparePod { pod: Bulk::Here(pod) })
 }
 
 fn words(words: &[&str]) -> Vec<String> {

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::sandbox::{CapSet, ContainerProfile, Policy, caps};
 use hyperinit::sys::fd::inherited;
+use hyperinit::sys::process::ignore_nothing;
 use hyperinit::wire::Role;
 use hyperinit::wire::bootstrap::FD_SOCKET;
 use hyperinit::wire::execd::{Reply, Request};
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         |profile| Ok(ContainerProfile::of(profile)?.capabilities()),
         |options| {
             let socket = inherited(FD_SOCKET).fault("taking", "descriptor 3, the socket to streamd")?;
+            ignore_nothing().fault("restoring", "signals")?;
             let profile = ContainerProfile::of(options.profile)?;
             Ok(Execd {
                 keep: profile.capabilities().intersection(caps::permitted()?),

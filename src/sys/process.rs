@@ -165,6 +165,37 @@ impl Program {
     }
 }
 
+/// The kernel's `struct sigaction`: glibc's call refuses the signals that it keeps to itself.
+#[repr(C)]
+#[derive(Default)]
+struct KernelAction {
+    handler: usize,
+    flags: libc::c_ulong,
+    restorer: usize,
+    mask: u64,
+}
+
+/// No signal is ignored but SIGPIPE. A program inherits what is ignored, and whoever started this one may ignore some:
+/// glibc's posix_spawn leaves one of its own ignored.
+pub fn ignore_nothing() -> Result<(), Errno> {
+    let (default, mut old) = (KernelAction::default(), KernelAction::default());
+    let size = size_of::<u64>();
+    for signal in (1..=64).filter(|&signal| signal != libc::SIGPIPE) {
+        let none = ptr::null::<KernelAction>();
+        // SAFETY: reads the disposition into `old`, which outlives the call.
+        let asked = unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, none, &raw mut old, size) };
+        Errno::result(asked)?;
+        if old.handler != libc::SIG_IGN {
+            continue;
+        }
+        let none = ptr::null_mut::<KernelAction>();
+        // SAFETY: SIG_DFL is no handler; `default` is complete and outlives the call.
+        let set = unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, none, size) };
+        Errno::result(set)?;
+    }
+    Ok(())
+}
+
 /// Restores what a program expects and Rust's runtime changed: SIGPIPE kills.
 pub fn default_sigpipe() {
     // SAFETY: SIG_DFL is no handler of ours; called in a freshly cloned process with one thread.

@@ -21,7 +21,7 @@ use super::read_until;
 pub struct Helper {
     child: Child,
     stdin: Option<ChildStdin>,
-    stdout: ChildStdout,
+    stdout: Option<ChildStdout>,
     log: PathBuf,
 }
 
@@ -52,7 +52,7 @@ impl Helper {
             command.fd_mappings(vec![FdMapping { parent_fd: socket, child_fd: 3 }]).unwrap();
         }
         let mut child = command.spawn().unwrap();
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().unwrap());
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         Helper { child, stdin, stdout, log }
     }
 
@@ -62,7 +62,7 @@ impl Helper {
         stdin.write_all(format!("{line}\n").as_bytes()).unwrap_or_else(|error| {
             panic!("{error}; its log: {}", fs::read_to_string(&self.log).unwrap());
         });
-        let reply = read_until(Borrowed(&self.stdout), |all| all.ends_with(b"\n"));
+        let reply = read_until(Borrowed(self.stdout.as_ref().unwrap()), |all| all.ends_with(b"\n"));
         assert!(reply.ends_with('\n'), "no reply to {line}; its log: {}", self.log());
         reply.trim_end().to_owned()
     }
@@ -77,6 +77,14 @@ impl Helper {
             (None, Some(fault)) => Err(serde_json::from_value(fault.clone()).unwrap()),
             _ => panic!("{reply}"),
         }
+    }
+
+    /// Asks, but is gone before the reply comes: the helper cannot write it. Returns how it ended.
+    pub fn ask_and_leave<Q: Serialize>(&mut self, request: &Q) -> ExitStatus {
+        drop(self.stdout.take());
+        let line = format!("{}\n", serde_json::to_string(request).unwrap());
+        self.stdin.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
+        self.child.wait().unwrap()
     }
 
     /// What it has logged.

@@ -116,7 +116,7 @@ impl<'a> Pod<'a> {
     /// Starts one.
     pub fn with(guest: &'a Guest, files: mountd::PodFiles, arguments: &[&str]) -> Pod<'a> {
         let mut mountd = Helper::start(Role::Mountd, arguments, None);
-        done(&mut mountd, &mountd::Request::PreparePod { pod: Bulk::new(files).unwrap() }).unwrap();
+        done(&mut mountd, &mountd::Request::PreparePod { pod: Bulk::Here(files) }).unwrap();
         let mut execd = Execd::start(arguments);
         let init = execd.started(&execd::Request::StartPod { hostname: HOSTNAME.to_owned() }).unwrap();
         guest.adopt_init(init);
@@ -131,10 +131,7 @@ impl<'a> Pod<'a> {
             "id": container, "image": container, "rootfs": "rootfs", "process": {"args": ["/bin/true"]}
         });
         let container = serde_json::from_value(merged(all, more)).unwrap();
-        done(
-            &mut self.mountd,
-            &mountd::Request::PrepareContainer { container: Bulk::new(container).unwrap() },
-        )
+        done(&mut self.mountd, &mountd::Request::PrepareContainer { container: Bulk::Here(container) })
     }
 
     /// Asks mountd.
@@ -151,7 +148,7 @@ impl<'a> Pod<'a> {
         let process = serde_json::from_value(merged(all, more)).unwrap();
         execd::Request::StartProcess {
             container: id(container),
-            process: Bulk::new(process).unwrap(),
+            process: Bulk::Here(process),
             init,
             hostname: HOSTNAME.to_owned(),
         }

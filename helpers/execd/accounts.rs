@@ -2,12 +2,14 @@
 
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::spec::Process;
+use hyperinit::sys::mount::{Resolve, openat2};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::sys::stat::{SFlag, fstat};
 
 /// The largest file that is read, in bytes: a thousand times what a distribution has.
 const FILE_MAX: u64 = 4 << 20;
@@ -48,11 +50,17 @@ struct Group<'a> {
     members: &'a str,
 }
 
+/// A user's or group's number: digits only, and not the one that setresuid(2) takes for «leave it as it is».
+fn number(word: &str) -> Option<u32> {
+    let digits = word.bytes().all(|byte| byte.is_ascii_digit());
+    word.parse().ok().filter(|&number| digits && number != u32::MAX)
+}
+
 fn users(passwd: &str) -> impl Iterator<Item = User<'_>> {
     passwd.lines().filter_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next().filter(|name| !name.is_empty())?;
-        let (uid, gid) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+        let (uid, gid) = (number(fields.nth(1)?)?, number(fields.next()?)?);
         Some(User { name, uid, gid, home: fields.nth(1).unwrap_or("") })
     })
 }
@@ -61,7 +69,7 @@ fn groups(group: &str) -> impl Iterator<Item = Group<'_>> {
     group.lines().filter_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next().filter(|name| !name.is_empty())?;
-        let gid = fields.nth(1)?.parse().ok()?;
+        let gid = number(fields.nth(1)?)?;
         Some(Group { name, gid, members: fields.next().unwrap_or("") })
     })
 }
@@ -72,7 +80,6 @@ pub fn identify(
     passwd: &str,
     group: impl FnOnce() -> Result<String, Fault>,
 ) -> Result<Identity, Fault> {
-    let number = |word: &str| word.parse::<u32>().ok();
     let by_number = match process.user.as_str() {
         "" => Some(0),
         word => number(word),
@@ -118,17 +125,19 @@ pub fn identify(
 
 /// Reads one of the two files; an image without it has no names. Whatever is in its place, this does not block.
 pub fn read(path: &str) -> Result<String, Fault> {
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let file = match open(path, flags, Mode::empty()) {
+    let flags = (OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
+    let file = match openat2(AT_FDCWD, Path::new(path), flags, 0, Resolve::InRoot) {
         Ok(file) => file,
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(String::new()),
         Err(errno) => return Err(Fault::errno("opening", path, errno)),
     };
-    let kind = fstat(file.as_fd()).fault("looking at", path)?.st_mode;
-    if SFlag::from_bits_truncate(kind) & SFlag::S_IFMT != SFlag::S_IFREG {
+    let stat = fstat(file.as_fd()).fault("looking at", path)?;
+    if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
         return Err(Fault::new("reading", path, "it is not a regular file"));
     }
-    let mut bytes = Vec::new();
+    // Read in one piece, and once more for its end; what the size says is believed no further than that.
+    let size = u64::try_from(stat.st_size).unwrap_or(0).min(FILE_MAX);
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
     let count =
         std::fs::File::from(file).take(FILE_MAX + 1).read_to_end(&mut bytes).fault("reading", path)?;
     if count as u64 > FILE_MAX {
@@ -167,6 +176,24 @@ mod tests {
         let web = who(serde_json::json!({"user": "33"})).unwrap();
         assert_eq!((web.uid, web.gid, web.groups, web.home.as_deref()), (33, 34, vec![], Some("/srv")));
         assert_eq!(who(serde_json::json!({})).unwrap().home.as_deref(), Some("/root"));
+    }
+
+    #[test]
+    fn no_number_means_leave_it_as_it_is() {
+        for json in [
+            serde_json::json!({"user": "4294967295"}),
+            serde_json::json!({"user": "-1"}),
+            serde_json::json!({"user": "+0"}),
+            serde_json::json!({"group": "4294967295"}),
+            serde_json::json!({"additionalGroups": ["4294967295"]}),
+        ] {
+            assert!(who(json.clone()).is_err(), "{json}");
+        }
+        let minus =
+            identify(&process(serde_json::json!({"user": "evil"})), "evil:x:4294967295:0::/:", || {
+                Ok(String::new())
+            });
+        assert!(minus.is_err(), "nor from the image's file");
     }
 
     #[test]

@@ -5,20 +5,21 @@
 //! descriptors while it still has execd's.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::sandbox::{CapSet, ContainerProfile, caps};
 use hyperinit::spec::Process;
-use hyperinit::sys::mount::{clone_tree, move_mount};
-use hyperinit::sys::process::{Program, become_standard, close_on_exec_from, default_sigpipe, exit};
+use hyperinit::sys::mount::{Resolve, clone_tree, move_mount, openat2};
+use hyperinit::sys::process::{Program, become_standard, default_sigpipe, exit, keep_only};
 use hyperinit::sys::tty;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, major, minor, umask};
 use nix::sys::statfs::{FsType, fstatfs};
-use nix::unistd::{Gid, Uid, chdir, fchown, setgroups, setresgid, setresuid, setsid, write};
+use nix::unistd::{Gid, Uid, fchdir, fchown, setgroups, setresgid, setresuid, setsid, write};
 
 use super::accounts::{self, Identity};
 use super::{report, setup};
@@ -42,6 +43,8 @@ pub struct Start<'a> {
     pub namespace: &'a OwnedFd,
     /// The container's profile.
     pub profile: &'a ContainerProfile,
+    /// The capabilities that a root process keeps.
+    pub keep: CapSet,
     /// The guest's /proc.
     pub proc: &'a OwnedFd,
     /// What the host said.
@@ -52,21 +55,22 @@ pub struct Start<'a> {
     pub hostname: &'a str,
     /// Whether the tty is the container's /dev/console too.
     pub console: bool,
-    /// The way back to execd.
-    pub report: &'a OwnedFd,
+    /// The ends of its pipes.
+    pub stdio: Stdio,
 }
 
 impl Start<'_> {
-    /// Never returns: executes, or exits.
-    pub fn run(&self, stdio: Stdio) -> ! {
-        let program = match self.prepare(stdio) {
-            Ok(program) => program,
-            Err(fault) => {
-                report::fault(self.report, &fault);
-                exit(125)
-            }
+    /// Never returns: executes, or exits. So nothing that execd owned at the clone is dropped here.
+    pub fn run(&self, report: OwnedFd) -> ! {
+        let report = match self.enter(&report) {
+            Ok(report) => report,
+            Err(fault) => leave(&report, &fault),
         };
-        if !report::released(self.report) {
+        let program = match self.prepare(&report) {
+            Ok(program) => program,
+            Err(fault) => leave(&report, &fault),
+        };
+        if !report::released(&report) {
             complain(b"execd died before this process was released\n");
             exit(125)
         }
@@ -75,10 +79,22 @@ impl Start<'_> {
         exit(exit_code(errno))
     }
 
-    /// Everything that can fail, then «ready».
-    fn prepare(&self, stdio: Stdio) -> Result<Program, Fault> {
+    /// Enters the container, and gives up every descriptor that leads out of it before the first path of an image is
+    /// followed: `/proc/self/fd/N/..` is a path too (CVE-2024-21626). Returns the way back to execd.
+    fn enter(&self, report: &OwnedFd) -> Result<OwnedFd, Fault> {
         self.be_killable();
         setns(self.namespace, CloneFlags::CLONE_NEWNS).fault("entering", "the container")?;
+        let Stdio { stdin, stdout, stderr } = &self.stdio;
+        for (number, pipe) in [(0, stdin), (1, stdout), (2, stderr)] {
+            if let Some(pipe) = pipe {
+                become_standard(pipe.as_fd(), number).fault("setting up", "standard streams")?;
+            }
+        }
+        keep_only(report.as_fd()).fault("closing", "execd's descriptors")
+    }
+
+    /// Everything else that can fail, then «ready».
+    fn prepare(&self, report: &OwnedFd) -> Result<Program, Fault> {
         let identity = accounts::identify(self.process, &accounts::read("/etc/passwd")?, || {
             accounts::read("/etc/group")
         })?;
@@ -87,18 +103,17 @@ impl Start<'_> {
             setup::candidates(self.process.args.first().map_or("", String::as_str), &environment);
         let program = Program::new(candidates, &self.process.args, &environment)
             .fault("reading", "the arguments and the environment")?;
+        setsid().fault("making", "a session")?;
+        let master = self.standard_streams(&identity)?;
+        self.enter_workdir()?;
+        umask(Mode::from_bits_truncate(0o022));
+        default_sigpipe();
+        // Late: a low limit is the process's, not its start's.
         for &(resource, soft, hard) in self.limits {
             setrlimit(resource, soft, hard).fault("setting", format!("{resource:?}"))?;
         }
-        setsid().fault("making", "a session")?;
-        let master = self.standard_streams(stdio, &identity)?;
-        let workdir = if self.process.workdir.is_empty() { "/" } else { &self.process.workdir };
-        chdir(workdir).fault("entering the workdir", workdir)?;
-        umask(Mode::from_bits_truncate(0o022));
-        default_sigpipe();
         self.give_up(&identity)?;
-        close_on_exec_from(3).fault("closing", "execd's descriptors")?;
-        report::ready(self.report, master.as_ref().map(AsFd::as_fd)).fault("reporting to", "execd")?;
+        report::ready(report, master.as_ref().map(AsFd::as_fd)).fault("reporting to", "execd")?;
         Ok(program)
     }
 
@@ -110,32 +125,46 @@ impl Start<'_> {
         }
     }
 
-    /// Puts 0, 1 and 2 in place. Returns the master of the tty, if there is one.
-    fn standard_streams(&self, stdio: Stdio, identity: &Identity) -> Result<Option<OwnedFd>, Fault> {
-        let standard = |fd: &OwnedFd, number| {
-            become_standard(fd.as_fd(), number).fault("setting up", "standard streams")
-        };
+    /// 0, 1 and 2 are pipes by now, or become the tty. Returns the tty's master, if there is one.
+    fn standard_streams(&self, identity: &Identity) -> Result<Option<OwnedFd>, Fault> {
+        let Stdio { stdin, stdout, stderr } = &self.stdio;
         let terminal = if self.process.terminal { Some(self.terminal(identity)?) } else { None };
         let (master, slave) = terminal.map_or((None, None), |(master, slave)| (Some(master), Some(slave)));
-        for (number, pipe) in [(0, &stdio.stdin), (1, &stdio.stdout), (2, &stdio.stderr)] {
-            if let Some(pipe) = pipe {
+        let (zero, one, two) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+        let streams = [(zero.as_fd(), 0, stdin), (one.as_fd(), 1, stdout), (two.as_fd(), 2, stderr)];
+        for (stream, number, pipe) in streams {
+            match (pipe, &slave) {
                 // So that a user other than root may open /dev/stdout again.
-                fchown(pipe, Some(Uid::from_raw(identity.uid)), None).fault("giving away", "a pipe")?;
-            }
-            match pipe.as_ref().or(slave.as_ref()) {
-                Some(fd) => standard(fd, number)?,
-                None => return Err(Fault::new("setting up", "standard streams", "one is missing")),
+                (Some(_), _) if identity.uid != 0 => {
+                    fchown(stream, Some(Uid::from_raw(identity.uid)), None).fault("giving away", "a pipe")?;
+                }
+                (Some(_), _) => {}
+                (None, Some(slave)) => {
+                    become_standard(slave.as_fd(), number).fault("setting up", "standard streams")?;
+                }
+                (None, None) => return Err(Fault::new("setting up", "standard streams", "one is missing")),
             }
         }
         Ok(master)
     }
 
+    /// The kernel's own links of /proc lead out of a directory, and are followed nowhere.
+    fn enter_workdir(&self) -> Result<(), Fault> {
+        let workdir = match self.process.workdir.as_str() {
+            "" => "/",
+            workdir => workdir,
+        };
+        let flags = (OFlag::O_PATH | OFlag::O_DIRECTORY).bits();
+        openat2(AT_FDCWD, Path::new(workdir), flags, 0, Resolve::InRoot)
+            .and_then(fchdir)
+            .fault("entering the workdir", workdir)
+    }
+
     /// A tty of the container's own devpts, whatever else may be at its path; the other end is opened by descriptor.
     fn terminal(&self, identity: &Identity) -> Result<(OwnedFd, OwnedFd), Fault> {
         let path = "/dev/pts/ptmx";
-        let flags =
-            OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-        let master = open(path, flags, Mode::empty()).fault("opening", path)?;
+        let flags = (OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits();
+        let master = inside(path, flags)?;
         let stat = fstat(&master).fault("looking at", path)?;
         let device = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR
             && (major(stat.st_rdev), minor(stat.st_rdev)) == (5, 2);
@@ -149,9 +178,7 @@ impl Start<'_> {
         fchmod(&slave, Mode::from_bits_truncate(0o620)).fault("setting the mode of", "the tty")?;
         tty::make_controlling(&slave).fault("taking", "the tty")?;
         if self.console {
-            let console =
-                open("/dev/console", OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-                    .fault("opening", "/dev/console")?;
+            let console = inside("/dev/console", OFlag::O_PATH.bits())?;
             let tree = clone_tree(&slave, false).fault("cloning", "the tty")?;
             move_mount(&tree, &console).fault("binding the tty on", "/dev/console")?;
         }
@@ -171,13 +198,21 @@ impl Start<'_> {
         }
         self.profile.load_filter()?;
         setresuid(uid, uid, uid).fault("becoming user", uid)?;
-        let keep = if uid.is_root() {
-            self.profile.capabilities().intersection(caps::permitted()?)
-        } else {
-            CapSet::default()
-        };
+        let keep = if uid.is_root() { self.keep } else { CapSet::default() };
         caps::set(keep, keep, CapSet::default())
     }
+}
+
+/// A file of the container's /dev, which mountd made: through no link.
+fn inside(path: &str, flags: i32) -> Result<OwnedFd, Fault> {
+    let below = Path::new(path.trim_start_matches('/'));
+    openat2(AT_FDCWD, below, flags, 0, Resolve::NoLinks).fault("opening", path)
+}
+
+/// Says why, and is gone.
+fn leave(report: &OwnedFd, fault: &Fault) -> ! {
+    report::fault(report, fault);
+    exit(125)
 }
 
 /// What a shell would say: 127 not found, 126 not executable, 125 anything else.

@@ -12,8 +12,9 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use hyperinit::fault::{Fault, OrFault};
-use hyperinit::sandbox::{ContainerProfile, Policy};
+use hyperinit::sandbox::{CapSet, ContainerProfile, Policy, caps};
 use hyperinit::sys::fd::inherited;
+use hyperinit::sys::process::ignore_nothing;
 use hyperinit::wire::Role;
 use hyperinit::wire::bootstrap::FD_SOCKET;
 use hyperinit::wire::execd::{Reply, Request};
@@ -25,10 +26,14 @@ use streams::Streams;
 /// What execd opens before it is confined, and the output that it keeps.
 struct Execd {
     profile: ContainerProfile,
+    /// What a container's root process keeps: the profile's capabilities, as far as execd has them.
+    keep: CapSet,
     podinit: Policy,
     home: Namespaces,
     proc: OwnedFd,
     streams: Streams,
+    /// Whether it is in the pod's namespaces: a process of a container is never started outside.
+    joined: bool,
 }
 
 /// The program, alone or as a part of the guest's (src/main.rs).
@@ -39,12 +44,16 @@ pub fn main() -> ExitCode {
         |profile| Ok(ContainerProfile::of(profile)?.capabilities()),
         |options| {
             let socket = inherited(FD_SOCKET).fault("taking", "descriptor 3, the socket to streamd")?;
+            ignore_nothing().fault("restoring", "signals")?;
+            let profile = ContainerProfile::of(options.profile)?;
             Ok(Execd {
-                profile: ContainerProfile::of(options.profile)?,
+                keep: profile.capabilities().intersection(caps::permitted()?),
+                profile,
                 podinit: Policy::decode(embedded_policy!("podinit"))?,
                 home: Namespaces::own()?,
                 proc: pod::guest_proc()?,
                 streams: Streams::new(socket),
+                joined: false,
             })
         },
         |mut execd, requests, replies| execd.serve(requests, &replies),
@@ -76,9 +85,15 @@ impl Execd {
     fn handle(&mut self, request: Request) -> Result<Done, Fault> {
         match request {
             Request::StartPod { hostname } => {
+                self.joined = false;
                 pod::start(&self.home, &self.podinit, &hostname).map(Done::Started)
             }
-            Request::JoinPod => pod::join().map(|()| Done::Now),
+            Request::JoinPod => {
+                self.joined = false;
+                pod::join()?;
+                self.joined = true;
+                Ok(Done::Now)
+            }
             Request::StartProcess { container, process, init, hostname } => {
                 self.start(&container, &process.open()?, init, &hostname).map(Done::Started)
             }

@@ -101,8 +101,8 @@ fn live(policy: &Policy, hostname: &str, report: &OwnedFd) -> Result<Infallible,
     if !report::released(report) {
         return Err(Fault::new("waiting for", "execd", "it is gone"));
     }
-    // Everything but the log; nothing of execd's is used, or dropped, from here on.
-    process::close_from(3).fault("closing", "execd's descriptors")?;
+    // Nothing of execd's is used, or dropped, from here on.
+    process::close_all_but_log().fault("closing", "execd's descriptors")?;
     policy.confine(CapSet::default())?;
     loop {
         match signal::reap() {

@@ -10,6 +10,7 @@ use hyperinit::sys::process;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::read;
 
 /// How long a process may take until it is ready. It reads a container's files, from a share that the host may serve slowly;
 /// init's own limit is twice as long.
@@ -91,12 +92,11 @@ pub fn ready(socket: &OwnedFd, tty: Option<BorrowedFd<'_>>) -> Result<(), Errno>
 pub fn released(socket: &OwnedFd) -> bool {
     let mut byte = [0; 1];
     loop {
-        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut fds, PollTimeout::NONE).is_ok() {
-            break;
+        match read(socket, &mut byte) {
+            Err(Errno::EINTR) => {}
+            answer => return answer == Ok(1),
         }
     }
-    matches!(receive_fds(socket, &mut byte), Ok((1, _)))
 }
 
 /// The process's side: says why it cannot be started.

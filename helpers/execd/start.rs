@@ -27,6 +27,9 @@ impl Execd {
         init: bool,
         hostname: &str,
     ) -> Result<Started, Fault> {
+        if !self.joined {
+            return Err(Fault::new("starting", &process.id, "execd has not joined the pod"));
+        }
         let packet = packet(process)?;
         let limits = setup::limits(&process.rlimits)?;
         let kept = paths::container_mount_ns(container);
@@ -36,20 +39,20 @@ impl Execd {
         let pipes = Pipes::new(&packet)?;
         let (ours, theirs) = report::pair()?;
         match clone_sibling(0, cgroup.as_ref().map(AsFd::as_fd)).fault("cloning for", container)? {
+            // The process closes its copies of execd's ends itself: it must see it when execd is gone.
             Cloned::Child => {
-                // Their copies of execd's ends: the process must see it when execd is gone.
-                drop(ours);
                 let start = child::Start {
                     namespace: &namespace,
                     profile: &self.profile,
+                    keep: self.keep,
                     proc: &self.proc,
                     process,
                     limits: &limits,
                     hostname,
                     console: init && process.terminal,
-                    report: &theirs,
+                    stdio: pipes.theirs,
                 };
-                start.run(pipes.theirs)
+                start.run(theirs)
             }
             Cloned::Parent { pid, pidfd } => {
                 drop(theirs);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::ContainerId;
 use hyperinit::paths;
-use hyperinit::sandbox::ContainerProfile;
+use hyperinit::sandbox::{ContainerProfile, Device};
 use hyperinit::spec::Container;
 use hyperinit::sys::mount::{Resolve, clone_tree, move_mount, new_mount, openat2, set_attributes};
 use nix::errno::Errno;
@@ -17,7 +17,7 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::sys::stat::{Mode, SFlag, makedev, mknodat};
+use nix::sys::stat::{Mode, SFlag, fstat, makedev, mknodat};
 use nix::unistd::{chdir, fchdir, pivot_root, symlinkat};
 
 use super::tree::{Home, libc_flags, make_directories, mount_point};
@@ -47,6 +47,10 @@ enum Source<'a> {
 /// Reads the host's words for the root filesystem.
 fn source(container: &Container) -> Result<Source<'_>, Fault> {
     let rootfs = Path::new(&container.rootfs);
+    if !container.addr.is_empty() {
+        // It would override `image`: another disk than the one that was meant is worse than none.
+        return Err(Fault::new("reading", "addr", "disks by SCSI address are not implemented"));
+    }
     if container.fstype.is_empty() {
         return Ok(Source::Share { image: Path::new(&container.image), rootfs });
     }
@@ -108,8 +112,11 @@ fn build(
             .fault("making the workdir", &container.process.workdir)?;
     }
     sysctl::apply(home, &proc, &container.sysctl)?;
+    let mut covers = Covers { home, directory: None };
     for path in profile.masked_paths() {
-        hide(home, &proc, &sys, path)?;
+        if let Some(target) = kernel_file(&proc, &sys, path)? {
+            covers.hide(&target, path)?;
+        }
     }
     for path in profile.readonly_paths() {
         make_read_only(&proc, &sys, path)?;
@@ -134,7 +141,7 @@ fn root(source: &Source<'_>, read_only: bool) -> Result<OwnedFd, Fault> {
             below(&below(&share, image)?, rootfs)?
         }
         Source::Disk { device, fstype, rootfs } => {
-            let disk = disk(device, fstype)?;
+            let disk = disk(device, fstype, read_only)?;
             let at = stage()?;
             move_mount(&disk, &at).fault("attaching", device)?;
             below(&stage()?, rootfs)?
@@ -142,7 +149,8 @@ fn root(source: &Source<'_>, read_only: bool) -> Result<OwnedFd, Fault> {
     };
     // A copy of the mount's part below the directory: the rest of the share is not in the container's namespace.
     let tree = clone_tree(&directory, false).fault("cloning", "the root filesystem")?;
-    set_attributes(&tree, if read_only { RDONLY } else { 0 }, false)
+    // An image's device nodes are nobody's way to the guest's devices.
+    set_attributes(&tree, NODEV | if read_only { RDONLY } else { 0 }, false)
         .fault("setting up", "the root filesystem")?;
     move_mount(&tree, &stage()?).fault("attaching", "the root filesystem")?;
     stage()
@@ -156,13 +164,17 @@ fn below(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Fault> {
 }
 
 /// A disk's filesystem, mounted nowhere yet.
-fn disk(device: &str, fstype: &str) -> Result<OwnedFd, Fault> {
+fn disk(device: &str, fstype: &str, read_only: bool) -> Result<OwnedFd, Fault> {
     let path = format!("/dev/{device}");
     await_device(&path)?;
     let mut options = vec![("source", path.as_str())];
     if fstype == "xfs" {
         // Snapshots of one image carry the same uuid.
         options.push(("nouuid", ""));
+    }
+    if read_only {
+        // The disk itself may be write-protected.
+        options.push(("ro", ""));
     }
     new_mount(fstype, &options, NODEV).fault(&format!("mounting {fstype} from"), path)
 }
@@ -207,16 +219,39 @@ fn attach(tree: &OwnedFd, root: &OwnedFd, path: &str, attributes: u64) -> Result
 }
 
 /// A private /dev with the profile's nodes: the control port, the disks and the terminals of the guest are not in it.
+///
+/// A container's root may have CAP_MKNOD, so what it makes there must be no device: only the profile's nodes, each on
+/// a mount of its own, are. That also keeps them in their places, for a mount point cannot be removed.
 fn dev(profile: &ContainerProfile, root: &OwnedFd) -> Result<(), Fault> {
     let dev = new_mount("tmpfs", &[("mode", "755"), ("size", DEV_SIZE)], NOSUID | NOEXEC)
         .fault("making", "/dev")?;
     attach(&dev, root, "dev", NOSUID | NOEXEC)?;
-    let mode = Mode::from_bits_truncate(0o666);
-    for device in profile.devices() {
-        let number = makedev(device.major.into(), device.minor.into());
-        mknodat(&dev, device.name.as_str(), SFlag::S_IFCHR, mode, number)
-            .fault("making", format!("/dev/{}", device.name))?;
+    let nodes = profile
+        .devices()
+        .iter()
+        .map(|device| Ok((device, node(&dev, device)?)))
+        .collect::<Result<Vec<_>, _>>()?;
+    set_attributes(&dev, NODEV, false).fault("setting up", "/dev")?;
+    for (device, (place, tree)) in nodes {
+        move_mount(tree, place).fault("mounting", format!("/dev/{}", device.name))?;
     }
+    dev_files(&dev)
+}
+
+/// A device node: its place, and a mount of it on which it works.
+fn node(dev: &OwnedFd, device: &Device) -> Result<(OwnedFd, OwnedFd), Fault> {
+    let name = device.name.as_str();
+    let doing = |errno| Fault::errno("making", format!("/dev/{name}"), errno);
+    let number = makedev(device.major.into(), device.minor.into());
+    mknodat(dev, name, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), number).map_err(doing)?;
+    let place =
+        openat2(dev, Path::new(name), libc_flags(OFlag::O_PATH), 0, Resolve::NoLinks).map_err(doing)?;
+    let tree = clone_tree(&place, false).map_err(doing)?;
+    Ok((place, tree))
+}
+
+/// The rest of /dev: links, ttys, the pod's shared memory.
+fn dev_files(dev: &OwnedFd) -> Result<(), Fault> {
     let links = [
         ("pts/ptmx", "ptmx"),
         ("/proc/self/fd", "fd"),
@@ -225,18 +260,18 @@ fn dev(profile: &ContainerProfile, root: &OwnedFd) -> Result<(), Fault> {
         ("/proc/self/fd/2", "stderr"),
     ];
     for (to, name) in links {
-        symlinkat(to, &dev, name).fault("making", format!("/dev/{name}"))?;
+        symlinkat(to, dev, name).fault("making", format!("/dev/{name}"))?;
     }
     // Where execd binds the tty of a container's init.
-    mknodat(&dev, "console", SFlag::S_IFREG, Mode::from_bits_truncate(0o620), 0)
+    mknodat(dev, "console", SFlag::S_IFREG, Mode::from_bits_truncate(0o620), 0)
         .fault("making", "/dev/console")?;
     let options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", TTY_GROUP)];
     let pts = new_mount("devpts", &options, NOSUID | NOEXEC).fault("making", "/dev/pts")?;
-    move_mount(&pts, mount_point(&dev, "pts")?).fault("mounting", "/dev/pts")?;
+    move_mount(&pts, mount_point(dev, "pts")?).fault("mounting", "/dev/pts")?;
     let shm = open(paths::POD_SHM, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
         .fault("opening", paths::POD_SHM)?;
     let shm = clone_tree(&shm, false).fault("cloning", "the pod's shared memory")?;
-    move_mount(&shm, mount_point(&dev, "shm")?).fault("mounting", "/dev/shm")
+    move_mount(&shm, mount_point(dev, "shm")?).fault("mounting", "/dev/shm")
 }
 
 /// What is at a path of /proc or /sys, below the mount just made: nothing of the image is on the way. None: the kernel has
@@ -256,24 +291,38 @@ fn kernel_file(proc: &OwnedFd, sys: &OwnedFd, path: &str) -> Result<Option<Owned
     }
 }
 
-/// Hides a file behind /dev/null, a directory behind an empty one.
-fn hide(home: &Home, proc: &OwnedFd, sys: &OwnedFd, path: &str) -> Result<(), Fault> {
-    let Some(target) = kernel_file(proc, sys, path)? else { return Ok(()) };
-    let kind = nix::sys::stat::fstat(&target).fault("looking at", path)?.st_mode;
-    let cover = if SFlag::from_bits_truncate(kind) & SFlag::S_IFMT == SFlag::S_IFDIR {
-        new_mount("tmpfs", &[("size", "4k"), ("mode", "555")], RDONLY | NOSUID | NODEV | NOEXEC)
-    } else {
-        clone_tree(null(home)?, false)
+/// What hides: /dev/null a file, one empty directory all directories.
+struct Covers<'a> {
+    home: &'a Home,
+    directory: Option<OwnedFd>,
+}
+
+impl Covers<'_> {
+    /// Read-only, or a container's root could change the mode of the guest's own /dev/null.
+    fn hide(&mut self, target: &OwnedFd, path: &str) -> Result<(), Fault> {
+        let kind = fstat(target).fault("looking at", path)?.st_mode;
+        let is_directory = SFlag::from_bits_truncate(kind) & SFlag::S_IFMT == SFlag::S_IFDIR;
+        let cover = match (&self.directory, is_directory) {
+            (Some(attached), true) => clone_tree(attached, false),
+            (None, true) => new_mount("tmpfs", &[("size", "4k"), ("mode", "555")], 0),
+            (_, false) => clone_tree(null(self.home)?, false),
+        }
+        .fault("making a cover for", path)?;
+        set_attributes(&cover, RDONLY | NOSUID | NOEXEC | if is_directory { NODEV } else { 0 }, false)
+            .fault("setting up a cover for", path)?;
+        move_mount(&cover, target).fault("hiding", path)?;
+        if is_directory {
+            self.directory = Some(cover);
+        }
+        Ok(())
     }
-    .fault("making a cover for", path)?;
-    move_mount(&cover, &target).fault("hiding", path)
 }
 
 /// /dev/null of the namespace mountd is in now, the device that was checked at the start.
 fn null(home: &Home) -> Result<OwnedFd, Fault> {
     let null = open("/dev/null", OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
         .fault("opening", "/dev/null")?;
-    let looks = |fd: &OwnedFd| nix::sys::stat::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+    let looks = |fd: &OwnedFd| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
     match (looks(&null), looks(&home.null)) {
         (Ok(this), Ok(checked)) if this == checked => Ok(null),
         _ => Err(Fault::new("opening", "/dev/null", "it is another file than at the start")),
@@ -306,22 +355,16 @@ fn make_cgroup(id: &ContainerId) -> Result<(), Fault> {
     }
 }
 
-/// Forgets a container; what is not there is no error.
+/// Forgets a container; what is not there is no error. One in which something runs is left as it is: the kernel does
+/// not remove its cgroup, and that is tried first.
 pub fn remove(id: &ContainerId) -> Result<(), Fault> {
-    let directory = paths::container(id);
-    pod::unmount(&paths::container_mount_ns(id))?;
-    match fs::remove_dir_all(&directory) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            return Err(Fault::io("removing", directory.display(), &error));
-        }
-        _ => {}
-    }
-    match fs::remove_dir(paths::container_cgroup(id)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(Fault::io("removing the cgroup of", id, &error))
-        }
+    let gone = |result: std::io::Result<()>, doing: &str| match result {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Fault::io(doing, id, &error)),
         _ => Ok(()),
-    }
+    };
+    gone(fs::remove_dir(paths::container_cgroup(id)), "removing the cgroup of")?;
+    pod::unmount(&paths::container_mount_ns(id))?;
+    gone(fs::remove_dir_all(paths::container(id)), "removing what is kept of")
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use hyperinit::sandbox::{CapSet, ContainerProfile};
 use hyperinit::wire::Role;
 use hyperinit::wire::mountd::{Reply, Request};
 use hyperinit::{embedded_policy, helper};
+use nix::sys::stat::{Mode, umask};
 
 use tree::Home;
 
@@ -32,7 +33,11 @@ pub fn main() -> ExitCode {
         Role::Mountd,
         embedded_policy!("mountd"),
         |_profile| Ok(CapSet::default()),
-        |options| Ok(Mountd { home: Home::open()?, profile: ContainerProfile::of(options.profile)? }),
+        |options| {
+            // The mode of what is made is the mode that is meant: /dev/null is everybody's.
+            umask(Mode::empty());
+            Ok(Mountd { home: Home::open()?, profile: ContainerProfile::of(options.profile)? })
+        },
         |mountd, requests, replies| helper::serve(requests, replies, |request| mountd.handle(request)),
     )
 }

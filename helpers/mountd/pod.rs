@@ -130,12 +130,15 @@ fn containers() -> Vec<ContainerId> {
     names.filter_map(|name| ContainerId::try_from(name).ok()).collect()
 }
 
-/// Detaches a mount if there is one; what still uses it keeps it.
+/// Detaches what is mounted at a path, all of it; what still uses it keeps it.
 pub fn unmount(path: &Path) -> Result<(), Fault> {
-    match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-        // EINVAL: nothing is mounted there.
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(Fault::errno("unmounting", path.display(), errno)),
+    loop {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            // EINVAL: nothing is mounted there.
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(errno) => return Err(Fault::errno("unmounting", path.display(), errno)),
+        }
     }
 }
 

@@ -9,16 +9,15 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, setns, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC};
-use nix::unistd::{Pid, UnlinkatFlags, chdir, chroot, pivot_root, unlinkat};
+use nix::unistd::{UnlinkatFlags, chdir, chroot, pivot_root, unlinkat};
 
 use super::boot::mount_kernel;
 use super::settings::{Local, Settings};
 use crate::fault::{Fault, OrFault};
 use crate::paths;
-use crate::sys::namespace::mount_namespace_id;
+use crate::sys::mount::enter_new_namespace;
 
 /// Where the new root is put together; it exists in an initramfs and on every host.
 const STAGE: &str = "/tmp";
@@ -74,7 +73,7 @@ fn enter_vm() -> Result<(), Fault> {
 }
 
 fn enter_namespace(local: &Local) -> Result<(), Fault> {
-    become_oldest()?;
+    enter_new_namespace().fault("entering", "a mount namespace that can keep the containers'")?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).fault("making private", "/")?;
     let share = local.share.canonicalize().fault("looking up the share", local.share.display())?;
@@ -97,35 +96,6 @@ fn enter_namespace(local: &Local) -> Result<(), Fault> {
     devices()?;
     umount2(".", MntFlags::MNT_DETACH).fault("leaving", "the host's root")?;
     chdir("/").fault("entering", "/")
-}
-
-/// Moves to a mount namespace with a lower number than all that come after it. The kernel binds the file of a mount
-/// namespace only in one with a lower number, and hands numbers out in blocks by processor (6.18): one that is made
-/// later on another processor may have a lower one. So one is made on each, and the lowest is it.
-fn become_oldest() -> Result<(), Fault> {
-    let this = Pid::from_raw(0);
-    let allowed = sched_getaffinity(this).fault("asking for", "processors")?;
-    let mut oldest: Option<(u64, OwnedFd)> = None;
-    for processor in (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap_or(false)) {
-        let mut only = CpuSet::new();
-        only.set(processor).fault("choosing processor", processor)?;
-        sched_setaffinity(this, &only).fault("moving to processor", processor)?;
-        unshare(CloneFlags::CLONE_NEWNS).fault("making", "a mount namespace")?;
-        let own = open("/proc/self/ns/mnt", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-            .fault("opening", "/proc/self/ns/mnt")?;
-        // A kernel that does not tell numbers them one after the other: any is good.
-        let Ok(id) = mount_namespace_id(&own) else { break };
-        if oldest.as_ref().is_none_or(|(lowest, _)| id < *lowest) {
-            oldest = Some((id, own));
-        }
-    }
-    sched_setaffinity(this, &allowed).fault("returning to", "all processors")?;
-    match oldest {
-        Some((_, namespace)) => {
-            setns(namespace, CloneFlags::CLONE_NEWNS).fault("entering", "the oldest namespace")
-        }
-        None => Ok(()),
-    }
 }
 
 fn stage() -> Result<(), Fault> {

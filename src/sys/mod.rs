@@ -4,7 +4,6 @@
 pub mod alloc;
 pub mod fd;
 pub mod mount;
-pub mod namespace;
 pub mod page;
 pub mod process;
 pub mod signal;

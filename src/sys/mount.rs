@@ -7,6 +7,10 @@ use std::path::Path;
 use std::ptr;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, setns, unshare};
+use nix::sys::stat::Mode;
+use nix::unistd::Pid;
 
 /// How a path may lead (openat2(2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,3 +144,39 @@ pub fn new_mount(kind: &str, options: &[(&str, &str)], attributes: u64) -> Resul
     // SAFETY: fsmount takes numbers only.
     owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), libc::FSMOUNT_CLOEXEC, attributes) })
 }
+
+/// Enters a new mount namespace in which every later one can be kept by a bind mount.
+///
+/// The kernel keeps a namespace only in one with a smaller number (mnt_ns_loop in fs/namespace.c), and since 6.18 each CPU
+/// gives out numbers of its own. The smallest of one from each CPU is smaller than all that come after it. A VM's
+/// first namespace needs none of this: it is the smallest there is.
+pub fn enter_new_namespace() -> Result<(), Errno> {
+    let this = Pid::from_raw(0);
+    let cpus = sched_getaffinity(this)?;
+    let mut smallest = None;
+    for cpu in (0..CpuSet::count()).filter(|&cpu| cpus.is_set(cpu) == Ok(true)) {
+        let mut one = CpuSet::new();
+        one.set(cpu)?;
+        sched_setaffinity(this, &one)?;
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let own = open("/proc/thread-self/ns/mnt", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let number = namespace_number(&own);
+        if smallest.as_ref().is_none_or(|&(least, _)| number < least) {
+            smallest = Some((number, own));
+        }
+    }
+    sched_setaffinity(this, &cpus)?;
+    let (_, namespace) = smallest.ok_or(Errno::EINVAL)?;
+    setns(namespace, CloneFlags::CLONE_NEWNS)
+}
+
+/// A mount namespace's number; 0 where the kernel (before 6.11) does not tell: all are given out in order there.
+fn namespace_number(namespace: &OwnedFd) -> u64 {
+    let mut number: u64 = 0;
+    // SAFETY: NS_GET_MNTNS_ID writes one u64, which outlives the call.
+    unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_MNTNS_ID, &raw mut number) };
+    number
+}
+
+/// linux/nsfs.h: _IOR(0xb7, 5, __u64).
+const NS_GET_MNTNS_ID: libc::Ioctl = 0x8008_b705_u32 as libc::Ioctl;

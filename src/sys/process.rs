@@ -41,6 +41,9 @@ pub enum Cloned {
 /// Clones a sibling: a child of the caller's parent, which reaps it. `namespaces` are CLONE_NEW* flags; `cgroup` is a
 /// cgroup v2 directory to be born in. EINVAL when the caller has threads, whose locks the child could never take.
 pub fn clone_sibling(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
+    // unshare(2): CLONE_THREAD has no effect but to fail with EINVAL where there is more than one thread.
+    // SAFETY: unshare takes flags only.
+    Errno::result(unsafe { libc::unshare(libc::CLONE_THREAD) })?;
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
         flags: u64::from((libc::CLONE_PARENT | libc::CLONE_PIDFD | namespaces).cast_unsigned()),
@@ -51,8 +54,8 @@ pub fn clone_sibling(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(|_| Errno::EBADF)?;
     }
-    // SAFETY: execd, the only caller, never starts a thread, so no lock is held elsewhere; without CLONE_VM the child has its
-    // own copy of this memory; `args` and the pidfd's place outlive the call.
+    // SAFETY: there is one thread (checked above), so no lock is held elsewhere; without CLONE_VM the child has its own copy
+    // of this memory; `args` and the pidfd's place outlive the call.
     let pid =
         Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
     if pid == 0 {
@@ -81,20 +84,31 @@ pub fn kill(pidfd: &OwnedFd) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// Marks every descriptor from `first` on close-on-exec.
-pub fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
-    range(first, libc::CLOSE_RANGE_CLOEXEC)
+/// The descriptor that [`keep_only`] keeps.
+const KEPT: RawFd = 3;
+
+/// Closes every descriptor but 0, 1, 2 and `kept`, which becomes another number and stays close-on-exec. For a freshly
+/// cloned process that never returns to the owners of what is closed.
+pub fn keep_only(kept: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    if kept.as_raw_fd() <= KEPT {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: whoever owned number 3 in the process this one was cloned from never runs here; see above.
+    Errno::result(unsafe { libc::dup3(kept.as_raw_fd(), KEPT, libc::O_CLOEXEC) })?;
+    // SAFETY: takes numbers only; the owners never run here, see above.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, KEPT + 1, u32::MAX, 0) };
+    Errno::result(result)?;
+    // SAFETY: the descriptor was made above, and nobody else uses its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(KEPT) })
 }
 
-/// Closes every descriptor from `first` on. For a process that goes on without its owners: they must never run.
-pub fn close_from(first: RawFd) -> Result<(), Errno> {
-    range(first, 0)
-}
-
-fn range(first: RawFd, flags: u32) -> Result<(), Errno> {
-    // SAFETY: takes numbers only; the callers are freshly cloned processes that end by execve or _exit.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first.cast_unsigned(), u32::MAX, flags) };
-    Errno::result(result).map(drop)
+/// Closes every descriptor but 2, the log. For a freshly cloned process that never returns to their owners.
+pub fn close_all_but_log() -> Result<(), Errno> {
+    for (first, last) in [(0, 1), (3, u32::MAX)] {
+        // SAFETY: takes numbers only; the owners never run here, see above.
+        Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+    }
+    Ok(())
 }
 
 /// Makes `fd` also descriptor `number` (0, 1 or 2), without close-on-exec.
@@ -149,6 +163,37 @@ impl Program {
         }
         answer
     }
+}
+
+/// The kernel's `struct sigaction`: glibc's call refuses the signals that it keeps to itself.
+#[repr(C)]
+#[derive(Default)]
+struct KernelAction {
+    handler: usize,
+    flags: libc::c_ulong,
+    restorer: usize,
+    mask: u64,
+}
+
+/// No signal is ignored but SIGPIPE. A program inherits what is ignored, and whoever started this one may ignore some:
+/// glibc's posix_spawn leaves one of its own ignored.
+pub fn ignore_nothing() -> Result<(), Errno> {
+    let (default, mut old) = (KernelAction::default(), KernelAction::default());
+    let size = size_of::<u64>();
+    for signal in (1..=64).filter(|&signal| signal != libc::SIGPIPE) {
+        let none = ptr::null::<KernelAction>();
+        // SAFETY: reads the disposition into `old`, which outlives the call.
+        let asked = unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, none, &raw mut old, size) };
+        Errno::result(asked)?;
+        if old.handler != libc::SIG_IGN {
+            continue;
+        }
+        let none = ptr::null_mut::<KernelAction>();
+        // SAFETY: SIG_DFL is no handler; `default` is complete and outlives the call.
+        let set = unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, none, size) };
+        Errno::result(set)?;
+    }
+    Ok(())
 }
 
 /// Restores what a program expects and Rust's runtime changed: SIGPIPE kills.

@@ -1,0 +1,204 @@
+//! A guest without a VM: namespaces of one thread, laid out as src/init/root.rs does it.
+
+use std::cell::RefCell;
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+
+use hyperinit::ids::{ContainerId, Pid};
+use hyperinit::paths;
+use hyperinit::sys::mount::enter_new_namespace;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::sys::wait::{WaitStatus, waitpid};
+
+use super::DEADLINE;
+
+/// Where the test's own files are, in the guest's namespace.
+pub const SCRATCH: &str = "/run/test";
+
+/// The guest of one test.
+pub struct Guest {
+    /// The directory of this guest's cgroup, as the whole hierarchy has it.
+    cgroup: Option<PathBuf>,
+    /// The pod inits.
+    inits: RefCell<Vec<Pid>>,
+    /// What the test may have to reap: init's other children.
+    children: RefCell<Vec<Pid>>,
+}
+
+/// Runs a test in a guest that has no cgroup v2.
+pub fn guest(test: impl FnOnce(&Guest) + Send + 'static) {
+    run(false, test);
+}
+
+/// Runs a test in a guest that has cgroup v2.
+pub fn guest_with_cgroups(test: impl FnOnce(&Guest) + Send + 'static) {
+    run(true, test);
+}
+
+fn run(cgroups: bool, test: impl FnOnce(&Guest) + Send + 'static) {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "these tests make namespaces: run them as root (sudo make test)"
+    );
+    let thread = std::thread::spawn(move || {
+        let guest = Guest::new(cgroups);
+        let outcome = catch_unwind(AssertUnwindSafe(|| test(&guest)));
+        guest.end();
+        if let Err(panic) = outcome {
+            resume_unwind(panic);
+        }
+    });
+    if let Err(panic) = thread.join() {
+        resume_unwind(panic);
+    }
+}
+
+impl Guest {
+    fn new(cgroups: bool) -> Guest {
+        let own = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
+        unshare(own).expect("making namespaces");
+        enter_new_namespace().expect("making a mount namespace");
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755")).unwrap();
+        for (path, mode) in
+            [(paths::RUN, 0o711), (paths::CONTAINERS, 0o700), (paths::LOCAL_SHARE, 0o755), (SCRATCH, 0o755)]
+        {
+            fs::create_dir_all(path).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        devices();
+        Guest { cgroup: cgroups.then(cgroup), inits: RefCell::default(), children: RefCell::default() }
+    }
+
+    /// Kills and reaps what is left, and removes the cgroups.
+    fn end(&self) {
+        let raw = |pid: &Pid| nix::unistd::Pid::from_raw(pid.0);
+        let (inits, children) = (self.inits.take(), self.children.take());
+        for pid in inits.iter().chain(&children) {
+            let _ = kill(raw(pid), Signal::SIGKILL);
+        }
+        for pid in &children {
+            let _ = waitpid(raw(pid), None);
+        }
+        // A pod init cannot be waited for: it is gone when everyone in its namespace is reaped, also a process whose
+        // start failed, which the test does not know. Who is left goes with the test's own process.
+        if let Some(cgroup) = &self.cgroup {
+            let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+            until_empty(cgroup);
+            for container in fs::read_dir(paths::POD_CGROUP).unwrap().flatten() {
+                let _ = fs::remove_dir(container.path());
+            }
+            fs::remove_dir(paths::POD_CGROUP).unwrap();
+            fs::remove_dir(cgroup).unwrap();
+        }
+    }
+
+    /// A pod init that is to be killed by the end.
+    pub fn adopt_init(&self, pid: Pid) {
+        self.inits.borrow_mut().push(pid);
+    }
+
+    /// Another child of init that is to be killed and reaped by the end.
+    pub fn adopt(&self, pid: Pid) {
+        self.children.borrow_mut().push(pid);
+    }
+
+    /// Waits for a child of init; its exit code, or 128+n when signal n killed it.
+    pub fn wait(&self, pid: Pid) -> i32 {
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = sender.send(waitpid(nix::unistd::Pid::from_raw(pid.0), None));
+        });
+        let status = receiver.recv_timeout(DEADLINE).expect("the process does not end");
+        self.children.borrow_mut().retain(|&child| child != pid);
+        self.inits.borrow_mut().retain(|&child| child != pid);
+        match status.unwrap() {
+            WaitStatus::Exited(_, code) => code,
+            WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Sends a signal to a child of init.
+    pub fn kill(&self, pid: Pid, signal: Signal) {
+        kill(nix::unistd::Pid::from_raw(pid.0), signal).unwrap();
+    }
+
+    /// Runs `look` in a container, with the mounts that are there.
+    pub fn inside<T: Send>(&self, container: &str, look: impl FnOnce(&str) -> T + Send) -> T {
+        let id = ContainerId::try_from(container.to_owned()).unwrap();
+        let kept = open(&paths::container_mount_ns(&id), OFlag::O_RDONLY, Mode::empty()).unwrap();
+        std::thread::scope(|scope| {
+            let looking = scope.spawn(|| {
+                let own = open("/proc/thread-self", OFlag::O_PATH, Mode::empty()).unwrap();
+                unshare(CloneFlags::CLONE_FS).unwrap();
+                setns(&kept, CloneFlags::CLONE_NEWNS).unwrap();
+                let mounts = openat(&own, "mountinfo", OFlag::O_RDONLY, Mode::empty()).unwrap();
+                look(&std::io::read_to_string(fs::File::from(mounts)).unwrap())
+            });
+            looking.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })
+    }
+
+    /// The mounts of this guest, as mountinfo has them.
+    pub fn mounts(&self) -> String {
+        fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
+    }
+}
+
+/// The killed die on their own time; cgroup.events tells.
+fn until_empty(cgroup: &Path) {
+    let events = fs::File::open(cgroup.join("cgroup.events")).unwrap();
+    while !fs::read_to_string(cgroup.join("cgroup.events")).unwrap().contains("populated 0") {
+        let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+        let ready = poll(&mut fds, PollTimeout::try_from(DEADLINE).unwrap()).unwrap();
+        assert!(ready > 0, "something in {} does not die", cgroup.display());
+    }
+}
+
+/// A private /dev: no test touches the machine's.
+fn devices() {
+    mount(Some("tmpfs"), "/dev", Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=755")).unwrap();
+    for (name, major, minor) in
+        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)]
+    {
+        node(name, SFlag::S_IFCHR, major, minor);
+    }
+}
+
+/// A device node in the guest's /dev.
+pub fn node(name: &str, kind: SFlag, major: u64, minor: u64) {
+    let path = Path::new("/dev").join(name);
+    mknod(&path, kind, Mode::from_bits_truncate(0o666), makedev(major, minor)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+}
+
+/// A cgroup of its own, that the guest sees as the root of them all.
+fn cgroup() -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let all = Path::new(SCRATCH).join("cgroup");
+    fs::create_dir(&all).unwrap();
+    match mount(Some("cgroup2"), &all, Some("cgroup2"), MsFlags::empty(), None::<&str>) {
+        Err(errno @ (Errno::ENODEV | Errno::EPERM | Errno::EBUSY)) => {
+            panic!("this test needs a kernel with cgroup v2 (CONFIG_CGROUPS): {errno}")
+        }
+        mounted => mounted.unwrap(),
+    }
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let own = all.join(format!("hyperinit-test-{}-{number}", std::process::id()));
+    fs::create_dir(&own).unwrap();
+    mount(Some(&own), paths::CGROUP, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    fs::create_dir(paths::POD_CGROUP).unwrap();
+    own
+}

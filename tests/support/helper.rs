@@ -1,0 +1,135 @@
+//! A helper by its `--stdio` door: one request a line, one reply a line.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use command_fds::{CommandFdExt, FdMapping};
+use hyperinit::fault::Fault;
+use hyperinit::ids::Pid;
+use hyperinit::wire::Role;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::guest::SCRATCH;
+use super::read_until;
+
+/// A running helper. It is killed when this is dropped.
+pub struct Helper {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+    log: PathBuf,
+}
+
+/// Its binary.
+pub fn binary(role: Role) -> &'static str {
+    match role {
+        Role::Netd => env!("CARGO_BIN_EXE_netd"),
+        Role::Mountd => env!("CARGO_BIN_EXE_mountd"),
+        Role::Execd => env!("CARGO_BIN_EXE_execd"),
+        Role::Streamd => env!("CARGO_BIN_EXE_streamd"),
+    }
+}
+
+impl Helper {
+    /// Starts it confined, with more arguments and, for those that inherit one, descriptor 3.
+    pub fn start(role: Role, arguments: &[&str], socket: Option<OwnedFd>) -> Helper {
+        let mut command = Command::new(binary(role));
+        command.arg("--stdio").args(arguments);
+        Helper::spawn(role, command, socket)
+    }
+
+    /// Starts a command that is, or becomes, the helper.
+    pub fn spawn(role: Role, mut command: Command, socket: Option<OwnedFd>) -> Helper {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let log = PathBuf::from(format!("{SCRATCH}/{role}.{}.log", NEXT.fetch_add(1, Ordering::Relaxed)));
+        command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&log).unwrap());
+        if let Some(socket) = socket {
+            command.fd_mappings(vec![FdMapping { parent_fd: socket, child_fd: 3 }]).unwrap();
+        }
+        let mut child = command.spawn().unwrap();
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        Helper { child, stdin, stdout, log }
+    }
+
+    /// Writes a line, and reads the reply's.
+    pub fn line(&mut self, line: &str) -> String {
+        let stdin = self.stdin.as_mut().unwrap();
+        stdin.write_all(format!("{line}\n").as_bytes()).unwrap_or_else(|error| {
+            panic!("{error}; its log: {}", fs::read_to_string(&self.log).unwrap());
+        });
+        let reply = read_until(Borrowed(self.stdout.as_ref().unwrap()), |all| all.ends_with(b"\n"));
+        assert!(reply.ends_with('\n'), "no reply to {line}; its log: {}", self.log());
+        reply.trim_end().to_owned()
+    }
+
+    /// Asks, in the types of its edge.
+    pub fn ask<Q: Serialize, R: DeserializeOwned>(&mut self, request: &Q) -> Result<R, Fault> {
+        let reply = self.line(&serde_json::to_string(request).unwrap());
+        let reply: serde_json::Value = serde_json::from_str(&reply).unwrap();
+        // A `Result` as serde writes it.
+        match (reply.get("Ok"), reply.get("Err")) {
+            (Some(ok), None) => Ok(serde_json::from_value(ok.clone()).unwrap()),
+            (None, Some(fault)) => Err(serde_json::from_value(fault.clone()).unwrap()),
+            _ => panic!("{reply}"),
+        }
+    }
+
+    /// Asks, but is gone before the reply comes: the helper cannot write it. Returns how it ended.
+    pub fn ask_and_leave<Q: Serialize>(&mut self, request: &Q) -> ExitStatus {
+        drop(self.stdout.take());
+        let line = format!("{}\n", serde_json::to_string(request).unwrap());
+        self.stdin.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
+        self.child.wait().unwrap()
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> Pid {
+        Pid(i32::try_from(self.child.id()).unwrap())
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Closes its door, and waits for its end.
+    pub fn finish(mut self) -> ExitStatus {
+        drop(self.stdin.take());
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `read_until` takes what it reads from by value.
+struct Borrowed<'a>(&'a ChildStdout);
+
+impl std::io::Read for Borrowed<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        // A byte at a time: what follows a line stays for the next.
+        let end = bytes.len().min(1);
+        nix::unistd::read(self.0, &mut bytes[..end]).map_err(Into::into)
+    }
+}
+
+impl AsFd for Borrowed<'_> {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,49 @@
+//! A program that makes one system call and exits with its errno (0: it succeeded), for filters that no program of an
+//! image provokes: an ELF file of a hundred bytes.
+
+/// Where the program is loaded. Its first bytes are readable memory, for calls that want a pointer.
+pub const BASE: u64 = 0x40_0000;
+
+/// The program.
+#[cfg(target_arch = "x86_64")]
+pub fn elf(number: u64, arguments: [u64; 6]) -> Vec<u8> {
+    let mut code = Vec::new();
+    let mut load = |opcode: [u8; 2], value: u64| {
+        code.extend(opcode);
+        code.extend(value.to_le_bytes());
+    };
+    // movabs into rax, rdi, rsi, rdx, r10, r8, r9
+    load([0x48, 0xb8], number);
+    let registers = [[0x48, 0xbf], [0x48, 0xbe], [0x48, 0xba], [0x49, 0xba], [0x49, 0xb8], [0x49, 0xb9]];
+    for (register, value) in registers.into_iter().zip(arguments) {
+        load(register, value);
+    }
+    // syscall; xor edi, edi; test rax, rax; cmovs edi, eax; neg edi; mov eax, SYS_exit; syscall
+    code.extend([0x0f, 0x05, 0x31, 0xff, 0x48, 0x85, 0xc0, 0x0f, 0x48, 0xf8, 0xf7, 0xdf]);
+    code.extend([0xb8, 0x3c, 0, 0, 0, 0x0f, 0x05]);
+    const HEADERS: u64 = 64 + 56;
+    let size = HEADERS + code.len() as u64;
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let half = |file: &mut Vec<u8>, value: u16| file.extend(value.to_le_bytes());
+    let word = |file: &mut Vec<u8>, value: u32| file.extend(value.to_le_bytes());
+    let long = |file: &mut Vec<u8>, value: u64| file.extend(value.to_le_bytes());
+    // ET_EXEC, EM_X86_64, version, entry, program headers, no section headers, flags
+    half(&mut file, 2);
+    half(&mut file, 62);
+    word(&mut file, 1);
+    long(&mut file, BASE + HEADERS);
+    long(&mut file, 64);
+    long(&mut file, 0);
+    word(&mut file, 0);
+    for value in [64, 56, 1, 0, 0, 0] {
+        half(&mut file, value);
+    }
+    // PT_LOAD, readable and executable: the whole file
+    word(&mut file, 1);
+    word(&mut file, 5);
+    for value in [0, BASE, BASE, size, size, 0x1000] {
+        long(&mut file, value);
+    }
+    file.extend(code);
+    file
+}

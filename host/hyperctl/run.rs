@@ -59,7 +59,8 @@ pub fn run(options: &Run) -> Result<ExitCode, Fault> {
         terminal,
         events: events.clone(),
     };
-    let progress = Progress::start(if options.local { "starting the guest" } else { "booting the VM" });
+    // A local guest is there before a person has read a line about it.
+    let progress = (!options.local).then(|| Progress::start("booting the VM"));
     std::thread::spawn(move || {
         let status = session.whole(progress);
         // Nobody waits any more: hyperctl is ending.
@@ -122,7 +123,7 @@ struct Session {
 
 impl Session {
     /// From the connection to the pod's end; the container's exit status.
-    fn whole(self, progress: Progress) -> Result<u8, Failure> {
+    fn whole(self, progress: Option<Progress>) -> Result<u8, Failure> {
         let client = Arc::new(Client::connect_within(&self.directory, BOOT_TIMEOUT, || Ok(()))?);
         client.ready(BOOT_TIMEOUT).map_err(failed("waiting for", "the guest"))?;
         let pod = Pod { hostname: NAME.to_owned(), share_dir: SHARE_TAG.to_owned(), ..Pod::default() };

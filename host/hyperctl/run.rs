@@ -31,6 +31,8 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// A container runs as long as it does; this is how often the wait for it begins again.
 const WAIT: Duration = Duration::from_secs(24 * 3600);
+/// A person who asks this often wants out, whatever the container makes of it.
+const LAST_SIGNAL: u32 = 3;
 /// The container's id, and its pod's hostname.
 const NAME: &str = "hyperinit";
 /// The streams' numbers: the pod has one process.
@@ -57,7 +59,8 @@ pub fn run(options: &Run) -> Result<ExitCode, Fault> {
         terminal,
         events: events.clone(),
     };
-    let progress = Progress::start(if options.local { "starting the guest" } else { "booting the VM" });
+    // A local guest is there before a person has read a line about it.
+    let progress = (!options.local).then(|| Progress::start("booting the VM"));
     std::thread::spawn(move || {
         let status = session.whole(progress);
         // Nobody waits any more: hyperctl is ending.
@@ -120,7 +123,7 @@ struct Session {
 
 impl Session {
     /// From the connection to the pod's end; the container's exit status.
-    fn whole(self, progress: Progress) -> Result<u8, Failure> {
+    fn whole(self, progress: Option<Progress>) -> Result<u8, Failure> {
         let client = Arc::new(Client::connect_within(&self.directory, BOOT_TIMEOUT, || Ok(()))?);
         client.ready(BOOT_TIMEOUT).map_err(failed("waiting for", "the guest"))?;
         let pod = Pod { hostname: NAME.to_owned(), share_dir: SHARE_TAG.to_owned(), ..Pod::default() };
@@ -176,6 +179,7 @@ fn failed(doing: &'static str, to: &'static str) -> impl Fn(CallError) -> Failur
 /// Waits for the end, and passes signals and sizes on until then.
 fn attend(queue: &Receiver<Event>, tty: bool, directory: &Path) -> Result<u8, Fault> {
     let mut client: Option<Arc<Client>> = None;
+    let mut signals = 0;
     loop {
         let event = queue.recv().map_err(|_| Fault::new("waiting for", "the container", "nobody is left"))?;
         match event {
@@ -189,10 +193,13 @@ fn attend(queue: &Receiver<Event>, tty: bool, directory: &Path) -> Result<u8, Fa
             }
             Event::Signal(Signal::SIGWINCH) => resize(client.as_deref().filter(|_| tty)),
             // With a terminal the keys are the container's, and signals are hyperctl's.
-            Event::Signal(signal) => match client.as_deref().filter(|_| !tty) {
-                Some(client) => forward(client, signal),
-                None => return Ok(128 + signal_number(signal)),
-            },
+            Event::Signal(signal) => {
+                signals += 1;
+                match client.as_deref().filter(|_| !tty && signals < LAST_SIGNAL) {
+                    Some(client) => forward(client, signal),
+                    None => return Ok(128 + signal_number(signal)),
+                }
+            }
         }
     }
 }

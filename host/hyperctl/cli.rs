@@ -180,6 +180,9 @@ pub struct Bench {
     /// In namespaces of this machine; needs root
     #[arg(long)]
     pub local: bool,
+    /// How many processes are started for each row; containers are a tenth of that
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub rounds: u32,
     /// The containers' root filesystem, with /bin/busybox [default: .cache/rootfs]
     #[arg(long, value_name = "DIR")]
     pub rootfs: Option<PathBuf>,

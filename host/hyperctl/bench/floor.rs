@@ -15,8 +15,6 @@ use super::super::initrd;
 use super::super::places;
 use super::{BOOT_TIMEOUT, BYTES, PROGRAM, median, rate, start};
 
-/// Starts and round trips that are measured.
-const COUNT: usize = 200;
 /// Where the floor mounts the share.
 const SHARE: &str = "/share";
 
@@ -84,8 +82,8 @@ pub fn measure(options: &Bench, rootfs: &Path, directory: &Path) -> Result<Floor
     let root = if options.local { rootfs.display().to_string() } else { SHARE.to_owned() };
     let program = format!("{root}{} {}", PROGRAM[0], PROGRAM[1]);
     let first_exec = nanoseconds(&lines.ask(&format!("exec 1 {program}"))?)?;
-    let exec = nanoseconds(&lines.ask(&format!("exec {COUNT} {program}"))?)?;
-    let ping = pings(&mut lines)?;
+    let exec = nanoseconds(&lines.ask(&format!("exec {} {program}", options.rounds))?)?;
+    let ping = pings(&mut lines, options.rounds)?;
     let mut write = |chunk: usize| {
         let line = format!("write {BYTES} {chunk}");
         lines.say(&line)?;
@@ -104,9 +102,9 @@ pub fn measure(options: &Bench, rootfs: &Path, directory: &Path) -> Result<Floor
     Ok(Floor { exec, first_exec, ping, write: write_large, write_small, read })
 }
 
-fn pings(lines: &mut Lines) -> Result<Duration, Fault> {
+fn pings(lines: &mut Lines, count: u32) -> Result<Duration, Fault> {
     let mut times = Vec::new();
-    for _ in 0..COUNT {
+    for _ in 0..count {
         let start = Instant::now();
         lines.ask("ping")?;
         times.push(start.elapsed());

@@ -19,16 +19,16 @@ use super::{BOOT_TIMEOUT, BYTES, PROGRAM, floor_of, median, rate, start};
 
 /// How long one thing may take.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Execs one after the other, and for each number in flight.
-const EXECS: u64 = 200;
-/// Containers that are made.
-const CONTAINERS: u64 = 20;
 /// For how long an idle guest is watched.
 const IDLE: Duration = Duration::from_secs(5);
 
 struct Session {
     client: Client,
     next_stream: u64,
+    /// Processes that are started for a row.
+    execs: u32,
+    /// Containers that are.
+    containers: u32,
 }
 
 /// Boots a guest and adds its rows.
@@ -44,16 +44,16 @@ pub fn measure(
     let guest = start(&options, rootfs, directory, false)?;
     let client = Client::connect_within(directory, BOOT_TIMEOUT, || Ok(()))?;
     client.ready(BOOT_TIMEOUT).map_err(failed("booting"))?;
-    let mut session = Session { client, next_stream: 1 };
+    let containers = options.rounds.div_ceil(10);
+    let mut session = Session { client, next_stream: 1, execs: options.rounds, containers };
     boot(&directory.join(CONSOLE), report);
     session.pod(report)?;
-    let before = session.memory()?;
     session.containers(floor, report)?;
     session.one_by_one(floor, report)?;
     session.in_flight(floor, report)?;
     session.throughput(floor, report)?;
     session.pings(floor, report)?;
-    session.idle_containers(before, report)?;
+    session.idle_containers(report)?;
     if options.local {
         processes(directory, report)?;
     }
@@ -131,7 +131,7 @@ impl Session {
 
     fn containers(&mut self, floor: &Floor, report: &mut Report) -> Result<(), Fault> {
         let mut times = Vec::new();
-        for number in 0..CONTAINERS {
+        for number in 0..self.containers {
             let name = format!("c{number}");
             times.push(self.start_container(&name, &["/bin/busybox", "sleep", "100000"])?);
             self.end_container(&name)?;
@@ -148,7 +148,7 @@ impl Session {
 
     fn one_by_one(&mut self, floor: &Floor, report: &mut Report) -> Result<(), Fault> {
         let (mut to_ack, mut to_exit) = (Vec::new(), Vec::new());
-        for number in 0..EXECS {
+        for number in 0..self.execs {
             let process = self.process(&format!("e{number}"), &PROGRAM, json!({}))?;
             let name = process.id.clone();
             let start = Instant::now();
@@ -168,7 +168,7 @@ impl Session {
         for (width, goal) in [(1, ">= 95/s"), (8, ">= 120/s"), (32, ">= 120/s")] {
             let start = Instant::now();
             let mut under_way: VecDeque<(ProcessStreams, hyperinit::ids::ProcessId)> = VecDeque::new();
-            for number in 0..EXECS {
+            for number in 0..self.execs {
                 if under_way.len() == width {
                     self.wait_for_one(&mut under_way)?;
                 }
@@ -180,7 +180,7 @@ impl Session {
             while !under_way.is_empty() {
                 self.wait_for_one(&mut under_way)?;
             }
-            let rate = EXECS as f64 / start.elapsed().as_secs_f64();
+            let rate = f64::from(self.execs) / start.elapsed().as_secs_f64();
             let floor = 1e3 / floor_of(floor);
             report.row(&format!("execs a second, {width} in flight"), "/s", rate, Some(floor), goal);
         }
@@ -225,7 +225,7 @@ impl Session {
 
     fn pings(&mut self, floor: &Floor, report: &mut Report) -> Result<(), Fault> {
         let mut times = Vec::new();
-        for _ in 0..EXECS {
+        for _ in 0..self.execs {
             let start = Instant::now();
             self.client.call(Command::Ping).map_err(failed("pinging"))?;
             times.push(start.elapsed());
@@ -256,15 +256,15 @@ impl Session {
     }
 
     /// What one more container costs that only sleeps.
-    fn idle_containers(&mut self, _before: f64, report: &mut Report) -> Result<(), Fault> {
+    fn idle_containers(&mut self, report: &mut Report) -> Result<(), Fault> {
         let before = self.memory()?;
-        for number in 0..CONTAINERS {
+        for number in 0..self.containers {
             self.start_container(&format!("idle{number}"), &["/bin/busybox", "sleep", "100000"])?;
         }
         let after = self.memory()?;
-        let each = (before - after) / CONTAINERS as f64 / 1e3;
+        let each = (before - after) / f64::from(self.containers) / 1e3;
         report.row("an idle container, all of the guest's memory", "kB", each, None, "<= 250 kB");
-        for number in 0..CONTAINERS {
+        for number in 0..self.containers {
             self.end_container(&format!("idle{number}"))?;
         }
         Ok(())

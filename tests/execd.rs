@@ -162,7 +162,9 @@ fn bytes_go_in_and_out_by_pipes() {
 fn a_process_is_in_the_pod_and_in_its_container() {
     guest_with_cgroups(|guest| {
         let mut pod = pod(guest);
-        let running = pod.exec_init("web", json!({"args": ["/bin/cat"]})).unwrap();
+        let mut running = pod.exec_init("web", json!({"args": ["/bin/cat"]})).unwrap();
+        running.stdin.as_mut().unwrap().write_all(b"executed").unwrap();
+        read_to(&running.out, "executed");
         let link = |pid: Pid, name: &str| fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
         for name in ["pid", "uts", "ipc", "net"] {
             assert_eq!(link(running.pid, name), link(pod.init, name), "{name}");

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use support::guest::{Guest, guest, guest_with_cgroups};
 use support::helper::Helper;
 use support::image::{image, program};
-use support::pod::{Execd, HOSTNAME, Pod, id, pod_files};
+use support::pod::{Execd, HOSTNAME, Pod, id, pod_files, socket_pair};
 use support::{probe, read_all, read_to, read_until};
 
 /// Docker's fourteen, as the default profile has them.
@@ -222,13 +222,7 @@ fn signals_that_execd_inherited_as_ignored_are_not_ignored() {
     guest(|guest| {
         let mut pod = pod(guest);
         // As an init that ignores them would leave them.
-        let (theirs, streamd) = nix::sys::socket::socketpair(
-            nix::sys::socket::AddressFamily::Unix,
-            nix::sys::socket::SockType::SeqPacket,
-            None,
-            nix::sys::socket::SockFlag::SOCK_CLOEXEC,
-        )
-        .unwrap();
+        let (theirs, streamd) = socket_pair();
         let mut command = std::process::Command::new("/bin/busybox");
         let shell = "trap '' HUP INT TERM USR1; exec \"$0\" --stdio";
         command.args(["sh", "-c", shell, support::helper::binary(Role::Execd)]);
@@ -720,6 +714,23 @@ fn what_is_kept_is_let_go() {
             assert!(pod.exec("web", json!({"user": "nobody"})).is_err());
         }
         assert_eq!(open(&pod), before);
+    });
+}
+
+#[test]
+fn without_streamd_nothing_starts() {
+    guest(|guest| {
+        let mut pod = pod(guest);
+        let root = Path::new(paths::LOCAL_SHARE).join("web/rootfs");
+        program(&root, "ran", b"#!/bin/sh\n: >/ran\n", 0o755);
+        let (_ours, theirs) = socket_pair();
+        let streamd = std::mem::replace(&mut pod.execd.streamd, theirs);
+        drop(streamd);
+        let fault = pod.exec("web", json!({"args": ["/bin/ran"]})).err().unwrap();
+        assert!(fault.is(Errno::EPIPE) && fault.doing == "handing to streamd", "{fault}");
+        // The next start is after the end of the one before: its process was killed in its place.
+        assert!(pod.exec("web", json!({"user": "nobody"})).is_err());
+        assert!(!root.join("ran").exists());
     });
 }
 

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::resource::{Resource, rlim_t, setrlimit};
-use nix::sys::stat::{Mode, SFlag, fchmod, fstat, major, minor, umask};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, major, minor};
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{Gid, Uid, fchdir, fchown, setgroups, setresgid, setresuid, setsid, write};
 
@@ -106,7 +106,6 @@ impl Start<'_> {
         setsid().fault("making", "a session")?;
         let master = self.standard_streams(&identity)?;
         self.enter_workdir()?;
-        umask(Mode::from_bits_truncate(0o022));
         default_sigpipe();
         // Late: a low limit is the process's, not its start's.
         for &(resource, soft, hard) in self.limits {
@@ -150,10 +149,11 @@ impl Start<'_> {
 
     /// The kernel's own links of /proc lead out of a directory, and are followed nowhere.
     fn enter_workdir(&self) -> Result<(), Fault> {
-        let workdir = match self.process.workdir.as_str() {
-            "" => "/",
-            workdir => workdir,
-        };
+        let workdir = self.process.workdir.as_str();
+        if matches!(workdir, "" | "/") {
+            // Where setns(2) has left it.
+            return Ok(());
+        }
         let flags = (OFlag::O_PATH | OFlag::O_DIRECTORY).bits();
         openat2(AT_FDCWD, Path::new(workdir), flags, 0, Resolve::InRoot)
             .and_then(fchdir)

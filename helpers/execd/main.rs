@@ -20,6 +20,7 @@ use hyperinit::wire::bootstrap::FD_SOCKET;
 use hyperinit::wire::execd::{Reply, Request};
 use hyperinit::{embedded_policy, helper};
 
+use nix::sys::stat::{Mode, umask};
 use pod::Namespaces;
 use streams::Streams;
 
@@ -44,7 +45,9 @@ pub fn main() -> ExitCode {
         |profile| Ok(ContainerProfile::of(profile)?.capabilities()),
         |options| {
             let socket = inherited(FD_SOCKET).fault("taking", "descriptor 3, the socket to streamd")?;
+            // What every process inherits.
             ignore_nothing().fault("restoring", "signals")?;
+            umask(Mode::from_bits_truncate(0o022));
             let profile = ContainerProfile::of(options.profile)?;
             Ok(Execd {
                 keep: profile.capabilities().intersection(caps::permitted()?),

@@ -41,7 +41,7 @@ pub fn environment(process: &Process, identity: &Identity, hostname: &str) -> Ve
     variables.extend(accounts.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))));
     variables.extend(process.envs.iter().map(|env| (env.env.as_str(), env.value.as_str())));
     let mut unique: Vec<(&str, &str)> = Vec::new();
-    let mut places = std::collections::HashMap::new();
+    let mut places = std::collections::BTreeMap::new();
     for (name, value) in variables {
         let place = *places.entry(name).or_insert(unique.len());
         match unique.get_mut(place) {

@@ -51,6 +51,11 @@ pub fn pod_files() -> mountd::PodFiles {
     }
 }
 
+/// The socket between execd and streamd.
+pub fn socket_pair() -> (OwnedFd, OwnedFd) {
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()
+}
+
 /// A container's id.
 pub fn id(container: &str) -> ContainerId {
     ContainerId::try_from(container.to_owned()).unwrap()
@@ -59,8 +64,7 @@ pub fn id(container: &str) -> ContainerId {
 impl Execd {
     /// Starts it.
     pub fn start(arguments: &[&str]) -> Execd {
-        let (theirs, streamd) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let (theirs, streamd) = socket_pair();
         Execd { helper: Helper::start(Role::Execd, arguments, Some(theirs)), streamd }
     }
 

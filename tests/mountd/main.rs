@@ -1,0 +1,242 @@
+//! mountd, confined, by hand, in namespaces of its own; its pod init is the real execd's.
+#![allow(clippy::unwrap_used)]
+
+mod disk;
+mod hostile;
+mod root;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use hyperinit::channel::Bulk;
+use hyperinit::fault::Fault;
+use hyperinit::ids::{ContainerId, Pid};
+use hyperinit::paths;
+use hyperinit::wire::Role;
+use hyperinit::wire::mountd::{PodFiles, Request, Share};
+use nix::errno::Errno;
+use serde_json::json;
+use support::guest::{Guest, guest, guest_with_cgroups};
+use support::helper::Helper;
+use support::image::{image, program};
+use support::pod::{Pod, done, id, pod_files};
+
+fn mountd() -> Helper {
+    Helper::start(Role::Mountd, &[], None)
+}
+
+fn prepare_pod(mountd: &mut Helper, pod: PodFiles) -> Result<(), Fault> {
+    done(mountd, &Request::PreparePod { pod: Bulk::Here(pod) })
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+fn mode(path: &str) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+/// The mount points below a directory, in mountinfo's text.
+fn mounted_below(mounts: &str, directory: &str) -> BTreeSet<String> {
+    let points = mounts.lines().map(|line| line.split(' ').nth(4).unwrap());
+    points.filter(|point| Path::new(point).starts_with(directory)).map(str::to_owned).collect()
+}
+
+/// The mount on a path: (its options, the root of it, its filesystem). The topmost one.
+fn mount_on<'a>(mounts: &'a str, path: &str) -> (&'a str, &'a str, &'a str) {
+    let line = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some(path));
+    let line = line.unwrap_or_else(|| panic!("nothing is mounted on {path}:\n{mounts}"));
+    let mut fields = line.split(' ').skip(3);
+    let (root, options) = (fields.next().unwrap(), fields.nth(1).unwrap());
+    (options, root, line.split(" - ").nth(1).unwrap().split(' ').next().unwrap())
+}
+
+#[test]
+fn a_pod_has_its_files() {
+    guest(|guest| {
+        let mut mountd = mountd();
+        let pod = PodFiles {
+            dns: words(&["192.0.2.1", "2001:db8::1"]),
+            dns_search: words(&["a.test", "b.test"]),
+            dns_options: words(&["ndots:2"]),
+            ..pod_files()
+        };
+        fs::write(Path::new(paths::LOCAL_SHARE).join("on-the-share"), "").unwrap();
+        prepare_pod(&mut mountd, pod).unwrap();
+        assert_eq!(
+            fs::read_to_string(paths::POD_RESOLV_CONF).unwrap(),
+            "nameserver 192.0.2.1\nnameserver 2001:db8::1\nsearch a.test b.test\noptions ndots:2\n"
+        );
+        assert_eq!(fs::read_to_string(paths::POD_HOSTNAME).unwrap(), "thepod\n");
+        assert_eq!((mode(paths::POD_RESOLV_CONF), mode(paths::POD_HOSTNAME)), (0o644, 0o644));
+        assert_eq!(mode(paths::POD_SHM), 0o1777);
+        let mounts = guest.mounts();
+        let (options, _, kind) = mount_on(&mounts, paths::POD_SHM);
+        assert!(kind == "tmpfs" && options.contains("nosuid,nodev,noexec"), "{options} {kind}");
+        assert!(Path::new(paths::SHARE).join("on-the-share").exists());
+        assert_eq!(mountd.log(), "");
+    });
+}
+
+#[test]
+fn a_pod_without_dns_has_no_resolv_conf() {
+    guest(|_| {
+        let mut mountd = mountd();
+        prepare_pod(&mut mountd, PodFiles { share: None, ..pod_files() }).unwrap();
+        assert!(!Path::new(paths::POD_RESOLV_CONF).exists());
+        assert!(Path::new(paths::POD_HOSTNAME).exists());
+    });
+}
+
+#[test]
+fn no_word_writes_a_line_of_its_own() {
+    guest(|guest| {
+        let before = guest.mounts();
+        let mut mountd = mountd();
+        let evil = || words(&["192.0.2.1\nnameserver 192.0.2.66"]);
+        for (key, pod) in [
+            ("dns", PodFiles { dns: evil(), ..pod_files() }),
+            ("dnsSearch", PodFiles { dns_search: evil(), ..pod_files() }),
+            ("dnsOptions", PodFiles { dns_options: evil(), ..pod_files() }),
+            ("hostname", PodFiles { hostname: "a\nb".to_owned(), ..pod_files() }),
+        ] {
+            let fault = prepare_pod(&mut mountd, pod).unwrap_err();
+            assert_eq!(fault.to, key, "{fault}");
+        }
+        assert_eq!(guest.mounts(), before);
+        assert!(!Path::new(paths::POD).exists());
+    });
+}
+
+#[test]
+fn a_pod_that_fails_leaves_nothing() {
+    guest(|guest| {
+        let before = guest.mounts();
+        let mut mountd = mountd();
+        // There is no virtio here, nor 9p.
+        let pod = PodFiles { share: Some(Share::NineP { tag: "share_dir".to_owned() }), ..pod_files() };
+        let fault = prepare_pod(&mut mountd, pod).unwrap_err();
+        assert!(fault.to_string().starts_with("mountd: mounting the share share_dir: "), "{fault}");
+        assert_eq!(guest.mounts(), before);
+        assert!(!Path::new(paths::POD).exists());
+        prepare_pod(&mut mountd, pod_files()).unwrap();
+    });
+}
+
+#[test]
+fn the_pods_namespaces_are_kept() {
+    guest(|guest| {
+        let pod = Pod::start(guest);
+        for name in ["ipc", "mnt", "pid", "uts"] {
+            let kept = fs::metadata(format!("{}/{name}", paths::POD_NS)).unwrap().ino();
+            assert_eq!(kept, fs::metadata(format!("/proc/{}/ns/{name}", pod.init)).unwrap().ino(), "{name}");
+            assert_ne!(kept, fs::metadata(format!("/proc/thread-self/ns/{name}")).unwrap().ino(), "{name}");
+        }
+    });
+}
+
+#[test]
+fn a_pid_that_is_nobody_is_a_fault() {
+    guest(|_| {
+        let mut mountd = mountd();
+        prepare_pod(&mut mountd, pod_files()).unwrap();
+        let fault = done(&mut mountd, &Request::PinPod { pid: Pid(i32::MAX) }).unwrap_err();
+        assert!(fault.is(Errno::ENOENT), "{fault}");
+    });
+}
+
+#[test]
+fn a_container_goes_with_all_that_runs_in_it() {
+    guest_with_cgroups(|guest| kill_and_remove(guest, true));
+}
+
+#[test]
+fn a_container_goes_where_the_kernel_has_no_cgroups() {
+    guest(|guest| kill_and_remove(guest, false));
+}
+
+fn kill_and_remove(guest: &Guest, cgroups: bool) {
+    image("web");
+    image("other");
+    let mut pod = Pod::start(guest);
+    pod.prepare("web", json!({})).unwrap();
+    pod.prepare("other", json!({})).unwrap();
+    let cgroup = paths::container_cgroup(&id("web"));
+    assert_eq!(cgroup.exists(), cgroups);
+    let sleep = json!({"args": ["/bin/sh", "-c", "sleep 1000 & echo $!; sleep 1001"]});
+    let running = pod.exec("web", sleep.clone()).unwrap();
+    let other = pod.exec("other", sleep).unwrap();
+    // Its words: both have been started.
+    support::read_to(&running.out, "\n");
+    if cgroups {
+        assert!(fs::read_to_string(cgroup.join("cgroup.procs")).unwrap().lines().count() >= 2);
+        let fault = pod.mountd(&Request::RemoveContainer { container: id("web") }).unwrap_err();
+        assert!(fault.is(Errno::EBUSY), "{fault}");
+        let fault = pod.prepare("web", json!({})).unwrap_err();
+        assert!(fault.is(Errno::EBUSY), "{fault}");
+        guest.inside("web", |_| assert!(Path::new("/bin/sh").exists(), "it was left as it is"));
+    }
+    pod.mountd(&Request::KillContainer { container: id("web") }).unwrap();
+    assert_eq!(guest.wait(running.pid), 128 + 9);
+    // Only the shell's child could still hold it open.
+    support::read_all(&running.out);
+    assert!(Path::new(&format!("/proc/{}/exe", other.pid)).read_link().is_ok(), "another container lives");
+    pod.mountd(&Request::KillContainer { container: id("web") }).unwrap();
+    for _ in 0..2 {
+        pod.mountd(&Request::RemoveContainer { container: id("web") }).unwrap();
+        assert!(!cgroup.exists() && !paths::container(&id("web")).exists());
+        assert_eq!(mounted_below(&guest.mounts(), "/run/hyperinit/containers/web"), BTreeSet::new());
+    }
+    pod.mountd(&Request::KillContainer { container: id("web") }).unwrap();
+    pod.prepare("web", json!({})).unwrap();
+    assert_eq!(pod.shell("web", "echo again"), "again");
+}
+
+#[test]
+fn a_pod_that_is_destroyed_leaves_nothing() {
+    guest_with_cgroups(|guest| {
+        let before = guest.mounts();
+        image("a");
+        image("b");
+        let mut pod = Pod::with(guest, PodFiles { dns: words(&["192.0.2.1"]), ..pod_files() }, &[]);
+        pod.prepare("a", json!({})).unwrap();
+        pod.prepare("b", json!({"initialize": true})).unwrap();
+        guest.kill(pod.init, nix::sys::signal::Signal::SIGKILL);
+        guest.wait(pod.init);
+        pod.mountd(&Request::DestroyPod).unwrap();
+        assert_eq!(guest.mounts(), before);
+        assert!(!Path::new(paths::POD).exists());
+        assert_eq!(fs::read_dir(paths::CONTAINERS).unwrap().count(), 0);
+        assert!(!paths::container_cgroup(&id("a")).exists());
+        pod.mountd(&Request::DestroyPod).unwrap();
+        prepare_pod(&mut pod.mountd, pod_files()).unwrap();
+        pod.mountd(&Request::DestroyPod).unwrap();
+        assert_eq!(guest.mounts(), before);
+        assert_eq!(pod.mountd.log(), "");
+    });
+}
+
+#[test]
+fn a_mountd_that_comes_later_goes_on() {
+    guest(|guest| {
+        image("web");
+        let mut pod = Pod::start(guest);
+        pod.prepare("web", json!({})).unwrap();
+        pod.mountd.kill();
+        pod.mountd = mountd();
+        assert_eq!(pod.shell("web", "echo still"), "still");
+        // A start that died with it left its directory; and its namespace, if it came so far.
+        pod.prepare("web", json!({})).unwrap();
+        assert_eq!(pod.shell("web", "echo anew"), "anew");
+        let before = mounted_below(&guest.mounts(), paths::POD);
+        prepare_pod(&mut pod.mountd, pod_files()).unwrap();
+        pod.mountd(&Request::DestroyPod).unwrap();
+        assert!(!before.is_empty());
+        assert_eq!(mounted_below(&guest.mounts(), paths::POD), BTreeSet::new(), "twice mounted, all gone");
+    });
+}

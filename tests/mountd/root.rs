@@ -1,0 +1,244 @@
+//! What a container sees.
+
+use super::*;
+
+/// Everything that is mounted in a container of the default profile.
+const MOUNTS: [&str; 22] = [
+    "/",
+    "/dev",
+    "/dev/full",
+    "/dev/null",
+    "/dev/pts",
+    "/dev/random",
+    "/dev/shm",
+    "/dev/tty",
+    "/dev/urandom",
+    "/dev/zero",
+    "/etc/hostname",
+    "/etc/resolv.conf",
+    "/proc",
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/interrupts",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+    "/sys",
+    "/sys/firmware",
+    "/sys/kernel/debug",
+];
+
+#[test]
+fn a_container_sees_its_own_and_nothing_else() {
+    guest(|guest| {
+        image("other");
+        let root = image("web");
+        fs::write(root.join("mine"), "").unwrap();
+        let mut pod = Pod::with(guest, PodFiles { dns: words(&["192.0.2.1"]), ..pod_files() }, &[]);
+        let before = guest.mounts();
+        pod.prepare("web", json!({})).unwrap();
+        let added: Vec<String> = {
+            let after = mounted_below(&guest.mounts(), "/");
+            after.difference(&mounted_below(&before, "/")).cloned().collect()
+        };
+        assert_eq!(added, [format!("{}/web/mnt", paths::CONTAINERS)], "all that the guest sees of it");
+        guest.inside("web", |mounts| {
+            let mounted = mounted_below(mounts, "/");
+            // What the kernel of the day has of the hidden files differs.
+            let optional = |path: &String| ["/proc/", "/sys/"].iter().any(|below| path.starts_with(below));
+            let expected = MOUNTS.iter().map(|&path| path.to_owned()).collect::<BTreeSet<_>>();
+            let surely = |set: &BTreeSet<String>| {
+                set.iter().filter(|path| !optional(path)).cloned().collect::<BTreeSet<_>>()
+            };
+            assert_eq!(surely(&mounted), surely(&expected));
+            assert!(mounted.contains("/proc/sys") && mounted.contains("/proc/interrupts"), "{mounts}");
+            assert!(Path::new("/mine").exists());
+            assert!(!Path::new("/../other").exists() && !Path::new(paths::RUN).exists());
+            let (options, root, _) = mount_on(mounts, "/");
+            assert!(root.ends_with("/web/rootfs"), "{root}");
+            assert!(options.starts_with("rw") && options.contains("nodev"), "{options}");
+            for line in mounts.lines() {
+                assert!(!line.contains("shared:") && !line.contains("master:"), "all are private: {line}");
+            }
+        });
+        assert_eq!(pod.mountd.log(), "");
+    });
+}
+
+#[test]
+fn its_dev_has_the_profiles_nodes_and_no_device_can_be_added() {
+    guest(|guest| {
+        image("web");
+        let mut pod = Pod::start(guest);
+        pod.prepare("web", json!({})).unwrap();
+        guest.inside("web", |mounts| {
+            let names: BTreeSet<String> = fs::read_dir("/dev")
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            let expected = [
+                "console", "fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout",
+                "tty", "urandom", "zero",
+            ];
+            assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+            for (name, number) in [("null", (1, 3)), ("zero", (1, 5)), ("tty", (5, 0))] {
+                let node = fs::metadata(format!("/dev/{name}")).unwrap();
+                let rdev = node.rdev();
+                assert!(node.file_type().is_char_device());
+                assert_eq!((nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev)), number);
+                assert_eq!(node.permissions().mode() & 0o777, 0o666, "everybody's, whatever the umask was");
+            }
+            fs::write("/dev/null", "gone").unwrap();
+            for (name, to) in [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdout", "/proc/self/fd/1")] {
+                assert_eq!(fs::read_link(format!("/dev/{name}")).unwrap(), Path::new(to));
+            }
+            let (options, _, kind) = mount_on(mounts, "/dev");
+            assert!(kind == "tmpfs" && options.contains("nodev"), "{options}");
+            assert!(!mount_on(mounts, "/dev/null").0.contains("nodev"));
+            assert_eq!(mount_on(mounts, "/dev/pts").2, "devpts");
+            assert_eq!(mode("/dev/pts/ptmx"), 0o666);
+            // With CAP_MKNOD one can be made, but it is none.
+            support::guest::node("mem", nix::sys::stat::SFlag::S_IFCHR, 1, 1);
+            assert_eq!(fs::File::open("/dev/mem").unwrap_err().raw_os_error(), Some(Errno::EACCES as i32));
+            assert_eq!(fs::remove_file("/dev/null").unwrap_err().raw_os_error(), Some(Errno::EBUSY as i32));
+        });
+        assert!(!Path::new("/dev/mem").exists(), "the guest's /dev is another");
+    });
+}
+
+#[test]
+fn what_is_hidden_is_hidden_and_the_guests_null_is_nobodys() {
+    guest(|guest| {
+        image("web");
+        let mut pod = Pod::start(guest);
+        pod.prepare("web", json!({})).unwrap();
+        guest.inside("web", |mounts| {
+            assert_eq!(fs::read("/proc/interrupts").unwrap(), b"");
+            assert_eq!(fs::read_dir("/sys/firmware").unwrap().count(), 0);
+            let busy = [Some(Errno::EROFS as i32), Some(Errno::EACCES as i32)];
+            let change = fs::set_permissions("/proc/interrupts", fs::Permissions::from_mode(0o600));
+            assert!(busy.contains(&change.unwrap_err().raw_os_error()), "it would be the guest's /dev/null");
+            assert!(busy.contains(&fs::create_dir("/sys/firmware/x").unwrap_err().raw_os_error()));
+            let write = fs::OpenOptions::new().write(true).open("/proc/sys/kernel/hostname");
+            assert_eq!(write.unwrap_err().raw_os_error(), Some(Errno::EROFS as i32));
+            assert!(mount_on(mounts, "/sys").0.starts_with("ro,nosuid,nodev,noexec"));
+            assert!(mount_on(mounts, "/proc").0.starts_with("rw,nosuid,nodev,noexec"));
+        });
+        assert_eq!(mode("/dev/null"), 0o666);
+    });
+}
+
+#[test]
+fn a_read_only_root_is_left_as_it_is() {
+    guest(|guest| {
+        let root = image("web");
+        fs::create_dir(root.join("data")).unwrap();
+        fs::write(root.join("etc/hostname"), "the image's\n").unwrap();
+        let mut pod = Pod::with(guest, PodFiles { dns: words(&["192.0.2.1"]), ..pod_files() }, &[]);
+        let more =
+            json!({"readOnly": true, "initialize": true, "process": {"args": ["x"], "workdir": "/data"}});
+        pod.prepare("web", more).unwrap();
+        guest.inside("web", |mounts| {
+            assert!(mount_on(mounts, "/").0.starts_with("ro"));
+            assert_eq!(fs::write("/x", "").unwrap_err().raw_os_error(), Some(Errno::EROFS as i32));
+            assert_eq!(fs::read_to_string("/etc/hostname").unwrap(), "thepod\n", "its file is bound over");
+            assert!(!Path::new("/etc/resolv.conf").exists(), "it has none to bind over");
+            fs::write("/dev/shm/x", "").unwrap();
+        });
+        assert!(!root.join("etc/mtab").exists() && !root.join("etc/hosts").exists());
+        assert!(pod.mountd.log().contains("/etc/resolv.conf"), "{}", pod.mountd.log());
+    });
+}
+
+#[test]
+fn a_workdir_that_is_missing_in_a_read_only_root_is_a_fault() {
+    guest(|guest| {
+        image("web");
+        let mut pod = Pod::start(guest);
+        let more =
+            json!({"readOnly": true, "initialize": true, "process": {"args": ["x"], "workdir": "/a/b"}});
+        let fault = pod.prepare("web", more).unwrap_err();
+        assert_eq!(fault.to_string(), "mountd: making the workdir /a/b: No such file or directory");
+    });
+}
+
+#[test]
+fn a_first_start_makes_the_init_layer_and_the_workdir() {
+    guest(|guest| {
+        let root = image("web");
+        let mut pod = Pod::with(guest, PodFiles { dns: words(&["192.0.2.1"]), ..pod_files() }, &[]);
+        let more = json!({"initialize": true, "process": {"args": ["x"], "workdir": "/var/lib/../www/./a"}});
+        pod.prepare("web", more).unwrap();
+        assert!(fs::read_to_string(root.join("etc/hosts")).unwrap().contains("localhost"));
+        assert_eq!(fs::read_link(root.join("etc/mtab")).unwrap(), Path::new("/proc/mounts"));
+        assert_eq!(fs::read_to_string(root.join("etc/resolv.conf")).unwrap(), "", "made to be mounted over");
+        assert!(root.join("var/www/a").is_dir() && root.join("var/lib").is_dir());
+        assert_eq!(fs::metadata(root.join("var")).unwrap().permissions().mode() & 0o777, 0o755);
+        guest.inside("web", |mounts| {
+            assert_eq!(fs::read_to_string("/etc/resolv.conf").unwrap(), "nameserver 192.0.2.1\n");
+            assert_eq!(fs::read_to_string("/etc/hostname").unwrap(), "thepod\n");
+            assert!(mount_on(mounts, "/etc/hostname").0.starts_with("ro"), "it is the whole pod's");
+        });
+        assert_eq!(fs::read_to_string(paths::POD_HOSTNAME).unwrap(), "thepod\n");
+    });
+}
+
+#[test]
+fn a_later_start_leaves_the_images_own_files() {
+    guest(|guest| {
+        let root = image("web");
+        fs::write(root.join("etc/hosts"), "mine\n").unwrap();
+        let mut pod = Pod::start(guest);
+        let more = json!({"process": {"args": ["x"], "workdir": "/a"}});
+        pod.prepare("web", more).unwrap();
+        assert!(!root.join("etc/mtab").exists() && !root.join("a").exists());
+        assert_eq!(fs::read_to_string(root.join("etc/hosts")).unwrap(), "mine\n");
+        pod.mountd(&Request::RemoveContainer { container: id("web") }).unwrap();
+        pod.prepare("web", json!({"initialize": true})).unwrap();
+        assert_eq!(fs::read_to_string(root.join("etc/hosts")).unwrap(), "mine\n", "what is there stays");
+    });
+}
+
+#[test]
+fn containers_share_the_memory_and_nothing_else() {
+    guest(|guest| {
+        image("a");
+        image("b");
+        let mut pod = Pod::start(guest);
+        pod.prepare("a", json!({})).unwrap();
+        pod.prepare("b", json!({})).unwrap();
+        guest.inside("a", |_| {
+            fs::write("/dev/shm/x", "hello").unwrap();
+            fs::write("/tmp/x", "a's").unwrap();
+            fs::write("/dev/x", "a's").unwrap();
+        });
+        guest.inside("b", |_| {
+            assert_eq!(fs::read_to_string("/dev/shm/x").unwrap(), "hello");
+            assert!(!Path::new("/tmp/x").exists() && !Path::new("/dev/x").exists());
+        });
+        assert!(Path::new(paths::POD_SHM).join("x").exists());
+    });
+}
+
+#[test]
+fn sysctls_are_the_pods() {
+    guest(|guest| {
+        image("web");
+        let mut pod = Pod::start(guest);
+        let read = |name: &str| fs::read_to_string(format!("/proc/sys/{name}")).unwrap();
+        let (before, forward) = (read("kernel/msgmax"), read("net/ipv4/ip_forward"));
+        assert_eq!(forward, "0\n");
+        let sysctl = json!({"kernel.msgmax": "12345", "net.ipv4.ip_forward": "1"});
+        pod.prepare("web", json!({"sysctl": sysctl})).unwrap();
+        assert_eq!(read("kernel/msgmax"), before, "another IPC namespace's");
+        assert_eq!(pod.shell("web", "cat /proc/sys/kernel/msgmax"), "12345");
+        assert_eq!(read("net/ipv4/ip_forward"), "1\n", "the pod has the guest's network");
+        let mut refused =
+            |name: &str, value: &str| pod.prepare("web", json!({"sysctl": {name: value}})).unwrap_err();
+        let fault = refused("kernel.core_pattern", "|/evil");
+        assert!(fault.to_string().contains("only the privileged profile"), "{fault}");
+        assert!(refused("net/../kernel/core_pattern", "x").to_string().contains("not a dotted name"));
+        assert!(refused("net.ipv4.no_such_thing", "1").is(Errno::ENOENT));
+        assert!(refused("net.ipv4.ip_forward", "many").is(Errno::EINVAL));
+    });
+}

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::sandbox::{CapSet, ContainerProfile, Policy, caps};
 use hyperinit::sys::fd::inherited;
-use hyperinit::sys::process::ignore_nothing;
+use hyperinit::sys::process::{check_single_threaded, ignore_nothing};
 use hyperinit::wire::Role;
 use hyperinit::wire::bootstrap::FD_SOCKET;
 use hyperinit::wire::execd::{Reply, Request};
@@ -45,6 +45,7 @@ pub fn main() -> ExitCode {
         |profile| Ok(ContainerProfile::of(profile)?.capabilities()),
         |options| {
             let socket = inherited(FD_SOCKET).fault("taking", "descriptor 3, the socket to streamd")?;
+            check_single_threaded().fault("looking for", "other threads")?;
             // What every process inherits.
             ignore_nothing().fault("restoring", "signals")?;
             umask(Mode::from_bits_truncate(0o022));

@@ -38,12 +38,19 @@ pub enum Cloned {
     },
 }
 
-/// Clones a sibling: a child of the caller's parent, which reaps it. `namespaces` are CLONE_NEW* flags; `cgroup` is a
-/// cgroup v2 directory to be born in. EINVAL when the caller has threads, whose locks the child could never take.
-pub fn clone_sibling(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
-    // unshare(2): CLONE_THREAD has no effect but to fail with EINVAL where there is more than one thread.
+/// Whether this process has no thread but the caller: EINVAL if it has.
+pub fn check_single_threaded() -> Result<(), Errno> {
+    // unshare(2): CLONE_THREAD has no effect but to fail where there is more than one thread.
     // SAFETY: unshare takes flags only.
-    Errno::result(unsafe { libc::unshare(libc::CLONE_THREAD) })?;
+    Errno::result(unsafe { libc::unshare(libc::CLONE_THREAD) }).map(drop)
+}
+
+/// Clones a sibling: a child of the caller's parent, which reaps it. `namespaces` are CLONE_NEW* flags; `cgroup` is a
+/// cgroup v2 directory to be born in.
+///
+/// For a process that has one thread ([`check_single_threaded`]): what another one's locks guard, the child could never
+/// use.
+pub fn clone_sibling(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
         flags: u64::from((libc::CLONE_PARENT | libc::CLONE_PIDFD | namespaces).cast_unsigned()),
@@ -54,8 +61,8 @@ pub fn clone_sibling(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(|_| Errno::EBADF)?;
     }
-    // SAFETY: there is one thread (checked above), so no lock is held elsewhere; without CLONE_VM the child has its own copy
-    // of this memory; `args` and the pidfd's place outlive the call.
+    // SAFETY: execd, the only caller, has checked at its start that it has one thread, and starts none, so no lock is held
+    // elsewhere; without CLONE_VM the child has its own copy of this memory; `args` and the pidfd's place outlive the call.
     let pid =
         Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
     if pid == 0 {

@@ -73,10 +73,11 @@ fn enter_vm() -> Result<(), Fault> {
 }
 
 fn enter_namespace(local: &Local) -> Result<(), Fault> {
+    // Before the working directory is another.
+    let share = local.share.canonicalize().fault("looking up the share", local.share.display())?;
     enter_new_namespace().fault("entering", "a mount namespace that can keep the containers'")?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).fault("making private", "/")?;
-    let share = local.share.canonicalize().fault("looking up the share", local.share.display())?;
     // The stage hides what is below it, so the share is opened first and bound by descriptor.
     let share = open(&share, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .fault("opening the share", share.display())?;

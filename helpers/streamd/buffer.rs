@@ -30,6 +30,9 @@ pub const CHUNK: usize = 64 << 10;
 const TTY_CHUNK: usize = 4 << 10;
 /// How much that has left is given back at once.
 const PUNCH: u64 = 256 << 10;
+/// How much that has left is kept: a socket refers to these pages until the host has read them, and where tmpfs uses huge
+/// pages, giving a part of one back overwrites it with zeros. More than the sending side of a socket holds (wmem_default).
+const KEPT: u64 = 256 << 10;
 /// Where frames begin: behind the page of numbers.
 const DATA: u64 = PAGE as u64;
 
@@ -376,7 +379,7 @@ impl Buffer {
             self.frames.pop_front();
         }
         self.page.set(SLOT_BOUNDARY, self.boundary);
-        let whole = self.boundary / DATA * DATA;
+        let whole = self.boundary.saturating_sub(KEPT) / DATA * DATA;
         if whole >= self.punched + PUNCH {
             let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             let (from, length) = (self.punched.cast_signed(), (whole - self.punched).cast_signed());

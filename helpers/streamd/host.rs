@@ -52,6 +52,8 @@ pub struct Host {
     /// The port may have something, or take something.
     readable: bool,
     writable: bool,
+    /// The host has left; what it sent before is still read.
+    hung_up: bool,
     chunk: Vec<u8>,
 }
 
@@ -85,6 +87,7 @@ impl Host {
             hearing,
             readable: true,
             writable: true,
+            hung_up: false,
             chunk: vec![0; CHUNK],
         };
         match host.hearing {
@@ -103,13 +106,10 @@ impl Host {
     }
 
     /// Something happened to the port.
-    pub fn event(&mut self, events: EpollFlags, buffer: &mut Buffer) -> Result<(), Fault> {
+    pub fn event(&mut self, events: EpollFlags) {
         self.readable = true;
         self.writable = true;
-        if events.contains(EpollFlags::EPOLLHUP) {
-            self.left(buffer)?;
-        }
-        Ok(())
+        self.hung_up |= events.contains(EpollFlags::EPOLLHUP);
     }
 
     /// Takes the next connection, if there is none and one waits.
@@ -127,10 +127,16 @@ impl Host {
         Ok(())
     }
 
-    /// The host hung up: it gets whole frames when it is back, and half a frame from it is forgotten.
-    fn left(&mut self, buffer: &mut Buffer) -> Result<(), Fault> {
+    /// Takes leave of a host that hung up, once what it sent has been read, or cannot be for now: true if it did. The host
+    /// gets whole frames when it is back, and half a frame from it is forgotten.
+    pub fn part(&mut self, processes: &Processes, buffer: &mut Buffer) -> Result<bool, Fault> {
+        if !self.hung_up || self.may_read(processes, buffer) {
+            return Ok(false);
+        }
+        self.hung_up = false;
         self.port.hang_up();
-        self.start_over(buffer)
+        self.start_over(buffer)?;
+        Ok(true)
     }
 
     fn start_over(&mut self, buffer: &mut Buffer) -> Result<(), Fault> {
@@ -166,19 +172,21 @@ impl Host {
             Err(errno) => {
                 log::info!("{}", Fault::errno("writing", "the stream port", errno));
                 self.writable = false;
-                self.left(buffer)?;
+                self.hung_up = true;
                 Ok(false)
             }
         }
     }
 
+    fn may_read(&self, processes: &Processes, buffer: &Buffer) -> bool {
+        self.readable && !processes.input_is_full() && buffer.has_room_for_answers()
+    }
+
     /// Reads a chunk from the host, if all its processes have room; true if something came.
     pub fn read(&mut self, processes: &mut Processes, buffer: &mut Buffer) -> Result<bool, Fault> {
         let mut total = 0;
-        while self.readable
-            && total < CHUNK
-            && !processes.input_is_full()
-            && buffer.has_room_for_answers()
+        while total < CHUNK
+            && self.may_read(processes, buffer)
             && let Some(fd) = self.port.fd()
         {
             // The host speaks of a process only after it was handed over.
@@ -189,7 +197,7 @@ impl Host {
             match read(fd, &mut self.chunk) {
                 Ok(0) => {
                     self.readable = false;
-                    self.left(buffer)?;
+                    self.hung_up = true;
                 }
                 Ok(count) => {
                     total += count;
@@ -203,7 +211,7 @@ impl Host {
                     }
                     if errno != Errno::EAGAIN {
                         log::info!("{}", Fault::errno("reading", "the stream port", errno));
-                        self.left(buffer)?;
+                        self.hung_up = true;
                     }
                 }
             }

@@ -91,6 +91,28 @@ fn half_a_frame_of_a_host_that_left_is_forgotten() {
 }
 
 #[test]
+fn what_a_host_sent_before_it_left_is_read() {
+    let mut world = World::listening("left");
+    let mut streamd = world.start();
+    for size in [1, 60 << 10, 200 << 10] {
+        let mut process = world.piped(1, None);
+        let mut host = world.connect();
+        host.stdin(1, &vec![7; size], 16 << 10);
+        host.close_stdin(1);
+        drop(host);
+        let mut got = Vec::new();
+        process.stdin.as_mut().unwrap().read_to_end(&mut got).unwrap();
+        assert_eq!(got.len(), size);
+        process.exit();
+        streamd.finish(1);
+        // The end waits for the next host.
+        assert_eq!(world.connect().frame(), (1, Vec::new()));
+        streamd.drained();
+    }
+    streamd.leave_well();
+}
+
+#[test]
 fn the_next_host_waits_until_the_first_has_left() {
     let mut world = World::listening("next");
     let streamd = world.start();

@@ -33,6 +33,8 @@ pub struct Options {
     pub log: LevelFilter,
     /// Standard error is the kernel's log.
     pub kmsg: bool,
+    /// The guest is in namespaces of a machine whose settings are not its own.
+    pub local: bool,
 }
 
 /// How requests come to a helper.
@@ -47,7 +49,7 @@ pub enum DoorKind {
 }
 
 const USAGE: &str = "usage: (--stdio | --policy | --ipc NAME) [--unconfined] [--profile default|privileged] \
-     [--listen] [--log LEVEL] [--kmsg]";
+     [--listen] [--log LEVEL] [--kmsg] [--local]";
 
 impl Options {
     /// Parses the arguments after the program's name.
@@ -61,6 +63,7 @@ impl Options {
             listen: false,
             log: LevelFilter::Warn,
             kmsg: false,
+            local: false,
         };
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{arg} wants a value\n{USAGE}"));
@@ -71,6 +74,7 @@ impl Options {
                 "--unconfined" => options.unconfined = true,
                 "--listen" => options.listen = true,
                 "--kmsg" => options.kmsg = true,
+                "--local" => options.local = true,
                 "--profile" => {
                     options.profile = match value()?.as_str() {
                         "default" => Profile::Default,

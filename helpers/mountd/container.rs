@@ -21,7 +21,7 @@ use nix::sys::stat::{Mode, SFlag, fstat, makedev, mknodat};
 use nix::unistd::{chdir, fchdir, pivot_root, symlinkat};
 
 use super::tree::{Home, libc_flags, make_directories, mount_point};
-use super::{layer, pod, sysctl};
+use super::{Rules, layer, pod, sysctl};
 
 /// How long a disk that is still being plugged is awaited.
 const DISK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -73,15 +73,15 @@ fn source(container: &Container) -> Result<Source<'_>, Fault> {
 }
 
 /// Everything of PrepareContainer, or nothing of it.
-pub fn prepare(home: &Home, profile: &ContainerProfile, container: &Container) -> Result<(), Fault> {
+pub fn prepare(home: &Home, rules: &Rules, container: &Container) -> Result<(), Fault> {
     let source = source(container)?;
-    sysctl::check(&container.sysctl, profile)?;
+    sysctl::check(&container.sysctl, &rules.profile)?;
     // What an earlier container of this id, or a mountd that died, left.
     remove(&container.id)?;
     let directory = paths::container(&container.id);
     fs::create_dir_all(&directory).fault("making", directory.display())?;
     let prepared = home
-        .in_new_namespace(|| build(home, profile, container, &source))
+        .in_new_namespace(|| build(home, rules, container, &source))
         .and_then(|namespace| keep(&namespace, &container.id))
         .and_then(|()| make_cgroup(&container.id));
     if prepared.is_err()
@@ -93,12 +93,8 @@ pub fn prepare(home: &Home, profile: &ContainerProfile, container: &Container) -
 }
 
 /// Puts the root together, step by step, and makes it the namespace's root.
-fn build(
-    home: &Home,
-    profile: &ContainerProfile,
-    container: &Container,
-    source: &Source<'_>,
-) -> Result<(), Fault> {
+fn build(home: &Home, rules: &Rules, container: &Container, source: &Source<'_>) -> Result<(), Fault> {
+    let profile = &rules.profile;
     let root = root(source, container.read_only)?;
     let proc = self::proc(&root)?;
     let sys = self::sys(profile, &root)?;
@@ -111,7 +107,7 @@ fn build(
         make_directories(&root, Path::new(&container.process.workdir))
             .fault("making the workdir", &container.process.workdir)?;
     }
-    sysctl::apply(home, &proc, &container.sysctl)?;
+    sysctl::apply(home, &proc, &container.sysctl, rules.local)?;
     let mut covers = Covers { home, directory: None };
     for path in profile.masked_paths() {
         if let Some(target) = kernel_file(&proc, &sys, path)? {

@@ -24,7 +24,14 @@ use tree::Home;
 /// What mountd opens before it is confined.
 struct Mountd {
     home: Home,
+    rules: Rules,
+}
+
+/// What this guest's containers may have.
+struct Rules {
     profile: ContainerProfile,
+    /// Settings that are not a namespace's own are the machine's, and stay as they are.
+    local: bool,
 }
 
 /// The program, alone or as a part of the guest's (src/main.rs).
@@ -36,7 +43,8 @@ pub fn main() -> ExitCode {
         |options| {
             // The mode of what is made is the mode that is meant: /dev/null is everybody's.
             umask(Mode::empty());
-            Ok(Mountd { home: Home::open()?, profile: ContainerProfile::of(options.profile)? })
+            let rules = Rules { profile: ContainerProfile::of(options.profile)?, local: options.local };
+            Ok(Mountd { home: Home::open()?, rules })
         },
         |mountd, requests, replies| helper::serve(requests, replies, |request| mountd.handle(request)),
     )
@@ -60,7 +68,7 @@ impl Mountd {
             Request::PreparePod { pod } => pod::prepare(&pod.open()?)?,
             Request::PinPod { pid } => pod::pin(pid)?,
             Request::PrepareContainer { container } => {
-                container::prepare(&self.home, &self.profile, &container.open()?)?;
+                container::prepare(&self.home, &self.rules, &container.open()?)?;
             }
             Request::KillContainer { container } => kill::container(&self.home, &container)?,
             Request::RemoveContainer { container } => container::remove(&container)?,

@@ -26,8 +26,7 @@ pub fn check(sysctls: &BTreeMap<String, String>, profile: &ContainerProfile) -> 
         if name.split('.').any(|part| part.is_empty() || part.contains('/')) {
             return fault("it is not a dotted name");
         }
-        let open =
-            ALWAYS.contains(&name.as_str()) || NAMESPACED.iter().any(|prefix| name.starts_with(prefix));
+        let open = ALWAYS.contains(&name.as_str()) || is_namespaced(name);
         // Only the privileged profile leaves /sys writable; it may also set what is the whole guest's.
         if !open && profile.readonly_sys() {
             return fault("it is the whole guest's: only the privileged profile may set it");
@@ -36,8 +35,28 @@ pub fn check(sysctls: &BTreeMap<String, String>, profile: &ContainerProfile) -> 
     Ok(())
 }
 
+fn is_namespaced(name: &str) -> bool {
+    NAMESPACED.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// What is left to set of them. In namespaces of a machine what is not theirs is the machine's, and stays as it is.
+fn ours(sysctls: &BTreeMap<String, String>, local: bool) -> Vec<(&String, &String)> {
+    let (ours, machines): (Vec<_>, Vec<_>) =
+        sysctls.iter().partition(|(name, _)| !local || is_namespaced(name));
+    for (name, _) in machines {
+        log::warn!("{name} is left as it is: it is the machine's");
+    }
+    ours
+}
+
 /// Sets them, in the pod's IPC namespace: the kernel takes the writer's.
-pub fn apply(home: &Home, proc: &OwnedFd, sysctls: &BTreeMap<String, String>) -> Result<(), Fault> {
+pub fn apply(
+    home: &Home,
+    proc: &OwnedFd,
+    sysctls: &BTreeMap<String, String>,
+    local: bool,
+) -> Result<(), Fault> {
+    let sysctls = ours(sysctls, local);
     if sysctls.is_empty() {
         return Ok(());
     }
@@ -64,6 +83,14 @@ fn set(proc: &OwnedFd, name: &str, value: &str) -> Result<(), Fault> {
 mod tests {
     use super::*;
     use hyperinit::wire::Profile;
+
+    #[test]
+    fn a_machine_keeps_its_settings() {
+        let both = ["kernel.shmmax", "vm.overcommit_memory"].map(|name| (name.to_owned(), "1".to_owned()));
+        let both = BTreeMap::from(both);
+        assert_eq!(ours(&both, false).len(), 2);
+        assert_eq!(ours(&both, true), [(&"kernel.shmmax".to_owned(), &"1".to_owned())]);
+    }
 
     #[test]
     fn only_what_belongs_to_the_pod() {

@@ -126,9 +126,7 @@ impl Kept {
         ]);
         let level = settings.log.as_str().to_ascii_lowercase();
         let mut words = vec!["--profile", settings.profile.name(), "--log", &level];
-        if settings.local.is_none() {
-            words.push("--kmsg");
-        }
+        words.push(if settings.local.is_none() { "--kmsg" } else { "--local" });
         let arguments = words.into_iter().map(c_string).collect::<Result<_, Fault>>()?;
         Ok(Kept { program: up(program)?, inherited, null: up(null)?, arguments, listen })
     }

@@ -12,7 +12,7 @@ mod sigsys;
 use std::fmt;
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::de::DeserializeOwned;
 
 use crate::fault::{Fault, OrFault};
@@ -67,7 +67,9 @@ impl Policy {
     /// The first step: no core dumps, no ptrace, the policy's user, and its capabilities. They are a thread's own:
     /// call it while there is one.
     fn drop_privileges(&self, grants: CapSet) -> Result<(), Fault> {
-        setrlimit(Resource::RLIMIT_CORE, 0, 0).fault("setting", "RLIMIT_CORE")?;
+        // The hard limit is what containers inherit from execd: theirs to use.
+        let (_, hard) = getrlimit(Resource::RLIMIT_CORE).fault("asking for", "RLIMIT_CORE")?;
+        setrlimit(Resource::RLIMIT_CORE, 0, hard).fault("setting", "RLIMIT_CORE")?;
         // By hand, or in a namespace, this process may have less than it would in a VM.
         let keep = self.0.capabilities.union(grants).intersection(caps::permitted()?);
         caps::drop_bounding(grants)?;

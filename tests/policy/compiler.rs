@@ -271,7 +271,7 @@ fn a_list_is_checked_too_and_says_which_kind_it_is() {
         errors(&[list("allow", &[READ]), policy.clone()]),
         ["policy/p.json:7: common: allows where this file denies, or the other way round"]
     );
-    assert_eq!(errors(&[policy.clone()]), ["policy/p.json:7: common: no such list"]);
+    assert_eq!(errors(std::slice::from_ref(&policy)), ["policy/p.json:7: common: no such list"]);
     let twice = list("trap", &[READ, READ]);
     assert_eq!(
         errors(&[twice, policy]),

@@ -50,7 +50,9 @@ impl Call {
         match offset {
             0 => self.number,
             4 => self.arch,
-            16..64 if offset % 4 == 0 => half(self.arguments[(offset as usize - 16) / 8], offset % 8 == 4),
+            16..64 if offset.is_multiple_of(4) => {
+                half(self.arguments[(offset as usize - 16) / 8], offset % 8 == 4)
+            }
             _ => panic!("a load from {offset}"),
         }
     }

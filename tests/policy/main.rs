@@ -20,6 +20,7 @@ mod table;
 mod compiler;
 mod files;
 mod machine;
+#[allow(dead_code)]
 mod meaning;
 mod programs;
 

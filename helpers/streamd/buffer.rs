@@ -3,8 +3,11 @@
 //! A kill arrives at the end of a system call, before a program can note what the call did. So the two positions that
 //! matter are file offsets of two descriptions of the memfd, which every streamd inherits: splice(2) moves bytes from a
 //! process to the first and advances it, sendfile(2) from the second to the port and advances it, each in one call. What
-//! else a successor has to know stands in the first page. Positions only grow: a byte that the port may still refer to is
-//! never written again, and whole pages behind the last frame that has left are given back.
+//! else a successor has to know stands in the first page.
+//!
+//! Places only grow. Where the port copies what it takes, they are in a ring, whose pages stay; a socket refers to
+//! pages until its other end has read them, so there the file grows with the places, and whole pages behind are given back.
+//! A taken payload's frame begins with a page: virtio-serial hands the host each piece of a page by itself.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,14 +23,25 @@ use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{Whence, ftruncate, lseek64};
 
 /// While this much waits for the port, nothing more is taken from processes: their pipes fill, and they wait.
-pub const ROOM: u64 = 1 << 20;
+pub const ROOM: u64 = 512 << 10;
 /// What may wait besides for the host's own sake: the answers to frames of unknown streams. Behind it the host is not
 /// listened to.
-const ANSWERS: u64 = 1 << 20;
+const ANSWERS: u64 = 256 << 10;
+/// Behind the room for output and answers the ring has some for ends, and for the frame that is being taken.
+const RING: u64 = 1 << 20;
+/// What the largest frame needs, with the gap before it.
+const SLACK: u64 = CHUNK as u64 + 3 * DATA;
+const _: () = assert!(ROOM + ANSWERS + 2 * SLACK <= RING);
+/// The stream of no process: such a frame fills a gap, and is not sent.
+const GAP: u64 = 0;
+/// A ring that never comes round.
+const ENDLESS: u64 = 1 << 62;
 /// The largest payload of a frame. A pipe holds 64 KiB by default, so one splice empties it.
 pub const CHUNK: usize = 64 << 10;
 /// The most that one read of a tty returns: its line discipline holds no more.
 const TTY_CHUNK: usize = 4 << 10;
+/// A tty holds little at once. Who writes so much without a pause is writing more, and is let to before its frame is sent.
+const TTY_BULK: usize = 2 << 10;
 /// How much that has left is given back at once.
 const PUNCH: u64 = 256 << 10;
 /// How much that has left is kept: a socket refers to these pages until the host has read them, and where tmpfs uses huge
@@ -35,6 +49,7 @@ const PUNCH: u64 = 256 << 10;
 const KEPT: u64 = 256 << 10;
 /// Where frames begin: behind the page of numbers.
 const DATA: u64 = PAGE as u64;
+const HEADER: u64 = STREAM_HEADER as u64;
 
 /// «hyperin1»: the page means what this version says.
 const MAGIC: u64 = u64::from_be_bytes(*b"hyperin1");
@@ -44,7 +59,7 @@ const SLOT_PUBLISHED: usize = 1;
 /// The stream whose payload is being taken, 0 for none, and where its header belongs.
 const SLOT_PENDING: usize = 2;
 const SLOT_PENDING_AT: usize = 3;
-/// A frame's start at or before the port's position.
+/// Where the last frame ends that has wholly left.
 const SLOT_BOUNDARY: usize = 4;
 /// How far the streams that ended were recorded.
 const SLOT_ENDS: usize = 5;
@@ -77,23 +92,28 @@ pub struct Buffer {
     pipe_out: OwnedFd,
     pipe_in: OwnedFd,
     page: Page,
-    /// Where `input` is.
+    /// After how much places come round.
+    ring: u64,
+    /// Where in the file `input` is.
     at: u64,
-    published: u64,
+    /// Where in the file `output` is.
     sent: u64,
-    /// The ends of the frames that have not wholly left, in order.
-    frames: VecDeque<u64>,
+    published: u64,
+    /// Start and end of the frames that have not wholly left, in order.
+    frames: VecDeque<(u64, u64)>,
     boundary: u64,
     punched: u64,
 }
 
 impl Buffer {
-    /// The buffer of these inherited descriptors: a new one, or what a predecessor left.
+    /// The buffer of these inherited descriptors: a new one, or what a predecessor left. `copied` says that the port, which
+    /// is the same for all, copies what it takes.
     pub fn open(
         input: OwnedFd,
         output: OwnedFd,
         pipe_out: OwnedFd,
         pipe_in: OwnedFd,
+        copied: bool,
     ) -> Result<Buffer, Fault> {
         let size = nix::sys::stat::fstat(&input).fault("looking at", "the output buffer")?.st_size;
         if size < i64::try_from(PAGE).unwrap_or(i64::MAX) {
@@ -103,9 +123,6 @@ impl Buffer {
         if page.get(SLOT_MAGIC) != MAGIC {
             seek(&input, DATA)?;
             seek(&output, DATA)?;
-            for slot in [SLOT_PUBLISHED, SLOT_BOUNDARY] {
-                page.set(slot, DATA);
-            }
             page.set(SLOT_MAGIC, MAGIC);
         }
         let (published, boundary) = (page.get(SLOT_PUBLISHED), page.get(SLOT_BOUNDARY));
@@ -116,9 +133,10 @@ impl Buffer {
             pipe_out,
             pipe_in,
             page,
+            ring: if copied { RING } else { ENDLESS },
             at,
-            published,
             sent,
+            published,
             frames: VecDeque::new(),
             boundary,
             // How much a predecessor gave back is not known, and giving it back again costs little.
@@ -129,8 +147,8 @@ impl Buffer {
             .map(|end| SLOT_FIRST_END + 2 * end)
             .filter(|&slot| buffer.page.get(slot + 1) >= buffer.published)
             .for_each(|slot| buffer.page.set(slot, 0));
-        buffer.finish_pending()?;
         buffer.find_frames()?;
+        buffer.finish_pending()?;
         Ok(buffer)
     }
 
@@ -151,7 +169,7 @@ impl Buffer {
 
     /// Whether something waits for the port.
     pub fn waits(&self) -> bool {
-        self.sent < self.published
+        !self.frames.is_empty()
     }
 
     /// Where everything accepted so far ends.
@@ -161,21 +179,34 @@ impl Buffer {
 
     /// Whether everything before a place has left for the port.
     pub fn has_left(&self, end: u64) -> bool {
-        self.sent >= end
+        self.boundary >= end
+    }
+
+    /// Where in the file a frame is that starts at a place. Its end is behind that, also where the ring comes round.
+    fn in_file(&self, start: u64) -> u64 {
+        DATA + start % self.ring
+    }
+
+    /// Where the next frame with a payload starts: at a page's start, with room for a header in the gap before.
+    fn next_start(&self) -> u64 {
+        match self.published.next_multiple_of(DATA) {
+            start if start - self.published >= HEADER || start == self.published => start,
+            start => start + DATA,
+        }
     }
 
     /// A payload was taken and its header was not written: by a predecessor that died, or for want of memory.
     fn finish_pending(&mut self) -> Result<(), Fault> {
         let Some(stream) = StreamId::new(self.page.get(SLOT_PENDING)) else { return Ok(()) };
         if self.page.get(SLOT_PENDING_AT) == self.published {
-            let start = self.published + STREAM_HEADER as u64;
+            let payload = self.in_file(self.next_start()) + HEADER;
             let mut end = position(&self.input)?;
-            if end < start {
+            if end < payload {
                 return Err(Fault::new("reading", "the output buffer", "its books do not add up"));
             }
             // What a tty's bytes had not passed yet.
             end += self.empty_pipe()?;
-            self.publish(stream, usize::try_from(end - start).unwrap_or(usize::MAX))?;
+            self.publish(stream, usize::try_from(end - payload).unwrap_or(usize::MAX))?;
         }
         self.page.set(SLOT_PENDING, 0);
         Ok(())
@@ -193,19 +224,22 @@ impl Buffer {
         }
     }
 
-    /// Finds the ends of the frames that a predecessor left, from the last boundary it noted.
+    /// Finds the frames that a predecessor left, from the last end that it noted.
     fn find_frames(&mut self) -> Result<(), Fault> {
         let mut at = self.boundary;
         while at < self.published {
             let mut header = [0; STREAM_HEADER];
-            let read =
-                pread(&self.input, &mut header, at.cast_signed()).fault("reading", "the output buffer")?;
-            let length = header[8..].iter().fold(0, |length, &byte| length << 8 | u64::from(byte));
-            if read < STREAM_HEADER || length < STREAM_HEADER as u64 || at + length > self.published {
+            let read = pread(&self.input, &mut header, self.in_file(at).cast_signed())
+                .fault("reading", "the output buffer")?;
+            let number = |bytes: &[u8]| bytes.iter().fold(0, |number, &byte| number << 8 | u64::from(byte));
+            let (stream, length) = (number(&header[..8]), number(&header[8..]));
+            if read < STREAM_HEADER || length < HEADER || at + length > self.published {
                 return Err(Fault::new("reading", "the output buffer", "what is left in it are no frames"));
             }
+            if stream != GAP {
+                self.frames.push_back((at, at + length));
+            }
             at += length;
-            self.frames.push_back(at);
         }
         self.note_sent();
         Ok(())
@@ -239,10 +273,14 @@ impl Buffer {
     /// One end of a splice has to be a pipe, so a tty's bytes take the way through one. They come in small portions, and
     /// several make one frame.
     fn take_tty(&self, from: BorrowedFd<'_>) -> Result<Result<usize, Errno>, Fault> {
-        let mut taken = 0;
+        let (mut taken, mut since) = (0, 0);
         let last = loop {
             match splice_to(from, self.pipe_in.as_fd(), TTY_CHUNK) {
-                Ok(count) if count > 0 => taken += count,
+                Ok(count) if count > 0 => (taken, since) = (taken + count, since + count),
+                Err(Errno::EAGAIN) if since >= TTY_BULK => {
+                    since = 0;
+                    std::thread::yield_now();
+                }
                 last => break last,
             }
             if taken + TTY_CHUNK > CHUNK {
@@ -265,10 +303,10 @@ impl Buffer {
 
     /// Leaves room for the next frame's header.
     fn seek_payload(&mut self) -> Result<(), Fault> {
-        let start = self.published + STREAM_HEADER as u64;
-        if self.at != start {
-            seek(&self.input, start)?;
-            self.at = start;
+        let payload = self.in_file(self.next_start()) + HEADER;
+        if self.at != payload {
+            seek(&self.input, payload)?;
+            self.at = payload;
         }
         Ok(())
     }
@@ -278,32 +316,41 @@ impl Buffer {
         if payload == 0 {
             return Ok(());
         }
-        self.at = self.published + (STREAM_HEADER + payload) as u64;
-        self.write_header(stream, payload)?;
-        self.advance(payload);
+        let start = self.next_start();
+        self.at = self.in_file(start) + (STREAM_HEADER + payload) as u64;
+        if start != self.published {
+            let gap = usize::try_from(start - self.published).unwrap_or(usize::MAX);
+            self.write_header(self.published, GAP, gap.saturating_sub(STREAM_HEADER))?;
+        }
+        self.write_header(start, stream.get(), payload)?;
+        self.advance(start, payload);
         Ok(())
     }
 
-    fn write_header(&self, stream: StreamId, payload: usize) -> Result<(), Fault> {
-        let header = stream_header(stream.get(), payload)
+    fn write_header(&self, at: u64, stream: u64, payload: usize) -> Result<(), Fault> {
+        let header = stream_header(stream, payload)
             .map_err(|violation| Fault::new("writing", "a frame", violation.to_string()))?;
-        let written = pwrite(&self.input, &header, self.published.cast_signed())
+        let written = pwrite(&self.input, &header, self.in_file(at).cast_signed())
             .fault("writing to", "the output buffer")?;
         // At the edge of a page of which there was no memory for the next.
-        if written == header.len() { Ok(()) } else { Err(no_memory("writing to", "the output buffer")) }
+        if written == header.len() { Ok(()) } else { Err(no_memory()) }
     }
 
-    fn advance(&mut self, payload: usize) {
-        self.published += (STREAM_HEADER + payload) as u64;
+    fn advance(&mut self, start: u64, payload: usize) {
+        self.published = start + (STREAM_HEADER + payload) as u64;
         self.page.set(SLOT_PUBLISHED, self.published);
-        self.frames.push_back(self.published);
+        self.frames.push_back((start, self.published));
     }
 
     /// Appends an empty frame: the end of a stream, or the answer to an unknown one.
     pub fn append_empty(&mut self, stream: StreamId) -> Result<(), Fault> {
         self.finish_pending()?;
-        self.write_header(stream, 0)?;
-        self.advance(0);
+        if self.published - self.boundary >= RING - SLACK {
+            // So many ends, and a host that does not read.
+            return Err(no_memory());
+        }
+        self.write_header(self.published, stream.get(), 0)?;
+        self.advance(self.published, 0);
         Ok(())
     }
 
@@ -332,7 +379,7 @@ impl Buffer {
     pub fn find_end(&self, stream: StreamId) -> Option<u64> {
         self.ends()
             .find(|&slot| self.page.get(slot) == stream.get())
-            .map(|slot| self.page.get(slot + 1) + STREAM_HEADER as u64)
+            .map(|slot| self.page.get(slot + 1) + HEADER)
     }
 
     /// A stream of this number begins: what an earlier one came to is forgotten.
@@ -348,8 +395,12 @@ impl Buffer {
 
     /// Sends what waits to the port; returns whether all of it went. EAGAIN is no error: the port is full.
     pub fn send(&mut self, port: BorrowedFd<'_>) -> Result<bool, Errno> {
-        while self.waits() {
-            let count = usize::try_from(self.published - self.sent).unwrap_or(usize::MAX);
+        while let Some((start, end)) = self.next_part() {
+            if self.sent != start {
+                lseek64(&self.output, start.cast_signed(), Whence::SeekSet)?;
+                self.sent = start;
+            }
+            let count = usize::try_from(end - start).unwrap_or(usize::MAX);
             match sendfile64(port, &self.output, None, count) {
                 Ok(0) | Err(Errno::EAGAIN) => return Ok(false),
                 Ok(count) => {
@@ -363,24 +414,38 @@ impl Buffer {
         Ok(true)
     }
 
+    /// What of the first frame has not left: from where to where in the file.
+    fn next_part(&self) -> Option<(u64, u64)> {
+        let &(start, end) = self.frames.front()?;
+        let (first, last) = (self.in_file(start), self.in_file(start) + (end - start));
+        // The port's position is in this frame, or at the end of the one before.
+        let start = if (first..=last).contains(&self.sent) { self.sent } else { first };
+        Some((start, last))
+    }
+
     /// The host is gone: the next one gets the frame that it had a part of from its start.
     pub fn rewind(&mut self) -> Result<(), Fault> {
-        if self.sent != self.boundary {
-            seek(&self.output, self.boundary)?;
-            self.sent = self.boundary;
+        if let Some(&(start, _)) = self.frames.front() {
+            let first = self.in_file(start);
+            if self.sent != first {
+                seek(&self.output, first)?;
+                self.sent = first;
+            }
         }
         Ok(())
     }
 
-    /// Notes the last boundary that was passed, and gives back what is behind it.
+    /// Notes the frame that has wholly left, if one has, and gives back what is behind it.
     fn note_sent(&mut self) {
-        while let Some(&end) = self.frames.front().filter(|&&end| end <= self.sent) {
+        if let Some((part, last)) = self.next_part()
+            && part == last
+            && let Some((_, end)) = self.frames.pop_front()
+        {
             self.boundary = end;
-            self.frames.pop_front();
+            self.page.set(SLOT_BOUNDARY, end);
         }
-        self.page.set(SLOT_BOUNDARY, self.boundary);
-        let whole = self.boundary.saturating_sub(KEPT) / DATA * DATA;
-        if whole >= self.punched + PUNCH {
+        let whole = self.in_file(self.boundary).saturating_sub(KEPT) / DATA * DATA;
+        if self.ring == ENDLESS && whole >= self.punched + PUNCH {
             let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             let (from, length) = (self.punched.cast_signed(), (whole - self.punched).cast_signed());
             match fallocate(&self.input, flags, from, length) {
@@ -401,8 +466,8 @@ fn splice_to(from: BorrowedFd<'_>, to: BorrowedFd<'_>, count: usize) -> Result<u
     }
 }
 
-fn no_memory(doing: &'static str, what: &'static str) -> Fault {
-    Fault::errno(doing, what, Errno::ENOSPC)
+fn no_memory() -> Fault {
+    Fault::errno("writing to", "the output buffer", Errno::ENOSPC)
 }
 
 /// Whether a fault of the buffer is want of memory, which may pass.

@@ -20,7 +20,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::pipe2;
 
@@ -62,6 +62,8 @@ impl Engine {
             "taking",
             "descriptor 8, the stream port (by hand: 8<>/dev/ttyS2, or a socket with --listen)",
         )?;
+        let kind = fstat(&port).fault("looking at", "the stream port")?.st_mode & SFlag::S_IFMT.bits();
+        let copies = kind != SFlag::S_IFSOCK.bits();
         let socket = inherited(FD_SOCKET).ok();
         let buffer = match (
             inherited(FD_BUFFER_IN),
@@ -70,9 +72,9 @@ impl Engine {
             inherited(FD_PIPE_IN),
         ) {
             (Ok(input), Ok(output), Ok(pipe_out), Ok(pipe_in)) => {
-                Buffer::open(input, output, pipe_out, pipe_in)
+                Buffer::open(input, output, pipe_out, pipe_in, copies)
             }
-            _ => own_buffer(),
+            _ => own_buffer(copies),
         };
         let mut buffer = buffer?;
         let park = match (inherited(FD_PARK_IN), inherited(FD_PARK_OUT)) {
@@ -206,13 +208,13 @@ pub fn now() -> Duration {
 }
 
 /// A buffer of one's own, for a streamd that is run by hand.
-fn own_buffer() -> Result<Buffer, Fault> {
+fn own_buffer(copied: bool) -> Result<Buffer, Fault> {
     let input = memfd_create(c"streamd", MFdFlags::MFD_CLOEXEC).fault("making", "the output buffer")?;
     let again = format!("/proc/self/fd/{}", input.as_raw_fd());
     let output = open(again.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
         .fault("opening again", "the output buffer")?;
     let (pipe_out, pipe_in) = pipe2(OFlag::O_CLOEXEC).fault("making", "a pipe")?;
-    Buffer::open(input, output, pipe_out, pipe_in)
+    Buffer::open(input, output, pipe_out, pipe_in, copied)
 }
 
 /// The thread that reads requests, for ipc-channel cannot join an epoll set. Replies are the loop's own; only a line by

@@ -107,8 +107,10 @@ impl Host {
 
     /// Something happened to the port.
     pub fn event(&mut self, events: EpollFlags) {
-        self.readable = true;
-        self.writable = true;
+        // Each read that may come to nothing is a moment in which a kill costs more than it has to.
+        let over = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR | EpollFlags::EPOLLRDHUP;
+        self.readable |= events.intersects(EpollFlags::EPOLLIN | over);
+        self.writable |= events.intersects(EpollFlags::EPOLLOUT | over);
         self.hung_up |= events.contains(EpollFlags::EPOLLHUP);
     }
 

@@ -210,10 +210,10 @@ impl Processes {
 
     /// One chunk from each source that may have something, while there is room; true if anything was taken.
     pub fn take_turns(&mut self, buffer: &mut Buffer) -> bool {
-        if self.paused.is_some_and(|until| now() < until) {
+        self.paused = self.paused.filter(|&until| now() < until);
+        if self.paused.is_some() {
             return false;
         }
-        self.paused = None;
         let mut moved = false;
         for _ in 0..self.ready.len() {
             if !buffer.has_room() || self.paused.is_some() {
@@ -339,9 +339,17 @@ impl Processes {
 
     /// Ends what the time has come for.
     pub fn tick(&mut self, buffer: &mut Buffer) {
-        if self.deadline().is_some_and(|deadline| now() >= deadline) {
-            let due: Vec<StreamId> = self.finishing.iter().copied().collect();
-            due.into_iter().for_each(|stdio| self.advance_end(stdio, buffer));
+        if self.deadline().is_none_or(|deadline| now() < deadline) {
+            return;
+        }
+        self.paused = self.paused.filter(|&until| now() < until);
+        let due: Vec<StreamId> = self.finishing.iter().copied().collect();
+        for stdio in due {
+            // The others would find no memory either.
+            if self.paused.is_some() {
+                return;
+            }
+            self.advance_end(stdio, buffer);
         }
     }
 

@@ -22,7 +22,7 @@ use hyperinit::wire::streamd::Streams;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::openpty;
+use nix::pty::{OpenptyResult, openpty};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
@@ -75,6 +75,21 @@ impl World {
     pub fn device() -> (World, Host) {
         let (port, host) = UnixStream::pair().unwrap();
         (World::new(port.into(), None), Host::new(host))
+    }
+
+    /// A serial port: one that copies what it takes, as virtio-serial does too.
+    pub fn serial() -> (World, Host) {
+        let pty = raw_pty();
+        let (host, cable) = UnixStream::pair().unwrap();
+        let master = File::from(pty.master);
+        let (mut from, mut to) = (master.try_clone().unwrap(), cable.try_clone().unwrap());
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(std::net::Shutdown::Both);
+        });
+        let (mut from, mut to) = (cable, master);
+        std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+        (World::new(pty.slave, None), Host::new(host))
     }
 
     /// As `device`, with a buffer of the test's.
@@ -161,10 +176,7 @@ impl World {
 
     /// A process with a raw tty: its end of it.
     pub fn tty(&mut self, stdio: u64) -> File {
-        let pty = openpty(None, None).unwrap();
-        let mut raw = tcgetattr(&pty.slave).unwrap();
-        cfmakeraw(&mut raw);
-        tcsetattr(&pty.slave, SetArg::TCSANOW, &raw).unwrap();
+        let pty = raw_pty();
         let packet = Streams { stdio: id(stdio), stderr: None, terminal: true, stdin: false, again: false };
         self.send(&packet, [pty.master.as_fd()].into_iter());
         self.kept.insert(stdio, (Streams { again: true, ..packet }, vec![pty.master]));
@@ -181,6 +193,14 @@ impl World {
         let blocks = nix::sys::stat::fstat(&self.inherited[&FD_BUFFER_IN]).unwrap().st_blocks;
         blocks.unsigned_abs() * 512
     }
+}
+
+fn raw_pty() -> OpenptyResult {
+    let pty = openpty(None, None).unwrap();
+    let mut raw = tcgetattr(&pty.slave).unwrap();
+    cfmakeraw(&mut raw);
+    tcsetattr(&pty.slave, SetArg::TCSANOW, &raw).unwrap();
+    pty
 }
 
 impl Drop for World {

@@ -44,7 +44,6 @@ pub struct EventLoop {
     epoll: Epoll,
     signals: SignalFd,
     control: Control,
-    open: bool,
     warden_pid: Pid,
     warden: Option<IpcSender<warden::Request>>,
     warden_replies: Option<IpcReceiver<warden::Reply>>,
@@ -79,7 +78,6 @@ impl EventLoop {
             epoll,
             signals,
             control: Control::new(control, CONTROL),
-            open: false,
             warden_pid: warden.pid,
             warden: Some(warden.requests),
             warden_replies: Some(warden.replies),
@@ -109,6 +107,7 @@ impl EventLoop {
 
     /// Turns events into actions for ever.
     pub fn run(mut self) -> Result<Infallible, Fault> {
+        self.open();
         loop {
             // A panic is a bug; PID 1 says so (the panic hook does) and goes on with the next event.
             if catch_unwind(AssertUnwindSafe(|| self.turn())).is_err() {
@@ -134,18 +133,13 @@ impl EventLoop {
                 _ => self.control.ready(event.events()),
             }
         }
-        if self.open {
-            self.control();
-        }
+        self.control();
         self.tick(now());
-        if !self.open && self.helpers.values().all(Helper::settled) {
-            self.open();
-        }
     }
 
     /// How long to sleep: until the next deadline, not at all while the control port has more.
     fn timeout(&self) -> EpollTimeout {
-        if self.open && self.supervisor.takes_commands() && self.control.wants_turn() {
+        if self.supervisor.takes_commands() && self.control.wants_turn() {
             return EpollTimeout::ZERO;
         }
         let drain = (!self.drained && self.control.wrote_all()).then(|| now() + DRAIN_POLL);
@@ -160,10 +154,9 @@ impl EventLoop {
         }
     }
 
-    /// The guest is up: listen to the host. A port that cannot be watched leaves a guest that nobody can talk to,
-    /// so it ends.
+    /// Listens to the host. What it asks before the helpers are up waits for them. A port that cannot be watched leaves
+    /// a guest that nobody can talk to, so it ends.
     fn open(&mut self) {
-        self.open = true;
         let (whole, modules) = (self.boot.began.elapsed(), self.boot.modules);
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         log::info!("up after {:.1} ms, {:.1} ms of them for modules", ms(whole), ms(modules));

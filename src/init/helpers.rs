@@ -123,11 +123,6 @@ impl Helper {
         }
     }
 
-    /// Whether boot need not wait for it any longer.
-    pub fn settled(&self) -> bool {
-        matches!(self.state, State::Up { .. } | State::Closed)
-    }
-
     /// The warden was asked to start it.
     pub fn starting(&mut self, now: Duration) {
         self.state = State::Starting { until: now + START_TIMEOUT };
@@ -284,7 +279,7 @@ mod tests {
         }
         helper.silent(now);
         assert_eq!(helper.reaped(now), Change::Closed);
-        assert_eq!((helper.deadline(), helper.settled()), (None, true));
+        assert_eq!(helper.deadline(), None);
     }
 
     #[test]

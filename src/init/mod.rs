@@ -86,15 +86,19 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
     let signals = boot::block_signals()?;
     let modules = boot::early(&mut settings)?;
     let policies = Policies::decode()?;
+    log::debug!("looking for the ports");
     let ports = ports::open(&settings)?;
+    log::debug!("moving to the guest's own root");
     let program = boot::program()?;
     root::enter(&settings)?;
     boot::limits(&settings);
 
+    log::debug!("starting the warden");
     let inits = [ports.control.number(), signals.as_raw_fd()];
     let warden = warden::start(&settings, &policies.warden, program, ports.stream, &inits)?;
     let mut guest =
         event_loop::EventLoop::new(&settings, signals, ports.control, warden, Boot { began, modules })?;
+    log::debug!("confining init, starting the helpers");
     policies.init.confine_init()?;
     guest.start_helpers()?;
     policies.init.load_filter()?;

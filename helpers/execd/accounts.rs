@@ -9,7 +9,7 @@ use hyperinit::spec::Process;
 use hyperinit::sys::mount::{Resolve, openat2};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::{FileStat, SFlag, fstat};
 
 /// The largest file that is read, in bytes: a thousand times what a distribution has.
 const FILE_MAX: u64 = 4 << 20;
@@ -125,10 +125,15 @@ pub fn identify(
 
 /// Reads one of the two files; an image without it has no names. Whatever is in its place, this does not block.
 pub fn read(path: &str) -> Result<String, Fault> {
+    read_with_stat(path).map(|(text, _)| text)
+}
+
+/// The same, with what the file is.
+pub fn read_with_stat(path: &str) -> Result<(String, Option<FileStat>), Fault> {
     let flags = (OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
     let file = match openat2(AT_FDCWD, Path::new(path), flags, 0, Resolve::InRoot) {
         Ok(file) => file,
-        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(String::new()),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok((String::new(), None)),
         Err(errno) => return Err(Fault::errno("opening", path, errno)),
     };
     let stat = fstat(file.as_fd()).fault("looking at", path)?;
@@ -143,7 +148,7 @@ pub fn read(path: &str) -> Result<String, Fault> {
     if count as u64 > FILE_MAX {
         return Err(Fault::new("reading", path, "it is larger than 4 MiB"));
     }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok((String::from_utf8_lossy(&bytes).into_owned(), Some(stat)))
 }
 
 #[cfg(test)]

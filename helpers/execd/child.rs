@@ -22,6 +22,7 @@ use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{Gid, Uid, fchdir, fchown, setgroups, setresgid, setresuid, setsid, write};
 
 use super::accounts::{self, Identity};
+use super::passwd::{self, Copy};
 use super::{report, setup};
 
 /// statfs(2)'s number of a devpts.
@@ -49,6 +50,8 @@ pub struct Start<'a> {
     pub proc: &'a OwnedFd,
     /// What the host said.
     pub process: &'a Process,
+    /// What execd remembers of the container's passwd.
+    pub passwd: Option<&'a Copy>,
     /// Its limits, by resource: (soft, hard).
     pub limits: &'a [(Resource, rlim_t, rlim_t)],
     /// The pod's hostname.
@@ -95,9 +98,8 @@ impl Start<'_> {
 
     /// Everything else that can fail, then «ready».
     fn prepare(&self, report: &OwnedFd) -> Result<Program, Fault> {
-        let identity = accounts::identify(self.process, &accounts::read("/etc/passwd")?, || {
-            accounts::read("/etc/group")
-        })?;
+        let (passwd, read) = passwd::read(self.passwd)?;
+        let identity = accounts::identify(self.process, &passwd, || accounts::read("/etc/group"))?;
         let environment = setup::environment(self.process, &identity, self.hostname);
         let candidates =
             setup::candidates(self.process.args.first().map_or("", String::as_str), &environment);
@@ -112,7 +114,8 @@ impl Start<'_> {
             setrlimit(resource, soft, hard).fault("setting", format!("{resource:?}"))?;
         }
         self.give_up(&identity)?;
-        report::ready(report, master.as_ref().map(AsFd::as_fd)).fault("reporting to", "execd")?;
+        report::ready(report, master.as_ref().map(AsFd::as_fd), read.as_ref())
+            .fault("reporting to", "execd")?;
         Ok(program)
     }
 

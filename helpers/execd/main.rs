@@ -2,6 +2,7 @@
 
 mod accounts;
 mod child;
+mod passwd;
 mod pod;
 mod report;
 mod setup;
@@ -21,6 +22,7 @@ use hyperinit::wire::execd::{Reply, Request};
 use hyperinit::{embedded_policy, helper};
 
 use nix::sys::stat::{Mode, umask};
+use passwd::Copies;
 use pod::Namespaces;
 use streams::Streams;
 
@@ -33,6 +35,8 @@ struct Execd {
     home: Namespaces,
     proc: OwnedFd,
     streams: Streams,
+    /// The containers' passwd files.
+    passwds: Copies,
     /// Whether it is in the pod's namespaces: a process of a container is never started outside.
     joined: bool,
 }
@@ -57,6 +61,7 @@ pub fn main() -> ExitCode {
                 home: Namespaces::own()?,
                 proc: pod::guest_proc()?,
                 streams: Streams::new(socket),
+                passwds: Copies::default(),
                 joined: false,
             })
         },

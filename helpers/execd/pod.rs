@@ -97,7 +97,7 @@ fn live(policy: &Policy, hostname: &str, report: &OwnedFd) -> Result<Infallible,
     sethostname(hostname).fault("setting the hostname", hostname)?;
     let children = SigSet::from(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&children), None).fault("blocking", "SIGCHLD")?;
-    report::ready(report, None).fault("reporting to", "execd")?;
+    report::ready(report, None, None).fault("reporting to", "execd")?;
     if !report::released(report) {
         return Err(Fault::new("waiting for", "execd", "it is gone"));
     }

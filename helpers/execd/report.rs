@@ -12,6 +12,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::read;
 
+use super::passwd::Copy;
+
 /// How long a process may take until it is ready. It reads a container's files, from a share that the host may serve slowly;
 /// init's own limit is twice as long.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,24 +45,34 @@ impl Started {
     }
 }
 
-/// Waits until the process is ready; returns it with the descriptor it sent (a tty's master). One that is not ready
-/// in time is killed.
-pub fn await_ready(pid: Pid, pidfd: &OwnedFd, socket: OwnedFd) -> Result<(Started, Option<OwnedFd>), Fault> {
+/// What a process that is ready has to say.
+#[derive(Debug, Default)]
+pub struct Ready {
+    /// The master of its tty.
+    pub tty: Option<OwnedFd>,
+    /// The passwd that it had to read.
+    pub passwd: Option<Copy>,
+}
+
+/// Waits until the process is ready; returns it with what it says. One that is not ready in time is killed.
+pub fn await_ready(pid: Pid, pidfd: &OwnedFd, socket: OwnedFd) -> Result<(Started, Ready), Fault> {
     let ready = receive(pid, &socket);
     if ready.is_err() {
         // Whatever it is doing: it must not go on. It is dead already if it said why.
         let _ = process::kill(pidfd);
     }
-    ready.map(|tty| (Started { pid, socket }, tty))
+    ready.map(|ready| (Started { pid, socket }, ready))
 }
 
-fn receive(pid: Pid, socket: &OwnedFd) -> Result<Option<OwnedFd>, Fault> {
+fn receive(pid: Pid, socket: &OwnedFd) -> Result<Ready, Fault> {
     wait(socket, READY_TIMEOUT)
         .map_err(|errno| Fault::errno("waiting for", format!("process {pid}"), errno))?;
     let mut packet = [0; REPORT_MAX];
     let (count, fds) = receive_fds(socket, &mut packet).fault("hearing from", format!("process {pid}"))?;
     match packet.get(..count) {
-        Some([READY]) => Ok(fds.into_iter().next()),
+        Some([READY, passwd @ ..]) => {
+            Ok(Ready { tty: fds.into_iter().next(), passwd: serde_json::from_slice(passwd).ok() })
+        }
         Some([FAULT, fault @ ..]) => Err(serde_json::from_slice(fault).unwrap_or_else(|_| {
             Fault::new("hearing from", format!("process {pid}"), "it failed, and does not say why")
         })),
@@ -82,10 +94,14 @@ fn wait(socket: &OwnedFd, limit: Duration) -> Result<(), Errno> {
     }
 }
 
-/// The process's side: says that it is ready, and waits for its release. False: execd is gone.
-pub fn ready(socket: &OwnedFd, tty: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+/// The process's side: says that it is ready, with its tty and the passwd that it has read. One that does not fit the
+/// report is read again by the next.
+pub fn ready(socket: &OwnedFd, tty: Option<BorrowedFd<'_>>, passwd: Option<&Copy>) -> Result<(), Errno> {
     let fds: Vec<BorrowedFd<'_>> = tty.into_iter().collect();
-    send_fds(socket, &[READY], &fds)
+    let mut packet = vec![READY];
+    packet.extend(passwd.and_then(|passwd| serde_json::to_vec(passwd).ok()).unwrap_or_default());
+    packet.truncate(if packet.len() > REPORT_MAX { 1 } else { REPORT_MAX });
+    send_fds(socket, &packet, &fds)
 }
 
 /// The process's side: waits for the release, for as long as execd lives. False: it does not any more.

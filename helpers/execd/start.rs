@@ -30,6 +30,9 @@ impl Execd {
         if !self.joined {
             return Err(Fault::new("starting", &process.id, "execd has not joined the pod"));
         }
+        if init {
+            self.passwds.forget(container);
+        }
         let packet = packet(process)?;
         let limits = setup::limits(&process.rlimits)?;
         let kept = paths::container_mount_ns(container);
@@ -47,6 +50,7 @@ impl Execd {
                     keep: self.keep,
                     proc: &self.proc,
                     process,
+                    passwd: self.passwds.of(container),
                     limits: &limits,
                     hostname,
                     console: init && process.terminal,
@@ -58,9 +62,13 @@ impl Execd {
                 drop(theirs);
                 let Pipes { stdin, output, stderr, theirs } = pipes;
                 drop(theirs);
-                let (started, tty) = report::await_ready(pid, &pidfd, ours)?;
-                let output =
-                    output.or(tty).ok_or_else(|| Fault::new("starting", container, "its tty did not come"));
+                let (started, ready) = report::await_ready(pid, &pidfd, ours)?;
+                if let Some(passwd) = ready.passwd {
+                    self.passwds.keep(container, passwd);
+                }
+                let output = output
+                    .or(ready.tty)
+                    .ok_or_else(|| Fault::new("starting", container, "its tty did not come"));
                 let handed =
                     output.and_then(|output| self.streams.hand_over(Ends { packet, stdin, output, stderr }));
                 if let Err(fault) = handed {

@@ -1,0 +1,124 @@
+//! The containers' passwd files, remembered: to open one again costs several round trips to the host when it is on the
+//! share, and a start needs little else of it.
+//!
+//! The process reads the file, for only it is in the container; execd keeps the text for the next one, which asks for the
+//! file's times and size, and those are in the guest.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hyperinit::fault::Fault;
+use hyperinit::ids::ContainerId;
+use nix::sys::stat::{FileStat, stat};
+use serde::{Deserialize, Serialize};
+
+use super::accounts;
+
+const PATH: &str = "/etc/passwd";
+/// Whose files are remembered, at most; the text of one is below a report's 4 kB.
+const COPIES_MAX: usize = 64;
+/// A file that was changed less than this ago may be changed again without its times telling.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// A text, and the file that it is the text of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copy {
+    version: Version,
+    text: String,
+}
+
+/// What tells two files, or two states of one file, apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Version {
+    device: u64,
+    inode: u64,
+    size: i64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Version {
+    fn of(stat: &FileStat) -> Version {
+        Version {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size,
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+            changed: (stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
+
+    /// Whether the next change will be another version.
+    fn is_settled(&self, now: Duration) -> bool {
+        let last = self.modified.0.max(self.changed.0);
+        u64::try_from(last).is_ok_and(|last| Duration::from_secs(last) + SETTLED <= now)
+    }
+}
+
+/// The text of the container's passwd, in the container: what execd remembered if it is still that, else the file's, with
+/// what execd is to remember.
+pub fn read(remembered: Option<&Copy>) -> Result<(String, Option<Copy>), Fault> {
+    let now = stat(PATH).ok().map(|stat| Version::of(&stat));
+    if let (Some(now), Some(copy)) = (now, remembered)
+        && copy.version == now
+    {
+        return Ok((copy.text.clone(), None));
+    }
+    let (text, stat) = accounts::read_with_stat(PATH)?;
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let version = stat.map(|stat| Version::of(&stat)).filter(|version| version.is_settled(clock));
+    let copy = version.map(|version| Copy { version, text: text.clone() });
+    Ok((text, copy))
+}
+
+/// What execd remembers.
+#[derive(Default)]
+pub struct Copies(BTreeMap<ContainerId, Copy>);
+
+impl Copies {
+    /// A container's, if there is one.
+    pub fn of(&self, container: &ContainerId) -> Option<&Copy> {
+        self.0.get(container)
+    }
+
+    /// A process has read it.
+    pub fn keep(&mut self, container: &ContainerId, copy: Copy) {
+        if self.0.len() >= COPIES_MAX && !self.0.contains_key(container) {
+            self.0.pop_first();
+        }
+        self.0.insert(container.clone(), copy);
+    }
+
+    /// A container of that id begins.
+    pub fn forget(&mut self, container: &ContainerId) {
+        self.0.remove(container);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(seconds: i64) -> Version {
+        Version { device: 1, inode: 2, size: 3, modified: (seconds, 4), changed: (7, 0) }
+    }
+
+    #[test]
+    fn a_file_that_was_just_changed_is_not_remembered() {
+        let now = Duration::from_secs(1000);
+        assert!(version(998).is_settled(now));
+        assert!(!version(999).is_settled(now) && !version(1500).is_settled(now));
+    }
+
+    #[test]
+    fn no_more_is_remembered_than_so_much() {
+        let mut copies = Copies::default();
+        let id = |number: usize| ContainerId::try_from(format!("c{number}")).unwrap();
+        for number in 0..3 * COPIES_MAX {
+            copies.keep(&id(number), Copy { version: version(0), text: String::new() });
+            assert!(copies.of(&id(number)).is_some() && copies.0.len() <= COPIES_MAX);
+        }
+        copies.forget(&id(3 * COPIES_MAX - 1));
+        assert!(copies.of(&id(3 * COPIES_MAX - 1)).is_none());
+    }
+}

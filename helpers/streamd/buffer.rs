@@ -92,6 +92,7 @@ pub struct Buffer {
     pipe_out: OwnedFd,
     pipe_in: OwnedFd,
     page: Page,
+    inherited: bool,
     /// After how much places come round.
     ring: u64,
     /// Where in the file `input` is.
@@ -120,7 +121,8 @@ impl Buffer {
             ftruncate(&input, DATA.cast_signed()).fault("making room in", "the output buffer")?;
         }
         let page = Page::map(&input).fault("mapping", "the output buffer")?;
-        if page.get(SLOT_MAGIC) != MAGIC {
+        let inherited = page.get(SLOT_MAGIC) == MAGIC;
+        if !inherited {
             seek(&input, DATA)?;
             seek(&output, DATA)?;
             page.set(SLOT_MAGIC, MAGIC);
@@ -133,6 +135,7 @@ impl Buffer {
             pipe_out,
             pipe_in,
             page,
+            inherited,
             ring: if copied { RING } else { ENDLESS },
             at,
             sent,
@@ -155,6 +158,11 @@ impl Buffer {
     /// The numbers that outlive this process.
     pub fn page(&self) -> &Page {
         &self.page
+    }
+
+    /// Whether there was a predecessor.
+    pub fn is_inherited(&self) -> bool {
+        self.inherited
     }
 
     /// Whether more may be taken from processes.

@@ -22,6 +22,10 @@ const CHUNK: usize = 64 << 10;
 /// host writes a frame at once, and nothing here keeps it from doing so.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// How long a successor may not have been sent every process again. Meanwhile it takes no stream for unknown: the answer
+/// would be the end of a process that runs.
+const RESEND: Duration = Duration::from_secs(10);
+
 /// SLOT_INPUT: where the host is in its frames stands at SLOT_PLACE.
 const KNOWN: u64 = 0;
 /// Something is being read: how much, nobody knows when the reader dies now.
@@ -54,6 +58,8 @@ pub struct Host {
     writable: bool,
     /// The host has left; what it sent before is still read.
     hung_up: bool,
+    /// Until when unknown streams are not answered.
+    unsure: Option<Duration>,
     chunk: Vec<u8>,
 }
 
@@ -88,6 +94,7 @@ impl Host {
             readable: true,
             writable: true,
             hung_up: false,
+            unsure: buffer.is_inherited().then(|| now() + RESEND),
             chunk: vec![0; CHUNK],
         };
         match host.hearing {
@@ -243,7 +250,13 @@ impl Host {
         self.decoder.push(bytes.get(skip..).unwrap_or_default());
         loop {
             match self.decoder.next_frame() {
-                Ok(Some(frame)) => stdin(frame.tag, frame.payload, processes, buffer)?,
+                Ok(Some(frame)) => {
+                    if !stdin(frame.tag, frame.payload, processes, buffer)
+                        && self.unsure.is_none_or(|until| now() >= until)
+                    {
+                        answer(frame.tag, buffer)?;
+                    }
+                }
                 Ok(None) => return Ok(()),
                 Err(violation) => {
                     log::warn!("the host sent {violation}: not listening until it connects again");
@@ -279,12 +292,15 @@ impl Host {
     }
 }
 
-/// One frame from the host. An unknown stream is answered by its end; one that has just ended has had it.
-fn stdin(number: u64, payload: &[u8], processes: &mut Processes, buffer: &mut Buffer) -> Result<(), Fault> {
+/// One frame from the host; false if nobody has or had its stream.
+fn stdin(number: u64, payload: &[u8], processes: &mut Processes, buffer: &Buffer) -> bool {
+    StreamId::new(number)
+        .is_none_or(|stdio| processes.push(stdio, payload) || buffer.find_end(stdio).is_some())
+}
+
+/// An unknown stream is answered by its end.
+fn answer(number: u64, buffer: &mut Buffer) -> Result<(), Fault> {
     let Some(stdio) = StreamId::new(number) else { return Ok(()) };
-    if processes.push(stdio, payload) || buffer.find_end(stdio).is_some() {
-        return Ok(());
-    }
     match buffer.append_empty(stdio) {
         Err(fault) if is_no_memory(&fault) => {
             log::warn!("{fault}; a frame for the unknown stream {stdio} is not answered");

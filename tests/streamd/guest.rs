@@ -113,10 +113,15 @@ impl World {
     /// Starts a streamd, confined, and hands it what execd has kept.
     pub fn start(&self) -> Streamd {
         let streamd = self.start_with(&[]);
+        self.resend();
+        streamd
+    }
+
+    /// execd's `Resend`.
+    pub fn resend(&self) {
         for (packet, fds) in self.kept.values() {
             self.send(packet, fds.iter().map(AsFd::as_fd));
         }
-        streamd
     }
 
     pub fn start_with(&self, arguments: &[&str]) -> Streamd {

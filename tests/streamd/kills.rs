@@ -222,6 +222,8 @@ fn stdin_of_who_comes_after_works() {
                 works = true;
                 break;
             }
+            // It died while it read. What the host sends is thrown away until it has paused.
+            assert!(streamd.says_nothing_for(Duration::from_millis(1500)));
         }
         assert!(works, "round {round}");
         old.exit();
@@ -234,4 +236,23 @@ fn stdin_of_who_comes_after_works() {
             assert_eq!(host.frame().1, b"");
         }
     }
+}
+
+#[test]
+fn a_process_that_has_not_been_sent_again_is_not_unknown() {
+    let (mut world, mut host) = World::device();
+    let streamd = world.start();
+    let mut process = world.piped(1, None);
+    process.stdout.as_mut().unwrap().write_all(b"x").unwrap();
+    assert_eq!(host.frame(), (1, b"x".to_vec()));
+    streamd.kill();
+    let mut streamd = world.start_with(&[]);
+    host.stdin(1, b"sent before execd was asked", 4);
+    streamd.ask(r#""Flush""#);
+    streamd.drained();
+    assert!(host.hears_nothing_for(Duration::from_millis(300)), "an end of a process that runs");
+    world.resend();
+    process.stdout.as_mut().unwrap().write_all(b"y").unwrap();
+    assert_eq!(host.frame(), (1, b"y".to_vec()));
+    streamd.leave_well();
 }

@@ -58,13 +58,17 @@ impl Version {
 /// The text of the container's passwd, in the container: what execd remembered if it is still that, else the file's, with
 /// what execd is to remember.
 pub fn read(remembered: Option<&Copy>) -> Result<(String, Option<Copy>), Fault> {
-    let now = stat(PATH).ok().map(|stat| Version::of(&stat));
+    read_at(PATH, remembered)
+}
+
+fn read_at(path: &str, remembered: Option<&Copy>) -> Result<(String, Option<Copy>), Fault> {
+    let now = stat(path).ok().map(|stat| Version::of(&stat));
     if let (Some(now), Some(copy)) = (now, remembered)
         && copy.version == now
     {
         return Ok((copy.text.clone(), None));
     }
-    let (text, stat) = accounts::read_with_stat(PATH)?;
+    let (text, stat) = accounts::read_with_stat(path)?;
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let version = stat.map(|stat| Version::of(&stat)).filter(|version| version.is_settled(clock));
     let copy = version.map(|version| Copy { version, text: text.clone() });
@@ -108,6 +112,19 @@ mod tests {
         let now = Duration::from_secs(1000);
         assert!(version(998).is_settled(now));
         assert!(!version(999).is_settled(now) && !version(1500).is_settled(now));
+    }
+
+    #[test]
+    fn the_same_file_is_not_read_again_and_another_is() {
+        // A file that is there, and old: below the working directory, which is the root of what is looked up.
+        let path = "Cargo.toml";
+        let version = Version::of(&stat(path).unwrap());
+        let remembered = Copy { version, text: "remembered".to_owned() };
+        assert_eq!(read_at(path, Some(&remembered)).unwrap(), ("remembered".to_owned(), None));
+        let other = Copy { version: Version { size: version.size + 1, ..version }, ..remembered };
+        let (text, _) = read_at(path, Some(&other)).unwrap();
+        assert!(text.contains("[package]"));
+        assert_eq!(read_at("no-such-file", None).unwrap(), (String::new(), None));
     }
 
     #[test]

@@ -103,14 +103,15 @@ impl Execd {
                 self.joined = true;
                 Ok(Done::Now)
             }
-            Request::StartProcess { container, process, init, hostname } => {
+            Request::StartProcess { container, process, init, hostname, finished } => {
+                self.streams.release(&finished);
                 self.start(&container, &process.open()?, init, &hostname).map(Done::Started)
             }
             Request::Resize { stdio, row, column } => {
                 self.streams.resize(stdio, row, column).map(|()| Done::Now)
             }
-            Request::Release { stdio } => {
-                self.streams.release(stdio);
+            Request::Release { finished } => {
+                self.streams.release(&finished);
                 Ok(Done::Now)
             }
             Request::Resend => self.streams.resend().map(|()| Done::Now),

@@ -49,9 +49,11 @@ impl Streams {
         Ok(())
     }
 
-    /// The process is finished.
-    pub fn release(&mut self, stdio: StreamId) {
-        self.kept.remove(&stdio);
+    /// The processes of these are finished.
+    pub fn release(&mut self, finished: &[StreamId]) {
+        for stdio in finished {
+            self.kept.remove(stdio);
+        }
     }
 
     /// Hands everything that is kept to a new streamd.

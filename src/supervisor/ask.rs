@@ -14,21 +14,45 @@ use crate::wire::{Role, execd, mountd, netd, streamd};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Ask {
-    SetLinkUp { device: String },
+    SetLinkUp {
+        device: String,
+    },
     Rescan,
     PreparePod(PodFiles),
-    PinPod { pid: Pid },
+    PinPod {
+        pid: Pid,
+    },
     PrepareContainer(Box<Container>),
-    KillContainer { container: ContainerId },
-    RemoveContainer { container: ContainerId },
+    KillContainer {
+        container: ContainerId,
+    },
+    RemoveContainer {
+        container: ContainerId,
+    },
     DestroyPod,
-    StartPod { hostname: String },
+    StartPod {
+        hostname: String,
+    },
     JoinPod,
-    StartProcess { container: ContainerId, process: Box<Process>, init: bool, hostname: String },
-    Resize { stdio: StreamId, row: u16, column: u16 },
-    Release { stdio: StreamId },
+    StartProcess {
+        container: ContainerId,
+        process: Box<Process>,
+        init: bool,
+        hostname: String,
+        finished: Vec<StreamId>,
+    },
+    Resize {
+        stdio: StreamId,
+        row: u16,
+        column: u16,
+    },
+    Release {
+        finished: Vec<StreamId>,
+    },
     Resend,
-    Finish { stdio: StreamId },
+    Finish {
+        stdio: StreamId,
+    },
     Flush,
 }
 
@@ -112,14 +136,20 @@ impl Ask {
             Ask::DestroyPod => HelperRequest::Mountd(mountd::Request::DestroyPod),
             Ask::StartPod { hostname } => HelperRequest::Execd(execd::Request::StartPod { hostname }),
             Ask::JoinPod => HelperRequest::Execd(execd::Request::JoinPod),
-            Ask::StartProcess { container, process, init, hostname } => {
+            Ask::StartProcess { container, process, init, hostname, finished } => {
                 let process = Bulk::new(*process)?;
-                HelperRequest::Execd(execd::Request::StartProcess { container, process, init, hostname })
+                HelperRequest::Execd(execd::Request::StartProcess {
+                    container,
+                    process,
+                    init,
+                    hostname,
+                    finished,
+                })
             }
             Ask::Resize { stdio, row, column } => {
                 HelperRequest::Execd(execd::Request::Resize { stdio, row, column })
             }
-            Ask::Release { stdio } => HelperRequest::Execd(execd::Request::Release { stdio }),
+            Ask::Release { finished } => HelperRequest::Execd(execd::Request::Release { finished }),
             Ask::Resend => HelperRequest::Execd(execd::Request::Resend),
             Ask::Finish { stdio } => HelperRequest::Streamd(streamd::Request::Finish { stdio }),
             Ask::Flush => HelperRequest::Streamd(streamd::Request::Flush),

@@ -199,7 +199,14 @@ impl Supervisor {
                 if let Some(known) = self.containers.get_mut(&container) {
                     known.processes.insert(id.clone(), record);
                 }
-                let ask = Ask::StartProcess { container: container.clone(), process, init: false, hostname };
+                let finished = self.take_finished();
+                let ask = Ask::StartProcess {
+                    container: container.clone(),
+                    process,
+                    init: false,
+                    hostname,
+                    finished,
+                };
                 self.lines.ask(ask, Purpose::Exec(container, id));
             }
         }

@@ -19,6 +19,10 @@ const FILES: Duration = Duration::from_secs(2);
 /// How long the last frame may take to leave.
 const LAST_FRAME: Duration = Duration::from_secs(1);
 
+/// How long, and for how many finished processes, execd keeps duplicates if nothing is started.
+const RELEASE: Duration = Duration::from_secs(1);
+const RELEASE_MAX: usize = 16;
+
 /// PROCESSASYNCEVENT's payload.
 #[derive(Serialize)]
 struct Finished<'a> {
@@ -81,11 +85,27 @@ impl Supervisor {
         };
         let Some(record) = known.processes.remove(process) else { return };
         self.free_streams(record.stdio, record.stderr);
-        self.lines.ask(Ask::Release { stdio: record.stdio }, Purpose::Nothing);
+        self.finished.push(record.stdio);
+        self.release_at.get_or_insert(self.now + RELEASE);
         let event = Finished { container, process, event: "finished", status };
         match serde_json::to_vec(&event) {
             Ok(payload) => self.send(Message::ProcessAsyncEvent, payload),
             Err(error) => log::error!("{container}: {process}: telling its end: {error}"),
+        }
+    }
+
+    /// Whose duplicates execd may close: told with the next start, for each request costs it and init a turn.
+    pub(super) fn take_finished(&mut self) -> Vec<StreamId> {
+        self.release_at = None;
+        std::mem::take(&mut self.finished)
+    }
+
+    /// The same without a start, when none comes.
+    pub(super) fn release(&mut self) {
+        let due = self.release_at.is_some_and(|at| at <= self.now) || self.finished.len() >= RELEASE_MAX;
+        if due {
+            let finished = self.take_finished();
+            self.lines.ask(Ask::Release { finished }, Purpose::Nothing);
         }
     }
 

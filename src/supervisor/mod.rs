@@ -143,6 +143,9 @@ pub struct Supervisor {
     pids: BTreeMap<Pid, (ContainerId, ProcessId)>,
     /// The stream numbers in use.
     streams: BTreeSet<StreamId>,
+    /// Finished processes of which execd has not been told, and when it is.
+    finished: Vec<StreamId>,
+    release_at: Option<Duration>,
     /// Commands that wait until something that was begun has come to an end, in order.
     parked: VecDeque<(Ticket, Command)>,
     /// Children that were reaped before execd's word of them came.
@@ -163,6 +166,8 @@ impl Supervisor {
             containers: BTreeMap::new(),
             pids: BTreeMap::new(),
             streams: BTreeSet::new(),
+            finished: Vec::new(),
+            release_at: None,
             parked: VecDeque::new(),
             strays: BTreeMap::new(),
         }
@@ -198,7 +203,8 @@ impl Supervisor {
 
     /// When `Tick` is due, on the same clock; none: when something happens.
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.lines.next_deadline().into_iter().chain(self.leaving_deadline()).min()
+        let deadlines = [self.lines.next_deadline(), self.leaving_deadline(), self.release_at];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Whether the control port may be read. While not, the host waits for NEXT: too many replies are due.
@@ -221,6 +227,7 @@ impl Supervisor {
                 break;
             }
         }
+        self.release();
         if !self.lines.starts_under_way() {
             self.strays.clear();
         }

@@ -141,7 +141,8 @@ impl Supervisor {
         let ContainerState::Preparing { ticket, .. } = container.state else { return };
         let state = std::mem::replace(&mut container.state, ContainerState::Starting { ticket });
         if let ContainerState::Preparing { process, .. } = state {
-            let ask = Ask::StartProcess { container: id.clone(), process, init: true, hostname };
+            let finished = self.take_finished();
+            let ask = Ask::StartProcess { container: id.clone(), process, init: true, hostname, finished };
             self.lines.ask(ask, Purpose::Container(id.clone(), ContainerStep::Init));
         }
     }

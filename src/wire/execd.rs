@@ -27,6 +27,9 @@ pub enum Request {
         init: bool,
         /// The pod's hostname, for `HOSTNAME`.
         hostname: String,
+        /// The stdio streams of processes that have finished meanwhile: as `Release`, before the start.
+        #[serde(default)]
+        finished: Vec<StreamId>,
     },
     /// Set the size of a process's tty.
     Resize {
@@ -37,10 +40,10 @@ pub enum Request {
         /// Columns.
         column: u16,
     },
-    /// The process is finished: close the duplicates of its output.
+    /// Processes are finished: close the duplicates of their output.
     Release {
-        /// The process's stdio stream.
-        stdio: StreamId,
+        /// Their stdio streams.
+        finished: Vec<StreamId>,
     },
     /// streamd was restarted: send every duplicate again.
     Resend,

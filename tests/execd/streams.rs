@@ -24,7 +24,7 @@ fn a_closed_pipe_kills_by_sigpipe() {
         let mut running = pod.exec("web", json!({"args": ["/bin/cat"]})).unwrap();
         drop(running.out);
         // execd keeps a duplicate, until the process is finished; here it is told so.
-        pod.execd.done(&execd::Request::Release { stdio: running.streams.stdio }).unwrap();
+        pod.execd.done(&execd::Request::Release { finished: vec![running.streams.stdio] }).unwrap();
         running.stdin.take().unwrap().write_all(b"x").unwrap();
         assert_eq!(guest.wait(running.pid), 128 + 13);
     });
@@ -145,7 +145,7 @@ fn a_new_streamd_gets_the_output_again_and_no_stdin() {
         let tty = pod.exec("web", json!({"args": ["/bin/cat"], "terminal": true})).unwrap();
         let finished = pod.exec("web", json!({})).unwrap();
         guest.wait(finished.pid);
-        pod.execd.done(&execd::Request::Release { stdio: finished.streams.stdio }).unwrap();
+        pod.execd.done(&execd::Request::Release { finished: vec![finished.streams.stdio] }).unwrap();
         let (pid, mut stdin) = (piped.pid, piped.stdin.unwrap());
         // The first streamd is gone with all that it had but one thing.
         drop((piped.out, piped.err));
@@ -158,7 +158,7 @@ fn a_new_streamd_gets_the_output_again_and_no_stdin() {
         stdin.write_all(b"still here").unwrap();
         drop(stdin);
         assert_eq!(guest.wait(pid), 0, "execd has no duplicate of stdin: the process sees its end");
-        pod.execd.done(&execd::Request::Release { stdio: first.stdio }).unwrap();
+        pod.execd.done(&execd::Request::Release { finished: vec![first.stdio] }).unwrap();
         assert_eq!(read_all(fs::File::from(fds.remove(0))), "still here");
     });
 }
@@ -173,7 +173,7 @@ fn what_is_kept_is_let_go() {
         for _ in 0..50 {
             let running = pod.exec("web", json!({})).unwrap();
             guest.wait(running.pid);
-            pod.execd.done(&execd::Request::Release { stdio: running.streams.stdio }).unwrap();
+            pod.execd.done(&execd::Request::Release { finished: vec![running.streams.stdio] }).unwrap();
             assert!(pod.exec("web", json!({"user": "nobody"})).is_err());
         }
         assert_eq!(open(&pod), before);

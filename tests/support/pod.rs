@@ -155,6 +155,7 @@ impl<'a> Pod<'a> {
             process: Bulk::Here(process),
             init,
             hostname: HOSTNAME.to_owned(),
+            finished: Vec::new(),
         }
     }
 

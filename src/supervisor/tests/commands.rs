@@ -296,7 +296,6 @@ fn what_is_said_of_a_container_that_waits_for_its_id_waits_with_it() {
     world.done(Role::Mountd);
     assert_eq!(world.said(), [event("c", "init", 0)]);
     world.done(Role::Mountd);
-    world.done(Role::Execd);
     world.started(Pid(101));
     assert_eq!(world.did(), [kill(101, Signal::KILL, false)]);
     assert_eq!(world.said(), ["ACK ", "ACK "]);

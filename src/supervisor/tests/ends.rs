@@ -13,9 +13,40 @@ fn the_event_follows_the_output() {
     assert!(world.said().is_empty());
     world.done(Role::Streamd);
     assert_eq!(world.said(), [event("c", "p", 42)]);
-    assert_eq!(world.asked(Role::Execd), ["release 3"]);
+    assert!(world.asked(Role::Execd).is_empty(), "execd is told with the next start");
     world.exec("c", "p", 3);
-    assert_eq!(world.asked(Role::Execd), ["release 3", "start c p"], "id and stream are free, in that order");
+    assert_eq!(
+        world.asked(Role::Execd),
+        [format!("start c p, {:?} finished", [StreamId::new(3).unwrap()])],
+        "id and stream are free"
+    );
+}
+
+#[test]
+fn execd_hears_of_ends_though_nothing_is_started() {
+    let mut world = World::with_container();
+    let ids = |numbers: &[u64]| numbers.iter().filter_map(|&id| StreamId::new(id)).collect::<Vec<_>>();
+    for round in 0..2 {
+        world.exec("c", "p", 3);
+        world.started(Pid(101));
+        world.exits(Pid(101), 0);
+        world.done(Role::Streamd);
+        world.wait();
+        assert_eq!(world.asked(Role::Execd), [format!("release {:?}", ids(&[3]))], "round {round}");
+        world.done(Role::Execd);
+        assert_eq!(world.supervisor.next_deadline(), None);
+    }
+    for number in 0..16 {
+        world.exec("c", &format!("p{number}"), 3 + 2 * number);
+    }
+    for number in 0..16 {
+        world.started(Pid(200 + number));
+    }
+    for number in 0..16 {
+        world.exits(Pid(200 + number), 0);
+        world.done(Role::Streamd);
+    }
+    assert_eq!(world.asked(Role::Execd).len(), 1, "sixteen are enough to be told at once");
 }
 
 #[test]
@@ -153,6 +184,7 @@ fn destroypod_asks_then_kills_then_tidies_up() {
     world.done(Role::Streamd);
     assert_eq!(world.said(), [event("c", "p", 0)]);
     world.wait();
+    world.wait();
     assert_eq!(world.did(), [kill(100, Signal::KILL, true)], "the grace is over");
     world.exits(Pid(100), 137);
     world.done(Role::Mountd);
@@ -229,6 +261,7 @@ fn destroypod_gives_output_up_that_nobody_reads() {
     world.exits(POD_INIT, 137);
     world.done(Role::Mountd);
     assert_eq!(world.asked(Role::Streamd), ["finish 1", "flush"]);
+    world.wait();
     world.wait();
     assert_eq!(world.said(), ["ACK "], "in less than the ten seconds that runV waits");
     assert!(world.now < Duration::from_secs(1010));

@@ -197,11 +197,13 @@ fn short(ask: &Ask) -> String {
         Ask::DestroyPod => "destroy pod".to_owned(),
         Ask::StartPod { hostname } => format!("start pod {hostname}"),
         Ask::JoinPod => "join".to_owned(),
-        Ask::StartProcess { container, process, init, .. } => {
-            format!("start {container} {}{}", process.id, if *init { " as init" } else { "" })
+        Ask::StartProcess { container, process, init, finished, .. } => {
+            let finished =
+                if finished.is_empty() { String::new() } else { format!(", {finished:?} finished") };
+            format!("start {container} {}{}{finished}", process.id, if *init { " as init" } else { "" })
         }
         Ask::Resize { stdio, row, column } => format!("resize {stdio} {row}x{column}"),
-        Ask::Release { stdio } => format!("release {stdio}"),
+        Ask::Release { finished } => format!("release {finished:?}"),
         Ask::Resend => "resend".to_owned(),
         Ask::Finish { stdio } => format!("finish {stdio}"),
         Ask::Flush => "flush".to_owned(),

@@ -1,12 +1,14 @@
 //! A running guest: the process that is its hyperinit or its QEMU, which never outlives hyperctl.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
 use hyperinit::fault::{Fault, OrFault};
@@ -24,6 +26,10 @@ pub const CONSOLE: &str = "console.log";
 pub const QMP_SOCKET: &str = "qmp.sock";
 /// What STARTPOD's `shareDir` calls the share: the 9p tag, and in a local guest what stands in for it.
 pub const SHARE_TAG: &str = "share_dir";
+/// A guest whose hyperctl was killed is as good as dead, but takes a moment to be gone.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often the lock is tried meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How much of the log's end is looked at for its last lines.
 const TAIL: u64 = 4096;
 
@@ -128,16 +134,23 @@ fn command(plan: &Plan, cgroup: Option<&Cgroup>) -> Command {
 
 /// Makes the guest's directory this guest's: its log is locked until hyperctl and the guest are both gone.
 fn claim(directory: &Path) -> Result<File, Fault> {
-    std::fs::create_dir_all(directory).fault("making", directory.display())?;
+    // Whoever reaches the sockets commands the guest.
+    let private = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    private.fault("making", directory.display())?;
     let path = directory.join(CONSOLE);
     let open = File::options().create(true).append(true).open(&path);
     let console = open.fault("opening", path.display())?;
-    console.try_lock().map_err(|error| match error {
-        std::fs::TryLockError::WouldBlock => {
-            Fault::new("using", directory.display(), "a guest is running there")
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match console.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Fault::new("using", directory.display(), "a guest is running there"));
+            }
+            Err(TryLockError::Error(error)) => return Err(Fault::io("locking", path.display(), &error)),
         }
-        std::fs::TryLockError::Error(error) => Fault::io("locking", path.display(), &error),
-    })?;
+    }
     console.set_len(0).fault("emptying", path.display())?;
     remove_sockets(directory);
     Ok(console)

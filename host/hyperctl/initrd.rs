@@ -39,9 +39,9 @@ impl Entry {
 pub fn initrd(options: &Initrd) -> Result<ExitCode, Fault> {
     let directory = options.modules.canonicalize().fault("looking up", options.modules.display())?;
     let release = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut entries = kernel_modules(&directory, &release, &options.without)?;
     let program = beside("hyperinit")?;
     let content = fs::read(&program).fault("reading", program.display())?;
-    let mut entries = kernel_modules(&directory, &release)?;
     entries.push(Entry::new("init", PROGRAM, content));
     let image = pack(entries).fault("packing", "the initramfs")?;
     fs::write(&options.output, image).fault("writing", options.output.display())?;
@@ -60,8 +60,8 @@ pub fn replace_init(image: &Path, program: &str, to: &Path) -> Result<(), Fault>
 }
 
 /// The chosen modules, all in one directory: their names tell them apart.
-fn kernel_modules(directory: &Path, release: &str) -> Result<Vec<Entry>, Fault> {
-    let (modules, warnings) = modules::choose(directory)?;
+fn kernel_modules(directory: &Path, release: &str, without: &[String]) -> Result<Vec<Entry>, Fault> {
+    let (modules, warnings) = modules::choose(directory, without)?;
     for warning in warnings {
         let _ = writeln!(io::stderr(), "hyperctl: {warning}");
     }

@@ -9,25 +9,25 @@ use nix::unistd::geteuid;
 
 use super::guest::Plan;
 
-/// Plans `hyperinit --local`. Root is needed, and is asked for before anything else is looked at.
+/// Plans `hyperinit --local`.
 pub fn plan(directory: &Path, share: &Path, append: &str) -> Result<Plan, Fault> {
-    if !geteuid().is_root() {
-        return Err(Fault::new(
-            "starting",
-            "a local guest",
-            "only root can: use sudo, or --vm, which needs none",
-        ));
-    }
-    let share = share.canonicalize().fault("looking up the share", share.display())?;
-    if !share.is_dir() {
-        return Err(Fault::new("sharing", share.display(), "not a directory"));
-    }
     Ok(Plan {
         directory: directory.to_owned(),
         program: beside("hyperinit")?,
-        arguments: arguments(&share, append),
+        arguments: arguments(share, append),
         namespaces: true,
     })
+}
+
+/// Namespaces of the machine's own users are root's to make.
+pub fn need_root() -> Result<(), Fault> {
+    match geteuid().is_root() {
+        true => Ok(()),
+        false => {
+            let why = "only root can: use sudo, or --vm, which needs none";
+            Err(Fault::new("starting", "a local guest", why))
+        }
+    }
 }
 
 /// A program of this package: it is beside hyperctl.

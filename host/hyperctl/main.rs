@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use hyperinit::logger;
 
 fn main() -> ExitCode {
-    logger::name("hyperctl");
+    logger::start("hyperctl", log::LevelFilter::Warn, false);
     let command = match cli::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(answer) => return answer,

@@ -53,10 +53,20 @@ pub struct Module {
     source: String,
 }
 
-/// The wanted modules below `directory` with all that they need, by name, and what is missing, as warnings.
-pub fn choose(directory: &Path) -> Result<(Vec<Module>, Vec<String>), Fault> {
-    let index = Index::read(directory)?;
-    Ok(index.choose(WANTED))
+/// The wanted modules below `directory`, but for those of `without`, with all that they need, by name, and what is missing, as warnings.
+pub fn choose(directory: &Path, without: &[String]) -> Result<(Vec<Module>, Vec<String>), Fault> {
+    let kept = |(module, _): &&(&str, &str)| !without.iter().any(|name| name == module);
+    let wanted: Vec<_> = WANTED.iter().filter(kept).copied().collect();
+    Ok(Index::read(directory)?.choose(&wanted))
+}
+
+/// The name of a module that is wanted, or what is wrong with it.
+pub fn wanted(module: &str) -> Result<String, String> {
+    let names = || WANTED.iter().map(|(name, _)| *name);
+    match names().any(|name| name == module) {
+        true => Ok(module.to_owned()),
+        false => Err(format!("not one that would be there: {}", names().collect::<Vec<_>>().join(", "))),
+    }
 }
 
 impl Module {
@@ -223,7 +233,7 @@ mod tests {
 
     #[test]
     fn without_an_index_it_says_what_makes_it() {
-        let fault = self::super::choose(Path::new("/nowhere")).unwrap_err().to_string();
+        let fault = self::super::choose(Path::new("/nowhere"), &[]).unwrap_err().to_string();
         assert!(fault.contains("/nowhere/modules.dep") && fault.contains("depmod"), "{fault}");
     }
 }

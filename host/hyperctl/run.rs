@@ -23,7 +23,7 @@ use super::guest::{Guest, SHARE_TAG};
 use super::progress::Progress;
 use super::terminal::{self, Terminal};
 use super::up::{died, plan};
-use super::{places, pump};
+use super::{local, places, pump};
 
 /// How long a guest may take to come up; an emulated one on a busy machine takes many seconds.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
@@ -43,6 +43,10 @@ const STDERR: u64 = 2;
 pub fn run(options: &Run) -> Result<ExitCode, Fault> {
     use Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
     let (events, queue) = events::queue(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH])?;
+    if options.local {
+        // Before the directory that only root's guest would use is made.
+        local::need_root()?;
+    }
     let rootfs = places::ROOTFS.find(options.rootfs.as_deref())?;
     let scratch = tempfile::Builder::new().prefix("hyperctl-").tempdir();
     let scratch = scratch.map_err(|error| Fault::io("making", "a temporary directory", &error))?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 
-use hyperinit::fault::Fault;
+use hyperinit::fault::{Fault, OrFault};
 use nix::sys::signal::Signal;
 
 use super::cli::{GuestOptions, Up};
@@ -31,9 +31,16 @@ pub fn up(options: &Up) -> Result<ExitCode, Fault> {
 /// How a guest is started.
 pub fn plan(is_local: bool, directory: &Path, share: &Path, options: &GuestOptions) -> Result<Plan, Fault> {
     if is_local {
-        local::plan(directory, share, &options.append)
-    } else {
-        vm::plan(directory, share, options)
+        local::need_root()?;
+    }
+    // The guest's process runs in the guest's directory.
+    let share = share.canonicalize().fault("looking up the share", share.display())?;
+    if !share.is_dir() {
+        return Err(Fault::new("sharing", share.display(), "not a directory"));
+    }
+    match is_local {
+        true => local::plan(directory, &share, &options.append),
+        false => vm::plan(directory, &share, options),
     }
 }
 

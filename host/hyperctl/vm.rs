@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
-use hyperinit::fault::{Fault, OrFault};
+use hyperinit::fault::Fault;
 
 use super::cli::{Accel, GuestOptions};
 use super::guest::{CONSOLE, Plan, QMP_SOCKET, SHARE_TAG};
@@ -19,13 +19,12 @@ const CMDLINE: &str = "console=ttyS0 panic=-1";
 
 /// Plans QEMU. Nothing of it needs root.
 pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Plan, Fault> {
-    let share = share.canonicalize().fault("looking up the share", share.display())?;
     let kernel = kernel::bootable(&places::KERNEL.find(options.kernel.as_deref())?);
     let initrd = places::INITRD.find(options.initrd.as_deref())?;
     Ok(Plan {
         directory: directory.to_owned(),
         program: in_path(QEMU)?,
-        arguments: arguments(&kernel, &initrd, &share, options),
+        arguments: arguments(&kernel, &initrd, share, options),
         namespaces: false,
     })
 }

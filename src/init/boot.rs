@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
@@ -84,8 +84,8 @@ pub fn mount_kernel(kind: &str, at: &str) -> Result<(), Fault> {
 
 /// Standard input becomes /dev/null, standard output and error the kernel's log: it never blocks its writer.
 fn log_to_kernel() -> Result<(), Fault> {
-    // The default lets user space write ten lines and then drops them.
-    write("/proc/sys/kernel/printk_devkmsg", "on");
+    // The default lets user space write ten lines and then drops them. The kernel insists on the newline.
+    write("/proc/sys/kernel/printk_devkmsg", "on\n");
     let null = File::open("/dev/null").fault("opening", "/dev/null")?;
     let kmsg = OpenOptions::new().write(true).open("/dev/kmsg").fault("opening", "/dev/kmsg")?;
     let log = |result: Result<(), Errno>| result.fault("redirecting", "standard streams");
@@ -113,6 +113,8 @@ pub fn limits(settings: &Settings) {
     for (resource, limit) in limits {
         if let Err(errno) = setrlimit(resource, limit, limit) {
             log::warn!("{}", Fault::errno("setting", format!("{resource:?} to {limit}"), errno));
+            // In a namespace whose owner may not raise limits, at least all that it has.
+            let _ = getrlimit(resource).and_then(|(_, hard)| setrlimit(resource, hard, hard));
         }
     }
     // The memory killer takes a container before it takes the guest; execd resets it for what it starts.
@@ -122,6 +124,6 @@ pub fn limits(settings: &Settings) {
 /// Writes a kernel setting; one that is not there or not ours to set is a warning.
 fn write(path: &str, value: &str) {
     if let Err(error) = std::fs::write(path, value) {
-        log::warn!("{}", Fault::io(format!("writing {value} to"), path, &error));
+        log::warn!("{}", Fault::io(format!("writing {} to", value.trim_end()), path, &error));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::File;
 use std::path::Path;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
@@ -54,8 +55,10 @@ pub fn load_all(directory: &Path) -> Result<(), Fault> {
         text => text.fault("reading", dep.display())?,
     };
     for module in load_order(&text) {
-        if let Err(fault) = load(&directory.join(module)) {
-            log::warn!("{fault}");
+        let start = Instant::now();
+        match load(&directory.join(module)) {
+            Ok(()) => log::debug!("{module} took {:.1} ms", start.elapsed().as_secs_f64() * 1000.0),
+            Err(fault) => log::warn!("{fault}"),
         }
     }
     Ok(())

@@ -1,0 +1,398 @@
+//! hyperctl as a person meets it: what it says when it cannot, and what a run is like when it can. Needs root (for
+//! namespaces); one test boots a VM.
+
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+mod guest;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::channel;
+
+use guest::{PATIENCE, make_rootfs};
+use hyperinit::client::{CallError, Client};
+use hyperinit::sys::tty;
+use nix::pty::openpty;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{LocalFlags, tcgetattr};
+use nix::unistd::Pid;
+
+const HYPERCTL: &str = env!("CARGO_BIN_EXE_hyperctl");
+
+fn hyperctl(line: &str) -> Command {
+    let mut command = Command::new(HYPERCTL);
+    command.args(line.split(' ')).stdin(Stdio::null());
+    command
+}
+
+/// What a command came to; it must end in time.
+fn finish(child: Child) -> Output {
+    let pid = child.id();
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output()));
+    receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("hyperctl ({pid}) does not end")).unwrap()
+}
+
+fn output(mut command: Command) -> Output {
+    finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+}
+
+/// A directory that everybody may enter, and that goes with it.
+fn scratch() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    directory
+}
+
+/// `hyperctl run --local` in a root filesystem of its own, with more options.
+fn run(options: &[&str], script: &str) -> (Command, tempfile::TempDir) {
+    let directory = scratch();
+    let rootfs = directory.path().join("rootfs");
+    make_rootfs(&rootfs);
+    let mut command = Command::new(HYPERCTL);
+    // What it makes for itself must be gone with it.
+    command.env("TMPDIR", directory.path());
+    command.arg("run");
+    if !options.contains(&"--vm") {
+        command.arg("--local");
+    }
+    command.args(options).arg("--rootfs").arg(&rootfs).args(["--", "sh", "-c", script]);
+    command.stdin(Stdio::null());
+    (command, directory)
+}
+
+/// What is in the directory of a run besides its root filesystem.
+fn left(directory: &tempfile::TempDir) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| !path.ends_with("rootfs")).collect()
+}
+
+// ---- what it says when it cannot ----
+
+#[test]
+fn a_wrong_command_line_is_told_apart_from_what_a_container_says() {
+    for (line, code) in [
+        ("up --vm --local --dir d --share s", 2),
+        ("up --dir d --share s", 2),
+        ("call --dir d BREW", 2),
+        ("initrd -o f", 2),
+        ("brew", 2),
+        ("run --vm", 125),
+        ("run --local --memory 512 -- true", 125),
+    ] {
+        let output = output(hyperctl(line));
+        assert_eq!(output.status.code(), Some(code), "{line}");
+        assert!(
+            text(&output.stderr).contains("For more information, try '--help'"),
+            "{line}: {}",
+            text(&output.stderr)
+        );
+        assert!(output.stdout.is_empty());
+    }
+    let help = output(hyperctl("run --help"));
+    assert_eq!(help.status.code(), Some(0));
+    assert!(text(&help.stdout).contains("--read-only"));
+}
+
+/// hyperctl where a user other than root can execute it, and where no checkout is around it.
+fn elsewhere(directory: &Path, line: &str) -> Command {
+    let copy = directory.join("hyperctl");
+    fs::copy(HYPERCTL, &copy).unwrap();
+    let mut command = Command::new(copy);
+    command.args(line.split(' ')).current_dir(directory).env_remove("HYPERINIT_KERNEL");
+    command.stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn a_local_guest_without_root_says_so() {
+    let directory = scratch();
+    for (line, code) in [("up --local --dir d --share .", 1), ("run --local --rootfs . -- true", 125)] {
+        let mut command = elsewhere(directory.path(), line);
+        command.uid(65_534).gid(65_534);
+        let output = output(command);
+        assert_eq!(
+            text(&output.stderr),
+            "hyperctl: starting a local guest: only root can: use sudo, or --vm, which needs none\n"
+        );
+        assert_eq!(output.status.code(), Some(code));
+    }
+}
+
+#[test]
+fn what_is_missing_is_named_with_what_makes_it() {
+    let directory = scratch();
+    for (line, says) in [
+        ("up --vm --dir d --share .", "a kernel: no .cache/kernel/vmlinuz: `make kernel` makes it"),
+        ("up --vm --dir d --share . --kernel hyperctl", "an initramfs: no .cache/initrd.img: `make initrd`"),
+        ("run -- true", "a root filesystem: no .cache/rootfs: `make rootfs`"),
+        ("run --rootfs nowhere -- true", "looking for nowhere: No such file or directory"),
+        ("up --local --dir d --share .", "hyperinit: not there: `cargo build`"),
+        ("up --local --dir d --share hyperctl", "hyperctl: not a directory"),
+        ("initrd --modules . -o f", "`depmod"),
+        ("call --dir . PING", "connecting to ./ctl.sock: No such file or directory"),
+        ("call --dir . PING {", "reading the JSON"),
+    ] {
+        let output = output(elsewhere(directory.path(), line));
+        assert!(text(&output.stderr).contains(says), "{line}: {}", text(&output.stderr));
+        assert_eq!(text(&output.stderr).lines().count(), 1, "one line");
+        assert!(!output.status.success());
+    }
+}
+
+// ---- run ----
+
+#[test]
+fn a_run_is_its_program() {
+    let (command, directory) = run(
+        &["-e", "A=a b", "-e", "B=", "-w", "/made/here", "-u", "web:audio"],
+        "echo \"$A/$B/$PWD/$(id -un)/$(id -gn)\"; echo err >&2; cat; exit 7",
+    );
+    let output = output(command);
+    assert_eq!(text(&output.stdout), "a b///made/here/web/audio\n", "{}", text(&output.stderr));
+    assert_eq!(text(&output.stderr), "err\n");
+    assert_eq!(output.status.code(), Some(7));
+    assert_eq!(left(&directory), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_program_that_is_killed_or_cannot_be_started_has_a_shells_status() {
+    assert_eq!(output(run(&[], "kill -9 $$").0).status.code(), Some(137));
+    assert_eq!(output(run(&[], "exec nothing-of-this-name").0).status.code(), Some(127));
+    let refused = output(run(&["-u", "nobody-of-this-name"], "true").0);
+    assert_eq!(refused.status.code(), Some(125));
+    assert!(text(&refused.stderr).starts_with("hyperctl: starting the container: execd: "));
+    let read_only = output(run(&["--read-only"], "echo x >/file || exit 3").0);
+    assert_eq!(read_only.status.code(), Some(3));
+}
+
+#[test]
+fn what_goes_in_comes_out() {
+    let (mut command, _directory) = run(&["-i"], "cat");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let bytes: Vec<u8> = (0..4u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut stdin = child.stdin.take().unwrap();
+    let sent = bytes.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(&sent));
+    let output = finish(child);
+    writer.join().unwrap().unwrap();
+    assert!(output.stdout == bytes, "{} of {} bytes", output.stdout.len(), bytes.len());
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_run() {
+    let (mut command, directory) = run(&[], "yes");
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 4]).unwrap();
+    drop(stdout);
+    assert_eq!(finish(child).status.code(), Some(128 + Signal::SIGPIPE as i32));
+    assert_eq!(left(&directory), Vec::<PathBuf>::new());
+}
+
+/// Reads until the bytes so far end with `end`.
+fn read_until(from: &mut impl Read, end: &str) -> String {
+    let mut all = String::new();
+    while !all.ends_with(end) {
+        let mut byte = [0];
+        from.read_exact(&mut byte).unwrap_or_else(|error| panic!("{error} after {all:?}"));
+        all.push(char::from(byte[0]));
+    }
+    all
+}
+
+#[test]
+fn signals_are_the_programs() {
+    for (number, status) in [(Signal::SIGTERM, 15), (Signal::SIGINT, 2), (Signal::SIGHUP, 1)] {
+        let traps =
+            "for s in 1 2 15; do trap \"exit $s\" $s; done; echo up; while :; do sleep 100 & wait; done";
+        let (mut command, directory) = run(&[], traps);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        read_until(&mut stdout, "up\n");
+        signal(&child, number);
+        assert_eq!(finish(child).status.code(), Some(status));
+        assert_eq!(left(&directory), Vec::<PathBuf>::new());
+    }
+}
+
+#[test]
+fn a_program_that_heeds_no_signal_is_ended_by_the_third() {
+    let (mut command, directory) =
+        run(&[], "trap 'echo no' INT; echo up; while :; do sleep 100 & wait; done");
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    read_until(&mut stdout, "up\n");
+    for _ in 0..2 {
+        signal(&child, Signal::SIGINT);
+        read_until(&mut stdout, "no\n");
+    }
+    signal(&child, Signal::SIGINT);
+    assert_eq!(finish(child).status.code(), Some(130));
+    assert_eq!(left(&directory), Vec::<PathBuf>::new());
+}
+
+/// Starts a run on a pty; the caller's end of it, the terminal itself, and the child.
+fn run_on_tty(script: &str) -> (File, OwnedFd, Child, tempfile::TempDir) {
+    let pty = openpty(None, None).unwrap();
+    tty::set_size(&pty.slave, 33, 99).unwrap();
+    let (mut command, directory) = run(&["-t", "-i"], script);
+    let end = || Stdio::from(pty.slave.try_clone().unwrap());
+    let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+    (File::from(pty.master), pty.slave, child, directory)
+}
+
+#[test]
+fn a_terminal_is_passed_on_with_its_size_and_restored() {
+    let script = "trap 'echo int; exit 9' INT; trap 'stty size' WINCH; \
+         while [ \"$(stty size)\" != '33 99' ]; do sleep 0.01; done; echo ready; \
+         while :; do sleep 100 & wait; done";
+    let (mut master, slave, child, _directory) = run_on_tty(script);
+    let cooked = LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG;
+    let before = tcgetattr(&slave).unwrap();
+    assert!(before.local_flags.contains(cooked));
+    read_until(&mut master, "ready\r\n");
+    assert!(!tcgetattr(&slave).unwrap().local_flags.intersects(cooked), "raw");
+    tty::set_size(&slave, 44, 111).unwrap();
+    signal(&child, Signal::SIGWINCH);
+    read_until(&mut master, "44 111\r\n");
+    master.write_all(b"\x03").unwrap();
+    read_until(&mut master, "int\r\n");
+    assert_eq!(finish(child).status.code(), Some(9));
+    assert!(tcgetattr(&slave).unwrap() == before, "restored");
+}
+
+#[test]
+fn a_terminal_is_restored_when_hyperctl_is_told_to_end() {
+    let (mut master, slave, child, _directory) = run_on_tty("echo ready; sleep 100");
+    let before = tcgetattr(&slave).unwrap();
+    read_until(&mut master, "ready\r\n");
+    signal(&child, Signal::SIGTERM);
+    assert_eq!(finish(child).status.code(), Some(143));
+    assert!(tcgetattr(&slave).unwrap() == before, "restored");
+}
+
+#[test]
+fn a_guest_that_does_not_come_up_says_why() {
+    let output = output(run(&["--append", "hyper_log=loud"], "true").0);
+    assert_eq!(output.status.code(), Some(125));
+    let says = text(&output.stderr);
+    assert!(says.starts_with("hyperctl: running the guest: it ended (exit status: 2); "), "{says}");
+    assert!(says.contains("console.log ends with\n  hyperinit: no such log level"), "{says}");
+}
+
+#[test]
+fn a_vm_runs_a_program_alike() {
+    let script = "uname -s; cat; echo err >&2; exit 5";
+    let (mut command, directory) = run(&["--vm", "-i"], script);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"in").unwrap();
+    let output = finish(child);
+    assert_eq!(text(&output.stdout), "Linux\nin", "{}", text(&output.stderr));
+    assert_eq!(text(&output.stderr), "err\n");
+    assert_eq!(output.status.code(), Some(5));
+    assert_eq!(left(&directory), Vec::<PathBuf>::new());
+}
+
+// ---- up and call ----
+
+/// A guest that is up in `directory`/guest.
+fn up(directory: &Path) -> (Child, Client) {
+    let mut command = Command::new(HYPERCTL);
+    command.args(["up", "--local", "--share"]).arg(directory).arg("--dir").arg(directory.join("guest"));
+    let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let alive = || match child.try_wait().unwrap() {
+        None => Ok(()),
+        Some(status) => panic!("hyperctl up ended: {status}"),
+    };
+    let client = Client::connect_within(&directory.join("guest"), PATIENCE, alive).unwrap();
+    client.ready(PATIENCE).unwrap();
+    (child, client)
+}
+
+/// Waits until nobody is at the other end any more.
+fn wait_for_hang_up(client: &Client) {
+    match client.event(PATIENCE) {
+        Err(CallError::Broken(_)) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_guest_ends_with_a_signal_and_leaves_its_log_only() {
+    for number in [Signal::SIGTERM, Signal::SIGINT] {
+        let directory = scratch();
+        let (child, client) = up(directory.path());
+        signal(&child, number);
+        wait_for_hang_up(&client);
+        assert_eq!(finish(child).status.code(), Some(0));
+        let names: Vec<_> =
+            fs::read_dir(directory.path().join("guest")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["console.log"]);
+    }
+}
+
+#[test]
+fn a_guest_dies_with_a_hyperctl_that_is_killed() {
+    let directory = scratch();
+    let (child, client) = up(directory.path());
+    signal(&child, Signal::SIGKILL);
+    wait_for_hang_up(&client);
+    assert_eq!(finish(child).status.signal(), Some(9));
+    // Its directory is free again, whatever was left there; what was left of its cgroup goes with the next one.
+    let (child, client) = up(directory.path());
+    drop(client);
+    signal(&child, Signal::SIGTERM);
+    assert_eq!(finish(child).status.code(), Some(0));
+}
+
+#[test]
+fn a_directory_has_one_guest() {
+    let directory = scratch();
+    let (child, _client) = up(directory.path());
+    let mut second = Command::new(HYPERCTL);
+    second.args(["up", "--local", "--share"]).arg(directory.path());
+    second.arg("--dir").arg(directory.path().join("guest")).stdin(Stdio::null());
+    let output = output(second);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).ends_with("a guest is running there\n"), "{}", text(&output.stderr));
+    assert!(directory.path().join("guest/ctl.sock").exists(), "the first one's");
+    signal(&child, Signal::SIGTERM);
+    assert_eq!(finish(child).status.code(), Some(0));
+}
+
+#[test]
+fn one_command_by_hand() {
+    let directory = scratch();
+    let (child, client) = up(directory.path());
+    drop(client);
+    let call = |words: &[&str]| {
+        let mut command = Command::new(HYPERCTL);
+        command.args(["call", "--dir"]).arg(directory.path().join("guest")).args(words).stdin(Stdio::null());
+        output(command)
+    };
+    assert_eq!(text(&call(&["getversion"]).stdout), "4244\n");
+    let ping = call(&["PING"]);
+    assert_eq!((ping.status.code(), ping.stdout, ping.stderr), (Some(0), vec![], vec![]));
+    let refused = call(&["KILLCONTAINER", r#"{"container":"c","signal":9}"#]);
+    assert_eq!(refused.status.code(), Some(1));
+    let says = text(&refused.stderr);
+    assert!(says.starts_with("hyperctl: calling KILLCONTAINER: ") && says.lines().count() == 1, "{says}");
+    assert_eq!(call(&["DESTROYPOD"]).status.code(), Some(0));
+    assert_eq!(finish(child).status.code(), Some(0));
+}

@@ -2,18 +2,24 @@
 
 #![allow(dead_code)] // each test file uses its part
 
+mod raw;
+mod rootfs;
+
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command as Program, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hyperinit::client::{CallError, Client, ProcessStreams};
 use hyperinit::command::{Command, ExecCmd, KillContainer, RemoveContainer, SignalProcess, WinSize};
+use hyperinit::frame::Message;
 use hyperinit::ids::{ContainerId, ProcessId, Signal};
 use hyperinit::spec::{Container, Pod, Process};
 use serde_json::{Value, json};
+
+pub use raw::Raw;
+pub use rootfs::make_rootfs;
 
 /// How long anything may take before a test gives up; nothing is asserted about speed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,7 +36,8 @@ pub enum Kind {
 /// A running guest. Dropping it ends it.
 pub struct Guest {
     pub kind: Kind,
-    pub client: Client,
+    /// None while the host is away.
+    client: Option<Client>,
     pub directory: PathBuf,
     pub share: PathBuf,
     hyperctl: Child,
@@ -72,8 +79,8 @@ impl Guest {
             Some(status) => panic!("hyperctl up ended with {status}"),
         };
         let client = Client::connect_within(&at, PATIENCE, alive).unwrap();
-        let guest = Guest { kind, client, directory, share, hyperctl };
-        guest.client.ready(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", guest.log()));
+        let guest = Guest { kind, client: Some(client), directory, share, hyperctl };
+        guest.client().ready(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", guest.log()));
         guest
     }
 
@@ -90,9 +97,33 @@ impl Guest {
         self.call(Command::StartPod(Box::new(parse::<Pod>(pod))));
     }
 
-    /// A second connection to the same guest, in place of the first one.
-    pub fn reconnect(&mut self) {
-        self.client = Client::connect_within(&self.directory.join("guest"), PATIENCE, || Ok(())).unwrap();
+    /// The host's connection.
+    pub fn client(&self) -> &Client {
+        self.client.as_ref().expect("the host is connected")
+    }
+
+    /// The host goes away.
+    pub fn hang_up(&mut self) {
+        self.client = None;
+    }
+
+    /// The host comes back; a local guest then says READY again.
+    pub fn connect(&mut self) {
+        let client = Client::connect_within(&self.directory.join("guest"), PATIENCE, || Ok(())).unwrap();
+        if self.kind == Kind::Local {
+            client.ready(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
+        }
+        self.client = Some(client);
+    }
+
+    /// The host goes away, and somebody comes who speaks in bytes.
+    pub fn raw(&mut self) -> Raw {
+        self.hang_up();
+        let mut raw = Raw::connect(&self.directory.join("guest"));
+        if self.kind == Kind::Local {
+            raw.expect(Message::Ready);
+        }
+        raw
     }
 
     /// The guest's log so far.
@@ -104,13 +135,13 @@ impl Guest {
     /// A command that must succeed.
     pub fn call(&self, command: Command) -> Vec<u8> {
         let what = format!("{command:?}");
-        self.client.call(command).unwrap_or_else(|error| panic!("{what}: {error}\n{}", self.log()))
+        self.client().call(command).unwrap_or_else(|error| panic!("{what}: {error}\n{}", self.log()))
     }
 
     /// A command that must be refused; the reason.
     pub fn refused(&self, command: Command) -> String {
         let what = format!("{command:?}");
-        match self.client.call(command) {
+        match self.client().call(command) {
             Err(CallError::Refused(text)) => text,
             other => panic!("{what}: {other:?}\n{}", self.log()),
         }
@@ -180,8 +211,8 @@ impl Guest {
         value["process"] = process;
         let container: Container = parse(value);
         let (container_id, process_id) = (container.id.clone(), container.process.id.clone());
-        let streams = self.client.streams(stdio, stderr);
-        self.client.call(Command::NewContainer(Box::new(container)))?;
+        let streams = self.client().streams(stdio, stderr);
+        self.client().call(Command::NewContainer(Box::new(container)))?;
         Ok(Running { guest: self, container: container_id, process: process_id, streams })
     }
 
@@ -201,15 +232,53 @@ impl Guest {
         let (value, stdio, stderr) = process_value("", args, more);
         let process: Process = parse(value);
         let (container, id) = (container_id(container), process.id.clone());
-        let streams = self.client.streams(stdio, stderr);
+        let streams = self.client().streams(stdio, stderr);
         let exec = ExecCmd { container: container.clone(), process: Box::new(process) };
-        self.client.call(Command::ExecCmd(exec))?;
+        self.client().call(Command::ExecCmd(exec))?;
         Ok(Running { guest: self, container, process: id, streams })
     }
 
     /// Runs a shell script in a container to its end.
     pub fn sh(&self, container: &str, script: &str) -> Outcome {
         self.exec(container, &["sh", "-c", script], json!({})).outcome()
+    }
+
+    /// Runs a shell script that must succeed and complain of nothing; its output.
+    pub fn says(&self, container: &str, script: &str) -> String {
+        let outcome = self.sh(container, script);
+        assert_eq!(
+            (outcome.status, outcome.stderr.as_str()),
+            (0, ""),
+            "{script:?} said {:?}",
+            outcome.stdout
+        );
+        outcome.stdout
+    }
+
+    /// A container whose init is a shell script that must succeed and complain of nothing; its output. The id is free
+    /// again afterwards.
+    pub fn container_says(&self, id: &str, script: &str, more: Value) -> String {
+        let outcome = self.container(id, &["sh", "-c", script], more).outcome();
+        assert_eq!(
+            (outcome.status, outcome.stderr.as_str()),
+            (0, ""),
+            "{script:?} said {:?}",
+            outcome.stdout
+        );
+        self.remove(id);
+        outcome.stdout
+    }
+
+    /// REMOVECONTAINER.
+    pub fn remove(&self, id: &str) {
+        self.call(Command::RemoveContainer(RemoveContainer { container: container_id(id) }));
+    }
+
+    /// A root filesystem of its own in the share; its path there.
+    pub fn image(&self, name: &str) -> PathBuf {
+        let root = self.share.join(name).join("rootfs");
+        make_rootfs(&root);
+        root
     }
 
     /// KILLCONTAINER with SIGKILL, the end, and REMOVECONTAINER.
@@ -249,7 +318,7 @@ impl Running<'_> {
 
     /// Waits for the event.
     pub fn status(&self) -> u8 {
-        let finished = self.guest.client.finished(&self.container, &self.process, PATIENCE);
+        let finished = self.guest.client().finished(&self.container, &self.process, PATIENCE);
         finished.unwrap_or_else(|error| panic!("{error}\n{}", self.guest.log()))
     }
 
@@ -284,6 +353,28 @@ impl Running<'_> {
             }
         }
         text
+    }
+}
+
+/// KILLCONTAINER.
+pub fn kill(id: &str, signal: i64) -> Command {
+    Command::KillContainer(KillContainer {
+        container: container_id(id),
+        signal: Signal::try_from(signal).unwrap(),
+    })
+}
+
+/// EXECCMD.
+pub fn parse_exec(container: &str, process: Value) -> Command {
+    Command::ExecCmd(ExecCmd { container: container_id(container), process: Box::new(parse(process)) })
+}
+
+/// The text of a refusal.
+pub fn refusal<T>(result: Result<T, CallError>) -> String {
+    match result {
+        Err(CallError::Refused(text)) => text,
+        Err(error) => panic!("not refused but: {error}"),
+        Ok(_) => panic!("not refused"),
     }
 }
 
@@ -328,25 +419,4 @@ pub fn scratch() -> PathBuf {
     let path = std::env::temp_dir().join(name);
     fs::create_dir_all(&path).unwrap();
     path
-}
-
-/// A root filesystem of busybox with a few accounts.
-pub fn make_rootfs(root: &Path) {
-    const BUSYBOX: &str = "/bin/busybox";
-    assert!(Path::new(BUSYBOX).exists(), "{BUSYBOX} is missing: apt-get install busybox-static");
-    for directory in ["bin", "dev", "etc", "home/web", "proc", "root", "sys", "tmp", "usr/bin", "var"] {
-        fs::create_dir_all(root.join(directory)).unwrap();
-    }
-    fs::copy(BUSYBOX, root.join("bin/busybox")).unwrap();
-    let list = Program::new(BUSYBOX).arg("--list").output().unwrap();
-    for applet in String::from_utf8(list.stdout).unwrap().lines().filter(|applet| *applet != "busybox") {
-        symlink("busybox", root.join("bin").join(applet)).unwrap();
-    }
-    let passwd = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/home/web:/bin/sh\n";
-    fs::write(root.join("etc/passwd"), passwd).unwrap();
-    fs::write(root.join("etc/group"), "root:x:0:\ntty:x:5:\nwww:x:34:\naudio:x:29:web\n").unwrap();
-    let mode = |path: &str, mode| {
-        fs::set_permissions(root.join(path), std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
-    };
-    mode("tmp", 0o1777);
 }

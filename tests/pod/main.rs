@@ -1,5 +1,6 @@
 //! A whole pod in the whole guest.
 
+#[path = "../guest/mod.rs"]
 mod guest;
 
 use guest::{Guest, Kind, Outcome};

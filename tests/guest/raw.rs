@@ -1,0 +1,88 @@
+//! A host that speaks in bytes: what no honest client says, and the exact frames that come back.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
+use hyperinit::frame::{self, ControlDecoder, Message, StreamDecoder};
+
+use super::PATIENCE;
+
+/// Both channels, as sockets.
+pub struct Raw {
+    pub control: UnixStream,
+    pub stream: UnixStream,
+    control_decoder: ControlDecoder,
+    stream_decoder: StreamDecoder,
+    /// What NEXT has credited so far.
+    pub credited: u64,
+}
+
+impl Raw {
+    /// Connects to the sockets in a guest's directory.
+    pub fn connect(directory: &Path) -> Raw {
+        let socket = |name| {
+            let socket = UnixStream::connect(directory.join(name)).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket
+        };
+        Raw {
+            control: socket(CONTROL_SOCKET),
+            stream: socket(STREAM_SOCKET),
+            control_decoder: ControlDecoder::default(),
+            stream_decoder: StreamDecoder::default(),
+            credited: 0,
+        }
+    }
+
+    /// Sends a control frame whole.
+    pub fn send(&mut self, message: Message, payload: &[u8]) {
+        self.control.write_all(&frame::control(message, payload).unwrap()).unwrap();
+    }
+
+    /// The next control frame; none when the guest has closed the channel.
+    pub fn next(&mut self) -> Option<(Message, Vec<u8>)> {
+        loop {
+            if let Some(frame) = self.control_decoder.next_frame().unwrap() {
+                return Some((Message::from_id(frame.tag).unwrap(), frame.payload.to_vec()));
+            }
+            let mut chunk = [0; 4096];
+            let count = self.control.read(&mut chunk).expect("the next control frame");
+            if count == 0 {
+                return None;
+            }
+            self.control_decoder.push(&chunk[..count]);
+        }
+    }
+
+    /// Reads until a message other than NEXT comes, whose credits are added up; it must be this one.
+    pub fn expect(&mut self, message: Message) -> Vec<u8> {
+        loop {
+            match self.next().unwrap_or_else(|| panic!("the guest hung up before {message}")) {
+                (Message::Next, count) => {
+                    self.credited += u64::from(u32::from_be_bytes(count.try_into().unwrap()))
+                }
+                (got, payload) if got == message => return payload,
+                (got, payload) => {
+                    panic!("{got} {:?} instead of {message}", String::from_utf8_lossy(&payload))
+                }
+            }
+        }
+    }
+
+    /// The next stream frame; none when the guest has closed the channel.
+    pub fn next_stream(&mut self) -> Option<(u64, Vec<u8>)> {
+        loop {
+            if let Some(frame) = self.stream_decoder.next_frame().unwrap() {
+                return Some((frame.tag, frame.payload.to_vec()));
+            }
+            let mut chunk = [0; 4096];
+            let count = self.stream.read(&mut chunk).expect("the next stream frame");
+            if count == 0 {
+                return None;
+            }
+            self.stream_decoder.push(&chunk[..count]);
+        }
+    }
+}

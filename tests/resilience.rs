@@ -1,0 +1,229 @@
+//! Helpers that are killed in the middle of a running pod: the pod lives, nothing that was written or exited is lost, and
+//! the next command works.
+
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+mod guest;
+
+use std::fs;
+use std::time::Instant;
+
+use guest::{Guest, Kind, PATIENCE, Running, kill, refusal};
+use hyperinit::command::Command;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use serde_json::json;
+
+/// The guest's processes on this machine, by the name that they have in ps(1).
+fn processes(guest: &Guest, name: &str) -> Vec<i32> {
+    let log = guest.directory.join("guest/console.log");
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let own = |path: &str| format!("/proc/{pid}/{path}");
+        fs::read_to_string(own("comm")).is_ok_and(|comm| comm.trim_end() == name)
+            && fs::read_link(own("fd/2")).is_ok_and(|stderr| stderr == log)
+    })
+    .collect()
+}
+
+/// The one process of that name, as soon as there is one that is not `old`.
+fn process(guest: &Guest, name: &str, old: Option<i32>) -> i32 {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let [pid] = processes(guest, name)[..]
+            && Some(pid) != old
+        {
+            return pid;
+        }
+        assert!(Instant::now() < deadline, "no {name} comes up\n{}", guest.log());
+        std::thread::yield_now();
+    }
+}
+
+fn kill_hard(pid: i32) {
+    nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+}
+
+/// Kills a helper and waits until another is in its place.
+fn replace(guest: &Guest, name: &str) {
+    let old = process(guest, name, None);
+    kill_hard(old);
+    process(guest, name, Some(old));
+}
+
+/// A process that says a number for each line that it is told, and exits with 7 at the end.
+fn talker<'a>(guest: &'a Guest, container: &str) -> Running<'a> {
+    let script = "n=0; while read line; do n=$((n+1)); echo $n $line; echo e$n >&2; done; exit 7";
+    guest.exec(container, &["sh", "-c", script], json!({}))
+}
+
+/// Everything that has to work after a helper's death.
+fn works(guest: &Guest, id: &str) {
+    let outcome = guest.sh("main", "echo new; exit 3");
+    assert_eq!((outcome.stdout.as_str(), outcome.status), ("new\n", 3));
+    let container = guest.container(id, &["sleep", "100000"], json!({}));
+    assert_eq!(guest.says(id, "hostname"), "pod-1\n");
+    guest.finish(container);
+    guest.call(Command::Ping);
+}
+
+#[test]
+fn netd_mountd_and_execd_are_replaced_and_the_pod_notices_nothing() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    let talker = talker(&guest, "main");
+    for round in 0..3 {
+        for name in ["netd", "mountd", "execd"] {
+            talker.streams.stdin.write(format!("{name}\n").as_bytes()).unwrap();
+            talker.read_until(&format!("{name}\n"));
+            let ends_meanwhile = guest.exec("main", &["sh", "-c", "read x; echo bye; exit 9"], json!({}));
+            let old = process(&guest, name, None);
+            kill_hard(old);
+            ends_meanwhile.streams.stdin.write(b"\n").unwrap();
+            assert_eq!(ends_meanwhile.end().status, 9, "{name}");
+            process(&guest, name, Some(old));
+            works(&guest, &format!("c-{name}-{round}"));
+        }
+    }
+    let outcome = talker.outcome();
+    assert_eq!(outcome.status, 7);
+    let errors: String = (1..=9).map(|number| format!("e{number}\n")).collect();
+    assert_eq!(outcome.stderr, errors);
+    guest.finish(main);
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+}
+
+#[test]
+fn streamd_is_replaced_and_no_byte_of_output_is_lost() {
+    let guest = Guest::with_pod(Kind::Local);
+    let _main = guest.sleeper("main");
+    let script = "i=0; while [ $i -lt 40000 ]; do i=$((i+1)); echo line $i; done; exit 5";
+    let running = guest.exec("main", &["sh", "-c", script], json!({}));
+    let mut text = running.read_until("line 10\n");
+    for _ in 0..3 {
+        replace(&guest, "streamd");
+        text.push_str(&running.read_until("0\n"));
+    }
+    let outcome = running.end();
+    text.push_str(&outcome.stdout);
+    let expected: String = (1..=40_000).map(|number| format!("line {number}\n")).collect();
+    assert!(text == expected, "{} bytes instead of {}\n{}", text.len(), expected.len(), guest.log());
+    assert_eq!(outcome.status, 5);
+    works(&guest, "after");
+}
+
+#[test]
+fn streamds_death_costs_running_processes_their_stdin_and_nothing_else() {
+    let guest = Guest::with_pod(Kind::Local);
+    let _main = guest.sleeper("main");
+    let running = guest.exec("main", &["sh", "-c", "echo up; cat; echo end; exit 4"], json!({}));
+    let terminal = guest.exec(
+        "main",
+        &["sh", "-c", "stty -echo; echo up; read x; echo got $x; exit 6"],
+        json!({"terminal": true, "stderr": 0}),
+    );
+    running.read_until("up\n");
+    terminal.read_until("up\r\n");
+    replace(&guest, "streamd");
+    let outcome = running.end();
+    assert_eq!((outcome.stdout.as_str(), outcome.status), ("end\n", 4), "its stdin ended");
+    terminal.streams.stdin.write(b"typed\n").unwrap();
+    let outcome = terminal.end();
+    assert_eq!((outcome.stdout.as_str(), outcome.status), ("got typed\r\n", 6), "a tty is not closed");
+    works(&guest, "after");
+}
+
+#[test]
+fn a_start_in_flight_is_an_error_and_the_next_one_works() {
+    let guest = Guest::with_pod(Kind::Local);
+    let _main = guest.sleeper("main");
+    let execd = process(&guest, "execd", None);
+    nix::sys::signal::kill(Pid::from_raw(execd), Signal::SIGSTOP).unwrap();
+    let pending: Vec<_> = (0..4)
+        .map(|number| {
+            let process = json!({"id": format!("p{number}"), "args": ["true"], "stdio": 9000 + 2 * number, "stderr": 9001 + 2 * number});
+            guest.client().send(guest::parse_exec("main", process))
+        })
+        .collect();
+    // The control port is read in order: when this is answered, all of them are with execd.
+    assert!(guest.client().send(Command::Ping).wait(std::time::Duration::from_millis(50)).is_err());
+    kill_hard(execd);
+    for pending in pending {
+        let text = refusal(pending.wait(PATIENCE));
+        assert!(text.contains("execd: it died before it answered"), "{text}");
+    }
+    process(&guest, "execd", Some(execd));
+    works(&guest, "after");
+}
+
+#[test]
+fn a_helper_that_hangs_is_replaced() {
+    let guest = Guest::with_pod(Kind::Local);
+    let _main = guest.sleeper("main");
+    let execd = process(&guest, "execd", None);
+    nix::sys::signal::kill(Pid::from_raw(execd), Signal::SIGSTOP).unwrap();
+    let text = refusal(guest.try_exec("main", &["true"], json!({})));
+    assert!(text.contains("it died before it answered"), "{text}");
+    assert!(guest.log().contains("execd is killed: it has been working on one request for too long"));
+    works(&guest, "after");
+}
+
+#[test]
+fn without_a_warden_the_guest_goes_on_with_what_it_has() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    kill_hard(process(&guest, "warden", None));
+    works(&guest, "after");
+    kill_hard(process(&guest, "mountd", None));
+    let text = refusal(guest.try_container("d", &["true"], json!({})));
+    assert!(text.contains("mountd"), "{text}");
+    let outcome = guest.sh("main", "echo still; exit 2");
+    assert_eq!((outcome.stdout.as_str(), outcome.status), ("still\n", 2));
+    let text = refusal(guest.try_container("d", &["true"], json!({})));
+    assert!(text.contains("mountd: it died too often: it is closed"), "{text}");
+    assert!(guest.log().contains("the warden is gone"));
+    guest.call(kill("main", 9));
+    assert_eq!(main.outcome().status, 137);
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+}
+
+#[test]
+fn a_helper_that_dies_again_and_again_is_closed_and_the_rest_goes_on() {
+    let guest = Guest::with_pod(Kind::Local);
+    let _main = guest.sleeper("main");
+    let mut old = None;
+    while !guest.log().contains("netd died too often: it stays closed") {
+        for pid in processes(&guest, "netd") {
+            if Some(pid) != old {
+                kill_hard(pid);
+                old = Some(pid);
+            }
+        }
+        std::thread::yield_now();
+    }
+    works(&guest, "after");
+}
+
+#[test]
+fn a_pod_init_that_dies_ends_the_pod_in_order() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    let other = guest.container("other", &["sh", "-c", "echo said; sleep 100000"], json!({}));
+    other.read_until("said\n");
+    let exec = guest.exec("main", &["sleep", "100000"], json!({}));
+    kill_hard(process(&guest, "podinit", None));
+    for running in [exec, main, other] {
+        assert_eq!(running.end().status, 137);
+    }
+    assert!(guest.log().contains("the pod init is gone: the pod ends"));
+    // In order and completely: another one can be started.
+    guest.start_pod();
+    let main = guest.sleeper("main");
+    works(&guest, "after");
+    guest.finish(main);
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+}

@@ -73,8 +73,8 @@ impl Start<'_> {
             Ok(program) => program,
             Err(fault) => leave(&report, &fault),
         };
-        if !report::released(&report) {
-            complain(b"execd died before this process was released\n");
+        if !report::released() {
+            complain(b"execd died before init was told of this process\n");
             exit(125)
         }
         let (errno, path) = program.execute();

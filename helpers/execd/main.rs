@@ -65,64 +65,35 @@ pub fn main() -> ExitCode {
                 joined: false,
             })
         },
-        |mut execd, requests, replies| execd.serve(requests, &replies),
+        |mut execd, requests, replies| helper::serve(requests, replies, |request| execd.handle(request)),
     )
 }
 
 impl Execd {
-    /// The loop. Unlike the other helpers', its reply comes before the last step: a process executes only once init
-    /// has been told that it exists.
-    fn serve(
-        &mut self,
-        mut requests: helper::Requests<Request>,
-        replies: &helper::Replies<Reply>,
-    ) -> Result<(), Fault> {
-        while let Some(hyperinit::wire::Request { id, body }) = requests.next(replies) {
-            let reply = |result| replies.send(hyperinit::wire::Reply { id, result });
-            match self.handle(body) {
-                Ok(Done::Now) => reply(Ok(Reply::Done))?,
-                Ok(Done::Started(started)) => {
-                    reply(Ok(Reply::Started { pid: started.pid }))?;
-                    started.release();
-                }
-                Err(fault) => reply(Err(fault))?,
-            }
-        }
-        Ok(())
-    }
-
-    fn handle(&mut self, request: Request) -> Result<Done, Fault> {
+    fn handle(&mut self, request: Request) -> Result<Reply, Fault> {
         match request {
             Request::StartPod { hostname } => {
                 self.joined = false;
-                pod::start(&self.home, &self.podinit, &hostname).map(Done::Started)
+                pod::start(&self.home, &self.podinit, &hostname).map(|pid| Reply::Started { pid })
             }
             Request::JoinPod => {
                 self.joined = false;
                 pod::join()?;
                 self.joined = true;
-                Ok(Done::Now)
+                Ok(Reply::Done)
             }
             Request::StartProcess { container, process, init, hostname, finished } => {
                 self.streams.release(&finished);
-                self.start(&container, &process.open()?, init, &hostname).map(Done::Started)
+                self.start(&container, &process.open()?, init, &hostname).map(|pid| Reply::Started { pid })
             }
             Request::Resize { stdio, row, column } => {
-                self.streams.resize(stdio, row, column).map(|()| Done::Now)
+                self.streams.resize(stdio, row, column).map(|()| Reply::Done)
             }
             Request::Release { finished } => {
                 self.streams.release(&finished);
-                Ok(Done::Now)
+                Ok(Reply::Done)
             }
-            Request::Resend => self.streams.resend().map(|()| Done::Now),
+            Request::Resend => self.streams.resend().map(|()| Reply::Done),
         }
     }
-}
-
-/// What a request came to.
-enum Done {
-    /// It is done.
-    Now,
-    /// A process exists that waits for its release.
-    Started(report::Started),
 }

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 
 use hyperinit::fault::{Fault, OrFault};
+use hyperinit::ids::Pid;
 use hyperinit::logger;
 use hyperinit::paths;
 use hyperinit::sandbox::{CapSet, Policy};
@@ -17,7 +18,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::stat::Mode;
 use nix::unistd::sethostname;
 
-use super::report::{self, Started};
+use super::report;
 
 /// The kernel's __NEW_UTS_LEN.
 const HOSTNAME_MAX: usize = 64;
@@ -65,7 +66,7 @@ pub fn join() -> Result<(), Fault> {
 }
 
 /// Starts the pod init.
-pub fn start(home: &Namespaces, policy: &Policy, hostname: &str) -> Result<Started, Fault> {
+pub fn start(home: &Namespaces, policy: &Policy, hostname: &str) -> Result<Pid, Fault> {
     if hostname.len() > HOSTNAME_MAX || hostname.contains('\0') {
         return Err(Fault::new("reading", "hostname", "it is longer than 64 bytes, or contains a zero"));
     }
@@ -77,7 +78,7 @@ pub fn start(home: &Namespaces, policy: &Policy, hostname: &str) -> Result<Start
     match clone_sibling(namespaces, None).fault("cloning", "the pod init")? {
         Cloned::Parent { pid, pidfd } => {
             drop(theirs);
-            report::await_ready(pid, &pidfd, ours).map(|(started, _)| started)
+            report::await_ready(pid, &pidfd, &ours).map(|_| pid)
         }
         Cloned::Child => {
             drop(ours);
@@ -98,8 +99,8 @@ fn live(policy: &Policy, hostname: &str, report: &OwnedFd) -> Result<Infallible,
     let children = SigSet::from(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&children), None).fault("blocking", "SIGCHLD")?;
     report::ready(report, None, None).fault("reporting to", "execd")?;
-    if !report::released(report) {
-        return Err(Fault::new("waiting for", "execd", "it is gone"));
+    if !report::released() {
+        return Err(Fault::new("waiting for", "init", "it was not told of this process"));
     }
     // Nothing of execd's is used, or dropped, from here on.
     process::close_all_but_log().fault("closing", "execd's descriptors")?;

@@ -1,4 +1,4 @@
-//! The socket between execd and a process that it starts: «ready» or a fault comes out, one byte goes in.
+//! The way back from a process that execd starts: «ready» or a fault. It executes when init releases it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -10,13 +10,14 @@ use hyperinit::sys::process;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::unistd::read;
 
 use super::passwd::Copy;
 
 /// How long a process may take until it is ready. It reads a container's files, from a share that the host may serve slowly;
 /// init's own limit is twice as long.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long init may take to release it: it has been told, or execd died before it told.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest report in bytes; a fault is cut to its first words before it would be longer.
 const REPORT_MAX: usize = 4096;
 const READY: u8 = b'R';
@@ -28,23 +29,6 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), Fault> {
         .fault("making", "a socket pair")
 }
 
-/// A process that is ready, and waits.
-pub struct Started {
-    /// Its number.
-    pub pid: Pid,
-    socket: OwnedFd,
-}
-
-impl Started {
-    /// Lets it execute. If execd dies before it does, the process sees the end of the socket and leaves with 125.
-    pub fn release(self) {
-        if let Err(errno) = send_fds(&self.socket, &[READY], &[]) {
-            // It was killed while it waited; init reaps it and says so.
-            log::info!("{}", Fault::errno("releasing", self.pid, errno));
-        }
-    }
-}
-
 /// What a process that is ready has to say.
 #[derive(Debug, Default)]
 pub struct Ready {
@@ -54,14 +38,14 @@ pub struct Ready {
     pub passwd: Option<Copy>,
 }
 
-/// Waits until the process is ready; returns it with what it says. One that is not ready in time is killed.
-pub fn await_ready(pid: Pid, pidfd: &OwnedFd, socket: OwnedFd) -> Result<(Started, Ready), Fault> {
-    let ready = receive(pid, &socket);
+/// Waits until the process is ready; returns what it says. One that is not ready in time is killed.
+pub fn await_ready(pid: Pid, pidfd: &OwnedFd, socket: &OwnedFd) -> Result<Ready, Fault> {
+    let ready = receive(pid, socket);
     if ready.is_err() {
         // Whatever it is doing: it must not go on. It is dead already if it said why.
         let _ = process::kill(pidfd);
     }
-    ready.map(|ready| (Started { pid, socket }, ready))
+    ready
 }
 
 fn receive(pid: Pid, socket: &OwnedFd) -> Result<Ready, Fault> {
@@ -94,9 +78,10 @@ fn wait(socket: &OwnedFd, limit: Duration) -> Result<(), Errno> {
     }
 }
 
-/// The process's side: says that it is ready, with its tty and the passwd that it has read. One that does not fit the
+/// The process's side: says that it is ready to be released, with its tty and the passwd that it has read. One that does not fit the
 /// report is read again by the next.
 pub fn ready(socket: &OwnedFd, tty: Option<BorrowedFd<'_>>, passwd: Option<&Copy>) -> Result<(), Errno> {
+    process::await_release()?;
     let fds: Vec<BorrowedFd<'_>> = tty.into_iter().collect();
     let mut packet = vec![READY];
     packet.extend(passwd.and_then(|passwd| serde_json::to_vec(passwd).ok()).unwrap_or_default());
@@ -104,15 +89,10 @@ pub fn ready(socket: &OwnedFd, tty: Option<BorrowedFd<'_>>, passwd: Option<&Copy
     send_fds(socket, &packet, &fds)
 }
 
-/// The process's side: waits for the release, for as long as execd lives. False: it does not any more.
-pub fn released(socket: &OwnedFd) -> bool {
-    let mut byte = [0; 1];
-    loop {
-        match read(socket, &mut byte) {
-            Err(Errno::EINTR) => {}
-            answer => return answer == Ok(1),
-        }
-    }
+/// The process's side: waits until init lets it execute. Init does that once it knows of it, so a process that runs is
+/// known, whenever execd dies. False: init was never told.
+pub fn released() -> bool {
+    process::wait_for_release(RELEASE_TIMEOUT).is_ok()
 }
 
 /// The process's side: says why it cannot be started.

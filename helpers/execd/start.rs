@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use hyperinit::fault::{Fault, OrFault};
-use hyperinit::ids::{ContainerId, StreamId};
+use hyperinit::ids::{ContainerId, Pid, StreamId};
 use hyperinit::paths;
 use hyperinit::spec::Process;
 use hyperinit::sys::process::{self, Cloned, clone_sibling};
@@ -14,19 +14,19 @@ use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 
 use super::child::{self, Stdio};
-use super::report::{self, Started};
+use super::report;
 use super::streams::Ends;
 use super::{Execd, setup};
 
 impl Execd {
-    /// Starts a process: it is ready when this returns, and executes once it is released.
+    /// Starts a process: it is ready when this returns, and executes once init releases it.
     pub fn start(
         &mut self,
         container: &ContainerId,
         process: &Process,
         init: bool,
         hostname: &str,
-    ) -> Result<Started, Fault> {
+    ) -> Result<Pid, Fault> {
         if !self.joined {
             return Err(Fault::new("starting", &process.id, "execd has not joined the pod"));
         }
@@ -62,7 +62,7 @@ impl Execd {
                 drop(theirs);
                 let Pipes { stdin, output, stderr, theirs } = pipes;
                 drop(theirs);
-                let (started, ready) = report::await_ready(pid, &pidfd, ours)?;
+                let ready = report::await_ready(pid, &pidfd, &ours)?;
                 if let Some(passwd) = ready.passwd {
                     self.passwds.keep(container, passwd);
                 }
@@ -75,7 +75,7 @@ impl Execd {
                     let _ = process::kill(&pidfd);
                     return Err(fault);
                 }
-                Ok(started)
+                Ok(pid)
             }
         }
     }

@@ -357,6 +357,7 @@ impl EventLoop {
                 }
                 Action::Ask { id, ask } => self.ask(id, ask),
                 Action::Kill { pid, signal, group } => kill(pid, signal.get(), group),
+                Action::Release { pid } => kill(pid, nix::libc::SIGCONT, false),
                 Action::KillHelper { role, why } => self.kill_helper(role, &why),
                 Action::PowerOff => super::leave(self.local),
             }

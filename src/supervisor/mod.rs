@@ -111,6 +111,11 @@ pub enum Action {
         /// To the process group that it leads; where it leads none (yet), to itself.
         group: bool,
     },
+    /// Let a child execute that execd has made: it is known now.
+    Release {
+        /// The child.
+        pid: Pid,
+    },
     /// End a helper that hangs or lies; `HelperGone` will follow.
     KillHelper {
         /// Which.

@@ -2,7 +2,7 @@
 
 use super::ask::Answer;
 use super::state::{Container, ContainerState, ContainerStep, Pod, PodStep, ProcessState, Purpose};
-use super::{Ask, Supervisor};
+use super::{Action, Ask, Supervisor};
 use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal};
 use crate::wire::mountd::{PodFiles, Share};
@@ -64,6 +64,7 @@ impl Supervisor {
                 fault.get_or_insert_with(init_died);
             } else {
                 *init = Some(pid);
+                self.actions.push(Action::Release { pid });
             }
         }
     }
@@ -216,6 +217,8 @@ impl Supervisor {
         } else if ending || matches!(self.pod, Pod::Ending { .. }) {
             // Too late: everything that was there has been killed.
             self.kill(pid, Signal::KILL, false);
+        } else {
+            self.actions.push(Action::Release { pid });
         }
     }
 }

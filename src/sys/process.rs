@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -201,6 +202,44 @@ pub fn ignore_nothing() -> Result<(), Errno> {
         Errno::result(set)?;
     }
     Ok(())
+}
+
+/// Blocks the signal that releases a start (SIGCONT: one that comes too often does no harm), so that it is not lost
+/// before [`wait_for_release`] asks for it.
+pub fn await_release() -> Result<(), Errno> {
+    mask(libc::SIG_BLOCK)
+}
+
+/// Waits for the release, and lets the signal through again. EAGAIN: it did not come in time.
+pub fn wait_for_release(limit: Duration) -> Result<(), Errno> {
+    let limit =
+        libc::timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
+    let set = release_set();
+    loop {
+        // SAFETY: the set and the limit outlive the call; no siginfo is asked for.
+        let result = unsafe { libc::sigtimedwait(&raw const set, ptr::null_mut(), &raw const limit) };
+        match Errno::result(result) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+            Ok(_) => return mask(libc::SIG_UNBLOCK),
+        }
+    }
+}
+
+fn mask(how: i32) -> Result<(), Errno> {
+    let set = release_set();
+    // SAFETY: the set outlives the call; called in a freshly cloned process with one thread.
+    Errno::result(unsafe { libc::sigprocmask(how, &raw const set, ptr::null_mut()) }).map(drop)
+}
+
+fn release_set() -> libc::sigset_t {
+    // SAFETY: an all-zero set is a valid one, and both calls only write to it.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCONT);
+        set
+    }
 }
 
 /// Restores what a program expects and Rust's runtime changed: SIGPIPE kills.

@@ -54,7 +54,7 @@ pub enum Request {
 pub enum Reply {
     /// It is done.
     Done,
-    /// The process exists, and executes once execd has sent this.
+    /// The process exists, and waits: it executes when init, which knows of it now, sends it SIGCONT.
     Started {
         /// Its number in the guest's PID namespace; a child of init. For StartPod: the pod init's.
         pid: Pid,

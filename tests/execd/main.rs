@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use support::guest::{Guest, guest, guest_with_cgroups};
 use support::helper::Helper;
 use support::image::{image, program};
-use support::pod::{Execd, HOSTNAME, Pod, id, pod_files, socket_pair};
+use support::pod::{Execd, HOSTNAME, Pod, id, pod_files, release, socket_pair};
 use support::{probe, read_all, read_to, read_until};
 
 const NONE: &str = "0000000000000000";
@@ -56,6 +56,7 @@ fn a_pod_init_is_one_in_namespaces_of_its_own_and_has_nothing() {
         let request = execd::Request::StartPod { hostname: HOSTNAME.to_owned() };
         let init = execd.started(&request).unwrap();
         guest.adopt_init(init);
+        release(init);
         // Its last step is its filter; until then it works on.
         let confined = || status(init, "Seccomp") == "2" && status(init, "CapEff") == NONE;
         let until = std::time::Instant::now() + support::DEADLINE;
@@ -100,6 +101,7 @@ fn a_second_pod_is_not_inside_the_first() {
         for hostname in ["one", "two"] {
             let init = execd.started(&execd::Request::StartPod { hostname: hostname.to_owned() }).unwrap();
             guest.adopt_init(init);
+            release(init);
             assert_eq!(status(init, "NSpid").split(' ').count(), 2);
         }
         for bad in ["x".repeat(65), "a\0b".to_owned()] {
@@ -118,6 +120,7 @@ fn nothing_starts_outside_a_pod() {
         assert!(fault.to_string().contains("has not joined the pod"), "{fault}");
         fresh.done(&execd::Request::JoinPod).unwrap();
         let pid = fresh.started(&request).unwrap();
+        release(pid);
         assert_eq!(guest.wait(pid), 0, "an execd that was restarted");
     });
 }
@@ -169,21 +172,38 @@ fn a_process_is_in_the_pod_and_in_its_container() {
     });
 }
 
-/// Whoever waits for its release sees execd's end, and leaves.
+/// Whoever is not released, for init does not know of it, runs nothing.
 #[test]
-fn a_start_that_was_not_released_runs_nothing() {
+fn a_start_that_is_not_released_runs_nothing() {
     guest(|guest| {
         let mut pod = pod(guest);
         let root = Path::new(paths::LOCAL_SHARE).join("web/rootfs");
         program(&root, "ran", b"#!/bin/sh\n: >/ran\n", 0o755);
         let request = pod.request("web", false, json!({"args": ["/bin/ran"]}));
-        // Its reply comes before the release, and nobody takes it.
-        assert!(!pod.execd.helper.ask_and_leave(&request).success());
+        let pid = pod.execd.started(&request).unwrap();
+        guest.adopt(pid);
         let (_, fds) = pod.execd.packet().unwrap();
         let mut files = fds.into_iter().map(fs::File::from).skip(1);
         assert_eq!(read_all(files.next().unwrap()), "");
-        assert_eq!(read_all(files.next().unwrap()), "execd died before this process was released\n");
+        assert_eq!(read_all(files.next().unwrap()), "execd died before init was told of this process\n");
+        assert_eq!(guest.wait(pid), 125);
         assert!(!root.join("ran").exists());
+    });
+}
+
+/// A process that init knows of runs, though execd is no more.
+#[test]
+fn a_start_that_is_known_survives_execd() {
+    guest(|guest| {
+        let mut pod = pod(guest);
+        let request = pod.request("web", false, json!({"args": ["/bin/echo", "runs"]}));
+        let pid = pod.execd.started(&request).unwrap();
+        guest.adopt(pid);
+        let (_, fds) = pod.execd.packet().unwrap();
+        pod.execd.helper.kill();
+        release(pid);
+        assert_eq!(read_all(fs::File::from(fds.into_iter().nth(1).unwrap())), "runs\n");
+        assert_eq!(guest.wait(pid), 0);
     });
 }
 

@@ -109,6 +109,7 @@ fn a_tty_with_a_stderr_stream_has_it_on_a_pipe() {
         let hyperinit::channel::Bulk::Here(process) = process else { panic!() };
         process.stderr = 900;
         let pid = pod.execd.started(&request).unwrap();
+        release(pid);
         let (streams, fds) = pod.execd.packet().unwrap();
         assert!(streams.terminal && !streams.stdin && fds.len() == 2);
         let mut files = fds.into_iter().map(fs::File::from);

@@ -124,6 +124,7 @@ impl<'a> Pod<'a> {
         let mut execd = Execd::start(arguments);
         let init = execd.started(&execd::Request::StartPod { hostname: HOSTNAME.to_owned() }).unwrap();
         guest.adopt_init(init);
+        release(init);
         done(&mut mountd, &mountd::Request::PinPod { pid: init }).unwrap();
         execd.done(&execd::Request::JoinPod).unwrap();
         Pod { guest, mountd, execd, init, next_stream: 1 }
@@ -174,6 +175,7 @@ impl<'a> Pod<'a> {
     fn begin(&mut self, request: &execd::Request) -> Result<Running, Fault> {
         let pid = self.execd.started(request)?;
         self.guest.adopt(pid);
+        release(pid);
         let (streams, fds) = self.execd.packet().expect("streamd is told before init");
         let mut fds = fds.into_iter().map(File::from);
         let stdin = streams.stdin.then(|| fds.next().unwrap());
@@ -195,6 +197,11 @@ impl<'a> Pod<'a> {
         assert_eq!((status, err.as_str()), (0, ""), "{words}: {out}");
         out.trim_end().to_owned()
     }
+}
+
+/// Lets a process execute, as init does once it knows of it.
+pub fn release(pid: Pid) {
+    hyperinit::sys::signal::kill(pid, nix::libc::SIGCONT, false).unwrap();
 }
 
 /// A request that mountd answers by `Done`.

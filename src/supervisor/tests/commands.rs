@@ -166,8 +166,9 @@ fn a_container_starts_step_by_step() {
     world.done(Role::Mountd);
     assert_eq!(world.asked(Role::Execd), ["start c init as init"]);
     assert!(world.said().is_empty());
+    world.released.clear();
     world.started(Pid(100));
-    assert_eq!(world.said(), ["ACK "]);
+    assert_eq!((world.said(), world.released), (vec!["ACK ".to_owned()], vec![Pid(100)]));
 }
 
 #[test]

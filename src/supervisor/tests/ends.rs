@@ -243,8 +243,10 @@ fn destroypod_kills_what_was_started_meanwhile() {
     world.exec("c", "p", 3);
     world.tell(Message::DestroyPod, "null");
     world.did();
+    world.released.clear();
     world.started(Pid(101));
     assert_eq!(world.did(), [kill(101, Signal::KILL, false)]);
+    assert!(world.released.is_empty(), "and never executes");
 }
 
 #[test]

@@ -22,6 +22,7 @@ struct World {
     asked: Vec<(u64, Ask)>,
     said: Vec<(Message, String)>,
     did: Vec<Action>,
+    released: Vec<Pid>,
 }
 
 impl World {
@@ -38,6 +39,7 @@ impl World {
             asked: Vec::new(),
             said: Vec::new(),
             did: Vec::new(),
+            released: Vec::new(),
         };
         for (role, pid) in Role::ALL.into_iter().zip(10..) {
             world.feed(Event::HelperUp { role, pid: Pid(pid) });
@@ -77,6 +79,7 @@ impl World {
                 Action::Send { message, payload } => {
                     self.said.push((message, String::from_utf8_lossy(&payload).into_owned()));
                 }
+                Action::Release { pid } => self.released.push(pid),
                 other => self.did.push(other),
             }
         }

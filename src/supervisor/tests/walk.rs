@@ -137,7 +137,7 @@ impl Walk {
                     }
                 }
                 Action::Kill { pid, .. } => assert!(pid.0 >= 50, "{pid} is none of the pod's"),
-                Action::PowerOff | Action::Send { .. } | Action::Ask { .. } => {}
+                Action::PowerOff | Action::Send { .. } | Action::Ask { .. } | Action::Release { .. } => {}
             }
         }
         for said in self.world.said() {

@@ -1,21 +1,31 @@
-//! A whole pod in the whole guest.
+//! A whole pod in the whole guest, in namespaces of this machine.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 #[path = "../guest/mod.rs"]
 mod guest;
+#[path = "../scenarios/mod.rs"]
+mod scenarios;
 
-use guest::{Guest, Kind, Outcome};
+use guest::{Guest, Kind};
 use hyperinit::command::Command;
-use serde_json::json;
 
-#[test]
-fn smoke() {
+/// One scenario in a guest of its own, which ends in order.
+fn run(scenario: fn(&Guest)) {
     let guest = Guest::with_pod(Kind::Local);
-    let init = guest.container("c", &["sh", "-c", "echo out; echo err >&2; cat; exit 7"], json!({}));
-    init.streams.stdin.write(b"in").unwrap();
-    assert_eq!(
-        init.outcome(),
-        Outcome { status: 7, stdout: "out\nin".to_owned(), stderr: "err\n".to_owned() }
-    );
+    scenario(&guest);
     guest.call(Command::DestroyPod);
     assert!(guest.wait_for_end().success());
 }
+
+macro_rules! tests {
+    ($($module:ident: $($name:ident),+;)+) => {
+        $(mod $module {
+            $(#[test]
+            fn $name() {
+                crate::run(crate::scenarios::$module::$name);
+            })+
+        })+
+    };
+}
+
+scenarios::for_all!(tests);

@@ -30,23 +30,61 @@ fn hyperctl(line: &str) -> Command {
     command
 }
 
+/// A hyperctl that does not outlive its test.
+struct Running(Option<Child>);
+
+impl std::ops::Deref for Running {
+    type Target = Child;
+    fn deref(&self) -> &Child {
+        self.0.as_ref().unwrap()
+    }
+}
+
+impl std::ops::DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Child {
+        self.0.as_mut().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // Its guest dies with it.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn spawn(command: &mut Command) -> Running {
+    Running(Some(command.spawn().unwrap()))
+}
+
 /// What a command came to; it must end in time.
-fn finish(child: Child) -> Output {
+fn finish(mut running: Running) -> Output {
+    let child = running.0.take().unwrap();
     let pid = child.id();
     let (sender, receiver) = channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
-    receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("hyperctl ({pid}) does not end")).unwrap()
+    receiver
+        .recv_timeout(PATIENCE)
+        .unwrap_or_else(|_| {
+            // Not reaped: the thread still waits for it.
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+            panic!("hyperctl does not end")
+        })
+        .unwrap()
 }
 
 fn output(mut command: Command) -> Output {
-    finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    finish(spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped())))
 }
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-fn signal(child: &Child, signal: Signal) {
+fn signal(child: &Running, signal: Signal) {
     kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
 }
 
@@ -182,7 +220,7 @@ fn a_program_that_is_killed_or_cannot_be_started_has_a_shells_status() {
 #[test]
 fn what_goes_in_comes_out() {
     let (mut command, _directory) = run(&["-i"], "cat");
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
     let bytes: Vec<u8> = (0..4u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let mut stdin = child.stdin.take().unwrap();
     let sent = bytes.clone();
@@ -196,7 +234,7 @@ fn what_goes_in_comes_out() {
 #[test]
 fn a_reader_that_leaves_ends_the_run() {
     let (mut command, directory) = run(&[], "yes");
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = spawn(command.stdout(Stdio::piped()));
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0; 4]).unwrap();
     drop(stdout);
@@ -221,7 +259,7 @@ fn signals_are_the_programs() {
         let traps =
             "for s in 1 2 15; do trap \"exit $s\" $s; done; echo up; while :; do sleep 100 & wait; done";
         let (mut command, directory) = run(&[], traps);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = spawn(command.stdout(Stdio::piped()));
         let mut stdout = child.stdout.take().unwrap();
         read_until(&mut stdout, "up\n");
         signal(&child, number);
@@ -234,7 +272,7 @@ fn signals_are_the_programs() {
 fn a_program_that_heeds_no_signal_is_ended_by_the_third() {
     let (mut command, directory) =
         run(&[], "trap 'echo no' INT; echo up; while :; do sleep 100 & wait; done");
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = spawn(command.stdout(Stdio::piped()));
     let mut stdout = child.stdout.take().unwrap();
     read_until(&mut stdout, "up\n");
     for _ in 0..2 {
@@ -247,12 +285,12 @@ fn a_program_that_heeds_no_signal_is_ended_by_the_third() {
 }
 
 /// Starts a run on a pty; the caller's end of it, the terminal itself, and the child.
-fn run_on_tty(script: &str) -> (File, OwnedFd, Child, tempfile::TempDir) {
+fn run_on_tty(script: &str) -> (File, OwnedFd, Running, tempfile::TempDir) {
     let pty = openpty(None, None).unwrap();
     tty::set_size(&pty.slave, 33, 99).unwrap();
     let (mut command, directory) = run(&["-t", "-i"], script);
     let end = || Stdio::from(pty.slave.try_clone().unwrap());
-    let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+    let child = spawn(command.stdin(end()).stdout(end()).stderr(end()));
     (File::from(pty.master), pty.slave, child, directory)
 }
 
@@ -299,8 +337,7 @@ fn a_guest_that_does_not_come_up_says_why() {
 fn a_vm_runs_a_program_alike() {
     let script = "uname -s; cat; echo err >&2; exit 5";
     let (mut command, directory) = run(&["--vm", "-i"], script);
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()));
     child.stdin.take().unwrap().write_all(b"in").unwrap();
     let output = finish(child);
     assert_eq!(text(&output.stdout), "Linux\nin", "{}", text(&output.stderr));
@@ -312,10 +349,14 @@ fn a_vm_runs_a_program_alike() {
 // ---- up and call ----
 
 /// A guest that is up in `directory`/guest.
-fn up(directory: &Path) -> (Child, Client) {
+fn up(directory: &Path) -> (Running, Client) {
+    up_with(directory, &["--local"])
+}
+
+fn up_with(directory: &Path, options: &[&str]) -> (Running, Client) {
     let mut command = Command::new(HYPERCTL);
-    command.args(["up", "--local", "--share"]).arg(directory).arg("--dir").arg(directory.join("guest"));
-    let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    command.arg("up").args(options).arg("--share").arg(directory).arg("--dir").arg(directory.join("guest"));
+    let mut child = spawn(command.stdin(Stdio::null()).stderr(Stdio::piped()));
     let alive = || match child.try_wait().unwrap() {
         None => Ok(()),
         Some(status) => panic!("hyperctl up ended: {status}"),
@@ -345,6 +386,20 @@ fn a_guest_ends_with_a_signal_and_leaves_its_log_only() {
             fs::read_dir(directory.path().join("guest")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["console.log"]);
     }
+}
+
+/// The kernel takes ten lines of a program in five seconds unless it is told otherwise.
+#[test]
+fn the_log_of_a_vm_is_complete() {
+    let directory = scratch();
+    let (child, client) = up_with(directory.path(), &["--vm", "--append", "hyper_log=debug"]);
+    drop(client);
+    let log = fs::read(directory.path().join("guest/console.log")).unwrap();
+    let log = String::from_utf8_lossy(&log);
+    let loaded = log.lines().filter(|line| line.contains(".ko took ")).count();
+    assert!(loaded > 20 && log.contains("init: up after"), "{loaded} modules\n{log}");
+    signal(&child, Signal::SIGTERM);
+    assert_eq!(finish(child).status.code(), Some(0));
 }
 
 #[test]

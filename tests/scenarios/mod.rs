@@ -1,13 +1,26 @@
 //! What a guest does, one scenario a function: tests/pod runs each in a guest of its own in namespaces, tests/vm runs them
 //! all in one VM. A scenario finds a pod (`Guest::start_pod`), and leaves no container of its own behind.
 
+pub mod exec;
 pub mod life;
+pub mod streams;
 
 /// Every scenario, by module: `for_all!(then)` hands the list to the macro `then!`.
 macro_rules! for_all {
     ($then:ident) => {
         $then! {
-            life: a_container_has_its_streams_and_its_status;
+            exec: a_container_may_not_what_it_has_no_business_with, a_process_starts_clean, a_terminal_is_one,
+                an_inits_terminal_is_the_console, setuid_programs_work, the_environment_is_the_protocols,
+                users_and_groups_are_the_containers;
+            life: a_container_has_its_streams_and_its_status, a_duplicate_is_refused_and_the_live_one_untouched,
+                a_second_pod_is_refused, every_status_arrives, only_an_exited_container_is_removed,
+                orphans_are_reaped, replies_wait_their_turn_and_a_kill_does_not,
+                signals_reach_the_init_and_the_group, small_commands, strange_ids_come_back_as_they_were,
+                the_end_of_its_init_ends_a_container, what_belongs_to_a_start_may_be_sent_behind_it,
+                what_cannot_be_executed_says_why, what_is_not_there_cannot_be_signalled;
+            streams: a_flood_starves_nobody, a_host_that_reads_late_gets_everything,
+                a_process_that_does_not_read_holds_up_no_output, a_survivor_does_not_hold_up_the_end,
+                both_ways_at_once, eight_megabytes_out_and_in, sixty_four_at_once, stdin_ends_when_the_host_says_so;
         }
     };
 }

@@ -1,0 +1,158 @@
+//! The processes' bytes: all of them, in order, whoever is slow.
+
+use serde_json::json;
+
+use crate::guest::{Guest, PATIENCE, Running};
+
+const LARGE: usize = 8 << 20;
+
+/// Bytes in which a lost, doubled or swapped piece shows.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length / 8)
+        .flat_map(|number| (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+        .collect()
+}
+
+/// A program that writes the pattern is the pattern in a file.
+fn file(guest: &Guest, name: &str, bytes: &[u8]) -> String {
+    std::fs::write(guest.share.join("image/rootfs/tmp").join(name), bytes).unwrap();
+    format!("/tmp/{name}")
+}
+
+fn read(running: &Running<'_>) -> Vec<u8> {
+    running.streams.stdout.read_to_end(PATIENCE).unwrap()
+}
+
+pub fn eight_megabytes_out_and_in(guest: &Guest) {
+    let main = guest.sleeper("large");
+    let bytes = pattern(LARGE);
+    let path = file(guest, "large", &bytes);
+    let out = guest.exec("large", &["cat", &path], json!({}));
+    assert!(read(&out) == bytes, "out");
+    assert_eq!(out.status(), 0);
+
+    let sum = guest.says("large", &format!("md5sum <{path}"));
+    let running = guest.exec("large", &["md5sum"], json!({}));
+    let (small, rest) = bytes.split_at(1 << 20);
+    running.streams.stdin.write_in(16, &small[..1 << 16]).unwrap();
+    running.streams.stdin.write_in(12_345, &small[1 << 16..]).unwrap();
+    running.streams.stdin.write(rest).unwrap();
+    assert_eq!(running.outcome().stdout, sum, "in");
+    guest.finish(main);
+}
+
+pub fn both_ways_at_once(guest: &Guest) {
+    let main = guest.sleeper("both");
+    let bytes = pattern(LARGE);
+    let running = guest.exec("both", &["cat"], json!({}));
+    let stdin = running.streams.stdin.clone();
+    std::thread::scope(|scope| {
+        scope.spawn(|| stdin.write(&bytes).and_then(|()| stdin.close()).unwrap());
+        assert!(read(&running) == bytes);
+    });
+    assert_eq!(running.status(), 0);
+    guest.finish(main);
+}
+
+pub fn a_host_that_reads_late_gets_everything(guest: &Guest) {
+    let main = guest.sleeper("late");
+    let bytes = pattern(LARGE);
+    let path = file(guest, "late", &bytes);
+    let script = format!("cat {path}; echo done >/tmp/late-done; exit 9");
+    let running = guest.exec("late", &["sh", "-c", &script], json!({}));
+    // Another process is started, and ends, while nobody reads the first one's output.
+    let other = guest.exec("late", &["true"], json!({}));
+    assert!(read(&running) == bytes);
+    assert_eq!((running.status(), other.outcome().status), (9, 0));
+    guest.finish(main);
+}
+
+pub fn a_process_that_does_not_read_holds_up_no_output(guest: &Guest) {
+    let main = guest.sleeper("deaf");
+    let deaf = guest.exec("deaf", &["sleep", "100000"], json!({}));
+    let talker = guest.exec("deaf", &["sh", "-c", "while :; do echo talk; done"], json!({}));
+    let stdin = deaf.streams.stdin.clone();
+    std::thread::scope(|scope| {
+        // More than the pipe and the guest's queue hold: this waits until the process is gone.
+        let writer = scope.spawn(move || stdin.write(&vec![0; 4 << 20]));
+        for _ in 0..50 {
+            talker.read_until("talk\n");
+        }
+        deaf.signal(9);
+        writer.join().unwrap().unwrap();
+    });
+    assert_eq!(deaf.end().status, 137);
+    talker.signal(9);
+    assert_eq!(talker.end().status, 137);
+    let outcome = guest.exec("deaf", &["cat"], json!({}));
+    outcome.streams.stdin.write(b"heard").unwrap();
+    assert_eq!(outcome.outcome().stdout, "heard");
+    guest.finish(main);
+}
+
+pub fn sixty_four_at_once(guest: &Guest) {
+    let main = guest.sleeper("many");
+    let running: Vec<_> = (0..64)
+        .map(|number| {
+            let script = format!("read x; seq {number} {}; echo $x >&2; exit {number}", number + 500);
+            guest.exec("many", &["sh", "-c", &script], json!({}))
+        })
+        .collect();
+    for (number, running) in running.iter().enumerate() {
+        running.streams.stdin.write(format!("word {number}\n").as_bytes()).unwrap();
+    }
+    for (number, running) in running.into_iter().enumerate() {
+        let outcome = running.end();
+        let expected: String = (number..=number + 500).map(|line| format!("{line}\n")).collect();
+        assert_eq!(usize::from(outcome.status), number);
+        assert!(outcome.stdout == expected && outcome.stderr == format!("word {number}\n"), "{number}");
+    }
+    guest.finish(main);
+}
+
+pub fn a_flood_starves_nobody(guest: &Guest) {
+    let main = guest.sleeper("flood");
+    let flood = guest.exec("flood", &["cat", "/dev/zero"], json!({}));
+    let discarded = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut bytes = 0;
+            while let Ok(Some(chunk)) = flood.streams.stdout.recv_within(PATIENCE) {
+                bytes += chunk.len();
+            }
+            bytes
+        });
+        for number in 0..10 {
+            assert_eq!(guest.says("flood", &format!("echo {number}")), format!("{number}\n"));
+        }
+        flood.signal(9);
+        reader.join().unwrap()
+    });
+    assert!(discarded > 1 << 20, "{discarded}");
+    assert_eq!(flood.status(), 137);
+    guest.finish(main);
+}
+
+pub fn a_survivor_does_not_hold_up_the_end(guest: &Guest) {
+    let main = guest.sleeper("survivor");
+    let script = "(read x </tmp/go; echo late; echo $? >/tmp/survivor) & echo early; exit 3";
+    guest.says("survivor", "mkfifo /tmp/go");
+    let outcome = guest.exec("survivor", &["sh", "-c", script], json!({})).outcome();
+    assert_eq!((outcome.stdout.as_str(), outcome.status), ("early\n", 3));
+    // What it writes now is thrown away, and does not kill it.
+    guest.says("survivor", "echo go >/tmp/go; while [ ! -s /tmp/survivor ]; do :; done");
+    assert_eq!(guest.says("survivor", "cat /tmp/survivor"), "0\n");
+    guest.finish(main);
+}
+
+pub fn stdin_ends_when_the_host_says_so(guest: &Guest) {
+    let main = guest.sleeper("end");
+    let running = guest.exec("end", &["sh", "-c", "cat; echo end; exit 2"], json!({}));
+    running.streams.stdin.write(b"one\n").unwrap();
+    running.read_until("one\n");
+    running.streams.stdin.close().unwrap();
+    let outcome = running.end();
+    assert_eq!((outcome.stdout.as_str(), outcome.status), ("end\n", 2));
+    let closed = guest.exec("end", &["sh", "-c", "exec <&- >&- 2>&-; exit 7"], json!({}));
+    assert_eq!(closed.end().status, 7, "a process that closes everything is finished all the same");
+    guest.finish(main);
+}

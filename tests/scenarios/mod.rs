@@ -2,6 +2,7 @@
 //! all in one VM. A scenario finds a pod (`Guest::start_pod`), and leaves no container of its own behind.
 
 pub mod exec;
+pub mod files;
 pub mod life;
 pub mod streams;
 
@@ -12,6 +13,9 @@ macro_rules! for_all {
             exec: a_container_may_not_what_it_has_no_business_with, a_process_starts_clean, a_terminal_is_one,
                 an_inits_terminal_is_the_console, setuid_programs_work, the_environment_is_the_protocols,
                 users_and_groups_are_the_containers;
+            files: a_pod_shares_what_a_pod_shares, a_read_only_root_is_read_only, an_image_cannot_lead_out_of_itself,
+                an_image_that_is_not_there_leaves_nothing, dev_is_private_and_small, nothing_of_the_guest_is_in_sight,
+                proc_and_sys_are_masked_and_read_only, sysctls_are_the_pods_own, the_init_layer_is_dockers;
             life: a_container_has_its_streams_and_its_status, a_duplicate_is_refused_and_the_live_one_untouched,
                 a_second_pod_is_refused, every_status_arrives, only_an_exited_container_is_removed,
                 orphans_are_reaped, replies_wait_their_turn_and_a_kill_does_not,

@@ -134,13 +134,13 @@ pub fn a_flood_starves_nobody(guest: &Guest) {
 
 pub fn a_survivor_does_not_hold_up_the_end(guest: &Guest) {
     let main = guest.sleeper("survivor");
-    let script = "(read x </tmp/go; echo late; echo $? >/tmp/survivor) & echo early; exit 3";
-    guest.says("survivor", "mkfifo /tmp/go");
+    let script = "(read x </dev/shm/go; echo late; echo $? >/dev/shm/survivor) & echo early; exit 3";
+    guest.says("survivor", "mkfifo /dev/shm/go");
     let outcome = guest.exec("survivor", &["sh", "-c", script], json!({})).outcome();
     assert_eq!((outcome.stdout.as_str(), outcome.status), ("early\n", 3));
     // What it writes now is thrown away, and does not kill it.
-    guest.says("survivor", "echo go >/tmp/go; while [ ! -s /tmp/survivor ]; do :; done");
-    assert_eq!(guest.says("survivor", "cat /tmp/survivor"), "0\n");
+    guest.says("survivor", "echo go >/dev/shm/go; while [ ! -s /dev/shm/survivor ]; do :; done");
+    assert_eq!(guest.says("survivor", "cat /dev/shm/survivor"), "0\n");
     guest.finish(main);
 }
 

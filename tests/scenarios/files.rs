@@ -1,0 +1,181 @@
+//! What a container sees of filesystems.
+
+use hyperinit::client::CallError;
+use serde_json::json;
+
+use crate::guest::{Guest, Kind, Running, refusal};
+
+pub fn the_init_layer_is_dockers(guest: &Guest) {
+    let root = guest.image("layer");
+    let files = "cat /etc/hosts; readlink /etc/mtab; cat /etc/hostname /etc/resolv.conf";
+    let more = json!({"image": "layer", "initialize": true, "process": {"workdir": "/made/for/it"}});
+    let said = guest.container_says("layer", &format!("pwd; {files}"), more);
+    assert!(said.starts_with("/made/for/it\n127.0.0.1\tlocalhost\n"), "{said}");
+    assert!(said.ends_with("/proc/mounts\npod-1\nnameserver 192.0.2.1\nsearch a.test\n"), "{said}");
+    assert!(root.join("etc/hosts").exists() && root.join("made/for/it").is_dir());
+
+    let plain = guest.image("plain");
+    let said = guest.container_says("plain", "ls /etc; cat /etc/hostname", json!({"image": "plain"}));
+    assert!(!said.contains("hosts") && said.ends_with("pod-1\n"), "only what is bound: {said}");
+    assert!(!plain.join("etc/hosts").exists());
+    let more = json!({"image": "plain", "process": {"workdir": "/nowhere"}});
+    let text = refusal(guest.try_container("plain", &["true"], more));
+    assert!(text.contains("workdir /nowhere"), "{text}");
+}
+
+pub fn a_read_only_root_is_read_only(guest: &Guest) {
+    guest.image("ro");
+    let script =
+        "touch /new /tmp/new /etc/new; echo x >/etc/passwd; ls / /tmp; touch /dev/shm/new && echo shm";
+    let more = json!({"image": "ro", "readOnly": true, "initialize": true});
+    let outcome = guest.container("ro", &["sh", "-c", script], more).outcome();
+    assert_eq!(outcome.stderr.matches("Read-only file system").count(), 4, "{}", outcome.stderr);
+    assert!(!outcome.stdout.contains("new") && outcome.stdout.ends_with("shm\n"), "{}", outcome.stdout);
+    guest.remove("ro");
+}
+
+pub fn dev_is_private_and_small(guest: &Guest) {
+    let main = guest.sleeper("dev");
+    let said = guest.says(
+        "dev",
+        "ls -1 /dev; ls -1 /dev/pts; for l in fd stdin stdout stderr ptmx; do readlink /dev/$l; done",
+    );
+    let expected = "console fd full null ptmx pts random shm stderr stdin stdout tty urandom zero ptmx \
+        /proc/self/fd /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 pts/ptmx ";
+    assert_eq!(said.replace('\n', " "), expected);
+    guest.says(
+        "dev",
+        "echo x >/dev/null; head -c 4 /dev/zero >/dev/shm/zero; head -c 4 /dev/urandom >/dev/shm/random",
+    );
+    let outcome = guest.sh("dev", "echo x >/dev/full");
+    assert!(outcome.stderr.contains("No space left on device"), "{}", outcome.stderr);
+    guest.finish(main);
+}
+
+pub fn a_pod_shares_what_a_pod_shares(guest: &Guest) {
+    let (one, two) = (guest.sleeper("one"), guest.sleeper("two"));
+    guest.says("one", "echo shared >/dev/shm/word; echo private >/dev/private; echo image >/tmp/word");
+    assert_eq!(guest.says("two", "cat /dev/shm/word"), "shared\n");
+    assert_ne!(guest.sh("two", "cat /dev/private").status, 0, "/dev is each container's own");
+    let namespaces =
+        |id: &str| guest.says(id, "for n in ipc mnt net pid uts; do readlink /proc/self/ns/$n; done");
+    let (one_has, two_has) = (namespaces("one"), namespaces("two"));
+    for (one_line, two_line) in one_has.lines().zip(two_has.lines()) {
+        assert_eq!(one_line == two_line, !one_line.starts_with("mnt"), "{one_line} {two_line}");
+    }
+    let marker = guest.exec("one", &["sleep", "31337"], json!({}));
+    assert!(guest.says("two", "ps").contains("sleep 31337"));
+    marker.signal(9);
+    assert_eq!(marker.end().status, 137);
+    assert_eq!(guest.says("two", "hostname"), "pod-1\n");
+    guest.finish(one);
+    guest.finish(two);
+}
+
+pub fn nothing_of_the_guest_is_in_sight(guest: &Guest) {
+    let main = guest.sleeper("sight");
+    let mounts = guest.says("sight", "cut -d ' ' -f 5 /proc/self/mountinfo | sort");
+    for mount in mounts.lines() {
+        let known = ["/", "/proc", "/sys", "/dev", "/etc/hostname", "/etc/resolv.conf"];
+        let below = ["/proc/", "/sys/", "/dev/"];
+        assert!(
+            known.contains(&mount) || below.iter().any(|start| mount.starts_with(start)),
+            "{mount} in {mounts}"
+        );
+    }
+    let outcome = guest.sh(
+        "sight",
+        "ls /run/hyperinit /image /dev/vport* /dev/kmsg /dev/hvc* /dev/sd* /dev/vd* 2>/dev/null",
+    );
+    assert_eq!(outcome.stdout, "");
+    // The pod init is the only process of the guest's own that is in the pod, and is not looked into.
+    assert_eq!(guest.says("sight", "cat /proc/1/comm"), "podinit\n");
+    assert_ne!(guest.sh("sight", "ls /proc/1/root/ /proc/1/cwd/").status, 0);
+    guest.finish(main);
+}
+
+pub fn proc_and_sys_are_masked_and_read_only(guest: &Guest) {
+    let main = guest.sleeper("masked");
+    assert_eq!(
+        guest.says(
+            "masked",
+            "cat /proc/kcore /proc/keys /proc/timer_list 2>/dev/null; ls /proc/scsi 2>/dev/null; ls /sys/firmware; true"
+        ),
+        ""
+    );
+    for path in [
+        "/proc/sys/kernel/hostname",
+        "/proc/sysrq-trigger",
+        "/sys/kernel/uevent_helper",
+        "/proc/irq/default_smp_affinity",
+    ] {
+        let outcome = guest.sh("masked", &format!("[ -e {path} ] || exit 9; echo 1 >{path}"));
+        assert_ne!(outcome.status, 0, "{path} was written");
+    }
+    guest.finish(main);
+}
+
+fn with_sysctl<'a>(guest: &'a Guest, name: &str, value: &str) -> Result<Running<'a>, CallError> {
+    guest.try_container("sysctl", &["sleep", "100000"], json!({"sysctl": {name: value}}))
+}
+
+pub fn sysctls_are_the_pods_own(guest: &Guest) {
+    let container = with_sysctl(guest, "kernel.shmmni", "1234").unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(guest.says("sysctl", "cat /proc/sys/kernel/shmmni"), "1234\n");
+    guest.finish(container);
+    let container = with_sysctl(guest, "net.ipv4.ip_forward", "1").unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(guest.says("sysctl", "cat /proc/sys/net/ipv4/ip_forward"), "1\n");
+    guest.finish(container);
+    let container = with_sysctl(guest, "vm.overcommit_memory", "1").unwrap_or_else(|error| panic!("{error}"));
+    if guest.kind == Kind::Vm {
+        assert_eq!(guest.says("sysctl", "cat /proc/sys/vm/overcommit_memory"), "1\n");
+    }
+    guest.finish(container);
+    for (name, why) in [
+        ("kernel.core_pattern", "only the privileged profile may set it"),
+        ("net.no.such", "No such file or directory"),
+        ("net.../../kernel", "it is not a dotted name"),
+    ] {
+        let text = refusal(with_sysctl(guest, name, "1"));
+        assert!(text.contains(why), "{text}");
+    }
+}
+
+pub fn an_image_that_is_not_there_leaves_nothing(guest: &Guest) {
+    for more in [
+        json!({"image": "missing"}),
+        json!({"rootfs": "missing"}),
+        json!({"image": "../../.."}),
+        json!({"image": "image/rootfs/etc/passwd"}),
+    ] {
+        let outside = more["image"] == "../../..";
+        let text = refusal(guest.try_container("missing", &["true"], more));
+        assert!(text.contains("opening the root filesystem") || outside, "{text}");
+    }
+    assert_eq!(guest.container_says("missing", "echo works", json!({})), "works\n");
+}
+
+pub fn an_image_cannot_lead_out_of_itself(guest: &Guest) {
+    let root = guest.image("links");
+    let link = |to: &str, at: &str| {
+        let at = root.join(at);
+        let _ = std::fs::remove_dir_all(&at).or_else(|_| std::fs::remove_file(&at));
+        std::os::unix::fs::symlink(to, at).unwrap();
+    };
+    link("/etc/target", "etc/resolv.conf");
+    link("../../../../../../../etc", "tmp/out");
+    std::fs::write(root.join("etc/target"), "own\n").unwrap();
+    let more = json!({"image": "links", "initialize": true, "process": {"workdir": "/tmp/out/made"}});
+    let said = guest.container_says("links", "pwd -P; cat /etc/target", more);
+    assert_eq!(said, "/etc/made\nnameserver 192.0.2.1\nsearch a.test\n");
+    assert!(root.join("etc/made").is_dir());
+    for at in ["proc", "dev", "sys"] {
+        // One image for each: what the guest has seen of the share it need not look up again.
+        let image = format!("links-{at}");
+        let root = guest.image(&image);
+        std::fs::remove_dir(root.join(at)).unwrap();
+        std::os::unix::fs::symlink("/tmp", root.join(at)).unwrap();
+        let text = refusal(guest.try_container("links", &["true"], json!({"image": image})));
+        assert!(text.contains(&format!("/{at}")), "{text}");
+    }
+}

@@ -45,7 +45,12 @@ impl Raw {
     pub fn next(&mut self) -> Option<(Message, Vec<u8>)> {
         loop {
             if let Some(frame) = self.control_decoder.next_frame().unwrap() {
-                return Some((Message::from_id(frame.tag).unwrap(), frame.payload.to_vec()));
+                let (message, payload) = (Message::from_id(frame.tag).unwrap(), frame.payload.to_vec());
+                if message == Message::Next {
+                    let count: [u8; 4] = payload.as_slice().try_into().unwrap();
+                    self.credited += u64::from(u32::from_be_bytes(count));
+                }
+                return Some((message, payload));
             }
             let mut chunk = [0; 4096];
             let count = self.control.read(&mut chunk).expect("the next control frame");
@@ -56,13 +61,11 @@ impl Raw {
         }
     }
 
-    /// Reads until a message other than NEXT comes, whose credits are added up; it must be this one.
+    /// Reads until a message other than NEXT comes, and must be this one.
     pub fn expect(&mut self, message: Message) -> Vec<u8> {
         loop {
             match self.next().unwrap_or_else(|| panic!("the guest hung up before {message}")) {
-                (Message::Next, count) => {
-                    self.credited += u64::from(u32::from_be_bytes(count.try_into().unwrap()))
-                }
+                (Message::Next, _) => {}
                 (got, payload) if got == message => return payload,
                 (got, payload) => {
                     panic!("{got} {:?} instead of {message}", String::from_utf8_lossy(&payload))

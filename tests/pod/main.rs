@@ -3,6 +3,7 @@
 
 #[path = "../guest/mod.rs"]
 mod guest;
+mod guests;
 #[path = "../scenarios/mod.rs"]
 mod scenarios;
 

@@ -5,45 +5,12 @@
 
 mod guest;
 
-use std::fs;
-use std::time::Instant;
-
+use guest::processes::{kill_hard, process, processes};
 use guest::{Guest, Kind, PATIENCE, Running, kill, refusal};
 use hyperinit::command::Command;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::json;
-
-/// The guest's processes on this machine, by the name that they have in ps(1).
-fn processes(guest: &Guest, name: &str) -> Vec<i32> {
-    let log = guest.directory.join("guest/console.log");
-    let all = fs::read_dir("/proc").unwrap().flatten();
-    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| {
-        let own = |path: &str| format!("/proc/{pid}/{path}");
-        fs::read_to_string(own("comm")).is_ok_and(|comm| comm.trim_end() == name)
-            && fs::read_link(own("fd/2")).is_ok_and(|stderr| stderr == log)
-    })
-    .collect()
-}
-
-/// The one process of that name, as soon as there is one that is not `old`.
-fn process(guest: &Guest, name: &str, old: Option<i32>) -> i32 {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let [pid] = processes(guest, name)[..]
-            && Some(pid) != old
-        {
-            return pid;
-        }
-        assert!(Instant::now() < deadline, "no {name} comes up\n{}", guest.log());
-        std::thread::yield_now();
-    }
-}
-
-fn kill_hard(pid: i32) {
-    nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-}
 
 /// Kills a helper and waits until another is in its place.
 fn replace(guest: &Guest, name: &str) {

@@ -25,6 +25,7 @@ use nix::unistd::getpid;
 use crate::fault::{Fault, OrFault};
 use crate::logger;
 use crate::sandbox::Policy;
+use crate::sys::fd::close_strays;
 use settings::{Settings, USAGE};
 
 /// The policies that only this binary carries.
@@ -83,6 +84,7 @@ struct Boot {
 
 fn run(mut settings: Settings) -> Result<Infallible, Fault> {
     let began = Instant::now();
+    close_strays().fault("closing", "what was left open")?;
     let signals = boot::block_signals()?;
     let modules = boot::early(&mut settings)?;
     let policies = Policies::decode()?;

@@ -23,6 +23,13 @@ pub fn inherited(number: RawFd) -> Result<OwnedFd, Errno> {
     }
 }
 
+/// Closes whatever else the caller of this program left open: everything above the standard streams. Call it before
+/// anything is opened.
+pub fn close_strays() -> Result<(), Errno> {
+    // SAFETY: takes numbers only; nothing of this process owns a descriptor above 2 yet.
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) }).map(drop)
+}
+
 /// The most descriptors that travel in one packet: a process's stdin, stdout and stderr.
 pub const FDS_MAX: usize = 3;
 

@@ -1,9 +1,11 @@
 //! A whole pod in the whole guest, in namespaces of this machine.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+mod confined;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod guests;
+mod leaks;
 #[path = "../scenarios/mod.rs"]
 mod scenarios;
 

@@ -1,0 +1,107 @@
+//! What five hundred processes and fifty containers leave behind: nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::guest::processes::{NAMES, process, status};
+use crate::guest::{Guest, Kind, kill};
+
+/// How much memory may grow, in kB, for what is no leak: buffers of an allocator that come and go.
+const MEMORY: i64 = 1024;
+
+/// What a guest has, by name.
+fn belongings(guest: &Guest) -> BTreeMap<String, i64> {
+    let mut all = BTreeMap::new();
+    let count = |path: String| fs::read_dir(path).unwrap().count() as i64;
+    for name in NAMES {
+        let pid = process(guest, name, None);
+        all.insert(format!("{name}: descriptors"), count(format!("/proc/{pid}/fd")));
+        all.insert(format!("{name}: threads"), count(format!("/proc/{pid}/task")));
+        let rss = status(pid, "VmRSS");
+        all.insert(format!("{name}: kB"), rss.trim_end_matches("kB").trim().parse().unwrap());
+    }
+    let init = process(guest, "init", None);
+    let root = format!("/proc/{init}/root");
+    let mounts = fs::read_to_string(format!("/proc/{init}/mountinfo")).unwrap();
+    all.insert("mounts".to_owned(), mounts.lines().count() as i64);
+    all.insert("containers".to_owned(), count(format!("{root}/run/hyperinit/containers")));
+    let cgroups = format!("{root}/sys/fs/cgroup/pod");
+    if Path::new(&cgroups).exists() {
+        let directories = fs::read_dir(cgroups).unwrap().flatten().filter(|entry| entry.path().is_dir());
+        all.insert("cgroups".to_owned(), directories.count() as i64);
+    }
+    let children = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).unwrap_or_default();
+    all.insert("children".to_owned(), children.split_whitespace().count() as i64);
+    all
+}
+
+/// Five hundred processes of all kinds, sixteen at a time.
+fn processes(guest: &Guest, rounds: usize) {
+    for round in 0..rounds {
+        let running: Vec<_> = (0..16)
+            .map(|number| match number % 4 {
+                0 => guest.exec("main", &["echo", "out"], json!({})),
+                1 => guest.exec("main", &["sh", "-c", "echo err >&2; exit 3"], json!({"user": "web"})),
+                2 => guest.exec("main", &["tty"], json!({"terminal": true, "stderr": 0})),
+                _ => guest.exec("main", &["sleep", "1000"], json!({})),
+            })
+            .collect();
+        for (number, running) in running.into_iter().enumerate() {
+            if number % 4 == 3 {
+                running.signal(9);
+            }
+            let status = running.end().status;
+            assert_eq!(status, [0, 3, 0, 137][number % 4], "round {round}");
+        }
+        assert_eq!(guest.exec("main", &["/missing"], json!({})).end().status, 127);
+    }
+}
+
+fn containers(guest: &Guest, count: usize) {
+    for number in 0..count {
+        let id = format!("c{number}");
+        let more = json!({"initialize": number % 2 == 0, "readOnly": number % 3 == 0});
+        let running = guest.container(&id, &["sleep", "1000"], more);
+        let exec = guest.exec(&id, &["sleep", "1000"], json!({}));
+        guest.call(kill(&id, 9));
+        assert_eq!((exec.end().status, running.end().status), (137, 137));
+        guest.remove(&id);
+    }
+}
+
+#[test]
+fn five_hundred_processes_and_fifty_containers_leave_nothing() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    // Once before, for what is allocated once.
+    processes(&guest, 4);
+    containers(&guest, 5);
+    let before = settled(&guest);
+    processes(&guest, 30);
+    containers(&guest, 50);
+    let after = settled(&guest);
+    for (name, was) in &before {
+        let is = after[name];
+        let allowed = if name.ends_with("kB") { MEMORY } else { 0 };
+        assert!(is - was <= allowed, "{name}: {was} before, {is} after\n{before:#?}\n{after:#?}");
+    }
+    guest.finish(main);
+}
+
+/// What there is once execd has been told of the last ends: a process has to be started for that.
+fn settled(guest: &Guest) -> BTreeMap<String, i64> {
+    guest.says("main", "true");
+    let deadline = std::time::Instant::now() + crate::guest::PATIENCE;
+    loop {
+        let now = belongings(guest);
+        // Two looks that agree: nothing is on its way any more.
+        std::thread::yield_now();
+        let again = belongings(guest);
+        if now == again || std::time::Instant::now() > deadline {
+            return again;
+        }
+    }
+}

@@ -17,7 +17,7 @@ macro_rules! for_all {
                 an_image_that_is_not_there_leaves_nothing, dev_is_private_and_small, nothing_of_the_guest_is_in_sight,
                 proc_and_sys_are_masked_and_read_only, sysctls_are_the_pods_own, the_init_layer_is_dockers;
             life: a_container_has_its_streams_and_its_status, a_duplicate_is_refused_and_the_live_one_untouched,
-                a_second_pod_is_refused, every_status_arrives, only_an_exited_container_is_removed,
+                a_second_pod_is_refused, every_status_arrives, killcontainer_signals_the_init_alone, only_an_exited_container_is_removed,
                 orphans_are_reaped, replies_wait_their_turn_and_a_kill_does_not,
                 signals_reach_the_init_and_the_group, small_commands, strange_ids_come_back_as_they_were,
                 the_end_of_its_init_ends_a_container, what_belongs_to_a_start_may_be_sent_behind_it,

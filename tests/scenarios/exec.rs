@@ -26,6 +26,20 @@ pub fn the_environment_is_the_protocols(guest: &Guest) {
     guest.finish(main);
 }
 
+pub fn large_commands_arrive_whole(guest: &Guest) {
+    // Beyond 4 KiB a request travels to its helper in shared memory.
+    let word: String = (0..20_000).map(|number| format!("{number},")).collect();
+    let envs = json!([{"env": "LARGE", "value": word}]);
+    let more = json!({"process": {"envs": envs}});
+    let main = guest.container("big", &["sh", "-c", "printf %s \"$LARGE\"; cat"], more);
+    assert!(main.read_until("19999,") == word, "a container's");
+    let outcome = guest.exec("big", &["printf", "%s", &word], json!({"envs": envs})).outcome();
+    assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""));
+    assert!(outcome.stdout == word, "a process's");
+    assert_eq!(main.outcome().status, 0);
+    guest.remove("big");
+}
+
 pub fn users_and_groups_are_the_containers(guest: &Guest) {
     let main = guest.sleeper("users");
     let id = |more: Value| guest.exec("users", &["id"], more).outcome().stdout;

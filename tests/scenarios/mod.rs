@@ -10,7 +10,7 @@ pub mod streams;
 macro_rules! for_all {
     ($then:ident) => {
         $then! {
-            exec: a_container_may_not_what_it_has_no_business_with, a_process_starts_clean, a_terminal_is_one,
+            exec: a_container_may_not_what_it_has_no_business_with, a_process_starts_clean, a_terminal_is_one, a_workdir_is_made_at_the_first_start_only,
                 an_inits_terminal_is_the_console, large_commands_arrive_whole, setuid_programs_work, the_environment_is_the_protocols,
                 users_and_groups_are_the_containers;
             files: a_pod_shares_what_a_pod_shares, a_read_only_root_is_read_only, an_image_cannot_lead_out_of_itself,

@@ -235,3 +235,23 @@ fn a_frame_for_nobody_is_answered_by_its_end() {
         assert_eq!(raw.next_stream(), Some((4711, Vec::new())));
     }
 }
+
+#[test]
+fn the_event_comes_when_the_end_has_been_written() {
+    let mut guest = Guest::with_pod(Kind::Local);
+    drop(guest.sleeper("main"));
+    let mut raw = guest.raw();
+    for stdio in (701..741).step_by(2) {
+        raw.stream.set_nonblocking(false).unwrap();
+        raw.send(Message::ExecCmd, &exec_json(stdio, &["sh", "-c", "echo out; echo err >&2; exit 5"]));
+        raw.expect(Message::Ack);
+        let event = raw.expect(Message::ProcessAsyncEvent);
+        assert!(String::from_utf8(event).unwrap().contains(r#""status":5"#));
+        // Nothing is waited for any more: all of it must be in the socket.
+        raw.stream.set_nonblocking(true).unwrap();
+        let mut frames: Vec<_> = (0..3).map(|_| raw.next_stream().unwrap()).collect();
+        assert_eq!(frames.pop(), Some((stdio, Vec::new())), "the end is the last frame");
+        frames.sort();
+        assert_eq!(frames, [(stdio, b"out\n".to_vec()), (stdio + 1, b"err\n".to_vec())]);
+    }
+}

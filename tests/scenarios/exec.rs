@@ -1,5 +1,6 @@
 //! What a process is: its environment, its user, its terminal, its limits.
 
+use hyperinit::command::{Command, WinSize};
 use serde_json::{Value, json};
 
 use crate::guest::{Guest, refusal};
@@ -26,6 +27,20 @@ pub fn the_environment_is_the_protocols(guest: &Guest) {
     guest.finish(main);
 }
 
+pub fn large_commands_arrive_whole(guest: &Guest) {
+    // Beyond 4 KiB a request travels to its helper in shared memory.
+    let word: String = (0..20_000).map(|number| format!("{number},")).collect();
+    let envs = json!([{"env": "LARGE", "value": word}]);
+    let more = json!({"process": {"envs": envs}});
+    let main = guest.container("big", &["sh", "-c", "printf %s \"$LARGE\"; cat"], more);
+    assert!(main.read_until("19999,") == word, "a container's");
+    let outcome = guest.exec("big", &["printf", "%s", &word], json!({"envs": envs})).outcome();
+    assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""));
+    assert!(outcome.stdout == word, "a process's");
+    assert_eq!(main.outcome().status, 0);
+    guest.remove("big");
+}
+
 pub fn users_and_groups_are_the_containers(guest: &Guest) {
     let main = guest.sleeper("users");
     let id = |more: Value| guest.exec("users", &["id"], more).outcome().stdout;
@@ -35,14 +50,19 @@ pub fn users_and_groups_are_the_containers(guest: &Guest) {
     let more = json!({"user": "4711", "group": "42", "additionalGroups": ["audio", "77"]});
     assert_eq!(id(more), "uid=4711 gid=42 groups=29(audio),77\n");
     for (more, why) in [
-        (json!({"user": "nobody"}), "no such user"),
-        (json!({"group": "wheel"}), "no such group"),
-        (json!({"additionalGroups": ["wheel"]}), "no such group"),
-        (json!({"workdir": "/nowhere"}), "workdir /nowhere"),
-        (json!({"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 9, "hard": 8}]}), "soft is above hard"),
+        (json!({"user": "nobody"}), ["nobody", "no such user"]),
+        (json!({"group": "wheel"}), ["wheel", "no such group"]),
+        (json!({"additionalGroups": ["audio", "wheel"]}), ["wheel", "no such group"]),
+        (json!({"workdir": "/nowhere"}), ["workdir", "/nowhere"]),
+        (json!({"workdir": "/etc/passwd"}), ["workdir", "/etc/passwd"]),
+        (json!({"rlimits": [{"type": "RLIMIT_X", "soft": 1, "hard": 1}]}), ["rlimit", "RLIMIT_X"]),
+        (
+            json!({"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 9, "hard": 8}]}),
+            ["NOFILE", "soft is above hard"],
+        ),
     ] {
         let text = refusal(guest.try_exec("users", &["true"], more));
-        assert!(text.contains(why), "{text}");
+        assert!(why.iter().all(|why| text.contains(why)), "{text}");
     }
     // What was just refused has left nothing behind, and an account that is made now is known at once.
     guest.says("users", "echo new:x:77:78::/new:/bin/sh >>/etc/passwd");
@@ -52,11 +72,11 @@ pub fn users_and_groups_are_the_containers(guest: &Guest) {
 
 pub fn a_process_starts_clean(guest: &Guest) {
     let main = guest.sleeper("clean");
-    let script = "umask; pwd; ls /proc/self/fd; ps -o pid,pgid,sid | grep \" $$ *$$ *$$\" | wc -l; ulimit -n";
+    let script = "umask; pwd; ls /proc/self/fd; ps -o pid,pgid,sid | grep \" $$ *$$ *$$\" | wc -l; ulimit -n; ulimit -Hn";
     let more = json!({"workdir": "/tmp", "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 99, "hard": 100}]});
     let outcome = guest.exec("clean", &["sh", "-c", script], more).outcome();
     // 3 is the directory that ls reads.
-    assert_eq!(outcome.stdout, "0022\n/tmp\n0\n1\n2\n3\n1\n99\n", "{}", outcome.stderr);
+    assert_eq!(outcome.stdout, "0022\n/tmp\n0\n1\n2\n3\n1\n99\n100\n", "{}", outcome.stderr);
     let status = guest.exec("clean", &["cat", "/proc/self/status"], json!({})).outcome().stdout;
     for line in [
         "SigBlk:\t0000000000000000",
@@ -77,6 +97,23 @@ pub fn a_process_starts_clean(guest: &Guest) {
     );
     assert_eq!(guest.says("clean", "cat /proc/self/oom_score_adj"), "0\n");
     guest.finish(main);
+}
+
+pub fn a_workdir_is_made_at_the_first_start_only(guest: &Guest) {
+    let process = json!({"workdir": "/srv/made/deep"});
+    let image = guest.image("workdir");
+    let text =
+        refusal(guest.try_container("workdir", &["true"], json!({"image": "workdir", "process": process})));
+    assert!(text.contains("/srv/made/deep"), "{text}");
+    assert!(!image.join("srv").exists());
+    let more = json!({"image": "workdir", "initialize": true, "process": process});
+    assert_eq!(
+        guest.container_says("workdir", "pwd; stat -c '%u %g %a' .", more),
+        "/srv/made/deep\n0 0 755\n"
+    );
+    // It is there now.
+    let more = json!({"image": "workdir", "process": process});
+    assert_eq!(guest.container_says("workdir", "pwd", more), "/srv/made/deep\n");
 }
 
 pub fn setuid_programs_work(guest: &Guest) {
@@ -117,6 +154,13 @@ pub fn a_terminal_is_one(guest: &Guest) {
     running.streams.stdin.write(b"\x03").unwrap();
     let outcome = running.end();
     assert_eq!((outcome.stdout.as_str(), outcome.status), ("interrupted\r\n", 5));
+
+    let pipes = guest.exec("tty", &["sh", "-c", "tty; [ -t 0 ] || [ -t 1 ] || read x"], json!({}));
+    let size =
+        WinSize { container: pipes.container.clone(), process: pipes.process.clone(), row: 1, column: 1 };
+    assert!(guest.refused(Command::WinSize(size)).contains("the process has no terminal"));
+    let outcome = pipes.outcome();
+    assert_eq!((outcome.stdout.as_str(), outcome.status), ("not a tty\n", 1));
 
     let more = json!({"terminal": true});
     let outcome = guest.exec("tty", &["sh", "-c", "echo out; echo err >&2"], more).outcome();

@@ -45,7 +45,18 @@ pub fn what_cannot_be_executed_says_why(guest: &Guest) {
         assert!(outcome.stderr.contains(why), "{program}: {}", outcome.stderr);
     }
     guest.says("refused", "printf x >/tmp/text && chmod 755 /tmp/text");
-    assert_eq!(outcome("/tmp/text").status, 126, "not in a format that the kernel knows");
+    let text = outcome("/tmp/text");
+    assert_eq!(text.status, 126, "not in a format that the kernel knows");
+    assert!(text.stderr.contains("/tmp/text: Exec format error"), "{}", text.stderr);
+    // One argument may have 128 KiB (execve(2)).
+    let long = guest.exec("refused", &["/bin/true", &"x".repeat(128 << 10)], json!({})).outcome();
+    assert_eq!(long.status, 125);
+    assert!(long.stderr.contains("/bin/true: Argument list too long"), "{}", long.stderr);
+    // A container whose init cannot be executed has ended like any other.
+    let init = guest.container("no-init", &["/bin/missing"], json!({})).outcome();
+    assert_eq!(init.status, 127);
+    assert!(init.stderr.contains("/bin/missing: No such file or directory"), "{}", init.stderr);
+    guest.remove("no-init");
     guest.finish(main);
 }
 
@@ -61,6 +72,24 @@ pub fn signals_reach_the_init_and_the_group(guest: &Guest) {
     let outcome = init.end();
     assert_eq!((outcome.status, outcome.stdout.as_str()), (3, "term\n"));
     guest.remove("signals");
+}
+
+pub fn killcontainer_signals_the_init_alone(guest: &Guest) {
+    // 138 is USR1, 143 is TERM; the first fatal signal is what a process has died of.
+    let script = "sleep 1000 & trap 'kill $!; wait $!; echo $?; exit 3' USR1; echo ready; wait $!";
+    let alone = guest.container("alone", &["sh", "-c", script], json!({}));
+    alone.read_until("ready\n");
+    guest.call(kill("alone", 10));
+    let outcome = alone.end();
+    assert_eq!((outcome.stdout.as_str(), outcome.status), ("143\n", 3), "its child was spared");
+    guest.remove("alone");
+
+    let group = guest.container("group", &["sh", "-c", script], json!({}));
+    group.read_until("ready\n");
+    group.signal(10);
+    let outcome = group.end();
+    assert_eq!((outcome.stdout.as_str(), outcome.status), ("138\n", 3), "SIGNALPROCESS spares nobody");
+    guest.remove("group");
 }
 
 pub fn what_is_not_there_cannot_be_signalled(guest: &Guest) {
@@ -182,20 +211,36 @@ pub fn small_commands(guest: &Guest) {
 }
 
 pub fn replies_wait_their_turn_and_a_kill_does_not(guest: &Guest) {
-    let victim = guest.sleeper("victim");
+    let script = "trap 'echo killed; exit 3' TERM; sleep 1000 & echo ready; wait";
+    let victim = guest.container("victim", &["sh", "-c", script], json!({}));
+    victim.read_until("ready\n");
+    let exec = guest.exec("victim", &["sleep", "1000"], json!({}));
     // A disk that does not come is waited for.
     let slow = json!({"id": "slow", "image": "no-such-disk", "fstype": "ext4",
         "process": {"args": ["true"], "stdio": 7101, "stderr": 7102}});
     let slow = guest.client().send_raw(Message::NewContainer.id(), slow.to_string().as_bytes());
-    let killed = guest.client().send(kill("victim", 9));
+    let signal = SignalProcess {
+        container: exec.container.clone(),
+        process: exec.process.clone(),
+        signal: Signal::KILL,
+    };
+    let signalled = guest.client().send(Command::SignalProcess(signal));
+    assert_eq!(exec.end().status, 137);
+    let killed = guest.client().send(kill("victim", 15));
     let ping = guest.client().send(Command::Ping);
-    // The output ends before the slow command does: its reply is still to come.
-    assert!(victim.streams.stderr.as_ref().unwrap().read_to_end(PATIENCE).unwrap().is_empty());
+    victim.read_until("killed\n");
+    // Both signals have done their work, and the slow command's reply is still to come.
+    let early = slow.wait(Duration::ZERO);
+    assert!(matches!(early, Err(CallError::Late(_))), "the kill waited for the disk: {early:?}");
+    for pending in [&signalled, &killed, &ping] {
+        assert!(matches!(pending.wait(Duration::ZERO), Err(CallError::Late(_))), "a reply overtook another");
+    }
     let text = refusal(slow.wait(PATIENCE));
     assert!(text.contains("waiting for the disk /dev/no-such-disk"), "{text}");
-    killed.wait(Duration::from_secs(5)).unwrap();
-    ping.wait(Duration::from_secs(5)).unwrap();
-    assert_eq!(victim.status(), 137);
+    for pending in [signalled, killed, ping] {
+        pending.wait(PATIENCE).unwrap();
+    }
+    assert_eq!(victim.end().status, 3);
     guest.remove("victim");
 }
 

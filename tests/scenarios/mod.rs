@@ -10,14 +10,14 @@ pub mod streams;
 macro_rules! for_all {
     ($then:ident) => {
         $then! {
-            exec: a_container_may_not_what_it_has_no_business_with, a_process_starts_clean, a_terminal_is_one,
-                an_inits_terminal_is_the_console, setuid_programs_work, the_environment_is_the_protocols,
+            exec: a_container_may_not_what_it_has_no_business_with, a_process_starts_clean, a_terminal_is_one, a_workdir_is_made_at_the_first_start_only,
+                an_inits_terminal_is_the_console, large_commands_arrive_whole, setuid_programs_work, the_environment_is_the_protocols,
                 users_and_groups_are_the_containers;
             files: a_pod_shares_what_a_pod_shares, a_read_only_root_is_read_only, an_image_cannot_lead_out_of_itself,
                 an_image_that_is_not_there_leaves_nothing, dev_is_private_and_small, nothing_of_the_guest_is_in_sight,
                 proc_and_sys_are_masked_and_read_only, sysctls_are_the_pods_own, the_init_layer_is_dockers;
             life: a_container_has_its_streams_and_its_status, a_duplicate_is_refused_and_the_live_one_untouched,
-                a_second_pod_is_refused, every_status_arrives, only_an_exited_container_is_removed,
+                a_second_pod_is_refused, every_status_arrives, killcontainer_signals_the_init_alone, only_an_exited_container_is_removed,
                 orphans_are_reaped, replies_wait_their_turn_and_a_kill_does_not,
                 signals_reach_the_init_and_the_group, small_commands, strange_ids_come_back_as_they_were,
                 the_end_of_its_init_ends_a_container, what_belongs_to_a_start_may_be_sent_behind_it,

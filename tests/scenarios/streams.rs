@@ -1,5 +1,7 @@
 //! The processes' bytes: all of them, in order, whoever is slow.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use crate::guest::{Guest, PATIENCE, Running};
@@ -58,12 +60,25 @@ pub fn a_host_that_reads_late_gets_everything(guest: &Guest) {
     let main = guest.sleeper("late");
     let bytes = pattern(LARGE);
     let path = file(guest, "late", &bytes);
-    let script = format!("cat {path}; echo done >/tmp/late-done; exit 9");
+    let script = format!("cat {path} & echo $! >/dev/shm/late; wait; exit 9");
     let running = guest.exec("late", &["sh", "-c", &script], json!({}));
-    // Another process is started, and ends, while nobody reads the first one's output.
-    let other = guest.exec("late", &["true"], json!({}));
+    // Nobody reads until cat waits in its pipe and has come no further since the last look.
+    let blocked = "until [ -s /dev/shm/late ]; do :; done
+        cat=/proc/$(cat /dev/shm/late)
+        until grep -q '^State:.S' $cat/status && [ \"$now\" = \"$before\" ] && [ -n \"$now\" ]; do
+            before=$now; now=$(grep pos: $cat/fdinfo/3)
+        done
+        >/tmp/late-blocked";
+    let watch = guest.exec("late", &["sh", "-c", blocked], json!({}));
+    // No stream and no event can tell the host that it is so: the port is full.
+    let mark = guest.share.join("image/rootfs/tmp/late-blocked");
+    let deadline = Instant::now() + PATIENCE;
+    while !mark.exists() {
+        assert!(Instant::now() < deadline, "the process is never blocked");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     assert!(read(&running) == bytes);
-    assert_eq!((running.status(), other.outcome().status), (9, 0));
+    assert_eq!((running.status(), watch.outcome().status), (9, 0));
     guest.finish(main);
 }
 

@@ -29,7 +29,7 @@ run: initrd rootfs ## boots a VM and runs a container that says where it is
 
 .PHONY: test
 test: check sizes initrd rootfs ## checks and tests everything
-	@scripts/need qemu-system-x86
+	@scripts/need qemu-system-x86 e2fsprogs
 	$(runner) cargo test --locked
 	scripts/deny $(cache)/tools
 

@@ -154,6 +154,9 @@ pub struct GuestOptions {
     /// The VM's processors
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "local", value_parser = clap::value_parser!(u32).range(1..=255))]
     pub cpus: u32,
+    /// A raw image that the VM has as a disk: /dev/vda, the next /dev/vdb, …
+    #[arg(long, value_name = "FILE", conflicts_with = "local")]
+    pub disk: Vec<PathBuf>,
     /// What runs the VM's code: QEMU itself, or /dev/kvm
     #[arg(long, value_enum, default_value_t = Accel::Tcg, conflicts_with = "local")]
     pub accel: Accel,

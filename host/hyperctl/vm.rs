@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
-use hyperinit::fault::Fault;
+use hyperinit::fault::{Fault, OrFault};
 
 use super::cli::{Accel, GuestOptions};
 use super::guest::{CONSOLE, Plan, QMP_SOCKET, SHARE_TAG};
@@ -21,10 +21,12 @@ const CMDLINE: &str = "console=ttyS0 panic=-1";
 pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Plan, Fault> {
     let kernel = kernel::bootable(&places::KERNEL.find(options.kernel.as_deref())?);
     let initrd = places::INITRD.find(options.initrd.as_deref())?;
+    let disk = |disk: &PathBuf| disk.canonicalize().fault("looking up the disk", disk.display());
+    let disks: Vec<PathBuf> = options.disk.iter().map(disk).collect::<Result<_, _>>()?;
     Ok(Plan {
         directory: directory.to_owned(),
         program: in_path(QEMU)?,
-        arguments: arguments(&kernel, &initrd, share, options),
+        arguments: arguments(&kernel, &initrd, share, &disks, options),
         namespaces: false,
     })
 }
@@ -39,7 +41,13 @@ fn in_path(name: &str) -> Result<PathBuf, Fault> {
 }
 
 /// QEMU's arguments; it runs in the guest's directory.
-fn arguments(kernel: &Path, initrd: &Path, share: &Path, options: &GuestOptions) -> Vec<OsString> {
+fn arguments(
+    kernel: &Path,
+    initrd: &Path,
+    share: &Path,
+    disks: &[PathBuf],
+    options: &GuestOptions,
+) -> Vec<OsString> {
     let accel = match options.accel {
         Accel::Tcg => "tcg",
         Accel::Kvm => "kvm",
@@ -65,6 +73,12 @@ fn arguments(kernel: &Path, initrd: &Path, share: &Path, options: &GuestOptions)
         add("-chardev", format!("socket,id=channel{number},path={socket},server=on,wait=off").into());
         let port = format!("virtserialport,chardev=channel{number},name=sh.hyper.channel.{number}");
         add("-device", port.into());
+    }
+    for (number, disk) in disks.iter().enumerate() {
+        let mut drive = OsString::from(format!("if=none,id=disk{number},format=raw,file="));
+        drive.push(escaped(disk));
+        add("-drive", drive);
+        add("-device", format!("virtio-blk-pci,drive=disk{number}").into());
     }
     // `none` keeps owners as they are, and does not fail where QEMU may not change them: right for root and others.
     let mut export = OsString::from("local,id=share,security_model=none,multidevs=remap,path=");
@@ -111,6 +125,7 @@ mod tests {
         GuestOptions {
             kernel: None,
             initrd: None,
+            disk: Vec::new(),
             memory: 256,
             cpus: 2,
             accel: Accel::Tcg,
@@ -120,7 +135,8 @@ mod tests {
 
     #[test]
     fn the_command_line_of_qemu() {
-        let all = arguments(Path::new("/k"), Path::new("/i"), Path::new("/srv/a,b"), &options());
+        let all =
+            arguments(Path::new("/k"), Path::new("/i"), Path::new("/srv/a,b"), &["/d,1".into()], &options());
         let text = all.join(OsStr::new(" ")).into_string().unwrap();
         for part in [
             "-nodefaults -no-user-config -no-reboot -display none",
@@ -130,13 +146,14 @@ mod tests {
             "path=/srv/a,,b -device virtio-9p-pci,fsdev=share,mount_tag=share_dir",
             "file,id=console,path=console.log,append=on -serial chardev:console",
             "-qmp unix:qmp.sock,server=on,wait=off",
+            "-drive if=none,id=disk0,format=raw,file=/d,,1 -device virtio-blk-pci,drive=disk0",
         ] {
             assert!(text.contains(part), "{part:?} is not in {text:?}");
         }
         let append = all.iter().position(|word| word == "-append").unwrap();
         assert_eq!(all[append + 1], "console=ttyS0 panic=-1 quiet loglevel=5 hyper_debug");
         let kvm = GuestOptions { accel: Accel::Kvm, ..options() };
-        let all = arguments(Path::new("/k"), Path::new("/i"), Path::new("/s"), &kvm);
+        let all = arguments(Path::new("/k"), Path::new("/i"), Path::new("/s"), &[], &kvm);
         assert!(all.iter().any(|word| word == "q35,accel=kvm"));
     }
 

@@ -52,6 +52,11 @@ impl Guest {
 
     /// The same with words on its kernel command line.
     pub fn boot_with(kind: Kind, append: &str) -> Guest {
+        Guest::boot_up(kind, append, &[])
+    }
+
+    /// The same with more options of `hyperctl up`.
+    pub fn boot_up(kind: Kind, append: &str, options: &[&str]) -> Guest {
         let directory = scratch();
         let share = directory.join("share");
         make_rootfs(&share.join("image/rootfs"));
@@ -72,6 +77,7 @@ impl Guest {
             .arg("--share")
             .arg(&share)
             .args(["--append", &append])
+            .args(options)
             .stdin(Stdio::null());
         let mut hyperctl = program.spawn().unwrap();
         let at = directory.join("guest");

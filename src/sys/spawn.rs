@@ -7,6 +7,7 @@ use std::ptr;
 
 use nix::errno::Errno;
 
+use super::process::CloneArgs;
 use crate::ids::Pid;
 
 /// Which side of a fork this is.
@@ -59,20 +60,6 @@ pub fn set_variable(name: &str, value: &str) -> Result<(), Errno> {
     // SAFETY: there is one thread (checked above).
     unsafe { std::env::set_var(name, value) };
     Ok(())
-}
-
-/// clone3's arguments (clone(2)); all of them, for the kernel checks the size.
-#[repr(C)]
-#[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
 }
 
 /// Clones a sibling (a child of the caller's parent) that executes `binary` with `arguments` and no environment. It

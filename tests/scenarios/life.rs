@@ -147,7 +147,7 @@ pub fn the_end_of_its_init_ends_a_container(guest: &Guest) {
     let daemon = guest.exec("whole", &["sh", "-c", "setsid sh -c 'sleep 4711' & echo up"], json!({}));
     assert_eq!(daemon.outcome().stdout, "up\n");
     let watcher = guest.sleeper("watcher");
-    assert!(guest.says("watcher", "ps").contains("sleep 4711"));
+    guest.says("watcher", "until ps | grep -q '[s]leep 4711'; do :; done");
     main.streams.stdin.write(b"\n").unwrap();
     assert_eq!(exec.end().status, 137);
     assert_eq!(main.end().status, 4);

@@ -12,6 +12,7 @@ use hyperinit::paths;
 use hyperinit::sandbox::{ContainerProfile, Device};
 use hyperinit::spec::Container;
 use hyperinit::sys::mount::{Resolve, clone_tree, move_mount, new_mount, openat2, set_attributes};
+use hyperinit::wire::mountd::Reply;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -23,8 +24,8 @@ use nix::unistd::{chdir, fchdir, pivot_root, symlinkat};
 use super::tree::{Home, libc_flags, make_directories, mount_point};
 use super::{Rules, layer, pod, sysctl};
 
-/// How long a disk that is still being plugged is awaited.
-const DISK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a disk that is still being plugged is awaited at once; init asks again.
+const DISK_TIMEOUT: Duration = Duration::from_millis(100);
 /// A container's own /dev: nodes, links, and little else.
 const DEV_SIZE: &str = "1m";
 /// The group of ttys in every distribution.
@@ -73,9 +74,15 @@ fn source(container: &Container) -> Result<Source<'_>, Fault> {
 }
 
 /// Everything of PrepareContainer, or nothing of it.
-pub fn prepare(home: &Home, rules: &Rules, container: &Container) -> Result<(), Fault> {
+pub fn prepare(home: &Home, rules: &Rules, container: &Container) -> Result<Reply, Fault> {
     let source = source(container)?;
     sysctl::check(&container.sysctl, &rules.profile)?;
+    if let Source::Disk { device, .. } = source
+        && !await_device(device)?
+    {
+        let fault = Fault::errno("waiting for the disk", format!("/dev/{device}"), Errno::ENOENT);
+        return Ok(Reply::NotYet { fault });
+    }
     // What an earlier container of this id, or a mountd that died, left.
     remove(&container.id)?;
     let directory = paths::container(&container.id);
@@ -89,7 +96,7 @@ pub fn prepare(home: &Home, rules: &Rules, container: &Container) -> Result<(), 
     {
         log::warn!("{}: {fault}", container.id);
     }
-    prepared
+    prepared.map(|()| Reply::Done)
 }
 
 /// Puts the root together, step by step, and makes it the namespace's root.
@@ -162,7 +169,6 @@ fn below(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Fault> {
 /// A disk's filesystem, mounted nowhere yet.
 fn disk(device: &str, fstype: &str, read_only: bool) -> Result<OwnedFd, Fault> {
     let path = format!("/dev/{device}");
-    await_device(&path)?;
     let mut options = vec![("source", path.as_str())];
     if fstype == "xfs" {
         // Snapshots of one image carry the same uuid.
@@ -175,21 +181,22 @@ fn disk(device: &str, fstype: &str, read_only: bool) -> Result<OwnedFd, Fault> {
     new_mount(fstype, &options, NODEV).fault(&format!("mounting {fstype} from"), path)
 }
 
-/// Waits until a device's node is there: a disk may still be being plugged.
-fn await_device(path: &str) -> Result<(), Fault> {
+/// Waits a moment until a disk's node is there; whether it is.
+fn await_device(device: &str) -> Result<bool, Fault> {
+    let path = Path::new("/dev").join(device);
     let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).fault("watching", "/dev")?;
     watch.add_watch("/dev", AddWatchFlags::IN_CREATE).fault("watching", "/dev")?;
     let deadline = Instant::now() + DISK_TIMEOUT;
-    while !Path::new(path).exists() {
+    while !path.exists() {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(Fault::errno("waiting for the disk", path, Errno::ENOENT));
+            return Ok(false);
         }
         let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&watch), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).fault("watching", "/dev")?;
         let _ = watch.read_events();
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The pod's proc: only a process inside the pod's PID namespace could mount one, and the pod init has.

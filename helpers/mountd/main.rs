@@ -68,7 +68,7 @@ impl Mountd {
             Request::PreparePod { pod } => pod::prepare(&pod.open()?)?,
             Request::PinPod { pid } => pod::pin(pid)?,
             Request::PrepareContainer { container } => {
-                container::prepare(&self.home, &self.rules, &container.open()?)?;
+                return container::prepare(&self.home, &self.rules, &container.open()?);
             }
             Request::KillContainer { container } => kill::container(&self.home, &container)?,
             Request::RemoveContainer { container } => container::remove(&container)?,

@@ -191,6 +191,9 @@ impl Ask {
                 Some(Answer::Started(*pid))
             }
             (Role::Execd, HelperReply::Execd(execd::Reply::Done)) if !self.starts() => Some(Answer::Done),
+            (Role::Mountd, HelperReply::Mountd(mountd::Reply::NotYet { fault })) => {
+                matches!(self, Ask::PrepareContainer(_)).then(|| Answer::NotYet(fault.clone()))
+            }
             (Role::Netd, HelperReply::Netd(netd::Reply::Done))
             | (Role::Mountd, HelperReply::Mountd(mountd::Reply::Done))
             | (Role::Streamd, HelperReply::Streamd(streamd::Reply::Drained)) => Some(Answer::Done),
@@ -200,10 +203,12 @@ impl Ask {
 }
 
 /// A reply that fits its request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Answer {
     /// It is done.
     Done,
     /// A child of init exists.
     Started(Pid),
+    /// Something is missing that may come.
+    NotYet(Fault),
 }

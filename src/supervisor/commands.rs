@@ -9,11 +9,14 @@ use crate::ids::{ContainerId, Pid, ProcessId};
 use crate::spec;
 use crate::wire::Role;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// The protocol version that runV compares (protocol.md «Version»).
 const API: u32 = 4244;
 /// How many containers are remembered, those included that have exited and were not removed.
 const CONTAINERS_MAX: usize = 1024;
+/// How long a disk that is being plugged is awaited (protocol.md «NEWCONTAINER»).
+const PLUG: Duration = Duration::from_secs(2);
 /// How many processes may be unfinished.
 const PROCESSES_MAX: usize = 4096;
 /// The container id that means the guest's own namespaces (protocol.md «EXECCMD»).
@@ -118,9 +121,10 @@ impl Supervisor {
             Gate::Go(init) => {
                 let (stdio, stderr) = (init.stdio, init.stderr);
                 self.streams.extend([Some(stdio), stderr].into_iter().flatten());
-                let (id, process) = (container.id.clone(), Box::new(container.process.clone()));
+                let id = container.id.clone();
+                let until = self.now + PLUG;
                 let record = Container {
-                    state: ContainerState::Preparing { ticket, process },
+                    state: ContainerState::Preparing { ticket, container: container.clone(), until },
                     init: container.process.id.clone(),
                     processes: BTreeMap::from([(container.process.id.clone(), init)]),
                 };

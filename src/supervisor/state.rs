@@ -94,8 +94,8 @@ pub(super) struct Container {
 /// How far a container has come.
 #[derive(Debug)]
 pub(super) enum ContainerState {
-    /// mountd builds its root; then this is to be started.
-    Preparing { ticket: Ticket, process: Box<spec::Process> },
+    /// mountd builds its root, whose disk may be plugged until then; then its init is to be started.
+    Preparing { ticket: Ticket, container: Box<spec::Container>, until: Duration },
     /// execd starts its init.
     Starting { ticket: Ticket },
     /// What was built is undone, and this is what the host is told.

@@ -116,6 +116,7 @@ impl Supervisor {
         result: Result<Answer, Fault>,
     ) {
         match (step, result) {
+            (ContainerStep::Files, Ok(Answer::NotYet(fault))) => self.prepare_again(id, fault),
             (ContainerStep::Files, Ok(_)) => self.start_init(id),
             (ContainerStep::Init, Ok(Answer::Started(pid))) if self.is_new_pid(pid) => {
                 self.init_started(id, pid);
@@ -133,6 +134,17 @@ impl Supervisor {
         }
     }
 
+    /// Its disk was not there: mountd is asked again, behind what others have asked meanwhile.
+    fn prepare_again(&mut self, id: &ContainerId, why: Fault) {
+        let Some(known) = self.containers.get(id) else { return };
+        let ContainerState::Preparing { container, until, .. } = &known.state else { return };
+        if self.now >= *until || !matches!(self.pod, Pod::Running { .. }) {
+            return self.undo_container(id, why);
+        }
+        let ask = Ask::PrepareContainer(container.clone());
+        self.lines.ask(ask, Purpose::Container(id.clone(), ContainerStep::Files));
+    }
+
     fn start_init(&mut self, id: &ContainerId) {
         let Pod::Running { hostname, .. } = &self.pod else {
             return self.undo_container(id, Fault::new("starting container", id, "the pod is ending"));
@@ -141,7 +153,8 @@ impl Supervisor {
         let Some(container) = self.containers.get_mut(id) else { return };
         let ContainerState::Preparing { ticket, .. } = container.state else { return };
         let state = std::mem::replace(&mut container.state, ContainerState::Starting { ticket });
-        if let ContainerState::Preparing { process, .. } = state {
+        if let ContainerState::Preparing { container, .. } = state {
+            let process = Box::new(container.process);
             let finished = self.take_finished();
             let ask = Ask::StartProcess { container: id.clone(), process, init: true, hostname, finished };
             self.lines.ask(ask, Purpose::Container(id.clone(), ContainerStep::Init));

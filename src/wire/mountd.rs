@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::channel::Bulk;
+use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid};
 use crate::spec::Container;
 
@@ -30,7 +31,8 @@ pub enum Request {
         /// The pod init.
         pid: Pid,
     },
-    /// Build a container's mount namespace and keep it as `paths::container_mount_ns`. Undoes itself when it fails.
+    /// Build a container's mount namespace and keep it as `paths::container_mount_ns`. Undoes itself when it fails, and
+    /// waits for a disk only for a moment: the other containers have requests too.
     PrepareContainer {
         /// What the host said of it.
         container: Bulk<Container>,
@@ -81,4 +83,9 @@ pub enum Share {
 pub enum Reply {
     /// It is done.
     Done,
+    /// PrepareContainer: its disk has not been plugged yet. Ask again, or tell the host why not.
+    NotYet {
+        /// What is missing.
+        fault: Fault,
+    },
 }

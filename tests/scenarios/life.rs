@@ -228,7 +228,8 @@ pub fn replies_wait_their_turn_and_a_kill_does_not(guest: &Guest) {
     assert_eq!(exec.end().status, 137);
     let killed = guest.client().send(kill("victim", 15));
     let ping = guest.client().send(Command::Ping);
-    victim.read_until("killed\n");
+    let outcome = victim.end();
+    assert_eq!((outcome.stdout.as_str(), outcome.status), ("killed\n", 3), "the whole end of a container");
     // Both signals have done their work, and the slow command's reply is still to come.
     let early = slow.wait(Duration::ZERO);
     assert!(matches!(early, Err(CallError::Late(_))), "the kill waited for the disk: {early:?}");
@@ -240,7 +241,6 @@ pub fn replies_wait_their_turn_and_a_kill_does_not(guest: &Guest) {
     for pending in [signalled, killed, ping] {
         pending.wait(PATIENCE).unwrap();
     }
-    assert_eq!(victim.end().status, 3);
     guest.remove("victim");
 }
 

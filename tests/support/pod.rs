@@ -204,10 +204,12 @@ pub fn release(pid: Pid) {
     hyperinit::sys::signal::kill(pid, nix::libc::SIGCONT, false).unwrap();
 }
 
-/// A request that mountd answers by `Done`.
+/// A request that mountd answers by `Done`; a disk that is not there is a fault.
 pub fn done(mountd: &mut Helper, request: &mountd::Request) -> Result<(), Fault> {
-    let mountd::Reply::Done = mountd.ask(request)?;
-    Ok(())
+    match mountd.ask(request)? {
+        mountd::Reply::Done => Ok(()),
+        mountd::Reply::NotYet { fault } => Err(fault),
+    }
 }
 
 fn merged(mut all: Value, more: Value) -> Value {

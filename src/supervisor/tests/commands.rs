@@ -192,6 +192,36 @@ fn a_container_that_cannot_start_is_undone() {
 }
 
 #[test]
+fn a_disk_that_is_not_there_yet_is_asked_for_again_and_holds_up_nobody() {
+    let mut world = World::with_container();
+    let not_yet = |world: &mut World| {
+        let (id, ask) = world.take(Role::Mountd);
+        assert_eq!(short(&ask), "prepare d");
+        let reply = mountd::Reply::NotYet { fault: failure(Role::Mountd) };
+        world.reply(Role::Mountd, id, Ok(HelperReply::Mountd(reply)));
+    };
+    world.new_container("d", 3);
+    world.exits(Pid(100), 0);
+    not_yet(&mut world);
+    assert_eq!(world.asked(Role::Mountd), ["kill c", "prepare d"], "behind the others");
+    world.done(Role::Mountd);
+    world.now += Duration::from_millis(1999);
+    not_yet(&mut world);
+    assert!(world.said().is_empty());
+    world.now += Duration::from_millis(1);
+    not_yet(&mut world);
+    assert_eq!(world.asked(Role::Mountd), ["kill d", "remove d"]);
+    world.done(Role::Mountd);
+    world.done(Role::Mountd);
+    assert_eq!(world.said(), ["ERROR mountd: doing it: no"], "after the time that it had");
+    world.new_container("d", 3);
+    not_yet(&mut world);
+    world.done(Role::Mountd);
+    world.started(Pid(101));
+    assert_eq!(world.said(), ["ACK "], "it came");
+}
+
+#[test]
 fn a_duplicate_leaves_the_live_one_untouched() {
     let mut world = World::with_container();
     world.new_container("c", 3);

@@ -133,7 +133,7 @@ fn a_helper_that_hangs_is_replaced() {
     nix::sys::signal::kill(Pid::from_raw(execd), Signal::SIGSTOP).unwrap();
     let text = refusal(guest.try_exec("main", &["true"], json!({})));
     assert!(text.contains("it died before it answered"), "{text}");
-    assert!(guest.log().contains("execd is killed: it has been working on one request for too long"));
+    guest.await_log("execd is killed: it has been working on one request for too long");
     works(&guest, "after");
 }
 
@@ -150,7 +150,7 @@ fn without_a_warden_the_guest_goes_on_with_what_it_has() {
     assert_eq!((outcome.stdout.as_str(), outcome.status), ("still\n", 2));
     let text = refusal(guest.try_container("d", &["true"], json!({})));
     assert!(text.contains("mountd: it died too often: it is closed"), "{text}");
-    assert!(guest.log().contains("the warden is gone"));
+    guest.await_log("the warden is gone");
     guest.call(kill("main", 9));
     assert_eq!(main.outcome().status, 137);
     guest.call(Command::DestroyPod);
@@ -185,7 +185,8 @@ fn a_pod_init_that_dies_ends_the_pod_in_order() {
     for running in [exec, main, other] {
         assert_eq!(running.end().status, 137);
     }
-    assert!(guest.log().contains("the pod init is gone: the pod ends"));
+    // The kernel lets it go when everything of the pod has been reaped.
+    guest.await_log("the pod init is gone: the pod ends");
     // In order and completely: another one can be started.
     guest.start_pod();
     let main = guest.sleeper("main");

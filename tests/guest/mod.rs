@@ -139,6 +139,15 @@ impl Guest {
             .into_owned()
     }
 
+    /// Waits until the guest's log says that.
+    pub fn await_log(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.log().contains(text) {
+            assert!(Instant::now() < deadline, "the log does not say {text:?}\n{}", self.log());
+            std::thread::yield_now();
+        }
+    }
+
     /// A command that must succeed.
     pub fn call(&self, command: Command) -> Vec<u8> {
         let what = format!("{command:?}");

@@ -200,7 +200,7 @@ fn a_host_that_breaks_the_protocol_loses_its_connection_and_nothing_else() {
     }
     guest.connect();
     assert_eq!(guest.says("main", "echo alive"), "alive\n");
-    assert!(guest.log().contains("the host sent a control frame of 7 bytes (at least 8, at most 16777216)"));
+    guest.await_log("the host sent a control frame of 7 bytes (at least 8, at most 16777216)");
 }
 
 #[test]

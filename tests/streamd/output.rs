@@ -135,7 +135,8 @@ fn a_host_that_does_not_read_stops_the_processes_and_loses_nothing() {
     let mut first = world.piped(1, None);
     let mut second = world.piped(3, None);
     let written = write_until_blocked(first.stdout.as_mut().unwrap(), 1);
-    assert!(written > 512 << 10, "{written}");
+    // A frame begins with a page: of small pieces, taken as they come, the ring holds half as much.
+    assert!(written > 256 << 10, "{written}");
     // The port is full: others have what their pipes hold.
     let others = write_until_blocked(second.stdout.as_mut().unwrap(), 3);
     assert!(others <= 128 << 10, "{others}");

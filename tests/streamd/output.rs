@@ -217,12 +217,13 @@ fn a_flood_does_not_keep_the_port_for_itself() {
         quiet.stderr.as_mut().unwrap().write_all(&[round]).unwrap();
         tty.write_all(&[round]).unwrap();
         let mut missing = vec![1, 2, 3];
-        // Each flooder has its turn in a round, and the buffer holds at most 1 MiB ahead of the quiet ones.
+        // Each flooder has its turn in a round, and the buffer holds at most 1 MiB ahead of the quiet ones; what is typed
+        // at a tty passes a worker of the kernel's, which has its turn when the machine has time.
         let mut frames = 0;
         while !missing.is_empty() {
             let (stream, payload) = host.frame();
             frames += 1;
-            assert!(frames < 2000, "{missing:?} starve");
+            assert!(frames < 100_000, "{missing:?} starve");
             if stream < 10 {
                 assert_eq!(payload, [round]);
                 missing.retain(|&waits| waits != stream);

@@ -362,7 +362,10 @@ fn up_with(directory: &Path, options: &[&str]) -> (Running, Client) {
         Some(status) => panic!("hyperctl up ended: {status}"),
     };
     let client = Client::connect_within(&directory.join("guest"), PATIENCE, alive).unwrap();
-    client.ready(PATIENCE).unwrap();
+    if let Err(error) = client.ready(PATIENCE) {
+        let log = fs::read_to_string(directory.join("guest/console.log"));
+        panic!("{error}; hyperctl up: {:?}; its guest: {log:?}", child.try_wait());
+    }
     (child, client)
 }
 
@@ -409,6 +412,10 @@ fn a_guest_dies_with_a_hyperctl_that_is_killed() {
     signal(&child, Signal::SIGKILL);
     wait_for_hang_up(&client);
     assert_eq!(finish(child).status.signal(), Some(9));
+    // A dying guest's connections end before its listening socket does.
+    while std::os::unix::net::UnixStream::connect(directory.path().join("guest/ctl.sock")).is_ok() {
+        std::thread::yield_now();
+    }
     // Its directory is free again, whatever was left there; what was left of its cgroup goes with the next one.
     let (child, client) = up(directory.path());
     drop(client);

@@ -153,6 +153,8 @@ pub struct Supervisor {
     release_at: Option<Duration>,
     /// Commands that wait until something that was begun has come to an end, in order.
     parked: VecDeque<(Ticket, Command)>,
+    /// When mountd looks again for processors and memory that were plugged, in order.
+    online_again: VecDeque<Duration>,
     /// Children that were reaped before execd's word of them came.
     strays: BTreeMap<Pid, u8>,
 }
@@ -174,6 +176,7 @@ impl Supervisor {
             finished: Vec::new(),
             release_at: None,
             parked: VecDeque::new(),
+            online_again: VecDeque::new(),
             strays: BTreeMap::new(),
         }
     }
@@ -208,7 +211,8 @@ impl Supervisor {
 
     /// When `Tick` is due, on the same clock; none: when something happens.
     pub fn next_deadline(&self) -> Option<Duration> {
-        let deadlines = [self.lines.next_deadline(), self.leaving_deadline(), self.release_at];
+        let again = self.online_again.front().copied();
+        let deadlines = [self.lines.next_deadline(), self.leaving_deadline(), self.release_at, again];
         deadlines.into_iter().flatten().min()
     }
 
@@ -266,6 +270,7 @@ impl Supervisor {
     }
 
     fn tick(&mut self) {
+        self.look_for_plugged();
         for role in self.lines.late(self.now) {
             if self.lines.kill(role, false) {
                 let why = "it has been working on one request for too long".to_owned();

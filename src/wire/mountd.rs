@@ -21,6 +21,10 @@ pub const NINE_P: &str = "trans=virtio,version=9p2000.L,msize=512000,cache=loose
 pub enum Request {
     /// Look for devices that were plugged: the PCI bus.
     Rescan,
+    /// Set the clock from the RTC, and renew the random pool: the guest may have slept, or be a copy.
+    WakeUp,
+    /// Take processors and memory into use that were plugged. Nothing to do is no error.
+    Online,
     /// Mount the share, write resolv.conf and hostname, make the pod's shm. Undoes itself when it fails.
     PreparePod {
         /// The pod's files.

@@ -21,6 +21,7 @@ mod tests;
 
 use std::fmt;
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -40,6 +41,14 @@ pub use streams::{Input, Output, ProcessStreams};
 pub const CONTROL_SOCKET: &str = "ctl.sock";
 /// The stream channel's socket there.
 pub const STREAM_SOCKET: &str = "stream.sock";
+/// In their place: the socket of a vsock device, where a host says which of the guest's ports it wants.
+pub const VSOCK_SOCKET: &str = "vsock.sock";
+/// The guest's ports there (protocol.md «Channels»).
+const VSOCK_PORTS: [u32; 2] = [2718, 2719];
+/// How long the device may take to answer: it asks the guest.
+const VSOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest honest answer, in bytes.
+const VSOCK_ANSWER_MAX: u64 = 32;
 /// How long a call waits for its reply: DESTROYPOD's grace is the longest that a guest takes on purpose.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a socket that is not there yet is looked for.
@@ -90,8 +99,12 @@ pub struct Client {
 impl Client {
     /// Connects to the sockets in a guest's directory, which must be there.
     pub fn connect(directory: &Path) -> Result<Client, Fault> {
-        let control = socket(directory, CONTROL_SOCKET)?;
-        let stream = socket(directory, STREAM_SOCKET)?;
+        let [control, stream] = if directory.join(VSOCK_SOCKET).exists() {
+            let [control, stream] = VSOCK_PORTS;
+            [vsock(directory, control)?, vsock(directory, stream)?]
+        } else {
+            [socket(directory, CONTROL_SOCKET)?, socket(directory, STREAM_SOCKET)?]
+        };
         Client::over(control, stream)
     }
 
@@ -187,6 +200,28 @@ impl Drop for Client {
             let _ = thread.join();
         }
     }
+}
+
+/// Connects to a port of the guest through its vsock device, as Firecracker's and its relatives' hosts do: one line with the
+/// port, one line in return.
+fn vsock(directory: &Path, port: u32) -> Result<UnixStream, Fault> {
+    let mut socket = socket(directory, VSOCK_SOCKET)?;
+    let to = format!("vsock port {port}");
+    socket.set_read_timeout(Some(VSOCK_TIMEOUT)).fault("connecting to", &to)?;
+    socket.write_all(format!("CONNECT {port}\n").as_bytes()).fault("connecting to", &to)?;
+    let mut answer = Vec::new();
+    // A byte at a time: what follows the line is the guest's.
+    for byte in (&socket).take(VSOCK_ANSWER_MAX).bytes() {
+        match byte.fault("connecting to", &to)? {
+            b'\n' => break,
+            byte => answer.push(byte),
+        }
+    }
+    if !answer.starts_with(b"OK ") {
+        return Err(Fault::new("connecting to", to, "nobody listens"));
+    }
+    socket.set_read_timeout(None).fault("connecting to", &to)?;
+    Ok(socket)
 }
 
 /// Connects to a socket in a directory, however long its path: an address holds 108 bytes (unix(7)).

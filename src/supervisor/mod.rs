@@ -21,6 +21,7 @@ use crate::fault::Fault;
 use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal, StreamId};
 use crate::wire::Role;
+use crate::wire::mountd::NinePTransport;
 use lines::{Lines, Outcome};
 use replies::{Replies, Ticket};
 use state::{Container, Leaving, Pod, Purpose};
@@ -30,6 +31,8 @@ use state::{Container, Leaving, Pod, Purpose};
 pub struct Config {
     /// The share is the directory at `paths::LOCAL_SHARE`, not a 9p export.
     pub local: bool,
+    /// How a 9p export reaches the host.
+    pub nine_p: NinePTransport,
     /// The kernel cmdline opened the debugging door: container `hyperstart`.
     pub debug_door: bool,
     /// How long DESTROYPOD lets processes end by themselves.
@@ -43,6 +46,8 @@ pub struct Config {
 pub enum Event {
     /// A host opened the control channel.
     HostConnected,
+    /// The host of a device left: what it asked and has no reply yet is nobody's. (Of a socket the next connection says so.)
+    HostLeft,
     /// A whole frame came.
     Command {
         /// The frame's message id.
@@ -189,6 +194,7 @@ impl Supervisor {
                 self.replies.forget();
                 self.send(Message::Ready, Vec::new());
             }
+            Event::HostLeft => self.replies.forget(),
             Event::Command { message, size, command } => self.take_command(message, size, command),
             Event::HelperUp { role, pid } => self.helper_up(role, pid),
             Event::HelperGone(role) => {

@@ -69,7 +69,13 @@ fn what_was_plugged_is_looked_for_again_and_the_host_does_not_wait() {
 
 #[test]
 fn what_is_the_machines_is_left_alone() {
-    let config = Config { local: true, debug_door: false, grace: GRACE, warden: WARDEN };
+    let config = Config {
+        local: true,
+        nine_p: NinePTransport::Virtio,
+        debug_door: false,
+        grace: GRACE,
+        warden: WARDEN,
+    };
     let mut supervisor = Supervisor::new(config);
     for (role, pid) in Role::ALL.into_iter().zip(10..) {
         supervisor.on_event(Duration::ZERO, Event::HelperUp { role, pid: Pid(pid) });
@@ -91,7 +97,10 @@ fn a_pod_starts_step_by_step() {
     assert_eq!((world.asked(Role::Netd), world.woken), (vec!["up lo".to_owned()], 1));
     world.done(Role::Netd);
     let Some((_, Ask::PreparePod(files))) = world.asked.first().cloned() else { panic!("{:?}", world.asked) };
-    assert_eq!(files.share, Some(mountd::Share::NineP { tag: "tag".to_owned() }));
+    assert_eq!(
+        files.share,
+        Some(mountd::Share::NineP { tag: "tag".to_owned(), transport: NinePTransport::Virtio })
+    );
     assert_eq!((files.hostname.as_str(), files.dns), ("pod", vec!["1.1.1.1".to_owned()]));
     world.done(Role::Mountd);
     assert_eq!(world.asked(Role::Execd), ["start pod pod"]);

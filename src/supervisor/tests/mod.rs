@@ -34,7 +34,8 @@ impl World {
     }
 
     fn with(debug_door: bool) -> World {
-        let config = Config { local: false, debug_door, grace: GRACE, warden: WARDEN };
+        let config =
+            Config { local: false, nine_p: NinePTransport::Virtio, debug_door, grace: GRACE, warden: WARDEN };
         let mut world = World {
             supervisor: Supervisor::new(config),
             now: Duration::from_secs(1000),

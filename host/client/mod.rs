@@ -99,13 +99,22 @@ pub struct Client {
 impl Client {
     /// Connects to the sockets in a guest's directory, which must be there.
     pub fn connect(directory: &Path) -> Result<Client, Fault> {
+        Client::resume(directory, &[]).map(|(client, _)| client)
+    }
+
+    /// Connects as a host that was there before. What processes write that it has started, by the numbers of their `stdio`
+    /// and `stderr` (0: none), may come at once.
+    pub fn resume(
+        directory: &Path,
+        processes: &[(u64, u64)],
+    ) -> Result<(Client, Vec<ProcessStreams>), Fault> {
         let [control, stream] = if directory.join(VSOCK_SOCKET).exists() {
             let [control, stream] = VSOCK_PORTS;
             [vsock(directory, control)?, vsock(directory, stream)?]
         } else {
             [socket(directory, CONTROL_SOCKET)?, socket(directory, STREAM_SOCKET)?]
         };
-        Client::over(control, stream)
+        Client::start(control, stream, processes)
     }
 
     /// Connects as soon as both sockets are there and somebody listens; `alive` is asked again and again whether
@@ -128,10 +137,18 @@ impl Client {
 
     /// Speaks over two connected sockets.
     pub fn over(control: UnixStream, stream: UnixStream) -> Result<Client, Fault> {
+        Client::start(control, stream, &[]).map(|(client, _)| client)
+    }
+
+    fn start(
+        control: UnixStream,
+        stream: UnixStream,
+        processes: &[(u64, u64)],
+    ) -> Result<(Client, Vec<ProcessStreams>), Fault> {
         let (control, mut threads) = control::start(control)?;
-        let (streams, reader) = streams::start(stream)?;
+        let (streams, known, reader) = streams::start(stream, processes)?;
         threads.push(reader);
-        Ok(Client { control, streams, threads })
+        Ok((Client { control, streams, threads }, known))
     }
 
     /// Waits for READY. A guest on virtio-serial says it once in its life, so only its first client hears it.

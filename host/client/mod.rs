@@ -108,13 +108,17 @@ impl Client {
         directory: &Path,
         processes: &[(u64, u64)],
     ) -> Result<(Client, Vec<ProcessStreams>), Fault> {
-        let [control, stream] = if directory.join(VSOCK_SOCKET).exists() {
-            let [control, stream] = VSOCK_PORTS;
-            [vsock(directory, control)?, vsock(directory, stream)?]
-        } else {
-            [socket(directory, CONTROL_SOCKET)?, socket(directory, STREAM_SOCKET)?]
-        };
+        let (control, stream) = Client::sockets(directory)?;
         Client::start(control, stream, processes)
+    }
+
+    /// Both channels as they are, for who speaks the protocol by hand: control, stream.
+    pub fn sockets(directory: &Path) -> Result<(UnixStream, UnixStream), Fault> {
+        if directory.join(VSOCK_SOCKET).exists() {
+            let [control, stream] = VSOCK_PORTS;
+            return Ok((vsock(directory, control)?, vsock(directory, stream)?));
+        }
+        Ok((socket(directory, CONTROL_SOCKET)?, socket(directory, STREAM_SOCKET)?))
     }
 
     /// Connects as soon as both sockets are there and somebody listens; `alive` is asked again and again whether

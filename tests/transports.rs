@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use guest::{Guest, Kind, Outcome, PATIENCE, Running, container_id};
 use hyperinit::client::Client;
 use hyperinit::command::Command;
-use hyperinit::fault::OrFault;
+use hyperinit::fault::{Fault, OrFault};
 use hyperinit::frame::{self, Message};
 use hyperinit::host::LINE_PAUSE;
 use hyperinit::ids::ProcessId;
@@ -190,10 +190,21 @@ fn hosts_come_and_go_over_vsock() {
          -device virtserialport,chardev=c0,name=sh.hyper.channel.0 \
          -chardev socket,id=c1,path=stream.sock,server=on,wait=off \
          -device virtserialport,chardev=c1,name=sh.hyper.channel.1";
-    let mut guest = Guest::boot_up(Kind::Vm, "", &["--transport", "vsock", "--qemu", ports]);
+    let options = ["--transport", "vsock", "--qemu", ports];
+    let mut guest = Guest::boot_to(Kind::Vm, "", &options, &|at| when_up(at, at));
+    guest.client().ready(PATIENCE).unwrap();
     guest.start_pod();
     hosts_come_and_go(&mut guest, Way::Socket);
     it_ends(guest);
+}
+
+/// Connects once the guest says that it is up: asked before, the device may break (host/client).
+fn when_up(guest: &Path, at: &Path) -> Result<Client, Fault> {
+    let log = std::fs::read(guest.join("console.log")).unwrap_or_default();
+    match String::from_utf8_lossy(&log).contains("init: up after") {
+        true => Client::connect(at),
+        false => Err(Fault::new("waiting for", "the guest", "it is not up")),
+    }
 }
 
 /// One program with the vsock devices of two VMs, each in a directory of its own. It is ended when this is dropped.
@@ -240,7 +251,7 @@ impl Siblings {
              -chardev socket,id=vsock,path={}/vhost.sock -device vhost-user-vsock-pci,chardev=vsock",
             at.display()
         );
-        let guest = Guest::boot_to(Kind::Vm, append, &["--qemu", &qemu], &|_| Client::connect(&at));
+        let guest = Guest::boot_to(Kind::Vm, append, &["--qemu", &qemu], &|guest| when_up(guest, &at));
         guest.client().ready(PATIENCE).unwrap();
         guest.start_pod();
         guest

@@ -47,6 +47,9 @@ pub const VSOCK_SOCKET: &str = "vsock.sock";
 const VSOCK_PORTS: [u32; 2] = [2718, 2719];
 /// How long the device may take to answer: it asks the guest.
 const VSOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a guest that does not listen yet is asked there. Not in a hurry: vhost-device-vsock 0.3 serves nobody any more
+/// when it is asked in the moment in which the guest sets the device up.
+const VSOCK_LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// The longest honest answer, in bytes.
 const VSOCK_ANSWER_MAX: u64 = 32;
 /// How long a call waits for its reply: DESTROYPOD's grace is the longest that a guest takes on purpose.
@@ -135,7 +138,8 @@ impl Client {
                 Err(fault) if Instant::now() >= deadline => return Err(fault),
                 Err(_) => alive()?,
             }
-            std::thread::sleep(LOOK_AGAIN);
+            let vsock = directory.join(VSOCK_SOCKET).exists();
+            std::thread::sleep(if vsock { VSOCK_LOOK_AGAIN } else { LOOK_AGAIN });
         }
     }
 

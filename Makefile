@@ -1,5 +1,5 @@
 # hyperinit: `make help` lists what there is. Everything made is below target/ and .cache/; nothing is installed but
-# Debian packages (and, for `make test`, cargo-deny where it is worth it: scripts/deny).
+# Debian packages; for `make test` programs are built into .cache/tools: scripts/deny, scripts/vsock.
 
 # cargo uses every processor by itself; of apt there can be one.
 .NOTPARALLEL:
@@ -28,7 +28,7 @@ run: initrd rootfs ## boots a VM and runs a container that says where it is
 		-- /bin/sh -c "$$(cat scripts/where)"
 
 .PHONY: test
-test: check sizes initrd rootfs ## checks and tests everything
+test: check sizes initrd rootfs vsock ## checks and tests everything
 	@scripts/need qemu-system-x86 e2fsprogs
 	$(runner) cargo test --locked
 	scripts/deny $(cache)/tools
@@ -55,6 +55,10 @@ kernel: ## Debian's kernel and its modules in .cache/kernel, not installed
 rootfs: ## a busybox root for containers in .cache/rootfs
 	@scripts/need busybox-static
 	@scripts/rootfs
+
+.PHONY: vsock
+vsock: tools ## the vsock device for VMs, in .cache/tools
+	@scripts/vsock $(cache)/tools
 
 .PHONY: initrd
 initrd: build kernel ## the guest's initramfs, .cache/initrd.img

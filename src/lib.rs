@@ -7,6 +7,7 @@ pub mod command;
 pub mod fault;
 pub mod frame;
 pub mod helper;
+pub mod host;
 pub mod ids;
 pub mod init;
 pub mod logger;

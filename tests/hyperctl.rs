@@ -439,6 +439,34 @@ fn a_directory_has_one_guest() {
 }
 
 #[test]
+fn the_log_is_followed_to_its_end() {
+    let directory = scratch();
+    let logs = |more: &[&str]| {
+        let mut command = Command::new(HYPERCTL);
+        command.args(["logs", "--dir"]).arg(directory.path().join("guest")).args(more).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let none = output(logs(&[]));
+    assert_eq!(none.status.code(), Some(1));
+    assert!(text(&none.stderr).contains("console.log"), "{}", text(&none.stderr));
+
+    let (child, client) = up_with(directory.path(), &["--local", "--append", "hyper_log=info"]);
+    let mut followed = spawn(&mut logs(&["-f"]));
+    let mut out = followed.0.as_mut().unwrap().stdout.take().unwrap();
+    let mut begun = read_until(&mut out, "up after");
+    client.call(hyperinit::command::Command::DestroyPod).unwrap();
+    assert_eq!(finish(child).status.code(), Some(0));
+    // It ends with the guest, and has missed nothing.
+    out.read_to_string(&mut begun).unwrap();
+    assert_eq!(finish(followed).status.code(), Some(0));
+    let log = fs::read_to_string(directory.path().join("guest/console.log")).unwrap();
+    assert_eq!(begun, log);
+    // The guest is gone, its log is not.
+    assert_eq!(text(&output(logs(&[])).stdout), log);
+}
+
+#[test]
 fn one_command_by_hand() {
     let directory = scratch();
     let (child, client) = up(directory.path());

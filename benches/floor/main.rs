@@ -80,7 +80,13 @@ fn boot(settings: &Settings) -> Result<ports::Ports, Fault> {
         }
         modules::load_all(&Path::new("/lib/modules").join(uname().fault("asking", "uname")?.release()))?;
     }
-    ports::open(settings)
+    let mut settings = settings.clone();
+    if settings.local.is_none() {
+        let cmdline = std::fs::read_to_string("/proc/cmdline").fault("reading", "/proc/cmdline")?;
+        // What of it makes no sense init says.
+        drop(settings.add_cmdline(&cmdline));
+    }
+    ports::open(&settings)
 }
 
 /// One host after the other, until one says `quit`.
@@ -116,8 +122,8 @@ fn serve(ports: ports::Ports, local: bool) -> Result<(), Fault> {
 fn host(port: &Port) -> Result<File, Fault> {
     let again = |fd: &OwnedFd| fd.try_clone().fault("sharing", "a port");
     let fd = match port {
-        Port::Device(fd) => again(fd)?,
-        Port::Listener(fd) => {
+        Port::Device(fd) | Port::Line(fd) => again(fd)?,
+        Port::Listener(fd) | Port::Vsock(fd) => {
             let listener = UnixListener::from(again(fd)?);
             listener.set_nonblocking(false).fault("listening on", "a socket")?;
             OwnedFd::from(listener.accept().fault("accepting", "the host")?.0)

@@ -4,11 +4,13 @@
 //! and a debugging person find it.
 
 mod container;
+mod hotplug;
 mod kill;
 mod layer;
 mod pod;
 mod sysctl;
 mod tree;
+mod wake;
 
 use std::process::ExitCode;
 
@@ -50,21 +52,12 @@ pub fn main() -> ExitCode {
     )
 }
 
-/// Looks for devices that were plugged; a guest without PCI has nothing to look for.
-fn rescan() -> Result<(), Fault> {
-    const RESCAN: &str = "/sys/bus/pci/rescan";
-    match std::fs::write(RESCAN, "1") {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Fault::io("writing to", RESCAN, &error))
-        }
-        _ => Ok(()),
-    }
-}
-
 impl Mountd {
     fn handle(&self, request: Request) -> Result<Reply, Fault> {
         match request {
-            Request::Rescan => rescan()?,
+            Request::Rescan => hotplug::rescan()?,
+            Request::WakeUp => wake::wake_up()?,
+            Request::Online => hotplug::online()?,
             Request::PreparePod { pod } => pod::prepare(&pod.open()?)?,
             Request::PinPod { pid } => pod::pin(pid)?,
             Request::PrepareContainer { container } => {

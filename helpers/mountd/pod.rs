@@ -41,8 +41,9 @@ fn lay_out(pod: &PodFiles, resolv_conf: Option<String>) -> Result<(), Fault> {
     write(paths::POD_HOSTNAME, &format!("{}\n", pod.hostname))?;
     match &pod.share {
         None => Ok(()),
-        Some(Share::NineP { tag }) => {
-            mount(Some(tag.as_str()), paths::SHARE, Some("9p"), MsFlags::MS_NODEV, Some(NINE_P))
+        Some(Share::NineP { tag, transport }) => {
+            let options = format!("trans={},{NINE_P}", transport.name());
+            mount(Some(tag.as_str()), paths::SHARE, Some("9p"), MsFlags::MS_NODEV, Some(options.as_str()))
                 .fault("mounting the share", tag)
         }
         Some(Share::Local) => bind(paths::LOCAL_SHARE, paths::SHARE),

@@ -22,7 +22,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::pipe2;
+use nix::unistd::{isatty, pipe2};
 
 use super::buffer::Buffer;
 use super::host::Host;
@@ -83,6 +83,8 @@ impl Engine {
         };
         let port = if listen {
             Port::Listener { listener: port, connection: park.as_ref().and_then(Park::find), park }
+        } else if isatty(&port).unwrap_or(false) {
+            Port::Line(port)
         } else {
             Port::Device(port)
         };
@@ -114,8 +116,8 @@ impl Engine {
             self.host.tick(&self.buffer);
             self.processes.tick(&mut self.buffer);
             // One round, then events again: a process or a host that never pauses must not keep init waiting.
-            self.host.accept(&mut self.buffer)?;
-            moved = self.host.read(&mut self.processes, &mut self.buffer)?;
+            moved = self.host.accept(&mut self.buffer)?;
+            moved |= self.host.read(&mut self.processes, &mut self.buffer)?;
             moved |= self.processes.take_turns(&mut self.buffer);
             moved |= self.host.send(&mut self.buffer)?;
             moved |= self.host.part(&self.processes, &mut self.buffer)?;

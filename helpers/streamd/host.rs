@@ -1,10 +1,11 @@
 //! The host's side: the port, what has left through it, and where the host is in its frames.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::frame::StreamDecoder;
+use hyperinit::host::Silence;
 use hyperinit::ids::StreamId;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollFlags};
@@ -13,7 +14,7 @@ use nix::unistd::read;
 use super::buffer::{Buffer, SLOT_INPUT, SLOT_PLACE, is_no_memory};
 use super::engine::{LISTENER, PORT, edges, nonblocking, now};
 use super::input::Place;
-use super::port::Port;
+use super::port::{Accepted, Port};
 use super::processes::Processes;
 
 /// How much is read from the host at once.
@@ -60,6 +61,9 @@ pub struct Host {
     hung_up: bool,
     /// Until when unknown streams are not answered.
     unsure: Option<Duration>,
+    silence: Silence,
+    /// What comes next over a line begins a frame, whatever came before.
+    anew: bool,
     chunk: Vec<u8>,
 }
 
@@ -78,7 +82,7 @@ impl Host {
         let place = Place::of_note([SLOT_PLACE, SLOT_PLACE + 1, SLOT_PLACE + 2].map(|slot| page.get(slot)));
         let hearing = match (page.get(SLOT_INPUT), place) {
             (KNOWN, Some(_)) => Hearing::Frames,
-            (VIOLATED, _) => Hearing::Deaf,
+            (VIOLATED, _) if !port.is_line() => Hearing::Deaf,
             _ => Hearing::Lost { quiet: now() + QUIET },
         };
         let place = place.unwrap_or_default();
@@ -95,6 +99,8 @@ impl Host {
             writable: true,
             hung_up: false,
             unsure: buffer.is_inherited().then(|| now() + RESEND),
+            silence: Silence::default(),
+            anew: false,
             chunk: vec![0; CHUNK],
         };
         match host.hearing {
@@ -118,22 +124,28 @@ impl Host {
         let over = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR | EpollFlags::EPOLLRDHUP;
         self.readable |= events.intersects(EpollFlags::EPOLLIN | over);
         self.writable |= events.intersects(EpollFlags::EPOLLOUT | over);
+        let speaks = events.contains(EpollFlags::EPOLLIN) && self.silence.ends(Instant::now());
+        self.anew |= speaks && self.port.is_line();
         self.hung_up |= events.contains(EpollFlags::EPOLLHUP);
     }
 
-    /// Takes the next connection, if there is none and one waits.
-    pub fn accept(&mut self, buffer: &mut Buffer) -> Result<(), Fault> {
+    /// Takes the next connection, if there is none and one waits; true if another may wait.
+    pub fn accept(&mut self, buffer: &mut Buffer) -> Result<bool, Fault> {
         if !self.port.wants_connection() {
-            return Ok(());
+            return Ok(false);
         }
         // Before: once a successor can find the connection, it must not go on in the middle of a frame.
         self.start_over(buffer)?;
-        if let Some(connection) = self.port.accept() {
-            self.epoll.add(connection, edges(PORT)).fault("watching", "the connection")?;
-            self.readable = true;
-            self.writable = true;
+        match self.port.accept() {
+            Accepted::Nobody => Ok(false),
+            Accepted::Stranger => Ok(true),
+            Accepted::Host(connection) => {
+                self.epoll.add(connection, edges(PORT)).fault("watching", "the connection")?;
+                self.readable = true;
+                self.writable = true;
+                Ok(false)
+            }
         }
-        Ok(())
     }
 
     /// Takes leave of a host that hung up, once what it sent has been read, or cannot be for now: true if it did. The host
@@ -142,6 +154,7 @@ impl Host {
         if !self.hung_up || self.may_read(processes, buffer) {
             return Ok(false);
         }
+        log::info!("the host has left the stream port");
         self.hung_up = false;
         self.port.hang_up();
         self.start_over(buffer)?;
@@ -218,7 +231,9 @@ impl Host {
                     if self.hearing == Hearing::Frames {
                         buffer.page().set(SLOT_INPUT, KNOWN);
                     }
-                    if errno != Errno::EAGAIN {
+                    if errno == Errno::EAGAIN {
+                        self.silence.goes_on(Instant::now());
+                    } else {
                         log::info!("{}", Fault::errno("reading", "the stream port", errno));
                         self.hung_up = true;
                     }
@@ -233,6 +248,9 @@ impl Host {
     fn hear(&mut self, count: usize, processes: &mut Processes, buffer: &mut Buffer) -> Result<(), Fault> {
         if let Hearing::Lost { quiet } = &mut self.hearing {
             *quiet = now() + QUIET;
+        }
+        if std::mem::take(&mut self.anew) && self.hearing == Hearing::Frames {
+            self.hear_frames(buffer);
         }
         if self.hearing != Hearing::Frames {
             processes.end_inputs();
@@ -259,8 +277,10 @@ impl Host {
                 }
                 Ok(None) => return Ok(()),
                 Err(violation) => {
-                    log::warn!("the host sent {violation}: not listening until it connects again");
-                    self.hearing = Hearing::Deaf;
+                    let line = self.port.is_line();
+                    let until = if line { "pauses" } else { "connects again" };
+                    log::warn!("the host sent {violation}: not listening until it {until}");
+                    self.hearing = if line { Hearing::Lost { quiet: now() + QUIET } } else { Hearing::Deaf };
                     self.port.hang_up();
                     return Ok(());
                 }

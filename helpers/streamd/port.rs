@@ -1,17 +1,29 @@
-//! The stream port: a device that stays while the host comes and goes, or a listening socket.
+//! The stream port: a device that stays while the host comes and goes, a line that never tells, or a listening socket.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hyperinit::fault::Fault;
-use hyperinit::sys::socket;
+use hyperinit::host::{self, Caller};
 use nix::errno::Errno;
 
 use super::park::Park;
+
+/// Who has connected.
+pub enum Accepted<'a> {
+    /// Nobody.
+    Nobody,
+    /// Somebody who is not the host, and has been hung up on; another may wait.
+    Stranger,
+    /// The host.
+    Host(BorrowedFd<'a>),
+}
 
 /// The port.
 pub enum Port {
     /// An open device.
     Device(OwnedFd),
+    /// A serial line or a console: nothing tells whether anybody is at its other end.
+    Line(OwnedFd),
     /// A listening socket, and its one live connection.
     Listener { listener: OwnedFd, connection: Option<OwnedFd>, park: Option<Park> },
 }
@@ -20,7 +32,7 @@ impl Port {
     /// Where bytes go, if there is a host.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Port::Device(fd) => Some(fd.as_fd()),
+            Port::Device(fd) | Port::Line(fd) => Some(fd.as_fd()),
             Port::Listener { connection, .. } => connection.as_ref().map(AsFd::as_fd),
         }
     }
@@ -28,7 +40,7 @@ impl Port {
     /// What to watch besides: the listening socket.
     pub fn listener(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Port::Device(_) => None,
+            Port::Device(_) | Port::Line(_) => None,
             Port::Listener { listener, .. } => Some(listener.as_fd()),
         }
     }
@@ -38,26 +50,32 @@ impl Port {
         matches!(self, Port::Listener { connection: None, .. })
     }
 
+    /// Whether only silence tells where the host's next frame begins.
+    pub fn is_line(&self) -> bool {
+        matches!(self, Port::Line(_))
+    }
+
     /// Takes the next connection, if there is none and one waits.
-    pub fn accept(&mut self) -> Option<BorrowedFd<'_>> {
-        let Port::Listener { listener, connection, park } = self else { return None };
+    pub fn accept(&mut self) -> Accepted<'_> {
+        let Port::Listener { listener, connection, park } = self else { return Accepted::Nobody };
         if connection.is_some() {
-            return None;
+            return Accepted::Nobody;
         }
-        let accepted = match socket::accept(listener) {
-            Ok(accepted) => accepted,
-            Err(Errno::EAGAIN) => return None,
+        let accepted = match host::accept(listener) {
+            Ok(Caller::Host(accepted)) => accepted,
+            Ok(Caller::Stranger) => return Accepted::Stranger,
+            Err(Errno::EAGAIN) => return Accepted::Nobody,
             Err(errno) => {
                 log::warn!("{}", Fault::errno("accepting", "a connection", errno));
-                return None;
+                return Accepted::Nobody;
             }
         };
         if let Some(Err(errno)) = park.as_ref().map(|park| park.park(accepted.as_fd())) {
             // It works, but ends with this process.
             log::warn!("{}", Fault::errno("parking", "the connection", errno));
         }
-        *connection = Some(accepted);
-        connection.as_ref().map(AsFd::as_fd)
+        let connection: &OwnedFd = connection.insert(accepted);
+        Accepted::Host(connection.as_fd())
     }
 
     /// The host hung up, or is hung up on. A device stays open.

@@ -21,6 +21,7 @@ mod tests;
 
 use std::fmt;
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -40,6 +41,17 @@ pub use streams::{Input, Output, ProcessStreams};
 pub const CONTROL_SOCKET: &str = "ctl.sock";
 /// The stream channel's socket there.
 pub const STREAM_SOCKET: &str = "stream.sock";
+/// In their place: the socket of a vsock device, where a host says which of the guest's ports it wants.
+pub const VSOCK_SOCKET: &str = "vsock.sock";
+/// The guest's ports there (protocol.md «Channels»).
+const VSOCK_PORTS: [u32; 2] = [2718, 2719];
+/// How long the device may take to answer: it asks the guest.
+const VSOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a guest that does not listen yet is asked there. Not in a hurry: vhost-device-vsock 0.3 serves nobody any more
+/// when it is asked in the moment in which the guest sets the device up.
+const VSOCK_LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// The longest honest answer, in bytes.
+const VSOCK_ANSWER_MAX: u64 = 32;
 /// How long a call waits for its reply: DESTROYPOD's grace is the longest that a guest takes on purpose.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a socket that is not there yet is looked for.
@@ -90,9 +102,26 @@ pub struct Client {
 impl Client {
     /// Connects to the sockets in a guest's directory, which must be there.
     pub fn connect(directory: &Path) -> Result<Client, Fault> {
-        let control = socket(directory, CONTROL_SOCKET)?;
-        let stream = socket(directory, STREAM_SOCKET)?;
-        Client::over(control, stream)
+        Client::resume(directory, &[]).map(|(client, _)| client)
+    }
+
+    /// Connects as a host that was there before. What processes write that it has started, by the numbers of their `stdio`
+    /// and `stderr` (0: none), may come at once.
+    pub fn resume(
+        directory: &Path,
+        processes: &[(u64, u64)],
+    ) -> Result<(Client, Vec<ProcessStreams>), Fault> {
+        let (control, stream) = Client::sockets(directory)?;
+        Client::start(control, stream, processes)
+    }
+
+    /// Both channels as they are, for who speaks the protocol by hand: control, stream.
+    pub fn sockets(directory: &Path) -> Result<(UnixStream, UnixStream), Fault> {
+        if directory.join(VSOCK_SOCKET).exists() {
+            let [control, stream] = VSOCK_PORTS;
+            return Ok((vsock(directory, control)?, vsock(directory, stream)?));
+        }
+        Ok((socket(directory, CONTROL_SOCKET)?, socket(directory, STREAM_SOCKET)?))
     }
 
     /// Connects as soon as both sockets are there and somebody listens; `alive` is asked again and again whether
@@ -109,16 +138,25 @@ impl Client {
                 Err(fault) if Instant::now() >= deadline => return Err(fault),
                 Err(_) => alive()?,
             }
-            std::thread::sleep(LOOK_AGAIN);
+            let vsock = directory.join(VSOCK_SOCKET).exists();
+            std::thread::sleep(if vsock { VSOCK_LOOK_AGAIN } else { LOOK_AGAIN });
         }
     }
 
     /// Speaks over two connected sockets.
     pub fn over(control: UnixStream, stream: UnixStream) -> Result<Client, Fault> {
+        Client::start(control, stream, &[]).map(|(client, _)| client)
+    }
+
+    fn start(
+        control: UnixStream,
+        stream: UnixStream,
+        processes: &[(u64, u64)],
+    ) -> Result<(Client, Vec<ProcessStreams>), Fault> {
         let (control, mut threads) = control::start(control)?;
-        let (streams, reader) = streams::start(stream)?;
+        let (streams, known, reader) = streams::start(stream, processes)?;
         threads.push(reader);
-        Ok(Client { control, streams, threads })
+        Ok((Client { control, streams, threads }, known))
     }
 
     /// Waits for READY. A guest on virtio-serial says it once in its life, so only its first client hears it.
@@ -187,6 +225,28 @@ impl Drop for Client {
             let _ = thread.join();
         }
     }
+}
+
+/// Connects to a port of the guest through its vsock device, as Firecracker's and its relatives' hosts do: one line with the
+/// port, one line in return.
+fn vsock(directory: &Path, port: u32) -> Result<UnixStream, Fault> {
+    let mut socket = socket(directory, VSOCK_SOCKET)?;
+    let to = format!("vsock port {port}");
+    socket.set_read_timeout(Some(VSOCK_TIMEOUT)).fault("connecting to", &to)?;
+    socket.write_all(format!("CONNECT {port}\n").as_bytes()).fault("connecting to", &to)?;
+    let mut answer = Vec::new();
+    // A byte at a time: what follows the line is the guest's.
+    for byte in (&socket).take(VSOCK_ANSWER_MAX).bytes() {
+        match byte.fault("connecting to", &to)? {
+            b'\n' => break,
+            byte => answer.push(byte),
+        }
+    }
+    if !answer.starts_with(b"OK ") {
+        return Err(Fault::new("connecting to", to, "nobody listens"));
+    }
+    socket.set_read_timeout(None).fault("connecting to", &to)?;
+    Ok(socket)
 }
 
 /// Connects to a socket in a directory, however long its path: an address holds 108 bytes (unix(7)).

@@ -73,16 +73,21 @@ pub struct Output {
     number: u64,
 }
 
-pub(super) fn start(socket: UnixStream) -> Result<(Arc<Streams>, JoinHandle<()>), Fault> {
+/// Starts to read what comes for `known`, and for the processes that are asked for later.
+pub(super) fn start(
+    socket: UnixStream,
+    known: &[(u64, u64)],
+) -> Result<(Arc<Streams>, Vec<ProcessStreams>, JoinHandle<()>), Fault> {
     let clone = || socket.try_clone().fault("duplicating", "the stream socket");
     let (writer, mut reader) = (Mutex::new(clone()?), clone()?);
     let streams = Arc::new(Streams { state: Mutex::default(), changed: Condvar::new(), writer, socket });
+    let known = known.iter().map(|&(stdio, stderr)| of_process(&streams, stdio, stderr)).collect();
     let for_reader = Arc::clone(&streams);
     let thread = std::thread::spawn(move || {
         let why = for_reader.read_all(&mut reader);
         for_reader.break_off(why);
     });
-    Ok((streams, thread))
+    Ok((streams, known, thread))
 }
 
 /// Registers a process's numbers, as if nothing had ever come for them.

@@ -33,6 +33,8 @@ pub enum Command {
     Up(Up),
     /// Sends one command to a guest that is up and prints its reply
     Call(Call),
+    /// Prints a guest's log, also of one that has ended
+    Logs(Logs),
     /// Makes the guest's initramfs: init, its helpers and the kernel modules that they need
     Initrd(Initrd),
     /// Measures a guest beside what the machine itself costs, and prints the numbers as JSON
@@ -47,9 +49,12 @@ impl Command {
     pub fn failed(&self) -> ExitCode {
         ExitCode::from(match self {
             Command::Run(_) => RUN_FAILED,
-            Command::Bench(_) | Command::Call(_) | Command::Initrd(_) | Command::Tied(_) | Command::Up(_) => {
-                FAILED
-            }
+            Command::Bench(_)
+            | Command::Call(_)
+            | Command::Initrd(_)
+            | Command::Logs(_)
+            | Command::Tied(_)
+            | Command::Up(_) => FAILED,
         })
     }
 }
@@ -112,6 +117,17 @@ pub struct Call {
     pub json: String,
 }
 
+/// `hyperctl logs`.
+#[derive(Debug, PartialEq, Args)]
+pub struct Logs {
+    /// The guest's directory, as `up` was told
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Print on until the guest ends
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
 /// `hyperctl up`.
 #[derive(Debug, PartialEq, Args)]
 pub struct Up {
@@ -160,6 +176,18 @@ pub struct GuestOptions {
     /// What runs the VM's code: QEMU itself, or /dev/kvm
     #[arg(long, value_enum, default_value_t = Accel::Tcg, conflicts_with = "local")]
     pub accel: Accel,
+    /// What the two channels to the VM are
+    #[arg(long, value_enum, default_value_t = Transport::Virtio, conflicts_with = "local")]
+    pub transport: Transport,
+    /// More words for QEMU's command line
+    #[arg(
+        long,
+        value_name = "WORDS",
+        default_value = "",
+        conflicts_with = "local",
+        allow_hyphen_values = true
+    )]
+    pub qemu: String,
     /// Words for the kernel's command line; a local guest heeds its own (hyper_log=, hyper_profile=, hyper_debug)
     #[arg(long, value_name = "WORDS", default_value = "")]
     pub append: String,
@@ -172,6 +200,17 @@ pub enum Accel {
     Tcg,
     /// Fast, where /dev/kvm can be opened
     Kvm,
+}
+
+/// What the channels to a VM are.
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+pub enum Transport {
+    /// The ports of virtio-serial
+    Virtio,
+    /// Serial lines: slow, and there on every machine
+    Serial,
+    /// vsock, by the program vhost-device-vsock (`make vsock`)
+    Vsock,
 }
 
 /// `hyperctl bench`.
@@ -285,13 +324,19 @@ mod tests {
 
     #[test]
     fn up_and_call_and_initrd() {
-        let Ok(Command::Up(up)) =
-            parse("up --vm --dir d --share s --kernel k --initrd i --cpus 2 --accel kvm")
-        else {
+        let Ok(Command::Up(up)) = parse(
+            "up --vm --dir d --share s --kernel k --initrd i --cpus 2 --accel kvm --transport vsock --qemu -snapshot",
+        ) else {
             panic!("not an up")
         };
         assert!(up.kind.vm && !up.kind.local);
         assert_eq!((up.options.cpus, up.options.accel), (2, Accel::Kvm));
+        assert_eq!((up.options.transport, up.options.qemu.as_str()), (Transport::Vsock, "-snapshot"));
+        assert_eq!(
+            parse("up --local --dir d --share s --transport serial"),
+            Err(ErrorKind::ArgumentConflict)
+        );
+        assert_eq!(parse("logs --dir d -f"), Ok(Command::Logs(Logs { dir: "d".into(), follow: true })));
         assert_eq!(
             parse("call --dir d ping"),
             Ok(Command::Call(Call { dir: "d".into(), command: Message::Ping, json: "null".to_owned() }))

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
+use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET};
 use hyperinit::fault::{Fault, OrFault};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -19,11 +19,14 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use super::cgroup::Cgroup;
+use super::service::Service;
 
 /// The guest's log, and what QEMU has to complain about.
 pub const CONSOLE: &str = "console.log";
 /// QEMU's own control socket.
 pub const QMP_SOCKET: &str = "qmp.sock";
+/// Where QEMU finds the vsock device's program.
+pub const VHOST_SOCKET: &str = "vhost.sock";
 /// What STARTPOD's `shareDir` calls the share: the 9p tag, and in a local guest what stands in for it.
 pub const SHARE_TAG: &str = "share_dir";
 /// A guest whose hyperctl was killed is as good as dead, but takes a moment to be gone.
@@ -44,6 +47,8 @@ pub struct Plan {
     pub arguments: Vec<std::ffi::OsString>,
     /// Whether it is PID 1 of namespaces of its own.
     pub namespaces: bool,
+    /// What has to run before it and as long as it does.
+    pub service: Option<Service>,
 }
 
 /// Dropping it ends the guest and removes what it was reached by.
@@ -66,9 +71,14 @@ impl Guest {
         let output = || console.try_clone().fault("duplicating", CONSOLE);
         command.stdout(output()?).stderr(output()?);
         let (started, result) = sync_channel(1);
-        let namespaces = plan.namespaces;
+        let before = Before {
+            namespaces: plan.namespaces,
+            service: plan.service.clone(),
+            directory: plan.directory.clone(),
+            console: console.try_clone().fault("duplicating", CONSOLE)?,
+        };
         // A child is tied to the thread that has made it, and a new PID namespace is a thread's next child's.
-        let parent = std::thread::spawn(move || bring_up(command, namespaces, &started, ended));
+        let parent = std::thread::spawn(move || bring_up(command, before, &started, ended));
         let child = result
             .recv()
             .unwrap_or_else(|_| Err(Fault::new("starting", "the guest", "its thread is gone")))?;
@@ -88,18 +98,30 @@ impl Drop for Guest {
     }
 }
 
+/// What there has to be before a guest.
+struct Before {
+    namespaces: bool,
+    service: Option<Service>,
+    directory: PathBuf,
+    console: File,
+}
+
 /// The thread that is the guest's parent as long as the guest lives.
 fn bring_up(
     command: Command,
-    namespaces: bool,
+    before: Before,
     started: &SyncSender<Result<Arc<Mutex<Child>>, Fault>>,
     ended: impl FnOnce(ExitStatus),
 ) {
     // Whoever waits for the result is in `start`.
-    let child = match spawn(command, namespaces) {
-        Ok(child) => Arc::new(Mutex::new(child)),
+    let Before { namespaces, service, directory, console } = before;
+    let service = service.map(|service| service.start(&directory, &console)).transpose();
+    let (_service, child) = match service.and_then(|service| Ok((service, spawn(command, namespaces)?))) {
+        Ok((service, child)) => (service, Arc::new(Mutex::new(child))),
         Err(fault) => return drop(started.send(Err(fault))),
     };
+    // Its lock ends with hyperctl and the guest.
+    drop(console);
     let pid = child.lock().unwrap_or_else(PoisonError::into_inner).id();
     let _ = started.send(Ok(Arc::clone(&child)));
     // Not reaped yet, so that until the lock is held its number is nobody else's.
@@ -157,7 +179,7 @@ fn claim(directory: &Path) -> Result<File, Fault> {
 }
 
 fn remove_sockets(directory: &Path) {
-    for name in [CONTROL_SOCKET, STREAM_SOCKET, QMP_SOCKET] {
+    for name in [CONTROL_SOCKET, STREAM_SOCKET, QMP_SOCKET, VSOCK_SOCKET, VHOST_SOCKET] {
         // Not every guest has every socket.
         let _ = std::fs::remove_file(directory.join(name));
     }

@@ -10,11 +10,13 @@ mod guest;
 mod initrd;
 mod kernel;
 mod local;
+mod logs;
 mod modules;
 mod places;
 mod progress;
 mod pump;
 mod run;
+mod service;
 mod terminal;
 mod tied;
 mod up;
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         cli::Command::Bench(options) => bench::bench(&options),
         cli::Command::Call(options) => call::call(&options),
         cli::Command::Initrd(options) => initrd::initrd(&options),
+        cli::Command::Logs(options) => logs::logs(&options),
         cli::Command::Run(options) => run::run(&options),
         cli::Command::Up(options) => up::up(&options),
         cli::Command::Tied(options) => tied::tied(&options),

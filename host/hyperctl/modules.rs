@@ -12,6 +12,7 @@ use super::compression::decompressed;
 const WANTED: &[(&str, &str)] = &[
     ("9p", "the share: containers' root filesystems and directories of the host"),
     ("9pnet_virtio", "how 9p reaches the host"),
+    ("9pnet_xen", "how 9p reaches the host under Xen"),
     ("ext4", "block devices as root filesystems and volumes: the usual filesystem"),
     ("nfsv4", "volumes on NFS servers"),
     ("nft_chain_nat", "port mapping: chains that redirect"),

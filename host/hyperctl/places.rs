@@ -10,7 +10,7 @@ use hyperinit::fault::Fault;
 pub struct Place {
     /// What it is, for a person.
     what: &'static str,
-    /// The option that names it.
+    /// What names it: an option, or an environment variable.
     option: &'static str,
     /// An environment variable that does.
     variable: Option<&'static str>,
@@ -35,6 +35,14 @@ pub const INITRD: Place = Place {
     variable: None,
     path: ".cache/initrd.img",
     made_by: "make initrd",
+};
+/// The program that is a VM's vsock device.
+pub const VSOCK: Place = Place {
+    what: "a vsock device",
+    option: "$HYPERINIT_VSOCK",
+    variable: Some("HYPERINIT_VSOCK"),
+    path: ".cache/tools/bin/vhost-device-vsock",
+    made_by: "make vsock",
 };
 /// The container's root filesystem.
 pub const ROOTFS: Place = Place {

@@ -4,11 +4,12 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
+use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET};
 use hyperinit::fault::{Fault, OrFault};
 
-use super::cli::{Accel, GuestOptions};
-use super::guest::{CONSOLE, Plan, QMP_SOCKET, SHARE_TAG};
+use super::cli::{Accel, GuestOptions, Transport};
+use super::guest::{CONSOLE, Plan, QMP_SOCKET, SHARE_TAG, VHOST_SOCKET};
+use super::service::Service;
 use super::{kernel, places};
 
 /// The emulator; Debian has it in the package of the message below.
@@ -16,6 +17,8 @@ const QEMU: &str = "qemu-system-x86_64";
 /// Before the user's words: the log on the serial port, and a kernel that panics ends (by -no-reboot) instead of
 /// waiting for somebody to see it.
 const CMDLINE: &str = "console=ttyS0 panic=-1";
+/// The guest's address on vsock; it is its device's own, and the first that is not taken by definition.
+const GUEST_CID: u32 = 3;
 
 /// Plans QEMU. Nothing of it needs root.
 pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Plan, Fault> {
@@ -28,6 +31,20 @@ pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Pl
         program: in_path(QEMU)?,
         arguments: arguments(&kernel, &initrd, share, &disks, options),
         namespaces: false,
+        service: match options.transport {
+            Transport::Virtio | Transport::Serial => None,
+            Transport::Vsock => Some(vsock_device()?),
+        },
+    })
+}
+
+/// QEMU's own vsock device is the kernel's, and needs a module of the machine. This one is a program.
+fn vsock_device() -> Result<Service, Fault> {
+    let words = ["--guest-cid", &GUEST_CID.to_string(), "--socket", VHOST_SOCKET, "--uds-path", VSOCK_SOCKET];
+    Ok(Service {
+        program: places::VSOCK.find(None)?,
+        arguments: words.into_iter().map(OsString::from).collect(),
+        socket: VHOST_SOCKET,
     })
 }
 
@@ -64,15 +81,13 @@ fn arguments(
     add("-smp", options.cpus.to_string().into());
     add("-kernel", kernel.into());
     add("-initrd", initrd.into());
-    add("-append", cmdline(&options.append).into());
+    add("-append", cmdline(options).into());
     add("-chardev", format!("file,id=console,path={CONSOLE},append=on").into());
     add("-serial", "chardev:console".into());
     add("-qmp", format!("unix:{QMP_SOCKET},server=on,wait=off").into());
-    add("-device", "virtio-serial-pci".into());
-    for (number, socket) in [CONTROL_SOCKET, STREAM_SOCKET].into_iter().enumerate() {
-        add("-chardev", format!("socket,id=channel{number},path={socket},server=on,wait=off").into());
-        let port = format!("virtserialport,chardev=channel{number},name=sh.hyper.channel.{number}");
-        add("-device", port.into());
+    add("-device", "virtio-rng-pci".into());
+    for (option, value) in channels(options) {
+        add(option, value.into());
     }
     for (number, disk) in disks.iter().enumerate() {
         let mut drive = OsString::from(format!("if=none,id=disk{number},format=raw,file="));
@@ -85,12 +100,47 @@ fn arguments(
     export.push(escaped(share));
     add("-fsdev", export);
     add("-device", format!("virtio-9p-pci,fsdev=share,mount_tag={SHARE_TAG}").into());
+    all.extend(options.qemu.split_ascii_whitespace().map(OsString::from));
     all.retain(|word| !word.is_empty());
     all
 }
 
+/// The devices of the two channels.
+fn channels(options: &GuestOptions) -> Vec<(&'static str, String)> {
+    let mut all = Vec::new();
+    if options.transport == Transport::Vsock {
+        // The device's program works in the guest's memory.
+        let size = options.memory;
+        return vec![
+            ("-object", format!("memory-backend-memfd,id=memory,size={size}M,share=on")),
+            ("-machine", "memory-backend=memory".to_owned()),
+            ("-chardev", format!("socket,id=vsock,path={VHOST_SOCKET}")),
+            ("-device", "vhost-user-vsock-pci,chardev=vsock".to_owned()),
+        ];
+    }
+    if options.transport == Transport::Virtio {
+        all.push(("-device", "virtio-serial-pci".to_owned()));
+    }
+    for (number, socket) in [CONTROL_SOCKET, STREAM_SOCKET].into_iter().enumerate() {
+        all.push(("-chardev", format!("socket,id=channel{number},path={socket},server=on,wait=off")));
+        all.push(match options.transport {
+            Transport::Serial => ("-serial", format!("chardev:channel{number}")),
+            Transport::Virtio | Transport::Vsock => {
+                let name = format!("sh.hyper.channel.{number}");
+                ("-device", format!("virtserialport,chardev=channel{number},name={name}"))
+            }
+        });
+    }
+    all
+}
+
 /// The kernel's command line. The console shows what hyper_log lets through and no more: serial ports are slow.
-fn cmdline(append: &str) -> String {
+fn cmdline(options: &GuestOptions) -> String {
+    let append = options.append.as_str();
+    let transport = match options.transport {
+        Transport::Virtio | Transport::Vsock => "",
+        Transport::Serial => " hyper_use_serial",
+    };
     let level =
         append.split_ascii_whitespace().filter_map(|word| word.strip_prefix("hyper_log=")).next_back();
     // The kernel shows what is below this number (syslog(2)): by default warnings.
@@ -101,7 +151,7 @@ fn cmdline(append: &str) -> String {
         Some("debug" | "trace") => 8,
         _ => 5,
     };
-    format!("{CMDLINE} quiet loglevel={loglevel} {append}").trim_end().to_owned()
+    format!("{CMDLINE}{transport} quiet loglevel={loglevel} {append}").trim_end().to_owned()
 }
 
 /// A value of QEMU's option lists: a comma in it is doubled.
@@ -129,6 +179,8 @@ mod tests {
             memory: 256,
             cpus: 2,
             accel: Accel::Tcg,
+            transport: Transport::Virtio,
+            qemu: "-rtc base=utc".to_owned(),
             append: "hyper_debug".to_owned(),
         }
     }
@@ -147,6 +199,8 @@ mod tests {
             "file,id=console,path=console.log,append=on -serial chardev:console",
             "-qmp unix:qmp.sock,server=on,wait=off",
             "-drive if=none,id=disk0,format=raw,file=/d,,1 -device virtio-blk-pci,drive=disk0",
+            "-device virtio-rng-pci",
+            "mount_tag=share_dir -rtc base=utc",
         ] {
             assert!(text.contains(part), "{part:?} is not in {text:?}");
         }
@@ -158,7 +212,30 @@ mod tests {
     }
 
     #[test]
+    fn the_channels_are_what_was_asked_for() {
+        let of = |transport| {
+            let options = GuestOptions { transport, ..options() };
+            let all = arguments(Path::new("/k"), Path::new("/i"), Path::new("/s"), &[], &options);
+            all.join(OsStr::new(" ")).into_string().unwrap()
+        };
+        let (serial, vsock) = (of(Transport::Serial), of(Transport::Vsock));
+        // The console is the first serial port.
+        let at = |part: &str| serial.find(part).unwrap_or_else(|| panic!("{part:?} is not in {serial:?}"));
+        assert!(at("-serial chardev:console") < at("-serial chardev:channel0"));
+        assert!(at("-serial chardev:channel0") < at("-serial chardev:channel1"));
+        assert!(serial.contains(" hyper_use_serial ") && !serial.contains("virtio-serial"), "{serial}");
+        for part in [
+            "size=256M,share=on -machine memory-backend=memory",
+            "path=vhost.sock -device vhost-user-vsock-pci",
+        ] {
+            assert!(vsock.contains(part), "{part:?} is not in {vsock:?}");
+        }
+        assert!(!vsock.contains("virtserialport") && !vsock.contains("hyper_use_serial"), "{vsock}");
+    }
+
+    #[test]
     fn the_console_shows_what_is_logged() {
+        let cmdline = |append: &str| super::cmdline(&GuestOptions { append: append.to_owned(), ..options() });
         assert!(cmdline("").ends_with("quiet loglevel=5"));
         assert!(cmdline("hyper_log=error hyper_log=debug").contains(" loglevel=8 "));
         assert!(cmdline("loglevel=3").ends_with("loglevel=3"), "the user's word is the last");

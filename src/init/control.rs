@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -11,6 +12,7 @@ use nix::unistd::{read, write};
 use super::ports::Port;
 use crate::fault::{Fault, OrFault};
 use crate::frame::{self, ControlDecoder, Message};
+use crate::host::{self, Caller, Silence};
 use crate::sys::socket;
 
 /// How much is read at once; runV writes at most 512 bytes before it waits for their NEXT.
@@ -23,6 +25,8 @@ const OUT_MAX: usize = 1 << 20;
 pub enum Input {
     /// A new connection: it is owed a READY, and no reply to what an earlier one asked.
     Connected,
+    /// The host of a device left: nobody waits for the replies to what it asked.
+    Left,
     /// A whole frame: type and payload.
     Frame(u32, Vec<u8>),
 }
@@ -42,6 +46,11 @@ pub struct Control {
     deaf: bool,
     /// Edge-triggered readiness that has not been used up.
     readable: bool,
+    /// The same of the listening socket: a stranger was refused, and others may wait behind it.
+    callers: bool,
+    /// The host of a device is away, and that has been said.
+    away: bool,
+    silence: Silence,
     out: VecDeque<Out>,
     /// How much of the first frame in `out` has left.
     sent: usize,
@@ -59,6 +68,9 @@ impl Control {
             decoder: ControlDecoder::default(),
             deaf: false,
             readable: false,
+            callers: false,
+            away: false,
+            silence: Silence::default(),
             out: VecDeque::new(),
             sent: 0,
             waiting: 0,
@@ -70,8 +82,8 @@ impl Control {
     /// A device counts as connected from the start, for nothing announces its host.
     pub fn open(&mut self, epoll: &Epoll) -> Result<Vec<Input>, Fault> {
         let (fd, inputs) = match &self.port {
-            Port::Device(fd) => (fd, vec![Input::Connected]),
-            Port::Listener(fd) => (fd, Vec::new()),
+            Port::Device(fd) | Port::Line(fd) => (fd, vec![Input::Connected]),
+            Port::Listener(fd) | Port::Vsock(fd) => (fd, Vec::new()),
         };
         epoll.add(fd, edges(self.token)).fault("watching", "the control port")?;
         self.readable = true;
@@ -80,15 +92,28 @@ impl Control {
 
     /// Whether [`Control::turn`] has something to do without a new event.
     pub fn wants_turn(&self) -> bool {
-        self.readable && self.waiting < OUT_MAX
+        self.callers || (self.readable && self.waiting < OUT_MAX)
     }
 
-    /// An event of the token came.
-    pub fn ready(&mut self, events: EpollFlags) {
-        if events.contains(EpollFlags::EPOLLHUP) && matches!(self.port, Port::Device(_)) {
+    /// An event of the token came. What a host does that leaves is said; that one on a line begins anew is only guessed.
+    pub fn ready(&mut self, events: EpollFlags) -> Option<Input> {
+        let away = events.contains(EpollFlags::EPOLLHUP) && matches!(self.port, Port::Device(_));
+        let left = away && !self.away;
+        self.away = away;
+        if away {
             self.host_left();
         }
+        let speaks = events.contains(EpollFlags::EPOLLIN) && self.silence.ends(Instant::now());
+        if speaks && matches!(self.port, Port::Line(_)) {
+            self.decoder.reset();
+            self.deaf = false;
+        }
         self.readable = true;
+        left.then(|| {
+            log::info!("the host has left the control port");
+            self.forget_replies();
+            Input::Left
+        })
     }
 
     /// Writes what waits, reads one portion if `take` says so, takes a new connection if there is none, and says what came. Call again while
@@ -96,7 +121,7 @@ impl Control {
     pub fn turn(&mut self, epoll: &Epoll, take: bool) -> Vec<Input> {
         let mut inputs = Vec::new();
         self.flush();
-        if take && self.wants_turn() {
+        if take && self.readable && self.waiting < OUT_MAX {
             self.read(&mut inputs);
         }
         if self.connection.is_none() && self.accept(epoll) {
@@ -107,13 +132,21 @@ impl Control {
 
     /// Takes the next connection in the queue, if there is one: only one is served at a time.
     fn accept(&mut self, epoll: &Epoll) -> bool {
-        let Port::Listener(listener) = &self.port else { return false };
-        let accepted = socket::accept(listener).and_then(|connection| {
-            epoll.add(&connection, edges(self.token))?;
-            Ok(connection)
+        let (Port::Listener(listener) | Port::Vsock(listener)) = &self.port else { return false };
+        let accepted = host::accept(listener).and_then(|caller| {
+            if let Caller::Host(connection) = &caller {
+                epoll.add(connection, edges(self.token))?;
+            }
+            Ok(caller)
         });
+        self.callers = false;
         match accepted {
-            Ok(connection) => self.connection = Some(connection),
+            Ok(Caller::Host(connection)) => self.connection = Some(connection),
+            Ok(Caller::Stranger) => {
+                // The next one in another round: whoever calls all the time must not keep the pod waiting.
+                self.callers = true;
+                return false;
+            }
             Err(Errno::EAGAIN) => return false,
             Err(errno) => {
                 log::warn!("{}", Fault::errno("accepting", "a connection", errno));
@@ -150,7 +183,13 @@ impl Control {
             return false;
         }
         match &self.port {
+            // What was written to a unix socket outlives its writer.
             Port::Listener(_) => true,
+            // It does not on vsock: it has to have been taken. Older kernels do not say; then a host that hangs up has.
+            Port::Vsock(_) => {
+                self.connection.as_ref().is_none_or(|connection| socket::unsent(connection) == Ok(0))
+            }
+            Port::Line(fd) => socket::unsent(fd).is_ok_and(|unsent| unsent == 0),
             Port::Device(fd) => {
                 // virtio_console is writable again when the host has taken the last buffer.
                 let mut poll_fd = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
@@ -166,8 +205,8 @@ impl Control {
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.port {
-            Port::Device(fd) => Some(fd.as_fd()),
-            Port::Listener(_) => self.connection.as_ref().map(AsFd::as_fd),
+            Port::Device(fd) | Port::Line(fd) => Some(fd.as_fd()),
+            Port::Listener(_) | Port::Vsock(_) => self.connection.as_ref().map(AsFd::as_fd),
         }
     }
 
@@ -184,7 +223,10 @@ impl Control {
                 self.decode(chunk.get(..count).unwrap_or_default(), inputs);
             }
             Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => self.readable = false,
+            Err(Errno::EAGAIN) => {
+                self.readable = false;
+                self.silence.goes_on(Instant::now());
+            }
             Err(errno) => {
                 log::warn!("{}", Fault::errno("reading", "the control port", errno));
                 self.host_left();
@@ -210,7 +252,9 @@ impl Control {
                 Ok(Some(frame)) => inputs.push(Input::Frame(frame.tag, frame.payload.to_vec())),
                 Ok(None) => return,
                 Err(violation) => {
-                    log::warn!("the host sent {violation}: not listening until it connects again");
+                    log::warn!(
+                        "the host sent {violation}: not listening until it connects again, or on a line pauses"
+                    );
                     self.deaf = true;
                     self.connection = None;
                     return;
@@ -235,6 +279,16 @@ impl Control {
         self.sent = 0;
         self.readable = true;
         self.out.retain(|out| out.message == Message::ProcessAsyncEvent);
+        self.count_waiting();
+    }
+
+    /// The host of a device left: as [`Control::start_over`], but a READY that nobody has heard is still to be said.
+    fn forget_replies(&mut self) {
+        self.out.retain(|out| matches!(out.message, Message::ProcessAsyncEvent | Message::Ready));
+        self.count_waiting();
+    }
+
+    fn count_waiting(&mut self) {
         self.waiting = self.out.iter().map(|out| out.bytes.len()).sum();
     }
 

@@ -86,6 +86,7 @@ impl EventLoop {
             helpers: Role::ALL.into_iter().map(|role| (role, Helper::new(role))).collect(),
             supervisor: Supervisor::new(Config {
                 local,
+                nine_p: settings.transport.nine_p(),
                 debug_door: settings.debug_door,
                 grace: GRACE,
                 warden: warden.pid,
@@ -130,7 +131,10 @@ impl EventLoop {
             match event.data() {
                 SIGNALS => self.signals(),
                 BELL => self.notes(),
-                _ => self.control.ready(event.events()),
+                _ => {
+                    let input = self.control.ready(event.events());
+                    self.inputs(input.into_iter().collect());
+                }
             }
         }
         self.control();
@@ -178,6 +182,7 @@ impl EventLoop {
         for input in inputs {
             let event = match input {
                 Input::Connected => Event::HostConnected,
+                Input::Left => Event::HostLeft,
                 Input::Frame(message, payload) => Event::Command {
                     message,
                     size: payload.len(),

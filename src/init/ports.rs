@@ -9,11 +9,13 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open as open_fd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+    AddressFamily, Backlog, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, VsockAddr, bind,
+    listen as listen_on, recv, socket,
 };
 use nix::sys::stat::Mode;
+use nix::sys::termios::{ControlFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
-use super::settings::Settings;
+use super::settings::{Settings, Transport};
 use crate::fault::{Fault, OrFault};
 
 /// How long the host may take to plug the ports; a guest without them is of no use to it.
@@ -22,20 +24,37 @@ const PLUG_TIMEOUT: Duration = Duration::from_secs(30);
 const VIRTIO_PORTS: &str = "/sys/class/virtio-ports";
 const CONTROL: &str = "sh.hyper.channel.0";
 const STREAM: &str = "sh.hyper.channel.1";
+/// Where the kernel lists virtio devices, each with its kind as `device`: the PCI ids of a modern one say less.
+const VIRTIO_DEVICES: &str = "/sys/bus/virtio/devices";
+/// The kind of a vsock device (virtio 1.2, section 5).
+const VSOCK_DEVICE: &str = "0x0013";
+/// The ports of vsock that the guest listens on (protocol.md «Channels»).
+const VSOCK_CONTROL: u32 = 2718;
+const VSOCK_STREAM: u32 = 2719;
+/// How many connections may wait for the live one to end.
+const WAITING: i32 = 8;
+/// The serial lines; the first one is the console.
+const LINES: [&str; 2] = ["/dev/ttyS1", "/dev/ttyS2"];
+/// Xen's consoles; the first one is the guest's.
+const CONSOLES: [&str; 2] = ["/dev/hvc1", "/dev/hvc2"];
 
 /// One end towards the host.
 pub enum Port {
-    /// An open device: it stays, the host comes and goes.
+    /// An open virtio-serial port: it stays, the host comes and goes, and is away while there is EPOLLHUP.
     Device(OwnedFd),
-    /// A listening socket: the host connects, once at a time.
+    /// A serial line or a console, raw: nothing tells whether anybody is at its other end.
+    Line(OwnedFd),
+    /// A listening unix socket: the host connects, once at a time.
     Listener(OwnedFd),
+    /// The same of vsock, where others than the host can connect too.
+    Vsock(OwnedFd),
 }
 
 impl Port {
     /// The descriptor's number.
     pub fn number(&self) -> RawFd {
         match self {
-            Port::Device(fd) | Port::Listener(fd) => fd.as_raw_fd(),
+            Port::Device(fd) | Port::Line(fd) | Port::Listener(fd) | Port::Vsock(fd) => fd.as_raw_fd(),
         }
     }
 }
@@ -53,8 +72,74 @@ pub fn open(settings: &Settings) -> Result<Ports, Fault> {
     if let Some(local) = &settings.local {
         return Ok(Ports { control: listen(&local.ctl)?, stream: listen(&local.stream)? });
     }
-    let (control, stream) = wait_for_virtio()?;
-    Ok(Ports { control: device(&control)?, stream: device(&stream)? })
+    match settings.transport {
+        Transport::Virtio => match wait_for("a vsock device or both virtio-serial ports", find_virtio)? {
+            Virtio::Vsock => Ok(Ports { control: vsock(VSOCK_CONTROL)?, stream: vsock(VSOCK_STREAM)? }),
+            Virtio::Serial(control, stream) => {
+                Ok(Ports { control: device(&control)?, stream: device(&stream)? })
+            }
+        },
+        Transport::Serial => lines(LINES),
+        Transport::Xen => lines(CONSOLES),
+    }
+}
+
+/// A host that offers vsock means it, also when the ports are there too.
+enum Virtio {
+    Vsock,
+    Serial(PathBuf, PathBuf),
+}
+
+fn find_virtio() -> Option<Virtio> {
+    if has_vsock(Path::new(VIRTIO_DEVICES)) {
+        return Some(Virtio::Vsock);
+    }
+    let port = |name| find(Path::new(VIRTIO_PORTS), Path::new("/dev"), name);
+    Some(Virtio::Serial(port(CONTROL)?, port(STREAM)?))
+}
+
+/// Whether there is a vsock device among those of the virtio bus.
+fn has_vsock(devices: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(devices) else { return false };
+    let kind = |entry: std::fs::DirEntry| std::fs::read_to_string(entry.path().join("device"));
+    entries.flatten().any(|entry| kind(entry).is_ok_and(|kind| kind.trim_end() == VSOCK_DEVICE))
+}
+
+fn vsock(port: u32) -> Result<Port, Fault> {
+    let name = format!("vsock port {port}");
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let listener =
+        socket(AddressFamily::Vsock, SockType::Stream, flags, None).fault("opening a socket for", &name)?;
+    let address = VsockAddr::new(nix::libc::VMADDR_CID_ANY, port);
+    bind(listener.as_raw_fd(), &address).fault("binding", &name)?;
+    let waiting = Backlog::new(WAITING).fault("listening on", &name)?;
+    listen_on(&listener, waiting).fault("listening on", &name)?;
+    Ok(Port::Vsock(listener))
+}
+
+fn lines(paths: [&str; 2]) -> Result<Ports, Fault> {
+    let all = || paths.iter().all(|path| Path::new(path).exists()).then_some(());
+    wait_for(&paths.join(" and "), all)?;
+    let [control, stream] = paths;
+    Ok(Ports { control: line(control)?, stream: line(stream)? })
+}
+
+fn line(path: &str) -> Result<Port, Fault> {
+    let fd = open_device(Path::new(path))?;
+    let mut settings = tcgetattr(&fd).fault("asking for the settings of", path)?;
+    make_raw(&mut settings);
+    tcsetattr(&fd, SetArg::TCSANOW, &settings).fault("setting up", path)?;
+    Ok(Port::Line(fd))
+}
+
+/// Bytes as they are, 115200 a second with eight bits; the other end may stop them (CRTSCTS), and that it is not there
+/// means nothing (CLOCAL).
+fn make_raw(settings: &mut Termios) {
+    // Not by cfsetspeed(3): its name for dynamic programs is not in the static C library.
+    const SPEED: ControlFlags = ControlFlags::from_bits_retain(nix::libc::B115200);
+    cfmakeraw(settings);
+    settings.control_flags = settings.control_flags.difference(ControlFlags::CBAUD).union(SPEED);
+    settings.control_flags |= ControlFlags::CLOCAL | ControlFlags::CREAD | ControlFlags::CRTSCTS;
 }
 
 fn listen(path: &Path) -> Result<Port, Fault> {
@@ -66,23 +151,25 @@ fn listen(path: &Path) -> Result<Port, Fault> {
 }
 
 fn device(path: &Path) -> Result<Port, Fault> {
-    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
-    Ok(Port::Device(open_fd(path, flags, Mode::empty()).fault("opening", path.display())?))
+    Ok(Port::Device(open_device(path)?))
 }
 
-/// Looks the ports up by name; between two looks it sleeps until the kernel announces a device.
-fn wait_for_virtio() -> Result<(PathBuf, PathBuf), Fault> {
+fn open_device(path: &Path) -> Result<OwnedFd, Fault> {
+    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    open_fd(path, flags, Mode::empty()).fault("opening", path.display())
+}
+
+/// Looks until something is there; between two looks it sleeps until the kernel announces a device.
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T, Fault> {
     let events = uevents()?;
     let deadline = Instant::now() + PLUG_TIMEOUT;
     loop {
-        let found = |name| find(Path::new(VIRTIO_PORTS), Path::new("/dev"), name);
-        if let (Some(control), Some(stream)) = (found(CONTROL), found(STREAM)) {
-            return Ok((control, stream));
+        if let Some(found) = look() {
+            return Ok(found);
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let why = format!("no virtio-serial port of that name in {VIRTIO_PORTS}");
-            return Err(Fault::new("waiting for", format!("{CONTROL} and {STREAM}"), why));
+            return Err(Fault::new("waiting for", what, "the host has not plugged it"));
         }
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut poll_fd = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
@@ -128,6 +215,38 @@ fn find(ports: &Path, dev: &Path, name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn vsock_is_a_kind_of_virtio_device() {
+        let root = std::env::temp_dir().join(format!("vsock-{}", std::process::id()));
+        assert!(!has_vsock(&root));
+        for (device, kind, there) in [("virtio0", "0x0003", false), ("virtio1", "0x0013", true)] {
+            std::fs::create_dir_all(root.join(device)).unwrap();
+            std::fs::write(root.join(device).join("device"), format!("{kind}\n")).unwrap();
+            assert_eq!(has_vsock(&root), there, "{device}");
+        }
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_line_changes_no_byte() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let path = nix::unistd::ttyname(&pty.slave).unwrap();
+        let Port::Line(fd) = line(path.to_str().unwrap()).unwrap() else { panic!("not a line") };
+        let bytes: Vec<u8> = (0..=255).collect();
+        let mut got = [0; 256];
+        // Both ways, and what is sent does not come back.
+        assert_eq!(nix::unistd::write(&pty.master, &bytes), Ok(256));
+        assert_eq!(nix::unistd::read(&fd, &mut got), Ok(256));
+        assert_eq!(got[..], bytes);
+        assert_eq!(nix::unistd::write(&fd, &bytes), Ok(256));
+        assert_eq!(nix::unistd::read(&pty.master, &mut got), Ok(256));
+        assert_eq!(got[..], bytes);
+        let settings = tcgetattr(&fd).unwrap();
+        let flags = ControlFlags::CLOCAL | ControlFlags::CREAD | ControlFlags::CRTSCTS;
+        assert!(settings.control_flags.contains(flags), "{settings:?}");
+        assert_eq!((settings.control_flags & ControlFlags::CBAUD).bits(), nix::libc::B115200);
+    }
 
     #[test]
     fn a_port_is_found_by_its_name() {

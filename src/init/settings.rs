@@ -5,22 +5,47 @@ use std::path::PathBuf;
 use log::LevelFilter;
 
 use crate::wire::Profile;
+use crate::wire::mountd::NinePTransport;
 
 /// Shown with every error of the command line.
 pub const USAGE: &str = "usage: hyperinit [--local --ctl PATH --stream PATH --share DIR] [--log LEVEL] [--profile NAME]\n\
-     As PID 1 of a VM it takes no arguments; the kernel command line has hyper_log=, hyper_profile=, hyper_debug.";
+     As PID 1 of a VM it takes no arguments; the kernel command line has hyper_log=, hyper_profile=, hyper_debug,\n\
+     hyper_use_serial, hyper_p9_xen.";
 
 /// How this guest runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// In namespaces of a host instead of a VM.
     pub local: Option<Local>,
+    /// What the channels to the host are, in a VM.
+    pub transport: Transport,
     /// What is logged: warnings and errors unless asked for more.
     pub log: LevelFilter,
     /// The containers' profile.
     pub profile: Profile,
     /// Whether the container id `hyperstart` opens the guest itself.
     pub debug_door: bool,
+}
+
+/// What the two channels to the host are (protocol.md «Channels»).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// vsock where there is such a device, else the two ports of virtio-serial.
+    Virtio,
+    /// Two serial lines.
+    Serial,
+    /// Two of Xen's consoles.
+    Xen,
+}
+
+impl Transport {
+    /// How the share's 9p reaches the host.
+    pub fn nine_p(self) -> NinePTransport {
+        match self {
+            Transport::Virtio | Transport::Serial => NinePTransport::Virtio,
+            Transport::Xen => NinePTransport::Xen,
+        }
+    }
 }
 
 /// What stands in for devices in a namespace.
@@ -39,8 +64,13 @@ impl Settings {
     /// arguments, so without `--local` unknown ones are not ours to refuse.
     pub fn from_args(args: impl IntoIterator<Item = String>) -> Result<Settings, String> {
         let args: Vec<String> = args.into_iter().collect();
-        let mut settings =
-            Settings { local: None, log: LevelFilter::Warn, profile: Profile::Default, debug_door: false };
+        let mut settings = Settings {
+            local: None,
+            transport: Transport::Virtio,
+            log: LevelFilter::Warn,
+            profile: Profile::Default,
+            debug_door: false,
+        };
         if !args.iter().any(|arg| arg == "--local") {
             return Ok(settings);
         }
@@ -78,6 +108,14 @@ impl Settings {
                 "hyper_profile" => profile(value).map(|profile| self.profile = profile),
                 "hyper_debug" => {
                     self.debug_door = true;
+                    Ok(())
+                }
+                "hyper_use_serial" => {
+                    self.transport = Transport::Serial;
+                    Ok(())
+                }
+                "hyper_p9_xen" => {
+                    self.transport = Transport::Xen;
                     Ok(())
                 }
                 _ => Ok(()),
@@ -135,5 +173,13 @@ mod tests {
         assert!(settings.add_cmdline("hyper_log=info hyper_profile=privileged hyper_debug").is_empty());
         assert_eq!((settings.log, settings.profile), (LevelFilter::Info, Profile::Privileged));
         assert!(settings.debug_door);
+        assert_eq!(settings.transport, Transport::Virtio);
+        for (word, transport, nine_p) in [
+            ("hyper_use_serial", Transport::Serial, NinePTransport::Virtio),
+            ("hyper_p9_xen", Transport::Xen, NinePTransport::Xen),
+        ] {
+            assert!(settings.add_cmdline(word).is_empty());
+            assert_eq!((settings.transport, settings.transport.nine_p()), (transport, nine_p));
+        }
     }
 }

@@ -88,8 +88,8 @@ pub fn start(
 impl Kept {
     fn new(settings: &Settings, program: OwnedFd, stream: Port) -> Result<Kept, Fault> {
         let (port, listen) = match stream {
-            Port::Device(fd) => (fd, false),
-            Port::Listener(fd) => (fd, true),
+            Port::Device(fd) | Port::Line(fd) => (fd, false),
+            Port::Listener(fd) | Port::Vsock(fd) => (fd, true),
         };
         let flags = SockFlag::SOCK_CLOEXEC;
         let (execd, streamd) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)

@@ -18,6 +18,10 @@ pub enum Ask {
         device: String,
     },
     Rescan,
+    /// The guest may have slept, or be a copy of one that did: the clock, the random pool.
+    WakeUp,
+    /// What was plugged of processors and memory is taken into use.
+    Online,
     PreparePod(PodFiles),
     PinPod {
         pid: Pid,
@@ -88,6 +92,8 @@ impl Ask {
         match self {
             Ask::SetLinkUp { .. } => Role::Netd,
             Ask::Rescan
+            | Ask::WakeUp
+            | Ask::Online
             | Ask::PreparePod(_)
             | Ask::PinPod { .. }
             | Ask::PrepareContainer(_)
@@ -120,6 +126,8 @@ impl Ask {
         Ok(match self {
             Ask::SetLinkUp { device } => HelperRequest::Netd(netd::Request::SetLinkUp { device }),
             Ask::Rescan => HelperRequest::Mountd(mountd::Request::Rescan),
+            Ask::WakeUp => HelperRequest::Mountd(mountd::Request::WakeUp),
+            Ask::Online => HelperRequest::Mountd(mountd::Request::Online),
             Ask::PreparePod(pod) => {
                 HelperRequest::Mountd(mountd::Request::PreparePod { pod: Bulk::new(pod)? })
             }
@@ -164,7 +172,9 @@ impl Ask {
     /// Whether a successor may be asked again when the helper died over it: it comes to the same twice.
     pub(super) fn repeats(&self) -> bool {
         match self {
-            Ask::KillContainer { .. }
+            Ask::WakeUp
+            | Ask::Online
+            | Ask::KillContainer { .. }
             | Ask::RemoveContainer { .. }
             | Ask::DestroyPod
             | Ask::JoinPod

@@ -19,6 +19,9 @@ const CONTAINERS_MAX: usize = 1024;
 const PLUG: Duration = Duration::from_secs(2);
 /// How many processes may be unfinished.
 const PROCESSES_MAX: usize = 4096;
+/// When after ONLINECPUMEM is looked again for what was plugged: ACPI tells the kernel on its own time.
+const ONLINE_AGAIN: [Duration; 4] =
+    [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
 /// The container id that means the guest's own namespaces (protocol.md «EXECCMD»).
 const DOOR: &str = "hyperstart";
 
@@ -58,6 +61,10 @@ impl Supervisor {
             Command::Ping => Ok(Vec::new()),
             Command::Rescan if self.config.local => Ok(Vec::new()),
             Command::Rescan => return self.lines.ask(Ask::Rescan, Purpose::Command(ticket)),
+            Command::OnlineCpuMem => {
+                self.online();
+                Ok(Vec::new())
+            }
             Command::DestroyPod => return self.leave(ticket),
             Command::StartPod(pod) => return self.start_pod(ticket, pod),
             Command::NewContainer(container) => return self.new_container(ticket, container),
@@ -66,8 +73,7 @@ impl Supervisor {
             Command::KillContainer(kill) => return self.kill_container(ticket, kill),
             Command::SignalProcess(signal) => return self.signal_process(ticket, signal),
             Command::RemoveContainer(remove) => return self.remove_container(ticket, remove),
-            Command::OnlineCpuMem
-            | Command::WriteFile(_)
+            Command::WriteFile(_)
             | Command::ReadFile(_)
             | Command::SetupInterface(_)
             | Command::SetupRoute(_)
@@ -100,8 +106,31 @@ impl Supervisor {
         if let Some((what, _)) = missing.into_iter().find(|(_, asked)| *asked) {
             return self.refuse(ticket, not_implemented(what));
         }
+        if !self.config.local {
+            // mountd does one thing after the other, so it is done before the pod's files are. A pod whose clock is wrong
+            // is better than none.
+            self.lines.ask(Ask::WakeUp, Purpose::Nothing);
+        }
         self.pod = Pod::Starting { ticket, spec: pod, init: None, step: None, fault: None };
         self.ask_pod_step(PodStep::Loopback);
+    }
+
+    /// ONLINECPUMEM: the host has its reply at once. What it has just plugged the kernel may not have seen yet, so
+    /// mountd looks again.
+    fn online(&mut self) {
+        // A local guest's processors and memory are the machine's.
+        if !self.config.local {
+            self.lines.ask(Ask::Online, Purpose::Nothing);
+            self.online_again = ONLINE_AGAIN.iter().map(|&after| self.now + after).collect();
+        }
+    }
+
+    /// Time has passed: what was plugged may be there now.
+    pub(super) fn look_for_plugged(&mut self) {
+        while self.online_again.front().is_some_and(|&at| at <= self.now) {
+            self.online_again.pop_front();
+            self.lines.ask(Ask::Online, Purpose::Nothing);
+        }
     }
 
     /// Whether the pod lives, for commands about what is in it.

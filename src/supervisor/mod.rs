@@ -21,6 +21,7 @@ use crate::fault::Fault;
 use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal, StreamId};
 use crate::wire::Role;
+use crate::wire::mountd::NinePTransport;
 use lines::{Lines, Outcome};
 use replies::{Replies, Ticket};
 use state::{Container, Leaving, Pod, Purpose};
@@ -30,6 +31,8 @@ use state::{Container, Leaving, Pod, Purpose};
 pub struct Config {
     /// The share is the directory at `paths::LOCAL_SHARE`, not a 9p export.
     pub local: bool,
+    /// How a 9p export reaches the host.
+    pub nine_p: NinePTransport,
     /// The kernel cmdline opened the debugging door: container `hyperstart`.
     pub debug_door: bool,
     /// How long DESTROYPOD lets processes end by themselves.
@@ -43,6 +46,8 @@ pub struct Config {
 pub enum Event {
     /// A host opened the control channel.
     HostConnected,
+    /// The host of a device left: what it asked and has no reply yet is nobody's. (Of a socket the next connection says so.)
+    HostLeft,
     /// A whole frame came.
     Command {
         /// The frame's message id.
@@ -153,6 +158,8 @@ pub struct Supervisor {
     release_at: Option<Duration>,
     /// Commands that wait until something that was begun has come to an end, in order.
     parked: VecDeque<(Ticket, Command)>,
+    /// When mountd looks again for processors and memory that were plugged, in order.
+    online_again: VecDeque<Duration>,
     /// Children that were reaped before execd's word of them came.
     strays: BTreeMap<Pid, u8>,
 }
@@ -174,6 +181,7 @@ impl Supervisor {
             finished: Vec::new(),
             release_at: None,
             parked: VecDeque::new(),
+            online_again: VecDeque::new(),
             strays: BTreeMap::new(),
         }
     }
@@ -186,6 +194,7 @@ impl Supervisor {
                 self.replies.forget();
                 self.send(Message::Ready, Vec::new());
             }
+            Event::HostLeft => self.replies.forget(),
             Event::Command { message, size, command } => self.take_command(message, size, command),
             Event::HelperUp { role, pid } => self.helper_up(role, pid),
             Event::HelperGone(role) => {
@@ -208,7 +217,8 @@ impl Supervisor {
 
     /// When `Tick` is due, on the same clock; none: when something happens.
     pub fn next_deadline(&self) -> Option<Duration> {
-        let deadlines = [self.lines.next_deadline(), self.leaving_deadline(), self.release_at];
+        let again = self.online_again.front().copied();
+        let deadlines = [self.lines.next_deadline(), self.leaving_deadline(), self.release_at, again];
         deadlines.into_iter().flatten().min()
     }
 
@@ -266,6 +276,7 @@ impl Supervisor {
     }
 
     fn tick(&mut self) {
+        self.look_for_plugged();
         for role in self.lines.late(self.now) {
             if self.lines.kill(role, false) {
                 let why = "it has been working on one request for too long".to_owned();

@@ -5,16 +5,16 @@ use super::state::{Container, ContainerState, ContainerStep, Pod, PodStep, Proce
 use super::{Action, Ask, Supervisor};
 use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal};
-use crate::wire::mountd::{PodFiles, Share};
+use crate::wire::mountd::{NinePTransport, PodFiles, Share};
 
 impl Supervisor {
     /// Asks for a step of STARTPOD.
     pub(super) fn ask_pod_step(&mut self, next: PodStep) {
-        let local = self.config.local;
+        let (local, nine_p) = (self.config.local, self.config.nine_p);
         let Pod::Starting { spec, init, step, .. } = &mut self.pod else { return };
         let ask = match (next, *init) {
             (PodStep::Loopback, _) => Ask::SetLinkUp { device: "lo".to_owned() },
-            (PodStep::Files, _) => Ask::PreparePod(pod_files(spec, local)),
+            (PodStep::Files, _) => Ask::PreparePod(pod_files(spec, local, nine_p)),
             (PodStep::Init, _) => Ask::StartPod { hostname: spec.hostname.clone() },
             (PodStep::Pin, Some(pid)) => Ask::PinPod { pid },
             (PodStep::Join, _) => Ask::JoinPod,
@@ -240,11 +240,11 @@ fn init_died() -> Fault {
     Fault::new("starting", "the pod", "the pod init died")
 }
 
-fn pod_files(pod: &crate::spec::Pod, local: bool) -> PodFiles {
+fn pod_files(pod: &crate::spec::Pod, local: bool, transport: NinePTransport) -> PodFiles {
     let share = match pod.share_dir.as_str() {
         "" => None,
         _ if local => Some(Share::Local),
-        tag => Some(Share::NineP { tag: tag.to_owned() }),
+        tag => Some(Share::NineP { tag: tag.to_owned(), transport }),
     };
     PodFiles {
         hostname: pod.hostname.clone(),

@@ -6,6 +6,7 @@ pub mod fd;
 pub mod mount;
 pub mod page;
 pub mod process;
+pub mod random;
 pub mod signal;
 pub mod socket;
 pub mod spawn;

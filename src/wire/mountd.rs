@@ -7,13 +7,13 @@ use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid};
 use crate::spec::Container;
 
-/// How the 9p share is mounted.
+/// How the 9p share is mounted, whatever it travels over.
 ///
 /// msize: the most that virtio's 9p transport moves at once with pages of 4 kB (net/9p/trans_virtio.c); the default of 128 kB
 /// makes four times as many round trips for a large file. cache=loose: pages and directory entries stay in the guest, so a
 /// program that was executed once is executed again without the host. What it gives up: a file that the host
 /// changes while the pod runs may be seen old. An image does not change while a container runs from it.
-pub const NINE_P: &str = "trans=virtio,version=9p2000.L,msize=512000,cache=loose,access=any";
+pub const NINE_P: &str = "version=9p2000.L,msize=512000,cache=loose,access=any";
 
 /// What init asks of mountd.
 #[derive(Debug, Serialize, Deserialize)]
@@ -21,6 +21,10 @@ pub const NINE_P: &str = "trans=virtio,version=9p2000.L,msize=512000,cache=loose
 pub enum Request {
     /// Look for devices that were plugged: the PCI bus.
     Rescan,
+    /// Set the clock from the RTC, and renew the random pool: the guest may have slept, or be a copy.
+    WakeUp,
+    /// Take processors and memory into use that were plugged. Nothing to do is no error.
+    Online,
     /// Mount the share, write resolv.conf and hostname, make the pod's shm. Undoes itself when it fails.
     PreparePod {
         /// The pod's files.
@@ -69,13 +73,34 @@ pub struct PodFiles {
 /// Where the share comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Share {
-    /// A 9p export with this mount tag, over virtio.
+    /// A 9p export with this mount tag.
     NineP {
         /// The mount tag.
         tag: String,
+        /// What it travels over.
+        transport: NinePTransport,
     },
     /// The directory bound at `paths::LOCAL_SHARE` (`--local`).
     Local,
+}
+
+/// What 9p travels over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NinePTransport {
+    /// A virtio device.
+    Virtio,
+    /// Xen's rings.
+    Xen,
+}
+
+impl NinePTransport {
+    /// The value of the mount option `trans`.
+    pub fn name(self) -> &'static str {
+        match self {
+            NinePTransport::Virtio => "virtio",
+            NinePTransport::Xen => "xen",
+        }
+    }
 }
 
 /// What mountd answers.

@@ -43,6 +43,7 @@ use hyperinit::wire::Profile;
 use log::LevelFilter;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::kmod::init_module;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::inotify::{InitFlags, Inotify};
@@ -109,8 +110,9 @@ fn samples() -> Vec<Sample> {
 
 /// Calls that fail with EPERM by a filter, and by another error (or not at all) without one.
 fn denials() -> BTreeMap<&'static str, fn() -> Result<(), Errno>> {
-    let denials: [(_, fn() -> Result<(), Errno>); 7] = [
+    let denials: [(_, fn() -> Result<(), Errno>); 8] = [
         ("clock_settime", || clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::new(-1, 0))),
+        ("init_module", || init_module(&[], c"")),
         ("mount", || mount(None::<&str>, "/nonexistent", None::<&str>, MsFlags::empty(), None::<&str>)),
         ("sethostname", || sethostname("x".repeat(100))),
         ("setns", || setns(std::io::stdin(), CloneFlags::CLONE_NEWNS)),
@@ -127,11 +129,12 @@ const TRAPPING: [&str; 5] = ["init", "mountd", "netd", "podinit", "streamd"];
 const DENYING: [(&str, &[&str]); 4] = [
     (
         "container/default",
-        &["clock_settime", "mount", "sethostname", "setns", "socket", "umount2", "unshare"],
+        &["clock_settime", "init_module", "mount", "sethostname", "setns", "socket", "umount2", "unshare"],
     ),
-    ("container/privileged", &["clock_settime"]),
-    ("execd", &["clock_settime"]),
-    ("warden", &["clock_settime"]),
+    ("container/privileged", &["clock_settime", "init_module"]),
+    ("execd", &["clock_settime", "init_module"]),
+    // mountd is below the warden, and sets the clock.
+    ("warden", &["init_module"]),
 ];
 
 /// What the process of a policy passes on to what it executes.

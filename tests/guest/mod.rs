@@ -3,17 +3,19 @@
 #![allow(dead_code)] // each test file uses its part
 
 pub mod processes;
+pub mod qmp;
 mod raw;
 mod rootfs;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Program, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hyperinit::client::{CallError, Client, ProcessStreams};
 use hyperinit::command::{Command, ExecCmd, KillContainer, RemoveContainer, SignalProcess, WinSize};
+use hyperinit::fault::Fault;
 use hyperinit::frame::Message;
 use hyperinit::ids::{ContainerId, ProcessId, Signal};
 use hyperinit::spec::{Container, Pod, Process};
@@ -57,6 +59,18 @@ impl Guest {
 
     /// The same with more options of `hyperctl up`.
     pub fn boot_up(kind: Kind, append: &str, options: &[&str]) -> Guest {
+        let guest = Guest::boot_to(kind, append, options, &Client::connect);
+        guest.client().ready(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", guest.log()));
+        guest
+    }
+
+    /// The same with another way to connect to what is in the guest's directory. READY is still to come.
+    pub fn boot_to(
+        kind: Kind,
+        append: &str,
+        options: &[&str],
+        connect: &dyn Fn(&Path) -> Result<Client, Fault>,
+    ) -> Guest {
         let directory = scratch();
         let share = directory.join("share");
         make_rootfs(&share.join("image/rootfs"));
@@ -81,14 +95,34 @@ impl Guest {
             .stdin(Stdio::null());
         let mut hyperctl = program.spawn().unwrap();
         let at = directory.join("guest");
-        let alive = || match hyperctl.try_wait().unwrap() {
-            None => Ok(()),
-            Some(status) => panic!("hyperctl up ended with {status}"),
+        let deadline = Instant::now() + PATIENCE;
+        let client = loop {
+            match connect(&at) {
+                Ok(client) => break client,
+                Err(fault) => assert!(Instant::now() < deadline, "{fault}"),
+            }
+            if let Some(status) = hyperctl.try_wait().unwrap() {
+                panic!("hyperctl up ended with {status}");
+            }
+            // Nothing tells when a socket is there.
+            std::thread::sleep(Duration::from_millis(5));
         };
-        let client = Client::connect_within(&at, PATIENCE, alive).unwrap();
-        let guest = Guest { kind, client: Some(client), directory, share, hyperctl };
-        guest.client().ready(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", guest.log()));
-        guest
+        Guest { kind, client: Some(client), directory, share, hyperctl }
+    }
+
+    /// Where its sockets are.
+    pub fn at(&self) -> PathBuf {
+        self.directory.join("guest")
+    }
+
+    /// Waits until the guest has logged something, from a byte of its log on.
+    pub fn wait_for_log(&self, from: usize, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.log().get(from..).unwrap_or_default().contains(text) {
+            assert!(Instant::now() < deadline, "{text:?} is not logged\n{}", self.log());
+            // QEMU writes the file, and tells nobody.
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// A guest with a pod that has the share.
@@ -112,6 +146,11 @@ impl Guest {
     /// The host goes away.
     pub fn hang_up(&mut self) {
         self.client = None;
+    }
+
+    /// The host comes back, in its own way.
+    pub fn be(&mut self, client: Client) {
+        self.client = Some(client);
     }
 
     /// The host comes back; a local guest then says READY again.

@@ -4,24 +4,49 @@
 /// Where the program is loaded. Its first bytes are readable memory, for calls that want a pointer.
 pub const BASE: u64 = 0x40_0000;
 
+/// The ELF and program headers, in bytes.
+const HEADERS: u64 = 64 + 56;
+/// One call without what becomes of its result, in bytes.
+#[cfg(target_arch = "x86_64")]
+const CALL: u64 = 7 * 10 + 2;
+/// What the last result becomes, in bytes.
+#[cfg(target_arch = "x86_64")]
+const EXIT: u64 = 17;
+
 /// The program.
 #[cfg(target_arch = "x86_64")]
 pub fn elf(number: u64, arguments: [u64; 6]) -> Vec<u8> {
+    elf_of(&[(number, arguments)], &[])
+}
+
+/// Where the data of a program of so many calls is in its memory.
+#[cfg(target_arch = "x86_64")]
+pub fn data_at(calls: u64) -> u64 {
+    BASE + HEADERS + CALL * calls + EXIT
+}
+
+/// The same with several calls, of which the last one decides, and with readable data.
+#[cfg(target_arch = "x86_64")]
+pub fn elf_of(calls: &[(u64, [u64; 6])], data: &[u8]) -> Vec<u8> {
     let mut code = Vec::new();
-    let mut load = |opcode: [u8; 2], value: u64| {
-        code.extend(opcode);
-        code.extend(value.to_le_bytes());
-    };
-    // movabs into rax, rdi, rsi, rdx, r10, r8, r9
-    load([0x48, 0xb8], number);
-    let registers = [[0x48, 0xbf], [0x48, 0xbe], [0x48, 0xba], [0x49, 0xba], [0x49, 0xb8], [0x49, 0xb9]];
-    for (register, value) in registers.into_iter().zip(arguments) {
-        load(register, value);
+    for (number, arguments) in calls {
+        let mut load = |opcode: [u8; 2], value: u64| {
+            code.extend(opcode);
+            code.extend(value.to_le_bytes());
+        };
+        // movabs into rax, rdi, rsi, rdx, r10, r8, r9
+        load([0x48, 0xb8], *number);
+        let registers = [[0x48, 0xbf], [0x48, 0xbe], [0x48, 0xba], [0x49, 0xba], [0x49, 0xb8], [0x49, 0xb9]];
+        for (register, value) in registers.into_iter().zip(*arguments) {
+            load(register, value);
+        }
+        // syscall
+        code.extend([0x0f, 0x05]);
     }
-    // syscall; xor edi, edi; test rax, rax; cmovs edi, eax; neg edi; mov eax, SYS_exit; syscall
-    code.extend([0x0f, 0x05, 0x31, 0xff, 0x48, 0x85, 0xc0, 0x0f, 0x48, 0xf8, 0xf7, 0xdf]);
+    // xor edi, edi; test rax, rax; cmovs edi, eax; neg edi; mov eax, SYS_exit; syscall
+    code.extend([0x31, 0xff, 0x48, 0x85, 0xc0, 0x0f, 0x48, 0xf8, 0xf7, 0xdf]);
     code.extend([0xb8, 0x3c, 0, 0, 0, 0x0f, 0x05]);
-    const HEADERS: u64 = 64 + 56;
+    code.extend(data);
     let size = HEADERS + code.len() as u64;
     let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     let half = |file: &mut Vec<u8>, value: u16| file.extend(value.to_le_bytes());

@@ -78,7 +78,7 @@ pub fn measure(options: &Bench, rootfs: &Path, directory: &Path) -> Result<Floor
     let (control, mut stream) = connect(directory)?;
     let mut lines = Lines { control: BufReader::new(control) };
     lines.ask("ping")?;
-    lines.ask(&format!("mount {SHARE_TAG} {NINE_P}"))?;
+    lines.ask(&format!("mount {SHARE_TAG} trans=virtio,{NINE_P}"))?;
     let root = if options.local { rootfs.display().to_string() } else { SHARE.to_owned() };
     let program = format!("{root}{} {}", PROGRAM[0], PROGRAM[1]);
     let first_exec = nanoseconds(&lines.ask(&format!("exec 1 {program}"))?)?;

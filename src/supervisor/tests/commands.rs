@@ -31,7 +31,6 @@ fn what_needs_no_pod() {
             r#"{"id":"c","process":{"args":["a"],"stdio":1,"stderr":2}}"#,
             "there is no pod",
         ),
-        (Message::OnlineCpuMem, "null", "not implemented: ONLINECPUMEM"),
         (Message::ReadFile, r#"{"container":"c","file":"/f"}"#, "not implemented: READFILE"),
         (Message::SetupRoute, r#"{"routes":[]}"#, "not implemented: SETUPROUTE"),
         (
@@ -48,13 +47,60 @@ fn what_needs_no_pod() {
 }
 
 #[test]
+fn what_was_plugged_is_looked_for_again_and_the_host_does_not_wait() {
+    let mut world = World::new();
+    world.tell(Message::OnlineCpuMem, "null");
+    assert_eq!(
+        (world.said(), world.asked(Role::Mountd)),
+        (vec!["ACK ".to_owned()], vec!["online".to_owned()])
+    );
+    let began = world.now;
+    world.fails(Role::Mountd);
+    let mut looks = Vec::new();
+    while world.supervisor.next_deadline().is_some() {
+        world.wait();
+        assert_eq!(world.asked(Role::Mountd), ["online"], "a look, whatever came of the one before");
+        world.done(Role::Mountd);
+        looks.push((world.now - began).as_millis());
+    }
+    assert_eq!(looks, [100, 500, 2000, 5000]);
+    assert!(world.said().is_empty() && world.did().is_empty());
+}
+
+#[test]
+fn what_is_the_machines_is_left_alone() {
+    let config = Config {
+        local: true,
+        nine_p: NinePTransport::Virtio,
+        debug_door: false,
+        grace: GRACE,
+        warden: WARDEN,
+    };
+    let mut supervisor = Supervisor::new(config);
+    for (role, pid) in Role::ALL.into_iter().zip(10..) {
+        supervisor.on_event(Duration::ZERO, Event::HelperUp { role, pid: Pid(pid) });
+    }
+    for (message, json) in [(Message::OnlineCpuMem, "null"), (Message::StartPod, "{}")] {
+        let command = parse(message.id(), json.as_bytes());
+        let event = Event::Command { message: message.id(), size: json.len(), command };
+        let actions = supervisor.on_event(Duration::ZERO, event);
+        let asks_mountd =
+            |action: &Action| matches!(action, Action::Ask { ask, .. } if ask.role() == Role::Mountd);
+        assert!(!actions.is_empty() && !actions.iter().any(asks_mountd), "{actions:?}");
+    }
+}
+
+#[test]
 fn a_pod_starts_step_by_step() {
     let mut world = World::new();
     world.tell(Message::StartPod, r#"{"hostname":"pod","shareDir":"tag","dns":["1.1.1.1"]}"#);
-    assert_eq!(world.asked(Role::Netd), ["up lo"]);
+    assert_eq!((world.asked(Role::Netd), world.woken), (vec!["up lo".to_owned()], 1));
     world.done(Role::Netd);
     let Some((_, Ask::PreparePod(files))) = world.asked.first().cloned() else { panic!("{:?}", world.asked) };
-    assert_eq!(files.share, Some(mountd::Share::NineP { tag: "tag".to_owned() }));
+    assert_eq!(
+        files.share,
+        Some(mountd::Share::NineP { tag: "tag".to_owned(), transport: NinePTransport::Virtio })
+    );
     assert_eq!((files.hostname.as_str(), files.dns), ("pod", vec!["1.1.1.1".to_owned()]));
     world.done(Role::Mountd);
     assert_eq!(world.asked(Role::Execd), ["start pod pod"]);

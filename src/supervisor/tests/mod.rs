@@ -23,6 +23,8 @@ struct World {
     said: Vec<(Message, String)>,
     did: Vec<Action>,
     released: Vec<Pid>,
+    /// How often mountd was asked to wake up. It answers at once: all else is the same as without.
+    woken: usize,
 }
 
 impl World {
@@ -32,7 +34,8 @@ impl World {
     }
 
     fn with(debug_door: bool) -> World {
-        let config = Config { local: false, debug_door, grace: GRACE, warden: WARDEN };
+        let config =
+            Config { local: false, nine_p: NinePTransport::Virtio, debug_door, grace: GRACE, warden: WARDEN };
         let mut world = World {
             supervisor: Supervisor::new(config),
             now: Duration::from_secs(1000),
@@ -40,6 +43,7 @@ impl World {
             said: Vec::new(),
             did: Vec::new(),
             released: Vec::new(),
+            woken: 0,
         };
         for (role, pid) in Role::ALL.into_iter().zip(10..) {
             world.feed(Event::HelperUp { role, pid: Pid(pid) });
@@ -75,6 +79,10 @@ impl World {
     fn feed(&mut self, event: Event) {
         for action in self.supervisor.on_event(self.now, event) {
             match action {
+                Action::Ask { id, ask: Ask::WakeUp } => {
+                    self.woken += 1;
+                    self.reply(Role::Mountd, id, Ok(done(Role::Mountd)));
+                }
                 Action::Ask { id, ask } => self.asked.push((id, ask)),
                 Action::Send { message, payload } => {
                     self.said.push((message, String::from_utf8_lossy(&payload).into_owned()));
@@ -192,6 +200,8 @@ fn short(ask: &Ask) -> String {
     match ask {
         Ask::SetLinkUp { device } => format!("up {device}"),
         Ask::Rescan => "rescan".to_owned(),
+        Ask::WakeUp => "wake up".to_owned(),
+        Ask::Online => "online".to_owned(),
         Ask::PreparePod(_) => "prepare pod".to_owned(),
         Ask::PinPod { pid } => format!("pin {pid}"),
         Ask::PrepareContainer(container) => format!("prepare {}", container.id),

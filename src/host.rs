@@ -1,0 +1,100 @@
+//! The host at the other end of a channel: who it may be, and when it begins anew where nothing tells that it came or left.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use crate::sys::socket::{self, HOST_CID};
+
+/// Nothing tells who is at the other end of a serial line. A host that has been silent for this long in the middle of a
+/// frame is not believed to go on with it: another one may have come. An honest host writes a frame at once, waiting for
+/// nothing but its credit; this is as long as runV waits for anything.
+pub const LINE_PAUSE: Duration = Duration::from_secs(10);
+
+/// How long the host of a line has been silent.
+#[derive(Debug, Default)]
+pub struct Silence {
+    since: Option<Instant>,
+}
+
+impl Silence {
+    /// There was nothing to read.
+    pub fn goes_on(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+    }
+
+    /// Something came, whether or not it can be read already: true if it begins a frame, whoever sends it.
+    pub fn ends(&mut self, now: Instant) -> bool {
+        self.since.take().is_some_and(|since| now.saturating_duration_since(since) >= LINE_PAUSE)
+    }
+}
+
+/// Who has connected.
+#[derive(Debug)]
+pub enum Caller {
+    /// The host.
+    Host(OwnedFd),
+    /// Somebody else on vsock, who has been hung up on: another VM, or a process of this one.
+    Stranger,
+}
+
+/// Takes the next connection of a non-blocking listening socket, unix or vsock; EAGAIN if there is none. After a stranger
+/// there may be another caller: nothing tells.
+pub fn accept(listener: &OwnedFd) -> Result<Caller, Errno> {
+    let (connection, cid) = socket::accept(listener)?;
+    match cid {
+        Some(cid) if !is_host(cid) => {
+            log::warn!("a connection from vsock CID {cid}, which is not the host's: closed");
+            Ok(Caller::Stranger)
+        }
+        // A unix socket's file says who may connect.
+        _ => Ok(Caller::Host(connection)),
+    }
+}
+
+/// Only the host speaks to the guest (protocol.md «Channels»).
+fn is_host(cid: u32) -> bool {
+    cid == HOST_CID
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn only_the_host_is_the_host() {
+        // The hypervisor, this machine itself, the host, a guest, anybody.
+        let hosts: Vec<u32> = [0, 1, 2, 3, 4, u32::MAX].into_iter().filter(|&cid| is_host(cid)).collect();
+        assert_eq!(hosts, [2]);
+    }
+
+    #[test]
+    fn a_frame_begins_after_a_long_silence() {
+        let (mut silence, start) = (Silence::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(!silence.ends(at(100)), "nobody has listened");
+        silence.goes_on(at(100));
+        silence.goes_on(at(105));
+        assert!(!silence.ends(at(109)));
+        assert!(!silence.ends(at(200)), "what came has not been read: that is not the host's doing");
+        silence.goes_on(at(200));
+        silence.goes_on(at(205));
+        assert!(silence.ends(at(210)));
+    }
+
+    #[test]
+    fn a_unix_socket_has_no_cid() {
+        let directory = std::env::temp_dir().join(format!("host-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let listener = OwnedFd::from(listener);
+        assert_eq!(accept(&listener).unwrap_err(), Errno::EAGAIN);
+        let _client = UnixStream::connect(&path).unwrap();
+        assert!(matches!(accept(&listener), Ok(Caller::Host(_))));
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+}

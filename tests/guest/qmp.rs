@@ -1,0 +1,46 @@
+//! QEMU's own control socket: what a host does to a VM's hardware.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::PATIENCE;
+
+/// A connection to one QEMU.
+pub struct Qmp {
+    reader: BufReader<UnixStream>,
+    writer: UnixStream,
+}
+
+impl Qmp {
+    /// To the VM whose sockets are in that directory.
+    pub fn connect(directory: &Path) -> Qmp {
+        let writer = UnixStream::connect(directory.join("qmp.sock")).unwrap();
+        writer.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut qmp = Qmp { reader: BufReader::new(writer.try_clone().unwrap()), writer };
+        assert!(qmp.line()["QMP"].is_object());
+        qmp.run("qmp_capabilities", json!({}));
+        qmp
+    }
+
+    /// A command that must succeed; what it returns. What QEMU tells meanwhile is passed over.
+    pub fn run(&mut self, command: &str, arguments: Value) -> Value {
+        let line = json!({"execute": command, "arguments": arguments});
+        self.writer.write_all(format!("{line}\n").as_bytes()).unwrap();
+        loop {
+            let answer = self.line();
+            if answer.get("event").is_none() {
+                assert!(answer.get("return").is_some(), "{line}: {answer}");
+                return answer["return"].clone();
+            }
+        }
+    }
+
+    fn line(&mut self) -> Value {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+    }
+}

@@ -1,0 +1,79 @@
+//! Hardware that comes while the guest runs, and a guest that slept.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+mod guest;
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use guest::qmp::Qmp;
+use guest::{Guest, Kind, PATIENCE};
+use hyperinit::command::Command;
+use serde_json::json;
+
+/// How long the VM sleeps: several times what an RTC that counts seconds can be wrong by.
+const SLEEP: Duration = Duration::from_secs(5);
+
+/// The processors and the memory (kB) that a container sees.
+fn machine(guest: &Guest) -> (u64, u64) {
+    let outcome = guest.sh("c", "nproc; sed -n 's/^MemTotal: *//p' /proc/meminfo");
+    let numbers: Vec<u64> =
+        outcome.stdout.lines().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect();
+    (numbers[0], numbers[1])
+}
+
+#[test]
+fn processors_and_memory_are_plugged() {
+    // Some kernels bring memory online by themselves.
+    let qemu = "-smp 1,maxcpus=2 -m 512,slots=2,maxmem=1G";
+    let guest = Guest::boot_up(Kind::Vm, "memhp_default_state=offline", &["--qemu", qemu]);
+    guest.start_pod();
+    let sleeper = guest.sleeper("c");
+    let (processors, memory) = machine(&guest);
+    assert_eq!(processors, 1);
+    // Nothing plugged is no error.
+    guest.call(Command::OnlineCpuMem);
+
+    let mut qmp = Qmp::connect(&guest.at());
+    let slots = qmp.run("query-hotpluggable-cpus", json!({}));
+    let slot = slots.as_array().unwrap().iter().find(|slot| slot.get("qom-path").is_none()).unwrap();
+    let mut processor = slot["props"].clone();
+    processor["driver"] = slot["type"].clone();
+    processor["id"] = json!("plugged-cpu");
+    qmp.run("device_add", processor);
+    let ram = json!({"qom-type": "memory-backend-ram", "id": "ram", "size": 256 << 20});
+    qmp.run("object-add", ram);
+    qmp.run("device_add", json!({"driver": "pc-dimm", "id": "plugged-ram", "memdev": "ram"}));
+    // READY from the host is for what is on the PCI bus.
+    guest.call(Command::Rescan);
+    guest.call(Command::OnlineCpuMem);
+
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (processors, now) = machine(&guest);
+        // The kernel keeps a few per cent of new memory to itself.
+        if processors == 2 && now >= memory + (240 << 10) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{processors} processors, {now} kB\n{}", guest.log());
+    }
+    guest.finish(sleeper);
+}
+
+#[test]
+fn a_guest_that_slept_wakes_up_at_its_pods_start() {
+    let guest = Guest::boot(Kind::Vm);
+    let mut qmp = Qmp::connect(&guest.at());
+    qmp.run("stop", json!({}));
+    std::thread::sleep(SLEEP);
+    qmp.run("cont", json!({}));
+    guest.start_pod();
+    let sleeper = guest.sleeper("c");
+    let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let said: u64 = guest.sh("c", "date +%s").stdout.trim().parse().unwrap();
+    let after = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert!((before - 2..=after + 2).contains(&said), "it is {before} to {after}, and the guest says {said}");
+    // Two copies of a guest would be told apart by this; virtio-rng is the host's randomness.
+    guest.wait_for_log(0, "the random pool is renewed with the host's randomness");
+    guest.wait_for_log(0, "the clock said ");
+    guest.finish(sleeper);
+}

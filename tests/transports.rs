@@ -1,0 +1,349 @@
+//! Every transport between host and guest, and hosts that leave in the middle and come back.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+mod guest;
+#[path = "support/probe.rs"]
+#[allow(dead_code)] // it uses its part
+mod probe;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command as Program, Stdio};
+use std::time::{Duration, Instant};
+
+use guest::{Guest, Kind, Outcome, PATIENCE, Running, container_id};
+use hyperinit::client::Client;
+use hyperinit::command::Command;
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::frame::{self, Message};
+use hyperinit::host::LINE_PAUSE;
+use hyperinit::ids::ProcessId;
+use serde_json::json;
+
+/// How many lines a process writes while its host leaves: far more than anything between the two holds.
+const LINES: u32 = 400_000;
+
+/// How a guest's channels behave.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// A device that tells when its host leaves: virtio-serial.
+    Device,
+    /// Sockets: READY for every connection.
+    Socket,
+}
+
+/// A pod does what it does over any channel.
+fn a_pod_works(guest: &Guest) {
+    let init = guest.container("works", &["sh", "-c", "echo out; echo err >&2; cat; exit 7"], json!({}));
+    let bytes: String = ('a'..='z').cycle().take(20_000).collect();
+    init.streams.stdin.write(bytes.as_bytes()).unwrap();
+    assert_eq!(
+        init.outcome(),
+        Outcome { status: 7, stdout: format!("out\n{bytes}"), stderr: "err\n".to_owned() }
+    );
+}
+
+/// The guest ends by itself, after the reply.
+fn it_ends(guest: Guest) {
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+}
+
+/// Takes the host away, and brings it back for the processes with these streams.
+fn come_back(
+    guest: &mut Guest,
+    way: Way,
+    processes: &[(u64, u64)],
+) -> Vec<hyperinit::client::ProcessStreams> {
+    let logged = guest.log().len();
+    guest.hang_up();
+    if way == Way::Device {
+        // One that is back before the guest has looked was never away: docs/streams.md.
+        guest.wait_for_log(logged, "the host has left the control port");
+        guest.wait_for_log(logged, "the host has left the stream port");
+    }
+    let (client, streams) = Client::resume(&guest.at(), processes).unwrap();
+    guest.be(client);
+    if way == Way::Socket {
+        guest.client().ready(PATIENCE).unwrap();
+    }
+    streams
+}
+
+/// A host that leaves when the guest has half a command, and one whose command is under way.
+fn leaving_in_the_middle_of_a_command(guest: &mut Guest, way: Way) {
+    // The length says that more is to come; nobody sends it.
+    let half = frame::control(Message::Ping.id(), &[b' '; 600]).unwrap();
+    let (control, stream) = halves(&guest.at(), guest, way);
+    (&control).write_all(&half[..300]).unwrap();
+    // The credit says that the guest has it.
+    let mut credit = [0; 12];
+    (&control).read_exact(&mut credit).unwrap();
+    assert_eq!(credit, *frame::control(Message::Next.id(), &300u32.to_be_bytes()).unwrap());
+    let logged = guest.log().len();
+    drop((control, stream));
+    if way == Way::Device {
+        guest.wait_for_log(logged, "the host has left the control port");
+    }
+    let (client, _) = Client::resume(&guest.at(), &[]).unwrap();
+    guest.be(client);
+    if way == Way::Socket {
+        guest.client().ready(PATIENCE).unwrap();
+    }
+    guest.call(Command::Ping);
+
+    // A command that the guest has whole, and a host that does not wait for its reply: the command counts, and the
+    // reply is not taken for another's.
+    let json = json!({
+        "id": "left", "image": "image", "rootfs": "rootfs",
+        "process": {"id": "init", "args": ["sleep", "100000"], "stdio": 70001, "stderr": 70002}
+    });
+    let json = json.to_string();
+    let whole = guest.client().credit().1 + 8 + json.len() as u64;
+    drop(guest.client().send_raw(Message::NewContainer.id(), json.as_bytes()));
+    let deadline = Instant::now() + PATIENCE;
+    while guest.client().credit().1 < whole {
+        assert!(Instant::now() < deadline, "no credit");
+        std::thread::yield_now();
+    }
+    come_back(guest, way, &[(70001, 70002)]);
+    assert_eq!(guest.client().call(Command::GetVersion).unwrap(), 4244u32.to_be_bytes());
+    assert_eq!(guest.sh("left", "echo here").stdout, "here\n");
+}
+
+/// Both sockets as they are, in the place of the guest's client, which has left before.
+fn halves(at: &Path, guest: &mut Guest, way: Way) -> (UnixStream, UnixStream) {
+    let logged = guest.log().len();
+    guest.hang_up();
+    if way == Way::Device {
+        guest.wait_for_log(logged, "the host has left the control port");
+    }
+    let sockets = Client::sockets(at).unwrap();
+    if way == Way::Socket {
+        let mut ready = [0; 8];
+        (&sockets.0).read_exact(&mut ready).unwrap();
+        assert_eq!(ready, *frame::control(Message::Ready.id(), &[]).unwrap());
+    }
+    sockets
+}
+
+/// A host that leaves while a process writes: when it is back it gets whole frames, in order, to the end.
+fn leaving_in_the_middle_of_output(guest: &mut Guest, way: Way) {
+    let (stdio, stderr) = (70011, 70012);
+    let more = json!({"process": {"stdio": stdio, "stderr": stderr}});
+    let running = guest.container("writer", &["seq", &LINES.to_string()], more);
+    running.read_until("\n1000\n");
+    let (container, process) = (running.container.clone(), running.process.clone());
+    drop(running);
+    let streams = come_back(guest, way, &[(stdio, stderr)]).remove(0);
+    let rest = Running { guest, container, process, streams }.end();
+    assert_eq!((rest.status, rest.stderr.as_str()), (0, ""));
+    let all: String = (1..=LINES).map(|line| format!("{line}\n")).collect();
+    assert!(
+        all.ends_with(&rest.stdout),
+        "what comes is the rest: {} of {} bytes",
+        rest.stdout.len(),
+        all.len()
+    );
+    // What neither side had read was lost with the connection: the sockets' and the port's buffers, not more.
+    assert!(rest.stdout.len() > all.len() / 4, "{} of {} bytes", rest.stdout.len(), all.len());
+}
+
+/// What happens while no host is there is told to the next one.
+fn an_event_waits_for_a_host(guest: &mut Guest, way: Way) {
+    let more = json!({"process": {"stdio": 70021, "stderr": 70022}});
+    let running = guest.container("ends", &["sh", "-c", "read line; exit 5"], more);
+    // It exits by what its host does last; whether that is before or after the host has left does not matter.
+    running.streams.stdin.write(b"now\n").unwrap();
+    drop(running);
+    come_back(guest, way, &[(70021, 70022)]);
+    let process = ProcessId::try_from("init".to_owned()).unwrap();
+    assert_eq!(guest.client().finished(&container_id("ends"), &process, PATIENCE), Ok(5));
+}
+
+fn hosts_come_and_go(guest: &mut Guest, way: Way) {
+    leaving_in_the_middle_of_a_command(guest, way);
+    leaving_in_the_middle_of_output(guest, way);
+    an_event_waits_for_a_host(guest, way);
+    a_pod_works(guest);
+}
+
+#[test]
+fn hosts_come_and_go_over_unix_sockets() {
+    let mut guest = Guest::with_pod(Kind::Local);
+    hosts_come_and_go(&mut guest, Way::Socket);
+    it_ends(guest);
+}
+
+#[test]
+fn hosts_come_and_go_over_virtio_serial() {
+    let mut guest = Guest::with_pod(Kind::Vm);
+    hosts_come_and_go(&mut guest, Way::Device);
+    it_ends(guest);
+}
+
+#[test]
+fn hosts_come_and_go_over_vsock() {
+    // Ports are there too: vsock is what a host means that offers it.
+    let ports = "-device virtio-serial-pci -chardev socket,id=c0,path=ctl.sock,server=on,wait=off \
+         -device virtserialport,chardev=c0,name=sh.hyper.channel.0 \
+         -chardev socket,id=c1,path=stream.sock,server=on,wait=off \
+         -device virtserialport,chardev=c1,name=sh.hyper.channel.1";
+    let options = ["--transport", "vsock", "--qemu", ports];
+    let mut guest = Guest::boot_to(Kind::Vm, "", &options, &|at| when_up(at, at));
+    guest.client().ready(PATIENCE).unwrap();
+    guest.start_pod();
+    hosts_come_and_go(&mut guest, Way::Socket);
+    it_ends(guest);
+}
+
+/// Connects once the guest says that it is up: asked before, the device may break (host/client).
+fn when_up(guest: &Path, at: &Path) -> Result<Client, Fault> {
+    let log = std::fs::read(guest.join("console.log")).unwrap_or_default();
+    match String::from_utf8_lossy(&log).contains("init: up after") {
+        true => Client::connect(at),
+        false => Err(Fault::new("waiting for", "the guest", "it is not up")),
+    }
+}
+
+/// One program with the vsock devices of two VMs, each in a directory of its own. It is ended when this is dropped.
+struct Siblings {
+    directory: PathBuf,
+    device: Child,
+}
+
+const CIDS: [u32; 2] = [3, 4];
+
+impl Siblings {
+    fn start() -> Siblings {
+        const DEVICE: &str = ".cache/tools/bin/vhost-device-vsock";
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(DEVICE);
+        assert!(program.exists(), "{DEVICE} is missing: make vsock");
+        let directory = guest::scratch();
+        let mut command = Program::new(program);
+        for cid in CIDS {
+            let at = directory.join(cid.to_string());
+            std::fs::create_dir(&at).unwrap();
+            let at = at.display();
+            command
+                .args(["--vm", &format!("guest-cid={cid},socket={at}/vhost.sock,uds-path={at}/vsock.sock")]);
+        }
+        let device = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let siblings = Siblings { directory, device };
+        let deadline = Instant::now() + PATIENCE;
+        while CIDS.iter().any(|&cid| !siblings.at(cid).join("vhost.sock").exists()) {
+            assert!(Instant::now() < deadline, "{DEVICE} does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        siblings
+    }
+
+    fn at(&self, cid: u32) -> PathBuf {
+        self.directory.join(cid.to_string())
+    }
+
+    /// A VM with one of the devices.
+    fn boot(&self, cid: u32, append: &str) -> Guest {
+        let at = self.at(cid);
+        let qemu = format!(
+            "-object memory-backend-memfd,id=memory,size=512M,share=on -machine memory-backend=memory \
+             -chardev socket,id=vsock,path={}/vhost.sock -device vhost-user-vsock-pci,chardev=vsock",
+            at.display()
+        );
+        let guest = Guest::boot_to(Kind::Vm, append, &["--qemu", &qemu], &|guest| when_up(guest, &at));
+        guest.client().ready(PATIENCE).unwrap();
+        guest.start_pod();
+        guest
+    }
+}
+
+impl Drop for Siblings {
+    fn drop(&mut self) {
+        let _ = self.device.kill();
+        let _ = self.device.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+#[test]
+fn another_vm_is_not_the_host() {
+    let siblings = Siblings::start();
+    let [cid, other] = CIDS;
+    let mut guest = siblings.boot(cid, "");
+    let stranger = siblings.boot(other, "hyper_profile=privileged");
+    let sleeper = stranger.sleeper("c");
+    for port in [2718u32, 2719] {
+        // struct sockaddr_vm: family, reserved, port, CID.
+        let mut address = vec![40, 0, 0, 0];
+        address.extend(port.to_le_bytes());
+        address.extend(cid.to_le_bytes());
+        address.extend([0; 4]);
+        // socket(AF_VSOCK, SOCK_STREAM, 0), which is descriptor 3; connect.
+        let calls = [(41, [40, 1, 0, 0, 0, 0]), (42, [3, probe::data_at(2), 16, 0, 0, 0])];
+        let file = stranger.share.join(format!("image/rootfs/bin/connect-{port}"));
+        std::fs::write(&file, probe::elf_of(&calls, &address)).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let outcome = stranger.exec("c", &[&format!("/bin/connect-{port}")], json!({})).outcome();
+        // It is in the queue: the guest has one live connection, the host's.
+        assert_eq!(outcome.status, 0, "errno");
+    }
+    // Then it is its turn, and the host's again.
+    guest.hang_up();
+    guest.be(Client::connect(&siblings.at(cid)).unwrap());
+    guest.client().ready(PATIENCE).unwrap();
+    a_pod_works(&guest);
+    let refused = format!("a connection from vsock CID {other}, which is not the host's: closed");
+    guest.wait_for_log(0, &format!("init: {refused}"));
+    guest.wait_for_log(0, &format!("streamd: {refused}"));
+    stranger.finish(sleeper);
+}
+
+#[test]
+fn a_pod_works_over_serial_lines() {
+    let mut guest = Guest::boot_up(Kind::Vm, "", &["--transport", "serial"]);
+    guest.start_pod();
+    a_pod_works(&guest);
+    // Nothing tells the guest of a host that comes between two frames, and it does not matter.
+    guest.hang_up();
+    guest.connect();
+    a_pod_works(&guest);
+    // One that leaves in the middle of frames is another matter: the next one has to be silent for a while.
+    guest.hang_up();
+    let (control, stream) = Client::sockets(&guest.at()).unwrap();
+    (&control).write_all(&frame::control(Message::Ping.id(), b"null").unwrap()[..10]).unwrap();
+    (&stream).write_all(&frame::stream(1, b"half").unwrap()[..14]).unwrap();
+    let mut credit = [0; 12];
+    (&control).read_exact(&mut credit).unwrap();
+    drop((control, stream));
+    std::thread::sleep(LINE_PAUSE + Duration::from_secs(1));
+    guest.connect();
+    a_pod_works(&guest);
+    it_ends(guest);
+}
+
+#[test]
+fn xens_consoles_are_found_and_its_share_is_asked_for() {
+    // Consoles of virtio have the same names and the same driver above theirs; Xen itself cannot be run here.
+    let consoles = (0..3)
+        .map(|n| {
+            format!(
+                "-chardev socket,id=h{n},path=hvc{n}.sock,server=on,wait=off -device virtconsole,chardev=h{n}"
+            )
+        })
+        .collect::<Vec<_>>()
+        .join(" ");
+    let connect = |at: &Path| {
+        let socket = |name: &str| UnixStream::connect(at.join(name)).fault("connecting to", name);
+        Client::over(socket("hvc1.sock")?, socket("hvc2.sock")?)
+    };
+    let guest = Guest::boot_to(Kind::Vm, "hyper_p9_xen", &["--qemu", &consoles], &connect);
+    guest.client().ready(PATIENCE).unwrap();
+    guest.call(Command::Ping);
+    let pod = |json| Command::StartPod(Box::new(guest::parse(json)));
+    let why = guest.refused(pod(json!({"hostname": "pod", "shareDir": "share_dir"})));
+    assert!(why.contains("mountd: mounting the share"), "{why}");
+    guest.wait_for_log(0, "xen");
+    guest.call(pod(json!({"hostname": "pod"})));
+    it_ends(guest);
+}

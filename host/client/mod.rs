@@ -235,7 +235,10 @@ fn vsock(directory: &Path, port: u32) -> Result<UnixStream, Fault> {
     socket.set_read_timeout(Some(VSOCK_TIMEOUT)).fault("connecting to", &to)?;
     socket.write_all(format!("CONNECT {port}\n").as_bytes()).fault("connecting to", &to)?;
     let mut answer = Vec::new();
-    // A byte at a time: what follows the line is the guest's.
+    #[expect(
+        clippy::unbuffered_bytes,
+        reason = "what follows the line is the guest's, and is not to be buffered here"
+    )]
     for byte in (&socket).take(VSOCK_ANSWER_MAX).bytes() {
         match byte.fault("connecting to", &to)? {
             b'\n' => break,

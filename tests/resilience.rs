@@ -8,6 +8,7 @@ mod guest;
 use guest::processes::{kill_hard, process, processes};
 use guest::{Guest, Kind, PATIENCE, Running, kill, refusal};
 use hyperinit::command::Command;
+use hyperinit::frame::Message;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::json;
@@ -122,6 +123,78 @@ fn a_start_in_flight_is_an_error_and_the_next_one_works() {
         assert!(text.contains("execd: it died before it answered"), "{text}");
     }
     process(&guest, "execd", Some(execd));
+    works(&guest, "after");
+}
+
+#[test]
+fn a_container_in_the_making_is_undone_and_its_id_free() {
+    let guest = Guest::with_pod(Kind::Local);
+    let _main = guest.sleeper("main");
+    // mountd waits for a disk that does not come.
+    let making = json!({"id": "making", "image": "no-such-disk", "fstype": "ext4",
+        "process": {"args": ["true"], "stdio": 9001, "stderr": 9002}});
+    for name in ["mountd", "execd"] {
+        let helper = process(&guest, name, None);
+        nix::sys::signal::kill(Pid::from_raw(helper), Signal::SIGSTOP).unwrap();
+        let container = match name {
+            "mountd" => making.clone(),
+            _ => json!({"id": "making", "image": "image", "rootfs": "rootfs",
+                "process": {"args": ["true"], "stdio": 9001, "stderr": 9002}}),
+        };
+        let new = guest.client().send_raw(Message::NewContainer.id(), container.to_string().as_bytes());
+        // Read behind it, so that it has been asked for when its helper dies.
+        let signal = guest.client().send(kill("nobody", 9));
+        assert!(signal.wait(std::time::Duration::from_millis(50)).is_err(), "its turn comes later");
+        kill_hard(helper);
+        let text = refusal(new.wait(PATIENCE));
+        assert!(text.contains(name), "{text}");
+        assert!(refusal(signal.wait(PATIENCE)).contains("no such container"));
+        process(&guest, name, Some(helper));
+        assert_eq!(guest.container_says("making", "echo made", json!({})), "made\n");
+        works(&guest, "after");
+    }
+}
+
+#[test]
+fn all_at_once_and_the_pod_still_ends_in_order() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    let script = "trap 'echo goodbye; exit 0' TERM; echo up; while :; do sleep 0.01; done";
+    let polite = guest.exec("main", &["sh", "-c", script], json!({}));
+    polite.read_until("up\n");
+    let kill_all = || {
+        for name in ["netd", "mountd", "execd", "streamd"] {
+            kill_hard(process(&guest, name, None));
+        }
+    };
+    kill_all();
+    works(&guest, "after");
+    kill_all();
+    let ended = guest.client().send(Command::DestroyPod);
+    let outcome = polite.end();
+    assert_eq!((outcome.stdout.as_str(), outcome.status), ("goodbye\n", 0));
+    assert_eq!(main.end().status, 143);
+    ended.wait(PATIENCE).unwrap();
+    assert!(guest.wait_for_end().success());
+}
+
+#[test]
+fn execd_and_then_streamd_and_no_byte_of_output_is_lost() {
+    let guest = Guest::with_pod(Kind::Local);
+    let _main = guest.sleeper("main");
+    let script = "i=0; while [ $i -lt 40000 ]; do i=$((i+1)); echo line $i; done; exit 5";
+    let running = guest.exec("main", &["sh", "-c", script], json!({}));
+    let mut text = running.read_until("line 10\n");
+    for _ in 0..2 {
+        replace(&guest, "execd");
+        replace(&guest, "streamd");
+        text.push_str(&running.read_until("0\n"));
+    }
+    let outcome = running.end();
+    text.push_str(&outcome.stdout);
+    let expected: String = (1..=40_000).map(|number| format!("line {number}\n")).collect();
+    assert!(text == expected, "{} bytes instead of {}", text.len(), expected.len());
+    assert_eq!(outcome.status, 5);
     works(&guest, "after");
 }
 

@@ -23,6 +23,20 @@ pub fn the_init_layer_is_dockers(guest: &Guest) {
     assert!(text.contains("workdir /nowhere"), "{text}");
 }
 
+pub fn the_images_own_names_stay_in_it(guest: &Guest) {
+    let root = guest.image("names");
+    let own = |name: &str| root.join("etc").join(name);
+    std::fs::write(own("resolv.conf"), "nameserver 198.51.100.1\n").unwrap();
+    std::fs::write(own("hostname"), "the-images\n").unwrap();
+    std::fs::write(own("hosts"), "192.0.2.7 the-images\n").unwrap();
+    let script = "cat /etc/hostname /etc/resolv.conf /etc/hosts; ! echo x 2>/dev/null >>/etc/resolv.conf";
+    let said = guest.container_says("names", script, json!({"image": "names", "initialize": true}));
+    assert_eq!(said, "pod-1\nnameserver 192.0.2.1\nsearch a.test\n192.0.2.7 the-images\n");
+    // The pod's are bound over them, not written into them.
+    assert_eq!(std::fs::read_to_string(own("resolv.conf")).unwrap(), "nameserver 198.51.100.1\n");
+    assert_eq!(std::fs::read_to_string(own("hostname")).unwrap(), "the-images\n");
+}
+
 pub fn a_read_only_root_is_read_only(guest: &Guest) {
     guest.image("ro");
     let script =

@@ -278,3 +278,35 @@ pub fn what_belongs_to_a_start_may_be_sent_behind_it(guest: &Guest) {
     }
     guest.remove("behind");
 }
+
+pub fn process_ids_are_a_containers_own(guest: &Guest) {
+    let (one, two) = (guest.sleeper("ids-1"), guest.sleeper("ids-2"));
+    let same = guest.exec("ids-1", &["cat"], json!({"id": "same"}));
+    let text = refusal(guest.try_exec("ids-1", &["true"], json!({"id": "init"})));
+    assert!(text.contains("process init exists"), "{text}");
+    assert_eq!(guest.sh("ids-2", "exit 3").status, 3);
+    let other = guest.exec("ids-2", &["sh", "-c", "exit 4"], json!({"id": "same"}));
+    assert_eq!(other.outcome().status, 4, "only its own container's ids are taken");
+    same.streams.stdin.write(b"unharmed").unwrap();
+    assert_eq!(same.outcome().stdout, "unharmed");
+    // Free again once its end has been told.
+    for status in [5, 6] {
+        let again = guest.exec("ids-1", &["sh", "-c", &format!("exit {status}")], json!({"id": "same"}));
+        assert_eq!(again.outcome().status, status);
+    }
+    guest.finish(one);
+    guest.finish(two);
+}
+
+pub fn fifty_containers_at_once(guest: &Guest) {
+    let crowd: Vec<_> =
+        (0..50).map(|number| guest.container(&format!("crowd-{number}"), &["cat"], json!({}))).collect();
+    for (number, container) in crowd.iter().enumerate() {
+        container.streams.stdin.write(format!("{number}").as_bytes()).unwrap();
+    }
+    for (number, container) in crowd.into_iter().enumerate() {
+        let outcome = container.outcome();
+        assert_eq!((outcome.status, outcome.stdout), (0, number.to_string()));
+        guest.remove(&format!("crowd-{number}"));
+    }
+}

@@ -5,6 +5,8 @@ pub mod exec;
 pub mod files;
 pub mod life;
 pub mod streams;
+pub mod terminal;
+pub mod words;
 
 /// Every scenario, by module: `for_all!(then)` hands the list to the macro `then!`.
 macro_rules! for_all {
@@ -15,16 +17,19 @@ macro_rules! for_all {
                 users_and_groups_are_the_containers;
             files: a_pod_shares_what_a_pod_shares, a_read_only_root_is_read_only, an_image_cannot_lead_out_of_itself,
                 an_image_that_is_not_there_leaves_nothing, dev_is_private_and_small, nothing_of_the_guest_is_in_sight,
-                proc_and_sys_are_masked_and_read_only, sysctls_are_the_pods_own, the_init_layer_is_dockers;
+                proc_and_sys_are_masked_and_read_only, sysctls_are_the_pods_own, the_images_own_names_stay_in_it, the_init_layer_is_dockers;
             life: a_container_has_its_streams_and_its_status, a_duplicate_is_refused_and_the_live_one_untouched,
-                a_second_pod_is_refused, every_status_arrives, killcontainer_signals_the_init_alone, only_an_exited_container_is_removed,
-                orphans_are_reaped, replies_wait_their_turn_and_a_kill_does_not,
+                a_second_pod_is_refused, every_status_arrives, fifty_containers_at_once, killcontainer_signals_the_init_alone, only_an_exited_container_is_removed,
+                orphans_are_reaped, process_ids_are_a_containers_own, replies_wait_their_turn_and_a_kill_does_not,
                 signals_reach_the_init_and_the_group, small_commands, strange_ids_come_back_as_they_were,
                 the_end_of_its_init_ends_a_container, what_belongs_to_a_start_may_be_sent_behind_it,
                 what_cannot_be_executed_says_why, what_is_not_there_cannot_be_signalled;
             streams: a_flood_starves_nobody, a_host_that_reads_late_gets_everything,
                 a_process_that_does_not_read_holds_up_no_output, a_survivor_does_not_hold_up_the_end,
-                both_ways_at_once, eight_megabytes_out_and_in, sixty_four_at_once, stdin_ends_when_the_host_says_so;
+                a_stream_belongs_to_one_process, both_ways_at_once, eight_megabytes_out_and_in, sixty_four_at_once, stdin_ends_when_the_host_says_so,
+                stdin_ends_once, stdout_and_stderr_are_apart;
+            terminal: an_empty_frame_does_not_close_it, eight_megabytes_through_it, its_size_is_any;
+            words: a_wrong_word_is_named, only_the_guest_says_that, unknown_words_are_overlooked;
         }
     };
 }

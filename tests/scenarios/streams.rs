@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::guest::{Guest, PATIENCE, Running};
+use crate::guest::{Guest, PATIENCE, Running, parse_exec};
 
 const LARGE: usize = 8 << 20;
 
 /// Bytes in which a lost, doubled or swapped piece shows.
-fn pattern(length: usize) -> Vec<u8> {
+pub fn pattern(length: usize) -> Vec<u8> {
     (0..length / 8)
         .flat_map(|number| (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
         .collect()
@@ -169,5 +169,50 @@ pub fn stdin_ends_when_the_host_says_so(guest: &Guest) {
     assert_eq!((outcome.stdout.as_str(), outcome.status), ("end\n", 2));
     let closed = guest.exec("end", &["sh", "-c", "exec <&- >&- 2>&-; exit 7"], json!({}));
     assert_eq!(closed.end().status, 7, "a process that closes everything is finished all the same");
+    guest.finish(main);
+}
+
+pub fn stdin_ends_once(guest: &Guest) {
+    let main = guest.sleeper("ends");
+    let script = "cat; echo; read -r x; echo $?";
+    let running = guest.exec("ends", &["sh", "-c", script], json!({}));
+    running.streams.stdin.write(b"last words").unwrap();
+    for _ in 0..2 {
+        running.streams.stdin.close().unwrap();
+        running.streams.stdin.write(b"after the end").unwrap();
+    }
+    assert_eq!(running.end().stdout, "last words\n1\n");
+    guest.finish(main);
+}
+
+pub fn stdout_and_stderr_are_apart(guest: &Guest) {
+    let main = guest.sleeper("apart");
+    let script = "i=0; while [ $i -lt 3000 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done";
+    let outcome = guest.sh("apart", script);
+    let lines = |word: &str| (0..3000).map(|number| format!("{word} {number}\n")).collect::<String>();
+    assert_eq!(outcome.status, 0);
+    assert!(outcome.stdout == lines("out") && outcome.stderr == lines("err"));
+    guest.finish(main);
+}
+
+pub fn a_stream_belongs_to_one_process(guest: &Guest) {
+    let main = guest.sleeper("owner");
+    let owner = guest.exec("owner", &["cat"], json!({"stdio": 7301, "stderr": 7302}));
+    for (stdio, stderr, why) in [
+        (7301, 7309, "stream 7301 belongs to another process"),
+        (7309, 7302, "stream 7302 belongs to another process"),
+        (7302, 7309, "stream 7302 belongs to another process"),
+        (7309, 7309, "stderr: is the same stream as stdio"),
+        (7309, 0, "stderr: is 0 without a terminal"),
+        (0, 7309, "stdio"),
+    ] {
+        let thief = json!({"id": "thief", "args": ["true"], "stdio": stdio, "stderr": stderr});
+        let text = guest.refused(parse_exec("owner", thief));
+        assert!(text.contains(why), "{text}");
+    }
+    owner.streams.stdin.write(b"unharmed").unwrap();
+    assert_eq!(owner.outcome().stdout, "unharmed");
+    let next = guest.exec("owner", &["echo", "free again"], json!({"stdio": 7302, "stderr": 7301}));
+    assert_eq!(next.outcome().stdout, "free again\n");
     guest.finish(main);
 }

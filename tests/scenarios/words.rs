@@ -1,0 +1,73 @@
+//! What the host says, and says wrongly (protocol.md «Control messages», «JSON»).
+
+use hyperinit::command::Command;
+use hyperinit::frame::Message;
+use serde_json::{Value, json};
+
+use crate::guest::{Guest, PATIENCE, container_id, refusal};
+
+pub fn only_the_guest_says_that(guest: &Guest) {
+    for message in [Message::Ack, Message::Error, Message::Next, Message::ProcessAsyncEvent] {
+        let text = refusal(guest.client().send_raw(message.id(), b"null").wait(PATIENCE));
+        assert!(text.contains("only the guest says that"), "{message}: {text}");
+    }
+    for payload in ["", "null", "{}"] {
+        let ping = guest.client().send_raw(Message::Ping.id(), payload.as_bytes());
+        assert_eq!(ping.wait(PATIENCE), Ok(vec![]), "{payload:?} is no argument");
+    }
+}
+
+pub fn a_wrong_word_is_named(guest: &Guest) {
+    let process = json!({"id": "p", "args": ["true"], "stdio": 7401, "stderr": 7402});
+    let container = |key: &str, value: Value| {
+        let mut all = json!({"id": "wrong", "image": "image", "rootfs": "rootfs", "process": process});
+        all[key] = value;
+        all
+    };
+    for (message, payload, key) in [
+        (Message::NewContainer, json!(null), ""),
+        (Message::NewContainer, json!([]), ""),
+        (Message::NewContainer, container("id", json!(7)), "id"),
+        (Message::NewContainer, container("id", json!("../wrong")), "id"),
+        (Message::NewContainer, container("readOnly", json!("true")), "readOnly"),
+        (Message::NewContainer, container("process", json!({"args": "true"})), "args"),
+        (Message::NewContainer, container("process", json!({"args": ["true"], "stdio": "7401"})), "stdio"),
+        (Message::NewContainer, container("process", json!({"args": ["true"], "stdio": -1})), "stdio"),
+        (Message::ExecCmd, json!({"process": process}), "container"),
+        (Message::ExecCmd, json!({"container": "wrong"}), "process"),
+        (Message::WinSize, json!({"container": "wrong", "process": "p", "row": 24}), "column"),
+        (Message::WinSize, json!({"container": "wrong", "process": "p", "row": 65536, "column": 1}), "row"),
+        (Message::KillContainer, json!({"container": "wrong"}), "signal"),
+        (Message::SignalProcess, json!({"container": "wrong", "signal": 9}), "process"),
+        (Message::RemoveContainer, json!({}), "container"),
+    ] {
+        let text = payload.to_string();
+        let text = refusal(guest.client().send_raw(message.id(), text.as_bytes()).wait(PATIENCE));
+        assert!(text.contains(message.name()) && text.contains(key), "{message} {payload}: {text}");
+    }
+    // Half a word, and one and a half.
+    for payload in
+        [&b"{\"container\":"[..], b"{\"container\":\"c\",\"signal\":9}{", b"\xff\xfe", b"{\"a\":\"\xc3\"}"]
+    {
+        refusal(guest.client().send_raw(Message::KillContainer.id(), payload).wait(PATIENCE));
+    }
+    guest.call(Command::Ping);
+}
+
+/// runV sends keys that the C original never parsed, and `null` for whatever is empty.
+pub fn unknown_words_are_overlooked(guest: &Guest) {
+    let main = guest.sleeper("unknown");
+    let streams = guest.client().streams(7411, 7412);
+    let exec = json!({
+        "container": "unknown", "frobnicate": {"deep": [1, {"deeper": null}]},
+        "process": {
+            "id": "p", "args": ["echo", "hi"], "stdio": 7411, "stderr": 7412, "frob": 1, "user": null, "group": null,
+            "additionalGroups": null, "envs": null, "rlimits": null, "workdir": null,
+        }
+    });
+    guest.client().send_raw(Message::ExecCmd.id(), exec.to_string().as_bytes()).wait(PATIENCE).unwrap();
+    assert_eq!(streams.stdout.read_to_end(PATIENCE).unwrap(), b"hi\n");
+    let process = "p".to_owned().try_into().unwrap();
+    assert_eq!(guest.client().finished(&container_id("unknown"), &process, PATIENCE), Ok(0));
+    guest.finish(main);
+}

@@ -41,6 +41,9 @@ fn netd_mountd_and_execd_are_replaced_and_the_pod_notices_nothing() {
     let guest = Guest::with_pod(Kind::Local);
     let main = guest.sleeper("main");
     let talker = talker(&guest, "main");
+    let script = "trap 'stty size; exit 4' WINCH; echo up; while :; do read x; done";
+    let terminal = guest.exec("main", &["sh", "-c", script], json!({"terminal": true, "stderr": 0}));
+    terminal.read_until("up\r\n");
     for round in 0..3 {
         for name in ["netd", "mountd", "execd"] {
             talker.streams.stdin.write(format!("{name}\n").as_bytes()).unwrap();
@@ -54,6 +57,9 @@ fn netd_mountd_and_execd_are_replaced_and_the_pod_notices_nothing() {
             works(&guest, &format!("c-{name}-{round}"));
         }
     }
+    terminal.resize(42, 123);
+    let outcome = terminal.end();
+    assert_eq!((outcome.stdout.as_str(), outcome.status), ("42 123\r\n", 4));
     let outcome = talker.outcome();
     assert_eq!(outcome.status, 7);
     let errors: String = (1..=9).map(|number| format!("e{number}\n")).collect();
@@ -156,20 +162,29 @@ fn a_container_in_the_making_is_undone_and_its_id_free() {
 }
 
 #[test]
-fn all_at_once_and_the_pod_still_ends_in_order() {
+fn three_at_once_and_streamd_and_the_pod_still_ends_in_order() {
     let guest = Guest::with_pod(Kind::Local);
     let main = guest.sleeper("main");
     let script = "trap 'echo goodbye; exit 0' TERM; echo up; while :; do sleep 0.01; done";
-    let polite = guest.exec("main", &["sh", "-c", script], json!({}));
+    let polite = guest.container("polite", &["sh", "-c", script], json!({}));
     polite.read_until("up\n");
-    let kill_all = || {
-        for name in ["netd", "mountd", "execd", "streamd"] {
-            kill_hard(process(&guest, name, None));
+    // Output is with execd and streamd: either gives it to the other's successor, so not both at once.
+    let replace_all = |names: &[&str]| {
+        let old: Vec<_> = names.iter().map(|&name| (name, process(&guest, name, None))).collect();
+        old.iter().for_each(|&(_, pid)| kill_hard(pid));
+        for (name, pid) in old {
+            process(&guest, name, Some(pid));
         }
     };
-    kill_all();
-    works(&guest, "after");
-    kill_all();
+    for round in 0..2 {
+        replace_all(&["netd", "mountd", "execd"]);
+        works(&guest, &format!("three-{round}"));
+        replace_all(&["streamd"]);
+        works(&guest, &format!("streamd-{round}"));
+    }
+    for name in ["netd", "mountd", "execd"] {
+        kill_hard(process(&guest, name, None));
+    }
     let ended = guest.client().send(Command::DestroyPod);
     let outcome = polite.end();
     assert_eq!((outcome.stdout.as_str(), outcome.status), ("goodbye\n", 0));
@@ -186,8 +201,11 @@ fn execd_and_then_streamd_and_no_byte_of_output_is_lost() {
     let running = guest.exec("main", &["sh", "-c", script], json!({}));
     let mut text = running.read_until("line 10\n");
     for _ in 0..2 {
-        replace(&guest, "execd");
-        replace(&guest, "streamd");
+        for name in ["execd", "streamd"] {
+            replace(&guest, name);
+            // It works: so the other one has given it what is running.
+            guest.says("main", "true");
+        }
         text.push_str(&running.read_until("0\n"));
     }
     let outcome = running.end();

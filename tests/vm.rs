@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use guest::{Guest, Kind};
 use hyperinit::command::Command;
+use hyperinit::frame::Message;
 use serde_json::json;
 
 macro_rules! list {
@@ -37,6 +38,84 @@ fn every_scenario() {
     assert!(failed.is_empty(), "failed: {failed:?}\n{}", guest.log());
     guest.call(Command::DestroyPod);
     assert!(guest.wait_for_end().success());
+}
+
+/// What the kernel counts for the whole guest: open files, threads, mounts that a container sees, free memory in kB.
+fn belongings(guest: &Guest) -> [i64; 4] {
+    let script = "read files rest </proc/sys/fs/file-nr; read one five fifteen threads pid </proc/loadavg
+        echo $files ${threads#*/}; wc -l </proc/mounts; grep ^MemAvailable: /proc/meminfo | tr -cd 0-9";
+    let said = guest.container_says("belongings", script, json!({}));
+    let numbers: Vec<i64> = said.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    numbers.try_into().unwrap()
+}
+
+/// A VM is alone with its kernel, so that whatever five hundred processes and fifty containers leave is seen from inside.
+#[test]
+fn a_crowd_leaves_nothing() {
+    let guest = Guest::with_pod(Kind::Vm);
+    let crowd = || {
+        scenarios::life::fifty_containers_at_once(&guest);
+        let main = guest.sleeper("main");
+        for _ in 0..32 {
+            let running: Vec<_> = (0..16).map(|_| guest.exec("main", &["cat"], json!({}))).collect();
+            for process in running {
+                assert_eq!(process.outcome().status, 0);
+            }
+        }
+        guest.finish(main);
+    };
+    crowd();
+    let before = belongings(&guest);
+    crowd();
+    let after = belongings(&guest);
+    let [files, threads, mounts, memory] = std::array::from_fn(|at| after[at] - before[at]);
+    // The kernel gives files and threads back a moment later than processes see it.
+    assert!(files < 50 && threads < 20, "{before:?} before, {after:?} after");
+    assert_eq!(mounts, 0, "{before:?} before, {after:?} after");
+    assert!(memory > -(8 << 10), "{before:?} before, {after:?} after");
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+}
+
+/// DESTROYPOD on a port that has to be drained, and a machine that goes off.
+#[test]
+fn the_end() {
+    let deaf = |guest: &Guest| {
+        let script = "trap '' TERM; echo up; while :; do sleep 1; done";
+        guest.container("deaf", &["sh", "-c", script], json!({})).read_until("up\n");
+    };
+
+    let guest = Guest::boot(Kind::Vm);
+    let text = guest.refused(Command::StartPod(Box::new(guest::parse(json!({"shareDir": "no-such-tag"})))));
+    assert!(text.contains("mounting the share no-such-tag"), "{text}");
+    guest.start_pod();
+    assert_eq!(guest.container_says("main", "hostname", json!({})), "pod-1\n");
+    deaf(&guest);
+    let (first, ping) = (guest.client().send(Command::DestroyPod), guest.client().send(Command::Ping));
+    let second = guest.client().send(Command::DestroyPod);
+    for pending in [first, ping, second] {
+        assert_eq!(pending.wait(guest::PATIENCE), Ok(vec![]));
+    }
+    assert!(guest.wait_for_end().success(), "after two of them");
+
+    let guest = Guest::boot(Kind::Vm);
+    assert_eq!(guest.call(Command::DestroyPod), b"");
+    assert!(guest.wait_for_end().success(), "without a pod");
+
+    let mut guest = Guest::with_pod(Kind::Vm);
+    deaf(&guest);
+    let mut raw = guest.raw();
+    raw.send(Message::DestroyPod, b"null");
+    drop(raw);
+    assert!(guest.wait_for_end().success(), "without a host");
+
+    let mut guest = Guest::with_pod(Kind::Vm);
+    deaf(&guest);
+    let mut raw = guest.raw();
+    raw.send(Message::DestroyPod, b"null");
+    let messages: Vec<_> = std::iter::from_fn(|| raw.next()).map(|(message, _)| message).collect();
+    assert_eq!(messages, [Message::Next, Message::ProcessAsyncEvent, Message::Ack]);
+    assert!(guest.wait_for_end().success(), "and the ACK was the last frame");
 }
 
 /// An ext4 image with a root filesystem in it.

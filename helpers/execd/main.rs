@@ -39,6 +39,8 @@ struct Execd {
     passwds: Copies,
     /// Whether it is in the pod's namespaces: a process of a container is never started outside.
     joined: bool,
+    /// Whether it has looked for what streamd handed back.
+    adopted: bool,
 }
 
 /// The program, alone or as a part of the guest's (src/main.rs).
@@ -63,6 +65,7 @@ pub fn main() -> ExitCode {
                 streams: Streams::new(socket),
                 passwds: Copies::default(),
                 joined: false,
+                adopted: false,
             })
         },
         |mut execd, requests, replies| helper::serve(requests, replies, |request| execd.handle(request)),
@@ -71,6 +74,11 @@ pub fn main() -> ExitCode {
 
 impl Execd {
     fn handle(&mut self, request: Request) -> Result<Reply, Fault> {
+        // streamd hands back after JoinPod and before everything else.
+        if !self.adopted && !matches!(request, Request::JoinPod) {
+            self.streams.adopt();
+            self.adopted = true;
+        }
         match request {
             Request::StartPod { hostname } => {
                 self.joined = false;

@@ -6,14 +6,17 @@ use std::time::Duration;
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::StreamId;
-use hyperinit::sys::fd::send_fds;
+use hyperinit::sys::fd::{receive_fds, send_fds};
 use hyperinit::sys::tty;
-use hyperinit::wire::streamd::Streams as Packet;
+use hyperinit::wire::streamd::{STREAMS_LEN, Streams as Packet};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// How long streamd may leave its socket full: it does nothing that takes long.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// init knows of 4096 processes at the most, and an earlier execd may have died before it took them.
+const ADOPTED_MAX: usize = 4 * 4096;
 
 /// The ends of one process that streamd works with.
 pub struct Ends {
@@ -27,6 +30,17 @@ pub struct Ends {
     pub stderr: Option<OwnedFd>,
 }
 
+impl Ends {
+    /// The outputs of a packet; none if its descriptors do not fit it, or it speaks of a start.
+    fn new(packet: Packet, fds: Vec<OwnedFd>) -> Option<Ends> {
+        if fds.len() != packet.fds() || !packet.again {
+            return None;
+        }
+        let mut fds = fds.into_iter();
+        Some(Ends { packet, stdin: None, output: fds.next()?, stderr: fds.next() })
+    }
+}
+
 /// All of them, and the way to streamd.
 pub struct Streams {
     socket: OwnedFd,
@@ -37,6 +51,27 @@ impl Streams {
     /// None yet.
     pub fn new(socket: OwnedFd) -> Streams {
         Streams { socket, kept: BTreeMap::new() }
+    }
+
+    /// Takes what streamd has handed back to this execd's predecessors and to it.
+    pub fn adopt(&mut self) {
+        // streamd is not believed to stop: more than this it cannot honestly have sent.
+        for _ in 0..ADOPTED_MAX {
+            // One byte more than a packet has: a longer one is cut, and refused.
+            let mut packet = [0; STREAMS_LEN + 1];
+            let (count, fds) = match receive_fds(&self.socket, &mut packet) {
+                Ok((0, _)) | Err(Errno::EAGAIN) => return,
+                Ok(received) => received,
+                Err(errno) => {
+                    log::error!("{}", Fault::errno("hearing from", "streamd", errno));
+                    return;
+                }
+            };
+            match packet.get(..count).and_then(Packet::decode).and_then(|packet| Ends::new(packet, fds)) {
+                Some(ends) => drop(self.kept.insert(ends.packet.stdio, ends)),
+                None => log::error!("{}", Fault::new("hearing from", "streamd", "a packet of no outputs")),
+            }
+        }
     }
 
     /// Hands a new process's ends to streamd, and keeps the duplicates.

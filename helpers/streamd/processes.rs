@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::StreamId;
-use hyperinit::sys::fd::{peek, receive_fds};
+use hyperinit::sys::fd::{peek, receive_fds, send_fds};
 use hyperinit::wire::streamd::{STREAMS_LEN, Streams as Packet};
 use nix::errno::Errno;
 use nix::sys::epoll::Epoll;
@@ -120,6 +120,18 @@ impl Processes {
                 Err(errno) => log::error!("{}", Fault::errno("hearing from", "execd", errno)),
             }
         }
+    }
+
+    /// Sends execd what it does not have any more: the outputs of the processes whose end has not been written.
+    pub fn hand_back(&mut self, buffer: &mut Buffer) -> Result<(), Fault> {
+        self.receive(buffer);
+        let Some(socket) = &self.socket else { return Ok(()) };
+        let unfinished = self.by_stdio.values().filter(|process| process.end != End::Finished);
+        for (packet, fds) in unfinished.filter_map(Process::outputs) {
+            send_fds(socket, &packet.encode(), &fds)
+                .fault("handing back to execd", format!("stream {}", packet.stdio))?;
+        }
+        Ok(())
     }
 
     fn add(&mut self, packet: &Packet, fds: Vec<OwnedFd>, buffer: &Buffer) -> Result<(), Fault> {

@@ -12,7 +12,7 @@ use ipc_channel::ipc::{self, IpcOneShotServer, IpcReceiver, IpcSender};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 
@@ -31,6 +31,9 @@ use crate::{logger, paths};
 
 /// Kept descriptors are moved up here, out of the way of the numbers that helpers inherit.
 const KEPT_FROM: RawFd = 64;
+/// What streamd can hand back to a new execd at once, in bytes as the kernel counts them: a packet costs 1 kB, and there
+/// are at most 4096 processes.
+const HANDED_BACK: usize = 4 << 20;
 /// Of a spawn's threads, in bytes: they call ipc-channel and little else.
 const STACK: usize = 256 << 10;
 
@@ -94,6 +97,10 @@ impl Kept {
         let flags = SockFlag::SOCK_CLOEXEC;
         let (execd, streamd) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
             .fault("making", "the socket for descriptors")?;
+        if let Err(errno) = setsockopt(&streamd, sockopt::SndBufForce, &HANDED_BACK) {
+            // A new execd then gets back what fits.
+            log::warn!("{}", Fault::errno("enlarging", "the socket for descriptors", errno));
+        }
         let buffer_in =
             memfd_create(c"streamd", MFdFlags::MFD_CLOEXEC).fault("making", "the output buffer")?;
         // A second description of the same file: each has an offset of its own.

@@ -54,6 +54,7 @@ pub enum Ask {
         finished: Vec<StreamId>,
     },
     Resend,
+    HandBack,
     Finish {
         stdio: StreamId,
     },
@@ -106,7 +107,7 @@ impl Ask {
             | Ask::Resize { .. }
             | Ask::Release { .. }
             | Ask::Resend => Role::Execd,
-            Ask::Finish { .. } | Ask::Flush => Role::Streamd,
+            Ask::HandBack | Ask::Finish { .. } | Ask::Flush => Role::Streamd,
         }
     }
 
@@ -116,7 +117,7 @@ impl Ask {
         match self.role() {
             Role::Netd | Role::Execd => Some(WORK),
             Role::Mountd => Some(MOUNT),
-            Role::Streamd => None,
+            Role::Streamd => matches!(self, Ask::HandBack).then_some(WORK),
         }
     }
 
@@ -159,6 +160,7 @@ impl Ask {
             }
             Ask::Release { finished } => HelperRequest::Execd(execd::Request::Release { finished }),
             Ask::Resend => HelperRequest::Execd(execd::Request::Resend),
+            Ask::HandBack => HelperRequest::Streamd(streamd::Request::HandBack),
             Ask::Finish { stdio } => HelperRequest::Streamd(streamd::Request::Finish { stdio }),
             Ask::Flush => HelperRequest::Streamd(streamd::Request::Flush),
         })
@@ -189,6 +191,8 @@ impl Ask {
             | Ask::PrepareContainer(_)
             | Ask::StartPod { .. }
             | Ask::StartProcess { .. }
+            // A new streamd has nothing to hand back.
+            | Ask::HandBack
             | Ask::Resize { .. } => false,
         }
     }
@@ -205,8 +209,11 @@ impl Ask {
                 matches!(self, Ask::PrepareContainer(_)).then(|| Answer::NotYet(fault.clone()))
             }
             (Role::Netd, HelperReply::Netd(netd::Reply::Done))
-            | (Role::Mountd, HelperReply::Mountd(mountd::Reply::Done))
-            | (Role::Streamd, HelperReply::Streamd(streamd::Reply::Drained)) => Some(Answer::Done),
+            | (Role::Mountd, HelperReply::Mountd(mountd::Reply::Done)) => Some(Answer::Done),
+            (Role::Streamd, HelperReply::Streamd(reply)) => {
+                let back = matches!(self, Ask::HandBack);
+                (back == (*reply == streamd::Reply::HandedBack)).then_some(Answer::Done)
+            }
             (Role::Netd | Role::Mountd | Role::Execd | Role::Streamd, _) => None,
         }
     }

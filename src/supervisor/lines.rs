@@ -134,17 +134,23 @@ impl Lines {
     pub(super) fn gone(&mut self, role: Role) -> Vec<Outcome> {
         let line = self.line(role);
         line.state = State::Down;
+        let died = || Fault::new("asking", role, "it died before it answered");
         let mut failed = Vec::new();
         for pending in std::mem::take(&mut line.sent).into_iter().rev() {
             if pending.ask.repeats() && pending.tries < TRIES {
                 line.queued.push_front(pending);
             } else {
-                failed.push(pending.fails(Fault::new("asking", role, "it died before it answered")));
+                failed.push(pending.fails(died()));
             }
         }
-        // Those that come first are said again by whoever sees the successor come up.
-        line.queued.retain(|pending| !pending.purpose.comes_first());
         failed.reverse();
+        // A new execd waits for what only this one had; others are asked again by whoever sees the successor come up.
+        let (first, later) =
+            std::mem::take(&mut line.queued).into_iter().partition(|pending| pending.purpose.comes_first());
+        line.queued = later;
+        let first: VecDeque<Pending> = first;
+        let awaited = first.into_iter().filter(|pending| matches!(pending.purpose, Purpose::HandBack(_)));
+        failed.extend(awaited.map(|pending| pending.fails(died())));
         failed
     }
 
@@ -212,6 +218,14 @@ impl Lines {
     /// The helpers that hang.
     pub(super) fn late(&self, now: Duration) -> Vec<Role> {
         self.deadlines().filter(|&(_, deadline)| deadline <= now).map(|(role, _)| role).collect()
+    }
+
+    /// The helper's process, while it runs.
+    pub(super) fn pid(&self, role: Role) -> Option<Pid> {
+        match self.lines.get(&role).map(|line| &line.state) {
+            Some(State::Up(pid)) => Some(*pid),
+            Some(State::Down | State::Closed) | None => None,
+        }
     }
 
     /// Whether that process is a helper.

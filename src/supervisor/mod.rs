@@ -269,6 +269,16 @@ impl Supervisor {
         }
     }
 
+    /// A new execd is in the pod. What its predecessor kept for a later streamd, this one still has.
+    fn rejoined(&mut self) {
+        match (self.lines.pid(Role::Execd), self.lines.pid(Role::Streamd)) {
+            (Some(execd), Some(_)) if !self.streams.is_empty() => {
+                self.lines.ask_first(Ask::HandBack, Purpose::HandBack(execd));
+            }
+            _ => self.lines.unbar(Role::Execd),
+        }
+    }
+
     fn kill_liar(&mut self, role: Role, why: String) {
         if self.lines.kill(role, true) {
             self.actions.push(Action::KillHelper { role, why });
@@ -309,9 +319,15 @@ impl Supervisor {
             Purpose::DestroyFiles => self.pod_files_destroyed(result),
             Purpose::Flush => self.flushed(result),
             Purpose::Rejoin => match result {
-                Ok(_) => self.lines.unbar(Role::Execd),
+                Ok(_) => self.rejoined(),
                 Err(fault) => self.kill_liar(Role::Execd, fault.to_string()),
             },
+            Purpose::HandBack(execd) => {
+                warn(result);
+                if self.lines.pid(Role::Execd) == Some(execd) {
+                    self.lines.unbar(Role::Execd);
+                }
+            }
             Purpose::Resend => {
                 warn(result);
                 self.lines.unbar(Role::Streamd);

@@ -14,6 +14,9 @@ pub enum Request {
         /// The process's stdio stream.
         stdio: StreamId,
     },
+    /// execd is new: send it the outputs of every process whose end has not been written, as it would send them to a
+    /// new streamd. Answered with `HandedBack` when they are in the socket.
+    HandBack,
     /// Answer `Drained` when everything accepted so far has been written to the port.
     Flush,
 }
@@ -23,9 +26,11 @@ pub enum Request {
 pub enum Reply {
     /// The EOF frame, or everything, is on the port.
     Drained,
+    /// execd finds in the socket what there is.
+    HandedBack,
 }
 
-/// One SEQPACKET message from execd to streamd: the streams of a process. Its descriptors follow in
+/// One SEQPACKET message from execd to streamd, or back to a new execd: the streams of a process. Its descriptors follow in
 /// `SCM_RIGHTS` in the order stdin (if `stdin`), stdout or tty, stderr (if `stderr` is not 0).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Streams {
@@ -37,7 +42,7 @@ pub struct Streams {
     pub terminal: bool,
     /// Whether a write end for stdin comes first; never with a tty, and not when sent again to a new streamd.
     pub stdin: bool,
-    /// Sent again to a new streamd: what is known of the stream's end stays known.
+    /// Sent again to a new streamd or execd: what is known of the stream's end stays known.
     pub again: bool,
 }
 

@@ -13,6 +13,7 @@ fn a_start_that_was_under_way_fails_and_the_next_one_waits() {
     world.comes_up(Role::Execd, 70);
     assert_eq!(world.asked(Role::Execd), ["join"], "outside the pod nothing is started");
     world.done(Role::Execd);
+    world.done(Role::Streamd);
     assert_eq!(world.asked(Role::Execd), ["start c p"]);
     world.started(Pid(101));
     assert_eq!(world.said(), ["ACK "]);
@@ -61,6 +62,61 @@ fn a_new_streamd_gets_the_descriptors_before_it_hears_of_ends() {
     assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
     world.done(Role::Streamd);
     assert_eq!(world.said(), [event("c", "p", 1)]);
+}
+
+#[test]
+fn a_new_execd_has_the_outputs_back_before_it_does_anything() {
+    let mut world = World::with_container();
+    world.dies(Role::Execd);
+    world.exec("c", "p", 3);
+    world.comes_up(Role::Execd, 70);
+    assert!(world.asked(Role::Streamd).is_empty(), "outside the pod it is of no use");
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Streamd), ["hand back"]);
+    assert!(world.asked(Role::Execd).is_empty());
+    world.done(Role::Streamd);
+    assert_eq!(world.asked(Role::Execd), ["start c p"]);
+}
+
+#[test]
+fn a_new_execd_does_not_wait_for_a_streamd_that_died() {
+    // It dies over the request, behind others of them, or before.
+    for queued in [0, 16] {
+        let mut world = World::with_container();
+        for number in 0..queued {
+            world.exec("c", &format!("e{number}"), 11 + 2 * number);
+            world.started(Pid(200 + number as i32));
+            world.exits(Pid(200 + number as i32), 0);
+        }
+        world.dies(Role::Execd);
+        world.comes_up(Role::Execd, 70);
+        world.done(Role::Execd);
+        world.exec("c", "p", 3);
+        assert!(world.asked(Role::Execd).is_empty(), "{queued} before");
+        world.dies(Role::Streamd);
+        assert!(world.asked(Role::Execd).contains(&"start c p".to_owned()), "{queued} before");
+    }
+    let mut world = World::with_container();
+    world.dies(Role::Streamd);
+    world.dies(Role::Execd);
+    world.comes_up(Role::Execd, 70);
+    world.exec("c", "p", 3);
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Execd), ["start c p"]);
+}
+
+#[test]
+fn what_an_earlier_execd_was_handed_back_lets_no_later_one_start_outside_the_pod() {
+    let mut world = World::with_container();
+    world.dies(Role::Execd);
+    world.comes_up(Role::Execd, 70);
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Streamd), ["hand back"]);
+    world.dies(Role::Execd);
+    world.comes_up(Role::Execd, 71);
+    world.exec("c", "p", 3);
+    world.done(Role::Streamd);
+    assert_eq!(world.asked(Role::Execd), ["join"]);
 }
 
 #[test]
@@ -152,10 +208,10 @@ fn lies(role: Role, id: impl FnOnce(u64) -> u64, reply: HelperReply) {
         Role::Mountd => world.new_container("d", 3),
         Role::Netd | Role::Streamd => panic!("not in this test"),
     }
-    let (asked, _) = world.asked[0].clone();
+    let (asked, ask) = world.asked[0].clone();
     world.reply(role, id(asked), Ok(reply.clone()));
     assert!(matches!(world.did().as_slice(), [Action::KillHelper { .. }]), "{reply:?}");
-    world.reply(role, asked, Ok(done(role)));
+    world.reply(role, asked, Ok(done(&ask)));
     world.reply(role, asked, Err(failure(role)));
     assert!(world.did().is_empty() && world.said().is_empty(), "{reply:?}");
     world.dies(role);

@@ -81,7 +81,7 @@ impl World {
             match action {
                 Action::Ask { id, ask: Ask::WakeUp } => {
                     self.woken += 1;
-                    self.reply(Role::Mountd, id, Ok(done(Role::Mountd)));
+                    self.reply(Role::Mountd, id, Ok(done(&Ask::WakeUp)));
                 }
                 Action::Ask { id, ask } => self.asked.push((id, ask)),
                 Action::Send { message, payload } => {
@@ -139,8 +139,8 @@ impl World {
 
     /// The helper did the oldest thing it was asked.
     fn done(&mut self, role: Role) {
-        let (id, _) = self.take(role);
-        self.reply(role, id, Ok(done(role)));
+        let (id, ask) = self.take(role);
+        self.reply(role, id, Ok(done(&ask)));
     }
 
     /// execd started the oldest thing it was asked.
@@ -176,11 +176,12 @@ impl World {
     }
 }
 
-fn done(role: Role) -> HelperReply {
-    match role {
+fn done(ask: &Ask) -> HelperReply {
+    match ask.role() {
         Role::Netd => HelperReply::Netd(netd::Reply::Done),
         Role::Mountd => HelperReply::Mountd(mountd::Reply::Done),
         Role::Execd => HelperReply::Execd(execd::Reply::Done),
+        Role::Streamd if *ask == Ask::HandBack => HelperReply::Streamd(streamd::Reply::HandedBack),
         Role::Streamd => HelperReply::Streamd(streamd::Reply::Drained),
     }
 }
@@ -218,6 +219,7 @@ fn short(ask: &Ask) -> String {
         Ask::Resize { stdio, row, column } => format!("resize {stdio} {row}x{column}"),
         Ask::Release { finished } => format!("release {finished:?}"),
         Ask::Resend => "resend".to_owned(),
+        Ask::HandBack => "hand back".to_owned(),
         Ask::Finish { stdio } => format!("finish {stdio}"),
         Ask::Flush => "flush".to_owned(),
     }

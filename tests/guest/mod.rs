@@ -93,21 +93,24 @@ impl Guest {
             .args(["--append", &append])
             .args(options)
             .stdin(Stdio::null());
-        let mut hyperctl = program.spawn().unwrap();
-        let at = directory.join("guest");
+        // From here on its end is Drop's, also when it does not come up.
+        let hyperctl = program.spawn().unwrap();
+        let mut guest = Guest { kind, client: None, directory, share, hyperctl };
         let deadline = Instant::now() + PATIENCE;
-        let client = loop {
-            match connect(&at) {
-                Ok(client) => break client,
+        loop {
+            match connect(&guest.at()) {
+                Ok(client) => {
+                    guest.client = Some(client);
+                    return guest;
+                }
                 Err(fault) => assert!(Instant::now() < deadline, "{fault}"),
             }
-            if let Some(status) = hyperctl.try_wait().unwrap() {
+            if let Some(status) = guest.hyperctl.try_wait().unwrap() {
                 panic!("hyperctl up ended with {status}");
             }
             // Nothing tells when a socket is there.
             std::thread::sleep(Duration::from_millis(5));
-        };
-        Guest { kind, client: Some(client), directory, share, hyperctl }
+        }
     }
 
     /// Where its sockets are.

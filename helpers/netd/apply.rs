@@ -18,18 +18,42 @@ const PLUGGED: Duration = Duration::from_secs(2);
 struct Done<'a> {
     kernel: &'a mut Kernel,
     undo: Vec<Step>,
+    /// What links that had to be taken down had.
+    lost: Vec<Step>,
 }
 
 impl Done<'_> {
     fn change(&mut self, change: &Change) -> Result<(), Fault> {
         match self.kernel.apply(&change.step) {
             Err(fault) if fault.is(Errno::EBUSY) && !change.busy.is_empty() => {
-                return change.busy.iter().try_for_each(|change| self.change(change));
+                return self.change_down(change);
             }
             result => result?,
         }
         self.undo.extend(change.undo.clone());
         Ok(())
+    }
+
+    /// The same to a link that is taken down for it, and has afterwards what it had before.
+    fn change_down(&mut self, change: &Change) -> Result<(), Fault> {
+        let lost = match change.step.link() {
+            Some(index) => self.kernel.would_lose(index)?,
+            None => Vec::new(),
+        };
+        self.lost.extend(lost.clone());
+        change.busy.iter().try_for_each(|change| self.change(change))?;
+        lost.iter().try_for_each(|step| self.kernel.apply(step))
+    }
+
+    fn take_back(&mut self) {
+        for step in self.undo.iter().rev().chain(&self.lost) {
+            match self.kernel.apply(step) {
+                // It was never lost.
+                Err(fault) if fault.is(Errno::EEXIST) => {}
+                Err(fault) => log::warn!("{fault}"),
+                Ok(()) => {}
+            }
+        }
     }
 }
 
@@ -38,14 +62,10 @@ fn all_or_nothing(
     kernel: &mut Kernel,
     work: impl FnOnce(&mut Done) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
-    let mut done = Done { kernel, undo: Vec::new() };
+    let mut done = Done { kernel, undo: Vec::new(), lost: Vec::new() };
     let result = work(&mut done);
     if result.is_err() {
-        for step in done.undo.iter().rev() {
-            if let Err(fault) = done.kernel.apply(step) {
-                log::warn!("{fault}");
-            }
-        }
+        done.take_back();
     }
     result
 }

@@ -5,13 +5,16 @@ use std::time::Instant;
 
 use hyperinit::fault::{Fault, OrFault};
 use netlink_packet_core::{
-    ErrorBuffer, NLM_F_ACK, NLM_F_APPEND, NLM_F_CAPPED, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NLMSG_ERROR,
-    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator,
+    ErrorBuffer, NLM_F_ACK, NLM_F_APPEND, NLM_F_CAPPED, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST,
+    NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NlasIterator,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
@@ -19,7 +22,7 @@ use nix::libc::MSG_DONTWAIT;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::links::Link;
+use super::links::{self, Link};
 use super::plan::Step;
 
 /// More than the kernel says of a link, and than an acknowledgement needs: the header, the errno and its words.
@@ -83,6 +86,45 @@ impl Kernel {
                 _ => {}
             }
         }
+    }
+
+    /// All that the kernel has to say to a question (NLM_F_DUMP).
+    fn dump(&mut self, question: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Fault> {
+        const DOING: &str = "listing";
+        const TO: &str = "what a link has";
+        let (first, bytes) = self.route.messages([(question, NLM_F_DUMP)]);
+        self.route.send(&bytes).fault(DOING, TO)?;
+        let mut all = Vec::new();
+        loop {
+            let answer = self.route.receive().fault(DOING, TO)?;
+            let mut rest = answer.as_slice();
+            // A datagram holds many.
+            while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) {
+                let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+                if message.header.sequence_number != first {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::InnerMessage(message) => all.push(message),
+                    NetlinkPayload::Done(_) => return Ok(all),
+                    _ => return Err(Fault::new(DOING, TO, "the kernel's answer is no list")),
+                }
+            }
+        }
+    }
+
+    /// What a link loses when it is taken down, as what gives it back: IPv6 addresses, and routes that somebody has added.
+    pub fn would_lose(&mut self, index: u32) -> Result<Vec<Step>, Fault> {
+        let mut addresses = AddressMessage::default();
+        addresses.header.family = AddressFamily::Inet6;
+        let mut all = self.dump(RouteNetlinkMessage::GetAddress(addresses))?;
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut routes = RouteMessage::default();
+            routes.header.address_family = family;
+            all.extend(self.dump(RouteNetlinkMessage::GetRoute(routes))?);
+        }
+        Ok(all.into_iter().filter_map(|message| links::gives_back(message, index)).collect())
     }
 
     /// The link of that name.

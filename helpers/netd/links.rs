@@ -4,8 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use hyperinit::fault::Fault;
 use hyperinit::spec::{Interface, IpAddress};
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteHeader, RouteProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::address::{Network, bits};
@@ -123,12 +124,12 @@ impl Wanted {
     }
 
     fn add(&self, link: &Link, network: &Network) -> Step {
-        let message = RouteNetlinkMessage::NewAddress(address(link, network));
+        let message = RouteNetlinkMessage::NewAddress(address(link.index, network));
         Step { doing: "adding", to: format!("{network} to {}", self.name()), message }
     }
 
     fn remove(&self, link: &Link, network: &Network) -> Step {
-        let message = RouteNetlinkMessage::DelAddress(address(link, network));
+        let message = RouteNetlinkMessage::DelAddress(address(link.index, network));
         Step { doing: "removing", to: format!("{network} from {}", self.name()), message }
     }
 }
@@ -149,6 +150,39 @@ fn addresses(interface: &Interface) -> Result<Vec<(What, Network)>, Fault> {
             .map_err(|why| Fault::new("reading", format!("an address of {}", interface.device), why))
     };
     all.iter().map(read).collect()
+}
+
+/// What gives a link back what it had, if that goes when the link is taken down: an address of IPv6 (those of IPv4 stay), or
+/// a route that somebody has added (the kernel's own come with addresses).
+pub fn gives_back(message: RouteNetlinkMessage, index: u32) -> Option<Step> {
+    let message = match message {
+        RouteNetlinkMessage::NewAddress(had) if had.header.index == index => {
+            // What a router gave it, it gives again.
+            let given = had.header.flags.contains(AddressHeaderFlags::Permanent);
+            if !given || had.header.scope == AddressScope::Link {
+                return None;
+            }
+            let address = had.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            });
+            let network = Network { address: address?, prefix: had.header.prefix_len };
+            RouteNetlinkMessage::NewAddress(self::address(index, &network))
+        }
+        RouteNetlinkMessage::NewRoute(mut had) if had.attributes.contains(&RouteAttribute::Oif(index)) => {
+            let ours = had.header.table == RouteHeader::RT_TABLE_MAIN
+                && !matches!(had.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
+            if !ours {
+                return None;
+            }
+            // What the kernel only tells.
+            had.header.flags = RouteFlags::empty();
+            had.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
+            RouteNetlinkMessage::NewRoute(had)
+        }
+        _ => return None,
+    };
+    Some(Step { doing: "giving back", to: format!("what link {index} had"), message })
 }
 
 /// The loopback's only need.
@@ -205,9 +239,9 @@ fn rename(link: &Link, old: &str, new: &str) -> Change {
 }
 
 /// An address for NEWADDR and DELADDR alike.
-fn address(link: &Link, network: &Network) -> AddressMessage {
+fn address(index: u32, network: &Network) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.index = link.index;
+    message.header.index = index;
     message.header.prefix_len = network.prefix;
     message.attributes =
         vec![AddressAttribute::Local(network.address), AddressAttribute::Address(network.address)];
@@ -233,6 +267,7 @@ fn address(link: &Link, network: &Network) -> AddressMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use netlink_packet_route::route::RouteMessage;
     use serde_json::json;
 
     fn wanted(value: serde_json::Value) -> Result<Wanted, Fault> {
@@ -323,15 +358,52 @@ mod tests {
     #[test]
     fn an_address_as_the_kernel_has_it() {
         let network = |text| Network::parse(text).unwrap();
-        let v4 = address(&link(true), &network("10.1.2.3/20"));
+        let v4 = address(7, &network("10.1.2.3/20"));
         assert_eq!((v4.header.family, v4.header.prefix_len, v4.header.index), (AddressFamily::Inet, 20, 7));
         assert!(v4.attributes.contains(&AddressAttribute::Broadcast(Ipv4Addr::new(10, 1, 15, 255))));
         assert_eq!(v4.header.flags, AddressHeaderFlags::empty());
         for lonely in ["10.1.2.3/31", "10.1.2.3/32"] {
-            assert_eq!(address(&link(true), &network(lonely)).attributes.len(), 2);
+            assert_eq!(address(7, &network(lonely)).attributes.len(), 2);
         }
-        let v6 = address(&link(true), &network("fec0::2/64"));
+        let v6 = address(7, &network("fec0::2/64"));
         assert_eq!((v6.header.family, v6.header.flags), (AddressFamily::Inet6, AddressHeaderFlags::Nodad));
+    }
+
+    #[test]
+    fn a_link_gets_back_what_was_given_to_it() {
+        let network = |text| Network::parse(text).unwrap();
+        let had = |index, flags, scope| {
+            let mut had = address(index, &network("fec0::2/64"));
+            (had.header.flags, had.header.scope) = (flags, scope);
+            had.attributes = vec![AddressAttribute::Address(network("fec0::2").address)];
+            RouteNetlinkMessage::NewAddress(had)
+        };
+        let permanent = AddressHeaderFlags::Permanent;
+        let back = gives_back(had(7, permanent, AddressScope::Site), 7).unwrap();
+        assert_eq!(back.message, RouteNetlinkMessage::NewAddress(address(7, &network("fec0::2/64"))));
+        for (index, flags, scope) in [
+            (8, permanent, AddressScope::Site),
+            (7, permanent, AddressScope::Link),
+            (7, AddressHeaderFlags::empty(), AddressScope::Site),
+        ] {
+            assert_eq!(gives_back(had(index, flags, scope), 7), None);
+        }
+        let route = |protocol, table, oif| {
+            let mut route = RouteMessage::default();
+            (route.header.protocol, route.header.table) = (protocol, table);
+            route.attributes = vec![RouteAttribute::Oif(oif)];
+            RouteNetlinkMessage::NewRoute(route)
+        };
+        let main = RouteHeader::RT_TABLE_MAIN;
+        assert!(gives_back(route(RouteProtocol::Boot, main, 7), 7).is_some());
+        for (protocol, table, oif) in [
+            (RouteProtocol::Kernel, main, 7),
+            (RouteProtocol::Ra, main, 7),
+            (RouteProtocol::Boot, 255, 7),
+            (RouteProtocol::Boot, main, 8),
+        ] {
+            assert_eq!(gives_back(route(protocol, table, oif), 7), None);
+        }
     }
 
     #[test]

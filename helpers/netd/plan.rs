@@ -17,6 +17,16 @@ pub struct Step {
     pub message: RouteNetlinkMessage,
 }
 
+impl Step {
+    /// The number of the link that it is about, if it is about one.
+    pub fn link(&self) -> Option<u32> {
+        match &self.message {
+            RouteNetlinkMessage::SetLink(message) => Some(message.header.index),
+            _ => None,
+        }
+    }
+}
+
 /// A step that can be taken back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {

@@ -106,9 +106,31 @@ fn plugged(guest: &Guest, v4: u16) {
     assert_eq!(own, "mountd: unplugging lo: it is no device on the PCI bus");
 }
 
-/// A link that is up gets another name, also from a kernel that calls it busy.
+/// A link that is up gets another name, also from a kernel that calls it busy, and keeps what it has.
 fn renamed(guest: &Guest, v4: u16) {
+    let has = |link: &str| {
+        // But for what a router (QEMU is one) tells, which it tells again.
+        let text = guest.says(
+            "c",
+            "(ip route; ip -6 route; ip address | grep -wE 'global|site') | grep -vE 'expires|dynamic'",
+        );
+        let mut lines: Vec<String> =
+            text.lines().map(|line| line.replace(link, "LINK").trim().to_owned()).collect();
+        lines.sort();
+        lines
+    };
+    let before = has("eth0");
+    for start in ["default via 10.0.2.2 dev LINK", "default via fec0::2 dev LINK", "inet6 fec0::15/64"] {
+        assert!(before.iter().any(|line| line.starts_with(start)), "{before:?}");
+    }
     guest.call(set_up(json!({"device": "eth0", "newDeviceName": "wan"})));
+    assert_eq!(has("wan"), before);
+    // The undo of a rename gives it back as well.
+    let refused = guest.refused(set_up(
+        json!({"device": "wan", "newDeviceName": "lan", "ipAddress": "10.0.2.15", "netMask": "24"}),
+    ));
+    assert!(refused.starts_with("netd: adding 10.0.2.15/24 to lan: File exists"), "{refused}");
+    assert_eq!(has("wan"), before);
     assert_eq!(guest.says("c", "ls /sys/class/net"), "lo\nwan\n");
     assert_eq!(guest.says("c", &format!("nc 10.0.2.2 {v4} </dev/null")), "four\n");
     guest.call(set_up(json!({"device": "wan", "newDeviceName": "wan"})));

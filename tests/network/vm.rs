@@ -2,13 +2,14 @@
 
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
 use std::time::Instant;
 
 use hyperinit::command::Command;
 use serde_json::json;
 
 use super::guest::qmp::Qmp;
-use super::guest::{Guest, Kind, PATIENCE};
+use super::guest::{Guest, Kind, PATIENCE, make_rootfs, scratch};
 use super::support::net::serve;
 use super::{delete, set_up, start_pod};
 
@@ -72,6 +73,28 @@ fn a_vm_is_on_the_network() {
     renamed(&guest, v4);
     guest.call(Command::DestroyPod);
     assert!(guest.wait_for_end().success());
+}
+
+#[test]
+fn hyperctl_runs_a_container_on_the_network() {
+    let directory = scratch();
+    let rootfs = directory.join("rootfs");
+    make_rootfs(&rootfs);
+    let (v4, v6, published) = (serve("127.0.0.1:0", "four\n"), serve("[::1]:0", "six\n"), free_port());
+    let script = format!(
+        "cat /etc/resolv.conf; nc 10.0.2.2 {v4} </dev/null; nc fec0::2 {v6} </dev/null; nc -l -p 80 -e /bin/echo in"
+    );
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_hyperctl"));
+    program.args(["run", "--vm", "--rootfs"]).arg(&rootfs);
+    program.args(["--publish", &format!("{published}:80"), "--dns", "10.0.2.3", "--dns", "fec0::3"]);
+    program.args(["--", "/bin/sh", "-c", &script]);
+    let running = program.stdout(Stdio::piped()).spawn().unwrap();
+    assert_eq!(hears(published), "in");
+    let output = running.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text, "nameserver 10.0.2.3\nnameserver fec0::3\nfour\nsix\n");
+    std::fs::remove_dir_all(directory).unwrap();
 }
 
 /// A NIC that is plugged while the pod runs, and unplugged again.

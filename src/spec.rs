@@ -306,6 +306,57 @@ pub struct Port {
     pub protocol: String,
 }
 
+impl Port {
+    /// What is mapped, if anything is: the protocol and the host's port. Or what is wrong with it.
+    pub fn check(&self) -> Result<Option<(Protocol, u16)>, String> {
+        if self.host_port == 0 {
+            return Ok(None);
+        }
+        let protocol = match self.protocol.to_ascii_lowercase().as_str() {
+            "" | "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
+            _ => return Err(format!("protocol: no such protocol: {:?} (tcp, udp, sctp)", self.protocol)),
+        };
+        if self.container_port == 0 {
+            return Err(format!("containerPort: is 0 for the host's {}/{protocol}", self.host_port));
+        }
+        Ok(Some((protocol, self.host_port)))
+    }
+}
+
+/// What has ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    /// Also if none is named.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// Its number in an IP header (protocols(5)).
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        })
+    }
+}
+
 /// Go's encoder writes an empty slice, map or pointer as `null`; it means the default.
 pub(crate) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where

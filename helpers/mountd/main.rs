@@ -10,6 +10,7 @@ mod layer;
 mod pod;
 mod sysctl;
 mod tree;
+mod unplug;
 mod wake;
 
 use std::process::ExitCode;
@@ -58,6 +59,7 @@ impl Mountd {
             Request::Rescan => hotplug::rescan()?,
             Request::WakeUp => wake::wake_up()?,
             Request::Online => hotplug::online()?,
+            Request::Unplug { device } => unplug::unplug(&device, self.rules.local)?,
             Request::PreparePod { pod } => pod::prepare(&pod.open()?)?,
             Request::PinPod { pid } => pod::pin(pid)?,
             Request::PrepareContainer { container } => {

@@ -1,63 +1,334 @@
-//! The netlink socket: one message, one answer, which is the kernel's (netlink(7)).
+//! The netlink sockets: what is said, and the kernel's answer (netlink(7)).
+
+use std::os::fd::AsFd;
+use std::time::Instant;
 
 use hyperinit::fault::{Fault, OrFault};
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_packet_core::{
+    ErrorBuffer, NLM_F_ACK, NLM_F_APPEND, NLM_F_CAPPED, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST,
+    NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NlasIterator,
+};
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
+use nix::libc::MSG_DONTWAIT;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt};
 
+use super::links::{self, Link};
 use super::plan::Step;
 
-/// More than an acknowledgement needs: the header, the errno and the message that it answers.
-const ANSWER_MAX: usize = 8192;
+/// More than the kernel says of a link, and than an acknowledgement needs: the header, the errno and its words.
+const ANSWER_MAX: usize = 32 << 10;
+/// A transaction is one message to the socket. The largest one (see ports.rs) has half a megabyte; the kernel gives a
+/// socket less by default.
+const BATCH_MAX: usize = 1 << 20;
+/// RTNLGRP_LINK of linux/rtnetlink.h: links that come, go and change.
+const NEWS_OF_LINKS: u32 = 1;
+/// NLMSGERR_ATTR_MSG of linux/netlink.h: the kernel's words for an error.
+const ERROR_TEXT: u16 = 1;
+/// NFNL_SUBSYS_NFTABLES of linux/netfilter/nfnetlink.h.
+const NFTABLES: u16 = 10;
 
 /// The kernel, as netd reaches it.
 pub struct Kernel {
+    route: Line,
+    /// Hears of links; what it has to say is only that there is something to say.
+    news: Socket,
+    /// A kernel without nfnetlink can do everything but port mapping.
+    netfilter: Result<Line, Fault>,
+}
+
+/// One thing of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// A verb phrase.
+    pub doing: &'static str,
+    /// To what.
+    pub to: String,
+    /// The message.
+    pub message: NetfilterMessage,
+}
+
+impl Kernel {
+    /// Opens the sockets.
+    pub fn open() -> Result<Kernel, Fault> {
+        let news = socket(NETLINK_ROUTE)?;
+        news.add_membership(NEWS_OF_LINKS).fault("listening to", "news of links")?;
+        Ok(Kernel { route: Line::open(NETLINK_ROUTE)?, news, netfilter: Line::open(NETLINK_NETFILTER) })
+    }
+
+    /// Says one thing about links, addresses and routes, and waits for the answer.
+    pub fn apply(&mut self, step: &Step) -> Result<(), Fault> {
+        let more = match &step.message {
+            // What is there already is an error, as it is to a person.
+            RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::NewRoute(_) => {
+                NLM_F_CREATE | NLM_F_EXCL
+            }
+            _ => 0,
+        };
+        let (first, bytes) = self.route.messages([(step.message.clone(), NLM_F_ACK | more)]);
+        self.route.send(&bytes).fault(step.doing, &step.to)?;
+        loop {
+            let answer = self.route.receive().fault(step.doing, &step.to)?;
+            match Verdict::read(&answer) {
+                Some(verdict) if verdict.sequence == first => {
+                    return verdict.result.map_err(|refusal| refusal.fault(step.doing, &step.to));
+                }
+                // What was meant for an earlier one is old news.
+                _ => {}
+            }
+        }
+    }
+
+    /// All that the kernel has to say to a question (NLM_F_DUMP).
+    fn dump(&mut self, question: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Fault> {
+        const DOING: &str = "listing";
+        const TO: &str = "what a link has";
+        let (first, bytes) = self.route.messages([(question, NLM_F_DUMP)]);
+        self.route.send(&bytes).fault(DOING, TO)?;
+        let mut all = Vec::new();
+        loop {
+            let answer = self.route.receive().fault(DOING, TO)?;
+            let mut rest = answer.as_slice();
+            // A datagram holds many.
+            while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) {
+                let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+                if message.header.sequence_number != first {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::InnerMessage(message) => all.push(message),
+                    NetlinkPayload::Done(_) => return Ok(all),
+                    _ => return Err(Fault::new(DOING, TO, "the kernel's answer is no list")),
+                }
+            }
+        }
+    }
+
+    /// What a link loses when it is taken down, as what gives it back: IPv6 addresses, and routes that somebody has added.
+    pub fn would_lose(&mut self, index: u32) -> Result<Vec<Step>, Fault> {
+        let mut addresses = AddressMessage::default();
+        addresses.header.family = AddressFamily::Inet6;
+        let mut all = self.dump(RouteNetlinkMessage::GetAddress(addresses))?;
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut routes = RouteMessage::default();
+            routes.header.address_family = family;
+            all.extend(self.dump(RouteNetlinkMessage::GetRoute(routes))?);
+        }
+        Ok(all.into_iter().filter_map(|message| links::gives_back(message, index)).collect())
+    }
+
+    /// The link of that name.
+    pub fn link(&mut self, name: &str) -> Result<Link, Fault> {
+        const DOING: &str = "looking for the link";
+        let mut question = LinkMessage::default();
+        question.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let (first, bytes) = self.route.messages([(RouteNetlinkMessage::GetLink(question), 0)]);
+        self.route.send(&bytes).fault(DOING, name)?;
+        loop {
+            let answer = self.route.receive().fault(DOING, name)?;
+            match Verdict::read(&answer) {
+                Some(Verdict { sequence, result: Err(refusal) }) if sequence == first => {
+                    return Err(refusal.fault(DOING, name));
+                }
+                Some(_) => continue,
+                None => {}
+            }
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
+                .map_err(|error| Fault::new(DOING, name, format!("the kernel's answer: {error}")))?;
+            if message.header.sequence_number != first {
+                continue;
+            }
+            match message.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                    return Ok(Link::new(&link));
+                }
+                _ => return Err(Fault::new(DOING, name, "the kernel's answer is no link")),
+            }
+        }
+    }
+
+    /// The same, waiting for a link that is being plugged.
+    pub fn await_link(&mut self, name: &str, until: Instant) -> Result<Link, Fault> {
+        loop {
+            // First what is old news, so that what comes after the look is not missed.
+            self.drain_news();
+            match self.link(name) {
+                Err(fault) if fault.is(Errno::ENODEV) && self.hears_news(until) => {}
+                found => return found,
+            }
+        }
+    }
+
+    fn drain_news(&self) {
+        // Nobody reads it for long, and what does not fit is lost with a note (ENOBUFS): the next look sees it all.
+        loop {
+            let mut bytes = Vec::with_capacity(ANSWER_MAX);
+            match self.news.recv(&mut bytes, MSG_DONTWAIT) {
+                Err(error) if error.raw_os_error() != Some(Errno::ENOBUFS as i32) => return,
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether some link changes until then.
+    fn hears_news(&self, until: Instant) -> bool {
+        // Rounded up: a poll that ends early would only look once more.
+        let left = until.saturating_duration_since(Instant::now()).as_millis() + 1;
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut news = [PollFd::new(self.news.as_fd(), PollFlags::POLLIN)];
+        Instant::now() < until && poll(&mut news, timeout).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Has nf_tables do all of it, or nothing.
+    pub fn transact(&mut self, items: &[Item]) -> Result<(), Fault> {
+        let Some(last) = items.last() else { return Ok(()) };
+        let line = self.netfilter.as_mut().map_err(|fault| fault.clone())?;
+        let control = |message| {
+            let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFTABLES);
+            NetfilterMessage::new(header, message)
+        };
+        let mut batch = vec![(control(ControlMessage::BatchBegin), 0)];
+        // Rules are to be in the order in which they are said.
+        let flags = NLM_F_CREATE | NLM_F_APPEND;
+        batch.extend(items.iter().map(|item| (item.message.clone(), flags)));
+        // The kernel answers after the whole batch: with every error, and with this if there is none.
+        if let Some((_, flags)) = batch.last_mut() {
+            *flags |= NLM_F_ACK;
+        }
+        batch.push((control(ControlMessage::BatchEnd), 0));
+        let (first, bytes) = line.messages(batch);
+        line.send(&bytes).fault(last.doing, &last.to)?;
+        loop {
+            let answer = line.receive().fault(last.doing, &last.to)?;
+            let Some(verdict) = Verdict::read(&answer) else { continue };
+            let at = usize::try_from(verdict.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
+            if at > items.len() {
+                continue;
+            }
+            // An error of the beginning is one of the whole; in its place the first thing that was to be done.
+            let item = items.get(at.saturating_sub(1)).unwrap_or(last);
+            return verdict.result.map_err(|refusal| refusal.fault(item.doing, &item.to));
+        }
+    }
+}
+
+fn socket(protocol: isize) -> Result<Socket, Fault> {
+    let mut socket = Socket::new(protocol).fault("opening", "a netlink socket")?;
+    socket.bind_auto().fault("binding", "a netlink socket")?;
+    Ok(socket)
+}
+
+/// A socket on which one thing after another is said and answered.
+struct Line {
     socket: Socket,
     sequence: u32,
 }
 
-impl Kernel {
-    /// Opens the socket.
-    pub fn open() -> Result<Kernel, Fault> {
-        let mut socket = Socket::new(NETLINK_ROUTE).fault("opening", "the netlink socket")?;
-        socket.bind_auto().fault("binding", "the netlink socket")?;
-        socket.connect(&SocketAddr::new(0, 0)).fault("connecting", "the netlink socket")?;
-        Ok(Kernel { socket, sequence: 0 })
+impl Line {
+    fn open(protocol: isize) -> Result<Line, Fault> {
+        let socket = socket(protocol)?;
+        socket.connect(&SocketAddr::new(0, 0)).fault("connecting", "a netlink socket")?;
+        // Errors in words, without what was said.
+        socket.set_ext_ack(true).fault("asking for", "errors in words")?;
+        socket.set_cap_ack(true).fault("asking for", "short errors")?;
+        if protocol == NETLINK_NETFILTER {
+            setsockopt(&socket, sockopt::SndBufForce, &BATCH_MAX).fault("enlarging", "a netlink socket")?;
+        }
+        Ok(Line { socket, sequence: 0 })
     }
 
-    /// Says one thing, and waits for the answer.
-    pub fn apply(&mut self, step: Step) -> Result<(), Fault> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | NLM_F_ACK;
-        header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(step.message));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).fault(step.doing, &step.to)?;
-        self.answer(step.doing, &step.to)
-    }
-
-    /// The answer to the last message; what was meant for an earlier one is old news.
-    fn answer(&self, doing: &str, to: &str) -> Result<(), Fault> {
-        loop {
-            let mut bytes = Vec::with_capacity(ANSWER_MAX);
-            self.socket.recv(&mut bytes, 0).fault(doing, to)?;
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes)
-                .map_err(|error| Fault::new(doing, to, format!("the kernel's answer: {error}")))?;
-            if message.header.sequence_number != self.sequence {
-                continue;
+    /// Messages with their flags as bytes, and the first one's number.
+    fn messages<M>(&mut self, messages: impl IntoIterator<Item = (M, u16)>) -> (u32, Vec<u8>)
+    where
+        M: NetlinkSerializable,
+    {
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        for (message, flags) in messages {
+            self.sequence = self.sequence.wrapping_add(1);
+            let mut header = NetlinkHeader::default();
+            header.flags = NLM_F_REQUEST | flags;
+            header.sequence_number = self.sequence;
+            let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+            message.finalize();
+            let start = bytes.len();
+            // Each begins at a multiple of four (NLMSG_ALIGN).
+            bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
+            if let Some(place) = bytes.get_mut(start..start + message.buffer_len()) {
+                message.serialize(place);
             }
-            return match message.payload {
-                NetlinkPayload::Error(error) => match error.code {
-                    None => Ok(()),
-                    Some(code) => Err(Fault::errno(doing, to, Errno::from_raw(code.get().saturating_abs()))),
-                },
-                _ => Err(Fault::new(doing, to, "the kernel's answer is no acknowledgement")),
-            };
+        }
+        (first, bytes)
+    }
+
+    fn send(&self, bytes: &[u8]) -> std::io::Result<()> {
+        self.socket.send(bytes, 0).map(drop)
+    }
+
+    fn receive(&self) -> std::io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(ANSWER_MAX);
+        self.socket.recv(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+}
+
+/// The kernel's yes or no to the message of that number.
+struct Verdict {
+    sequence: u32,
+    result: Result<(), Refusal>,
+}
+
+/// The kernel's no.
+struct Refusal {
+    errno: Errno,
+    text: Option<String>,
+}
+
+impl Verdict {
+    /// None: the answer is something else.
+    fn read(answer: &[u8]) -> Option<Verdict> {
+        let message = NetlinkBuffer::new_checked(answer).ok()?;
+        if message.message_type() != NLMSG_ERROR {
+            return None;
+        }
+        let payload = message.payload();
+        let code = ErrorBuffer::new_checked(payload).ok()?.code();
+        let result = match code {
+            None => Ok(()),
+            Some(code) => {
+                let capped = message.flags() & NLM_F_CAPPED != 0;
+                let text = if capped { error_text(payload) } else { None };
+                Err(Refusal { errno: Errno::from_raw(code.get().saturating_abs()), text })
+            }
+        };
+        Some(Verdict { sequence: message.sequence_number(), result })
+    }
+}
+
+/// The words behind the error and the header of what it answers.
+fn error_text(payload: &[u8]) -> Option<String> {
+    const WORDS: usize = 4 + 16;
+    let attributes = NlasIterator::new(payload.get(WORDS..)?);
+    let text = attributes.flatten().find(|attribute| attribute.kind() == ERROR_TEXT)?;
+    Some(String::from_utf8_lossy(text.value()).trim_end_matches('\0').to_owned())
+}
+
+impl Refusal {
+    fn fault(self, doing: &str, to: &str) -> Fault {
+        let fault = Fault::errno(doing, to, self.errno);
+        match self.text {
+            Some(text) => Fault { why: format!("{} ({text})", fault.why), ..fault },
+            None => fault,
         }
     }
 }

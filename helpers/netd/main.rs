@@ -1,13 +1,21 @@
-//! netd: sets up the guest's links. It has one netlink socket, opened before it was confined, and nothing else.
+//! netd: sets up the guest's links, addresses and routes, and what its ports let in. It has netlink sockets, opened before it
+//! was confined, and nothing else. It remembers nothing between requests: what there is to know is in the kernel.
 
+mod address;
+mod apply;
 mod kernel;
+mod links;
+mod nft;
 mod plan;
+mod ports;
+mod routes;
 
 use std::process::ExitCode;
 
+use hyperinit::fault::Fault;
 use hyperinit::sandbox::CapSet;
 use hyperinit::wire::Role;
-use hyperinit::wire::netd::Reply;
+use hyperinit::wire::netd::{Reply, Request};
 use hyperinit::{embedded_policy, helper};
 
 use kernel::Kernel;
@@ -20,12 +28,17 @@ pub fn main() -> ExitCode {
         |_profile| Ok(CapSet::default()),
         |_options| Kernel::open(),
         |mut kernel, requests, replies| {
-            helper::serve(requests, replies, |request| {
-                plan::steps(&request)?
-                    .into_iter()
-                    .try_for_each(|step| kernel.apply(step))
-                    .map(|()| Reply::Done)
-            })
+            helper::serve(requests, replies, |request| handle(&mut kernel, request).map(|()| Reply::Done))
         },
     )
+}
+
+fn handle(kernel: &mut Kernel, request: Request) -> Result<(), Fault> {
+    match request {
+        Request::SetLinkUp { device } => kernel.apply(&links::up(&device)?),
+        Request::SetInterfaces { interfaces } => apply::set_interfaces(kernel, &interfaces.open()?),
+        Request::AddRoutes { routes } => apply::add_routes(kernel, &routes.open()?),
+        Request::SetPorts { mapping } => apply::set_ports(kernel, &mapping.open()?),
+        Request::Reset { network } => apply::reset(kernel, &network.open()?),
+    }
 }

@@ -1,13 +1,15 @@
 //! The command line: what each subcommand takes. README's reference says the same.
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use hyperinit::frame::Message;
 use hyperinit::spec::Env;
 
-use super::{call, modules};
+use super::network::Forward;
+use super::{call, modules, network};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// The exit status when hyperctl itself fails.
@@ -89,6 +91,9 @@ pub struct Run {
     /// Mount the root filesystem read-only
     #[arg(long)]
     pub read_only: bool,
+    /// A nameserver of the container; by default that of the network `user`, if the VM is on it
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns: Vec<IpAddr>,
     #[command(flatten)]
     pub options: GuestOptions,
     /// The program and its arguments
@@ -173,6 +178,13 @@ pub struct GuestOptions {
     /// A raw image that the VM has as a disk: /dev/vda, the next /dev/vdb, …
     #[arg(long, value_name = "FILE", conflicts_with = "local")]
     pub disk: Vec<PathBuf>,
+    /// A NIC that the VM has, the first is eth0: `user` (QEMU's own network, which needs no root), or another -netdev of
+    /// QEMU's, such as tap,ifname=tap0,script=no
+    #[arg(long, value_name = "NETDEV", conflicts_with = "local", value_parser = network::netdev)]
+    pub net: Vec<String>,
+    /// Forward a port of this machine's loopback to one of the VM's; a VM without --net has then `user`
+    #[arg(short, long, value_name = "HOST:GUEST[/udp]", conflicts_with = "local", value_parser = network::forward)]
+    pub publish: Vec<Forward>,
     /// What runs the VM's code: QEMU itself, or /dev/kvm
     #[arg(long, value_enum, default_value_t = Accel::Tcg, conflicts_with = "local")]
     pub accel: Accel,
@@ -320,6 +332,35 @@ mod tests {
         assert_eq!(parse("up --vm --dir d"), Err(ErrorKind::MissingRequiredArgument));
         assert_eq!(parse("initrd --modules m --without xsf -o f"), Err(ErrorKind::ValueValidation));
         assert_eq!(parse("call --dir d BREW"), Err(ErrorKind::ValueValidation));
+        assert_eq!(parse("run --local --net user -- true"), Err(ErrorKind::ArgumentConflict));
+        assert_eq!(parse("run --local -p 1:2 -- true"), Err(ErrorKind::ArgumentConflict));
+        for bad in [
+            "-p 80",
+            "-p 80:",
+            "-p 0:80",
+            "-p 80:65536",
+            "-p 1:2/sctp",
+            "-p 1:2/tcp/udp",
+            "--net ,id=x",
+            "--dns here",
+        ] {
+            assert_eq!(parse(&format!("run {bad} -- true")), Err(ErrorKind::ValueValidation), "{bad}");
+        }
+    }
+
+    #[test]
+    fn networks_and_ports_may_be_many() {
+        let Ok(Command::Run(run)) = parse(
+            "run --net user --net tap,ifname=tap0 -p 8080:80 -p 53:5353/udp --dns 10.0.2.3 --dns fec0::3 -- true",
+        ) else {
+            panic!("not a run")
+        };
+        assert_eq!(run.options.net, ["user", "tap,ifname=tap0"]);
+        assert_eq!(
+            run.options.publish.iter().map(Forward::to_string).collect::<Vec<_>>(),
+            ["tcp:127.0.0.1:8080-:80", "udp:127.0.0.1:53-:5353"]
+        );
+        assert_eq!(run.dns.len(), 2);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod kernel;
 mod local;
 mod logs;
 mod modules;
+mod network;
 mod places;
 mod progress;
 mod pump;

@@ -23,7 +23,7 @@ use super::guest::{Guest, SHARE_TAG};
 use super::progress::Progress;
 use super::terminal::{self, Terminal};
 use super::up::{died, plan};
-use super::{local, places, pump};
+use super::{local, network, places, pump};
 
 /// How long a guest may take to come up; an emulated one on a busy machine takes many seconds.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
@@ -58,6 +58,7 @@ pub fn run(options: &Run) -> Result<ExitCode, Fault> {
     let guest = Guest::start(plan, move |status| drop(ended.send(Event::GuestEnded(status))))?;
     let session = Session {
         directory: scratch.path().to_owned(),
+        pod: pod(options),
         container,
         interactive: options.interactive,
         terminal,
@@ -73,6 +74,13 @@ pub fn run(options: &Run) -> Result<ExitCode, Fault> {
     let status = attend(&queue, options.tty, scratch.path());
     drop(guest);
     status.map(ExitCode::from)
+}
+
+/// STARTPOD's payload.
+fn pod(options: &Run) -> Pod {
+    let mut pod = Pod { hostname: NAME.to_owned(), share_dir: SHARE_TAG.to_owned(), ..Pod::default() };
+    network::set_up(&mut pod, &options.options.net, &options.options.publish, &options.dns);
+    pod
 }
 
 /// NEWCONTAINER's payload. The share is the root filesystem itself, so there is no way to it.
@@ -119,6 +127,7 @@ fn process_id() -> Result<ProcessId, Fault> {
 /// What the thread that speaks with the guest has.
 struct Session {
     directory: std::path::PathBuf,
+    pod: Pod,
     container: Container,
     interactive: bool,
     terminal: Terminal,
@@ -130,8 +139,7 @@ impl Session {
     fn whole(self, progress: Option<Progress>) -> Result<u8, Failure> {
         let client = Arc::new(Client::connect_within(&self.directory, BOOT_TIMEOUT, || Ok(()))?);
         client.ready(BOOT_TIMEOUT).map_err(failed("waiting for", "the guest"))?;
-        let pod = Pod { hostname: NAME.to_owned(), share_dir: SHARE_TAG.to_owned(), ..Pod::default() };
-        client.call(Command::StartPod(Box::new(pod))).map_err(failed("starting", "the pod"))?;
+        client.call(Command::StartPod(Box::new(self.pod.clone()))).map_err(failed("starting", "the pod"))?;
         drop(progress);
         let status = self.container(&client)?;
         client.call(Command::DestroyPod).map_err(failed("ending", "the pod"))?;

@@ -10,7 +10,7 @@ use hyperinit::fault::{Fault, OrFault};
 use super::cli::{Accel, GuestOptions, Transport};
 use super::guest::{CONSOLE, Plan, QMP_SOCKET, SHARE_TAG, VHOST_SOCKET};
 use super::service::Service;
-use super::{kernel, places};
+use super::{kernel, network, places};
 
 /// The emulator; Debian has it in the package of the message below.
 const QEMU: &str = "qemu-system-x86_64";
@@ -29,7 +29,7 @@ pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Pl
     Ok(Plan {
         directory: directory.to_owned(),
         program: in_path(QEMU)?,
-        arguments: arguments(&kernel, &initrd, share, &disks, options),
+        arguments: arguments(&kernel, &initrd, share, &disks, options)?,
         namespaces: false,
         service: match options.transport {
             Transport::Virtio | Transport::Serial => None,
@@ -64,7 +64,7 @@ fn arguments(
     share: &Path,
     disks: &[PathBuf],
     options: &GuestOptions,
-) -> Vec<OsString> {
+) -> Result<Vec<OsString>, Fault> {
     let accel = match options.accel {
         Accel::Tcg => "tcg",
         Accel::Kvm => "kvm",
@@ -100,9 +100,10 @@ fn arguments(
     export.push(escaped(share));
     add("-fsdev", export);
     add("-device", format!("virtio-9p-pci,fsdev=share,mount_tag={SHARE_TAG}").into());
+    all.extend(network::arguments(&options.net, &options.publish)?);
     all.extend(options.qemu.split_ascii_whitespace().map(OsString::from));
     all.retain(|word| !word.is_empty());
-    all
+    Ok(all)
 }
 
 /// The devices of the two channels.
@@ -178,6 +179,8 @@ mod tests {
             disk: Vec::new(),
             memory: 256,
             cpus: 2,
+            net: vec!["user".to_owned()],
+            publish: Vec::new(),
             accel: Accel::Tcg,
             transport: Transport::Virtio,
             qemu: "-rtc base=utc".to_owned(),
@@ -188,7 +191,8 @@ mod tests {
     #[test]
     fn the_command_line_of_qemu() {
         let all =
-            arguments(Path::new("/k"), Path::new("/i"), Path::new("/srv/a,b"), &["/d,1".into()], &options());
+            arguments(Path::new("/k"), Path::new("/i"), Path::new("/srv/a,b"), &["/d,1".into()], &options())
+                .unwrap();
         let text = all.join(OsStr::new(" ")).into_string().unwrap();
         for part in [
             "-nodefaults -no-user-config -no-reboot -display none",
@@ -200,14 +204,14 @@ mod tests {
             "-qmp unix:qmp.sock,server=on,wait=off",
             "-drive if=none,id=disk0,format=raw,file=/d,,1 -device virtio-blk-pci,drive=disk0",
             "-device virtio-rng-pci",
-            "mount_tag=share_dir -rtc base=utc",
+            "mount_tag=share_dir -netdev user,id=net0 -device virtio-net-pci,netdev=net0,romfile= -rtc base=utc",
         ] {
             assert!(text.contains(part), "{part:?} is not in {text:?}");
         }
         let append = all.iter().position(|word| word == "-append").unwrap();
         assert_eq!(all[append + 1], "console=ttyS0 panic=-1 quiet loglevel=5 hyper_debug");
         let kvm = GuestOptions { accel: Accel::Kvm, ..options() };
-        let all = arguments(Path::new("/k"), Path::new("/i"), Path::new("/s"), &[], &kvm);
+        let all = arguments(Path::new("/k"), Path::new("/i"), Path::new("/s"), &[], &kvm).unwrap();
         assert!(all.iter().any(|word| word == "q35,accel=kvm"));
     }
 
@@ -215,7 +219,7 @@ mod tests {
     fn the_channels_are_what_was_asked_for() {
         let of = |transport| {
             let options = GuestOptions { transport, ..options() };
-            let all = arguments(Path::new("/k"), Path::new("/i"), Path::new("/s"), &[], &options);
+            let all = arguments(Path::new("/k"), Path::new("/i"), Path::new("/s"), &[], &options).unwrap();
             all.join(OsStr::new(" ")).into_string().unwrap()
         };
         let (serial, vsock) = (of(Transport::Serial), of(Transport::Vsock));

@@ -24,6 +24,11 @@ const FILES: u64 = 1_000_000;
 /// RLIMIT_NPROC and RLIMIT_SIGPENDING, as the C original sets them.
 const PROCESSES: u64 = 30_604;
 
+/// How many connections the kernel tracks, and for how many seconds an idle one: as the C original sets them. It only does
+/// where ports are mapped.
+const CONNECTIONS: u32 = 10_485_760;
+const IDLE: u32 = 300;
+
 /// Blocks every signal, first thing: from now on they are data. Children unblock them before they execute. What
 /// the kernel sends for this process's own deed is left: a blocked one would kill it without its handler.
 pub fn block_signals() -> Result<SignalFd, Fault> {
@@ -104,6 +109,13 @@ pub fn program() -> Result<OwnedFd, Fault> {
 pub fn limits(settings: &Settings) {
     if settings.local.is_none() {
         write("/proc/sys/fs/file-max", &FILES.to_string());
+        // Here and not with the first white list: netd has no files, and this asks nothing of anybody.
+        for (name, value) in [("max", CONNECTIONS), ("tcp_timeout_established", IDLE)] {
+            let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
+            if Path::new(&path).exists() {
+                write(&path, &value.to_string());
+            }
+        }
     }
     let limits = [
         (Resource::RLIMIT_NOFILE, FILES),

@@ -6,8 +6,9 @@ use std::time::Duration;
 use crate::channel::Bulk;
 use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid, StreamId};
-use crate::spec::{Container, Process};
+use crate::spec::{Container, Interface, Process, Route};
 use crate::wire::mountd::PodFiles;
+use crate::wire::netd::{Network, PortMapping};
 use crate::wire::{Role, execd, mountd, netd, streamd};
 
 /// One request to one helper. The edges (src/wire) say what each means.
@@ -17,11 +18,18 @@ pub enum Ask {
     SetLinkUp {
         device: String,
     },
+    SetInterfaces(Vec<Interface>),
+    AddRoutes(Vec<Route>),
+    SetPorts(Box<PortMapping>),
+    ResetNetwork(Box<Network>),
     Rescan,
     /// The guest may have slept, or be a copy of one that did: the clock, the random pool.
     WakeUp,
     /// What was plugged of processors and memory is taken into use.
     Online,
+    Unplug {
+        device: String,
+    },
     PreparePod(PodFiles),
     PinPod {
         pid: Pid,
@@ -81,8 +89,8 @@ pub enum HelperReply {
     Streamd(streamd::Reply),
 }
 
-/// A helper that works on one request for this long without answering hangs. A link needs a moment; starting a
-/// process reads `/etc/passwd` of a container, from a share that the host may serve slowly.
+/// A helper that works on one request for this long without answering hangs. A link that is being plugged is waited for
+/// for two seconds; starting a process reads `/etc/passwd` of a container, from a share that the host may serve slowly.
 const WORK: Duration = Duration::from_secs(10);
 /// mountd waits for disks (2 s), replays journals, and syncs.
 const MOUNT: Duration = Duration::from_secs(30);
@@ -91,10 +99,15 @@ impl Ask {
     /// Who is asked.
     pub fn role(&self) -> Role {
         match self {
-            Ask::SetLinkUp { .. } => Role::Netd,
+            Ask::SetLinkUp { .. }
+            | Ask::SetInterfaces(_)
+            | Ask::AddRoutes(_)
+            | Ask::SetPorts(_)
+            | Ask::ResetNetwork(_) => Role::Netd,
             Ask::Rescan
             | Ask::WakeUp
             | Ask::Online
+            | Ask::Unplug { .. }
             | Ask::PreparePod(_)
             | Ask::PinPod { .. }
             | Ask::PrepareContainer(_)
@@ -126,9 +139,22 @@ impl Ask {
     pub fn into_request(self) -> Result<HelperRequest, Fault> {
         Ok(match self {
             Ask::SetLinkUp { device } => HelperRequest::Netd(netd::Request::SetLinkUp { device }),
+            Ask::SetInterfaces(interfaces) => {
+                HelperRequest::Netd(netd::Request::SetInterfaces { interfaces: Bulk::new(interfaces)? })
+            }
+            Ask::AddRoutes(routes) => {
+                HelperRequest::Netd(netd::Request::AddRoutes { routes: Bulk::new(routes)? })
+            }
+            Ask::SetPorts(mapping) => {
+                HelperRequest::Netd(netd::Request::SetPorts { mapping: Bulk::new(*mapping)? })
+            }
+            Ask::ResetNetwork(network) => {
+                HelperRequest::Netd(netd::Request::Reset { network: Bulk::new(*network)? })
+            }
             Ask::Rescan => HelperRequest::Mountd(mountd::Request::Rescan),
             Ask::WakeUp => HelperRequest::Mountd(mountd::Request::WakeUp),
             Ask::Online => HelperRequest::Mountd(mountd::Request::Online),
+            Ask::Unplug { device } => HelperRequest::Mountd(mountd::Request::Unplug { device }),
             Ask::PreparePod(pod) => {
                 HelperRequest::Mountd(mountd::Request::PreparePod { pod: Bulk::new(pod)? })
             }
@@ -176,6 +202,8 @@ impl Ask {
         match self {
             Ask::WakeUp
             | Ask::Online
+            | Ask::SetPorts(_)
+            | Ask::ResetNetwork(_)
             | Ask::KillContainer { .. }
             | Ask::RemoveContainer { .. }
             | Ask::DestroyPod
@@ -185,7 +213,10 @@ impl Ask {
             | Ask::Finish { .. }
             | Ask::Flush => true,
             Ask::SetLinkUp { .. }
+            | Ask::SetInterfaces(_)
+            | Ask::AddRoutes(_)
             | Ask::Rescan
+            | Ask::Unplug { .. }
             | Ask::PreparePod(_)
             | Ask::PinPod { .. }
             | Ask::PrepareContainer(_)

@@ -73,11 +73,14 @@ impl Supervisor {
             Command::KillContainer(kill) => return self.kill_container(ticket, kill),
             Command::SignalProcess(signal) => return self.signal_process(ticket, signal),
             Command::RemoveContainer(remove) => return self.remove_container(ticket, remove),
-            Command::WriteFile(_)
-            | Command::ReadFile(_)
-            | Command::SetupInterface(_)
-            | Command::SetupRoute(_)
-            | Command::DeleteInterface(_) => Err(not_implemented(name(&command))),
+            Command::SetupInterface(interface) => return self.set_up_interface(ticket, interface),
+            Command::SetupRoute(setup) => {
+                return self.lines.ask(Ask::AddRoutes(setup.routes), Purpose::Command(ticket));
+            }
+            Command::DeleteInterface(interface) => {
+                return self.lines.ask(Ask::Unplug { device: interface.device }, Purpose::Command(ticket));
+            }
+            Command::WriteFile(_) | Command::ReadFile(_) => Err(not_implemented(name(&command))),
         };
         self.replies.close(ticket, result);
     }
@@ -97,12 +100,7 @@ impl Supervisor {
             Pod::Starting { .. } | Pod::Ending { .. } => return self.park(ticket, Command::StartPod(pod)),
             Pod::Running { .. } => return self.refuse(ticket, fault("it runs already")),
         }
-        let missing = [
-            ("STARTPOD with containers", !pod.containers.is_empty()),
-            ("STARTPOD with interfaces", !pod.interfaces.is_empty()),
-            ("STARTPOD with routes", !pod.routes.is_empty()),
-            ("STARTPOD with portmappingWhiteLists", pod.portmapping_white_lists.is_some()),
-        ];
+        let missing = [("STARTPOD with containers", !pod.containers.is_empty())];
         if let Some((what, _)) = missing.into_iter().find(|(_, asked)| *asked) {
             return self.refuse(ticket, not_implemented(what));
         }
@@ -155,6 +153,8 @@ impl Supervisor {
                 let record = Container {
                     state: ContainerState::Preparing { ticket, container: container.clone(), until },
                     init: container.process.id.clone(),
+                    ports: self.mapped(&container),
+                    open: false,
                     processes: BTreeMap::from([(container.process.id.clone(), init)]),
                 };
                 self.containers.insert(id.clone(), record);
@@ -190,12 +190,14 @@ impl Supervisor {
             ("NEWCONTAINER with addr", !container.addr.is_empty()),
             ("NEWCONTAINER with volumes", !container.volumes.is_empty()),
             ("NEWCONTAINER with fsmap", !container.fsmap.is_empty()),
-            ("NEWCONTAINER with ports", !container.ports.is_empty()),
         ];
         if let Some((what, _)) = missing.into_iter().find(|(_, asked)| *asked) {
             return Gate::No(not_implemented(what));
         }
-        match self.new_process(id, &container.process, ProcessState::Starting(ticket)) {
+        let checked = self.check_ports(container);
+        let process =
+            checked.and_then(|()| self.new_process(id, &container.process, ProcessState::Starting(ticket)));
+        match process {
             Ok(process) => Gate::Go(process),
             Err(fault) => Gate::No(fault),
         }

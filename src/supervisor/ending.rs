@@ -43,6 +43,7 @@ impl Supervisor {
         let stdio = record.stdio;
         if known.init == *process {
             known.state = ContainerState::Ending(ContainerEnd::Killing);
+            self.close_ports(container);
             let ask = Ask::KillContainer { container: container.clone() };
             self.lines.ask(ask, Purpose::KillLeft(container.clone()));
         } else {
@@ -177,6 +178,8 @@ impl Supervisor {
         warn(result);
         self.pod = Pod::None;
         self.containers.clear();
+        // Last: what mountd unmounts may be on the network.
+        self.reset_network(Purpose::Nothing);
     }
 
     /// Goes on with the ends of the pod and of the guest as far as they have come.

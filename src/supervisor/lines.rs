@@ -30,6 +30,8 @@ pub(super) struct Outcome {
     pub(super) purpose: Purpose,
     /// What came of it.
     pub(super) result: Result<Answer, Fault>,
+    /// The helper has said so itself: what it could not do it has undone.
+    pub(super) answered: bool,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -192,7 +194,7 @@ impl Lines {
                 }
             },
         };
-        Ok(Some(Outcome { purpose: pending.purpose, result }))
+        Ok(Some(Outcome { purpose: pending.purpose, result, answered: true }))
     }
 
     /// The helper is being killed; true if it was not yet.
@@ -241,6 +243,6 @@ impl Lines {
 
 impl Pending {
     fn fails(self, fault: Fault) -> Outcome {
-        Outcome { purpose: self.purpose, result: Err(fault) }
+        Outcome { purpose: self.purpose, result: Err(fault), answered: false }
     }
 }

@@ -5,6 +5,7 @@ mod ask;
 mod commands;
 mod ending;
 mod lines;
+mod network;
 mod replies;
 mod state;
 mod steps;
@@ -23,6 +24,7 @@ use crate::ids::{ContainerId, Pid, ProcessId, Signal, StreamId};
 use crate::wire::Role;
 use crate::wire::mountd::NinePTransport;
 use lines::{Lines, Outcome};
+use network::Network;
 use replies::{Replies, Ticket};
 use state::{Container, Leaving, Pod, Purpose};
 
@@ -146,6 +148,8 @@ pub struct Supervisor {
     replies: Replies,
     lines: Lines,
     pod: Pod,
+    /// What of the network was set up for the pod.
+    network: Network,
     /// DESTROYPOD was asked for: there is no way back.
     leaving: Option<Leaving>,
     containers: BTreeMap<ContainerId, Container>,
@@ -174,6 +178,7 @@ impl Supervisor {
             replies: Replies::default(),
             lines: Lines::new(),
             pod: Pod::None,
+            network: Network::default(),
             leaving: None,
             containers: BTreeMap::new(),
             pids: BTreeMap::new(),
@@ -307,12 +312,13 @@ impl Supervisor {
     }
 
     /// An answer, or none: whoever asked goes on.
-    fn go_on(&mut self, Outcome { purpose, result }: Outcome) {
+    fn go_on(&mut self, Outcome { purpose, result, answered }: Outcome) {
         match purpose {
-            Purpose::Pod(step) => self.pod_step(step, result),
+            Purpose::Pod(step) => self.pod_step(step, result, answered),
             Purpose::Container(id, step) => self.container_step(&id, step, result),
             Purpose::Exec(container, process) => self.exec_started(&container, &process, result),
             Purpose::Command(ticket) => self.replies.close(ticket, result.map(|_| Vec::new())),
+            Purpose::Rescanned(ticket, interface) => self.rescanned(ticket, *interface, result),
             Purpose::KillLeft(container) => self.left_killed(&container, result),
             Purpose::Output(container, process) => self.output_left(&container, &process, result),
             Purpose::RemoveFiles(container) => self.files_removed(&container, result),

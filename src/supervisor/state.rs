@@ -87,6 +87,10 @@ pub(super) struct Container {
     pub(super) state: ContainerState,
     /// The id of its init.
     pub(super) init: ProcessId,
+    /// The ports that are mapped to it; none of a pod without white lists.
+    pub(super) ports: Vec<spec::Port>,
+    /// Whether they are open, or about to be.
+    pub(super) open: bool,
     /// Its processes that are not finished, the init among them.
     pub(super) processes: BTreeMap<ProcessId, Process>,
 }
@@ -169,8 +173,10 @@ pub(super) enum Purpose {
     Container(ContainerId, ContainerStep),
     /// EXECCMD's only step.
     Exec(ContainerId, ProcessId),
-    /// A command of one step.
+    /// A command of one step, or the last of it.
     Command(Ticket),
+    /// SETUPINTERFACE: the bus has been scanned for what is to be set up.
+    Rescanned(Ticket, Box<spec::Interface>),
     /// A container's end: mountd kills what is left.
     KillLeft(ContainerId),
     /// A process's end: its output.
@@ -198,21 +204,30 @@ impl Purpose {
     }
 }
 
-/// STARTPOD's steps, in order; the last undoes the others.
+/// STARTPOD's steps, in order; the last two undo the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PodStep {
     Loopback,
+    /// With white lists: before there is a link that anything could come in by.
+    Ports,
+    /// With interfaces: they may have been plugged.
+    Rescan,
+    Interfaces,
+    Routes,
     Files,
     Init,
     Pin,
     Join,
     Undo,
+    UndoNetwork,
 }
 
 /// NEWCONTAINER's steps, in order; the last undoes the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ContainerStep {
     Files,
+    /// With mapped ports: a fault there leaves nothing running.
+    Ports,
     Init,
     Undo,
 }

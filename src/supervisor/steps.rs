@@ -8,29 +8,47 @@ use crate::ids::{ContainerId, Pid, ProcessId, Signal};
 use crate::wire::mountd::{NinePTransport, PodFiles, Share};
 
 impl Supervisor {
-    /// Asks for a step of STARTPOD.
+    /// Asks for a step of STARTPOD, or goes on with the next if this pod does not need it.
     pub(super) fn ask_pod_step(&mut self, next: PodStep) {
         let (local, nine_p) = (self.config.local, self.config.nine_p);
         let Pod::Starting { spec, init, step, .. } = &mut self.pod else { return };
+        if !super::network::needs(spec, next, local) {
+            return self.pod_step(next, Ok(Answer::Done), true);
+        }
         let ask = match (next, *init) {
             (PodStep::Loopback, _) => Ask::SetLinkUp { device: "lo".to_owned() },
+            (PodStep::Ports, _) => Ask::SetPorts(Box::new(super::network::base(spec))),
+            (PodStep::Rescan, _) => Ask::Rescan,
+            (PodStep::Interfaces, _) => Ask::SetInterfaces(spec.interfaces.clone()),
+            (PodStep::Routes, _) => Ask::AddRoutes(spec.routes.clone()),
             (PodStep::Files, _) => Ask::PreparePod(pod_files(spec, local, nine_p)),
             (PodStep::Init, _) => Ask::StartPod { hostname: spec.hostname.clone() },
             (PodStep::Pin, Some(pid)) => Ask::PinPod { pid },
             (PodStep::Join, _) => Ask::JoinPod,
             (PodStep::Undo, _) | (PodStep::Pin, None) => Ask::DestroyPod,
+            (PodStep::UndoNetwork, _) => {
+                *step = Some(next);
+                if !self.reset_network(Purpose::Pod(next)) {
+                    self.pod_undone();
+                }
+                return;
+            }
         };
         *step = Some(next);
         self.lines.ask(ask, Purpose::Pod(next));
     }
 
-    pub(super) fn pod_step(&mut self, done: PodStep, result: Result<Answer, Fault>) {
-        let Pod::Starting { step, .. } = &mut self.pod else { return };
+    /// A step has come to an end. `answered`: the helper has said so, so that a step that failed has undone itself.
+    pub(super) fn pod_step(&mut self, done: PodStep, result: Result<Answer, Fault>, answered: bool) {
+        let Pod::Starting { step, spec, .. } = &mut self.pod else { return };
         *step = None;
+        if result.is_ok() || !answered {
+            self.network.note(done, spec);
+        }
         let answer = match result {
-            Err(fault) if done == PodStep::Undo => {
+            Err(fault) if matches!(done, PodStep::Undo | PodStep::UndoNetwork) => {
                 log::warn!("{fault}");
-                return self.pod_undone();
+                Answer::Done
             }
             Err(fault) => return self.undo_pod(fault),
             Ok(answer) => answer,
@@ -43,10 +61,16 @@ impl Supervisor {
         }
         let Pod::Starting { init, fault, .. } = &self.pod else { return };
         match done {
-            PodStep::Undo => self.pod_undone(),
+            // After the files, which may be on the network.
+            PodStep::Undo => self.ask_pod_step(PodStep::UndoNetwork),
+            PodStep::UndoNetwork => self.pod_undone(),
             // DESTROYPOD came meanwhile, or the pod init died.
             _ if fault.is_some() => self.take_pod_down(),
-            PodStep::Loopback => self.ask_pod_step(PodStep::Files),
+            PodStep::Loopback => self.ask_pod_step(PodStep::Ports),
+            PodStep::Ports => self.ask_pod_step(PodStep::Rescan),
+            PodStep::Rescan => self.ask_pod_step(PodStep::Interfaces),
+            PodStep::Interfaces => self.ask_pod_step(PodStep::Routes),
+            PodStep::Routes => self.ask_pod_step(PodStep::Files),
             PodStep::Files => self.ask_pod_step(PodStep::Init),
             PodStep::Init => self.ask_pod_step(PodStep::Pin),
             PodStep::Pin => self.ask_pod_step(PodStep::Join),
@@ -117,14 +141,22 @@ impl Supervisor {
     ) {
         match (step, result) {
             (ContainerStep::Files, Ok(Answer::NotYet(fault))) => self.prepare_again(id, fault),
-            (ContainerStep::Files, Ok(_)) => self.start_init(id),
+            (ContainerStep::Files, Ok(_)) => {
+                let purpose = Purpose::Container(id.clone(), ContainerStep::Ports);
+                if !self.open_ports(id, purpose) {
+                    self.start_init(id);
+                }
+            }
+            (ContainerStep::Ports, Ok(_)) => self.start_init(id),
             (ContainerStep::Init, Ok(Answer::Started(pid))) if self.is_new_pid(pid) => {
                 self.init_started(id, pid);
             }
             (ContainerStep::Init, Ok(_)) => {
                 self.undo_container(id, Fault::new("starting container", id, "execd lied about it"));
             }
-            (ContainerStep::Files | ContainerStep::Init, Err(fault)) => self.undo_container(id, fault),
+            (ContainerStep::Files | ContainerStep::Ports | ContainerStep::Init, Err(fault)) => {
+                self.undo_container(id, fault);
+            }
             (ContainerStep::Undo, result) => {
                 super::warn(result);
                 if let Some(ContainerState::Undoing { ticket, fault }) = self.forget_container(id) {
@@ -177,6 +209,7 @@ impl Supervisor {
             return;
         };
         container.state = ContainerState::Undoing { ticket, fault };
+        self.close_ports(id);
         // An execd that died may have left a process that has not noticed yet.
         self.lines.ask(Ask::KillContainer { container: id.clone() }, Purpose::Nothing);
         let purpose = Purpose::Container(id.clone(), ContainerStep::Undo);

@@ -25,6 +25,11 @@ pub enum Request {
     WakeUp,
     /// Take processors and memory into use that were plugged. Nothing to do is no error.
     Online,
+    /// Unplug a NIC: its PCI device goes, and the link, its addresses and its routes with it.
+    Unplug {
+        /// The link's name.
+        device: String,
+    },
     /// Mount the share, write resolv.conf and hostname, make the pod's shm. Undoes itself when it fails.
     PreparePod {
         /// The pod's files.

@@ -2,14 +2,61 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::channel::Bulk;
+use crate::spec::{Interface, Port, PortmappingWhiteLists, Route};
+
 /// What init asks of netd.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
     /// Bring a link up (`lo` at STARTPOD).
     SetLinkUp {
         /// The link's name.
         device: String,
     },
+    /// Name, size and bring up links, and give them addresses. A link that is not there is waited for. Undoes itself when it
+    /// fails.
+    SetInterfaces {
+        /// Which, in order.
+        interfaces: Bulk<Vec<Interface>>,
+    },
+    /// Add routes. Undoes itself when it fails.
+    AddRoutes {
+        /// Which, in order.
+        routes: Bulk<Vec<Route>>,
+    },
+    /// Let in what the white lists and the ports let in, and nothing else, in place of what was let in before.
+    SetPorts {
+        /// All of it.
+        mapping: Bulk<PortMapping>,
+    },
+    /// Take back what the other requests did for a pod. What is not there is no error: this is the undo, of a part too.
+    Reset {
+        /// What they were asked.
+        network: Bulk<Network>,
+    },
+}
+
+/// How many mapped ports a pod may have: so many fit one transaction of the kernel.
+pub const PORTS_MAX: usize = 4096;
+
+/// What a pod lets in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// Who may reach what.
+    pub white_lists: PortmappingWhiteLists,
+    /// The mapped ports of all containers; a port that has no host port is not mapped.
+    pub ports: Vec<Port>,
+}
+
+/// What was set up for a pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// SetInterfaces.
+    pub interfaces: Vec<Interface>,
+    /// AddRoutes.
+    pub routes: Vec<Route>,
+    /// Whether there was a SetPorts.
+    pub ports: bool,
 }
 
 /// What netd answers.

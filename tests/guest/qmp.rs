@@ -12,6 +12,8 @@ use super::PATIENCE;
 pub struct Qmp {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
+    /// What QEMU told of its devices, and nobody has waited for yet.
+    events: Vec<Value>,
 }
 
 impl Qmp {
@@ -19,13 +21,14 @@ impl Qmp {
     pub fn connect(directory: &Path) -> Qmp {
         let writer = UnixStream::connect(directory.join("qmp.sock")).unwrap();
         writer.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut qmp = Qmp { reader: BufReader::new(writer.try_clone().unwrap()), writer };
+        let reader = BufReader::new(writer.try_clone().unwrap());
+        let mut qmp = Qmp { reader, writer, events: Vec::new() };
         assert!(qmp.line()["QMP"].is_object());
         qmp.run("qmp_capabilities", json!({}));
         qmp
     }
 
-    /// A command that must succeed; what it returns. What QEMU tells meanwhile is passed over.
+    /// A command that must succeed; what it returns.
     pub fn run(&mut self, command: &str, arguments: Value) -> Value {
         let line = json!({"execute": command, "arguments": arguments});
         self.writer.write_all(format!("{line}\n").as_bytes()).unwrap();
@@ -35,7 +38,18 @@ impl Qmp {
                 assert!(answer.get("return").is_some(), "{line}: {answer}");
                 return answer["return"].clone();
             }
+            self.events.push(answer);
         }
+    }
+
+    /// Waits for an event of that name about that device.
+    pub fn wait_for(&mut self, event: &str, device: &str) {
+        let is = |value: &Value| value["event"] == event && value["data"]["device"] == device;
+        while !self.events.iter().any(is) {
+            let next = self.line();
+            self.events.push(next);
+        }
+        self.events.retain(|value| !is(value));
     }
 
     fn line(&mut self) -> Value {

@@ -32,12 +32,6 @@ fn what_needs_no_pod() {
             "there is no pod",
         ),
         (Message::ReadFile, r#"{"container":"c","file":"/f"}"#, "not implemented: READFILE"),
-        (Message::SetupRoute, r#"{"routes":[]}"#, "not implemented: SETUPROUTE"),
-        (
-            Message::StartPod,
-            r#"{"interfaces":[{"device":"eth0"}]}"#,
-            "not implemented: STARTPOD with interfaces",
-        ),
         (Message::Ack, "", "only the guest says that"),
     ] {
         world.tell(message, json);
@@ -304,7 +298,6 @@ fn words_that_make_no_sense_are_refused() {
         r#"{"id":"d","volumes":[{"mount":"/m"}],"process":{"args":["a"],"stdio":3,"stderr":4}}"#,
         r#"{"id":"d","fsmap":[{"source":"s","path":"/m"}],"process":{"args":["a"],"stdio":3,"stderr":4}}"#,
         r#"{"id":"d","addr":"0:1","process":{"args":["a"],"stdio":3,"stderr":4}}"#,
-        r#"{"id":"d","ports":[{"hostPort":1,"containerPort":1}],"process":{"args":["a"],"stdio":3,"stderr":4}}"#,
     ] {
         world.tell(Message::NewContainer, json);
         let said = world.said().join("");

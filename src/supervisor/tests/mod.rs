@@ -3,6 +3,7 @@
 mod commands;
 mod ends;
 mod helpers;
+mod network;
 mod walk;
 
 use std::time::Duration;
@@ -200,9 +201,32 @@ fn failure(role: Role) -> Fault {
 fn short(ask: &Ask) -> String {
     match ask {
         Ask::SetLinkUp { device } => format!("up {device}"),
+        Ask::SetInterfaces(interfaces) => {
+            let names: Vec<_> = interfaces.iter().map(|interface| interface.device.as_str()).collect();
+            format!("set up {}", names.join(" "))
+        }
+        Ask::AddRoutes(routes) => {
+            let all: Vec<_> = routes.iter().map(|route| route.dest.as_str()).collect();
+            format!("add routes {}", all.join(" "))
+        }
+        Ask::SetPorts(mapping) => {
+            let all: Vec<_> = mapping
+                .ports
+                .iter()
+                .map(|port| format!(" {}>{}/{}", port.host_port, port.container_port, port.protocol))
+                .collect();
+            format!("let in{}", all.concat())
+        }
+        Ask::ResetNetwork(network) => format!(
+            "reset {} interfaces, {} routes{}",
+            network.interfaces.len(),
+            network.routes.len(),
+            if network.ports { ", ports" } else { "" }
+        ),
         Ask::Rescan => "rescan".to_owned(),
         Ask::WakeUp => "wake up".to_owned(),
         Ask::Online => "online".to_owned(),
+        Ask::Unplug { device } => format!("unplug {device}"),
         Ask::PreparePod(_) => "prepare pod".to_owned(),
         Ask::PinPod { pid } => format!("pin {pid}"),
         Ask::PrepareContainer(container) => format!("prepare {}", container.id),

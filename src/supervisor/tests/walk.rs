@@ -54,11 +54,13 @@ impl Walk {
         self.commands += 1;
         let container = format!("c{}", self.dice.roll(4));
         let process = format!("p{}", self.dice.roll(6));
-        match self.dice.roll(12) {
+        match self.dice.roll(14) {
+            0 if self.dice.roll(2) == 0 => self.world.tell(Message::StartPod, network::POD),
             0 => self.world.tell(Message::StartPod, r#"{"hostname":"pod"}"#),
             1 | 2 => {
                 self.next_stream += 2;
-                self.world.new_container(&container, self.next_stream);
+                let ports = format!(r#"[{{"hostPort":{},"containerPort":80}}]"#, self.dice.roll(3));
+                network::with_ports(&mut self.world, &container, self.next_stream, &ports);
             }
             3..=6 => {
                 self.next_stream += 2;
@@ -76,6 +78,8 @@ impl Walk {
                 Message::WinSize,
                 &format!(r#"{{"container":"{container}","process":"{process}","row":1,"column":1}}"#),
             ),
+            11 => self.world.tell(Message::SetupInterface, r#"{"device":"eth1"}"#),
+            12 => self.world.tell(Message::SetupRoute, r#"{"routes":[]}"#),
             _ => self.world.tell(Message::Ping, "null"),
         }
     }

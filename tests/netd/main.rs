@@ -1,6 +1,11 @@
 //! netd, confined, by hand, in a network namespace of its own.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its report")]
 
+mod links;
+mod net;
+mod ports;
+mod routes;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fs;

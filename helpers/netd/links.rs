@@ -1,0 +1,432 @@
+//! Links and their addresses: an interface as a host describes it, as changes of the link that is there. Pure.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use hyperinit::fault::Fault;
+use hyperinit::spec::{Interface, IpAddress};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteHeader, RouteProtocol};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::address::{Network, bits};
+use super::plan::{Change, Step, check_name};
+
+/// A link as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its number, which no rename changes.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Whether it is up.
+    pub up: bool,
+    /// Bytes.
+    pub mtu: u32,
+}
+
+impl Link {
+    /// From the kernel's description.
+    pub fn new(message: &LinkMessage) -> Link {
+        let mut link = Link {
+            index: message.header.index,
+            name: String::new(),
+            up: message.header.flags.contains(LinkFlags::Up),
+            mtu: 0,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+/// What a host wants of a link; nothing of it is text any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its name now.
+    pub device: String,
+    /// Its name to be, if that is another.
+    pub rename: Option<String>,
+    mtu: Option<u32>,
+    addresses: Vec<(What, Network)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Add,
+    Remove,
+}
+
+impl Wanted {
+    /// Reads an interface.
+    pub fn read(interface: &Interface) -> Result<Wanted, Fault> {
+        check_name("device", &interface.device)?;
+        let renamed = !interface.new_device_name.is_empty() && interface.new_device_name != interface.device;
+        if renamed {
+            check_name("newDeviceName", &interface.new_device_name)?;
+        }
+        let mtu = u32::try_from(interface.mtu)
+            .map_err(|_| Fault::new("reading", "mtu", format!("{} is no size", interface.mtu)))?;
+        Ok(Wanted {
+            device: interface.device.clone(),
+            rename: renamed.then(|| interface.new_device_name.clone()),
+            mtu: (mtu != 0).then_some(mtu),
+            addresses: addresses(interface)?,
+        })
+    }
+
+    /// Its name in the end.
+    fn name(&self) -> &str {
+        self.rename.as_deref().unwrap_or(&self.device)
+    }
+
+    /// What makes `link` what is wanted: name, size, up, addresses.
+    pub fn changes(&self, link: &Link) -> Vec<Change> {
+        let mut changes = Vec::new();
+        if let Some(name) = &self.rename {
+            changes.push(rename(link, &self.device, name));
+        }
+        let set_mtu = |mtu| Step {
+            doing: "setting the MTU of",
+            to: self.name().to_owned(),
+            message: resize(link, mtu),
+        };
+        if let Some(mtu) = self.mtu.filter(|mtu| *mtu != link.mtu) {
+            changes.push(Change::new(set_mtu(mtu), Some(set_mtu(link.mtu))));
+        }
+        if !link.up {
+            changes.push(bring_up(link, self.name()));
+        }
+        changes.extend(self.addresses.iter().map(|(what, network)| {
+            let (add, remove) = (self.add(link, network), self.remove(link, network));
+            match what {
+                What::Add => Change::new(add, Some(remove)),
+                What::Remove => Change::new(remove, Some(add)),
+            }
+        }));
+        changes
+    }
+
+    /// What makes `link`, whatever has been done to it, what it was before: without the addresses, down, with its old name.
+    pub fn takes_back(&self, link: &Link) -> Vec<Step> {
+        let added = self.addresses.iter().rev().filter(|(what, _)| *what == What::Add);
+        let mut steps: Vec<Step> = added.map(|(_, network)| self.remove(link, network)).collect();
+        steps.push(set_up(link, &link.name, false));
+        if self.rename.is_some() && link.name != self.device {
+            steps.push(name(link, &link.name, &self.device));
+        }
+        steps
+    }
+
+    fn add(&self, link: &Link, network: &Network) -> Step {
+        let message = RouteNetlinkMessage::NewAddress(address(link.index, network));
+        Step { doing: "adding", to: format!("{network} to {}", self.name()), message }
+    }
+
+    fn remove(&self, link: &Link, network: &Network) -> Step {
+        let message = RouteNetlinkMessage::DelAddress(address(link.index, network));
+        Step { doing: "removing", to: format!("{network} from {}", self.name()), message }
+    }
+}
+
+/// The list, or without one the old style's address.
+fn addresses(interface: &Interface) -> Result<Vec<(What, Network)>, Fault> {
+    let old = IpAddress { ip_address: interface.ip_address.clone(), net_mask: interface.net_mask.clone() };
+    let old_style = interface.ip_addresses.is_empty() && !old.ip_address.is_empty();
+    let all = if old_style { std::slice::from_ref(&old) } else { interface.ip_addresses.as_slice() };
+    let read = |given: &IpAddress| {
+        let (what, address) = match given.ip_address.strip_prefix('-') {
+            Some(address) => (What::Remove, address),
+            None => (What::Add, given.ip_address.as_str()),
+        };
+        let network = Network::new(address, &given.net_mask);
+        network
+            .map(|network| (what, network))
+            .map_err(|why| Fault::new("reading", format!("an address of {}", interface.device), why))
+    };
+    all.iter().map(read).collect()
+}
+
+/// What gives a link back what it had, if that goes when the link is taken down: an address of IPv6 (those of IPv4 stay), or
+/// a route that somebody has added (the kernel's own come with addresses).
+pub fn gives_back(message: RouteNetlinkMessage, index: u32) -> Option<Step> {
+    let message = match message {
+        RouteNetlinkMessage::NewAddress(had) if had.header.index == index => {
+            // What a router gave it, it gives again.
+            let given = had.header.flags.contains(AddressHeaderFlags::Permanent);
+            if !given || had.header.scope == AddressScope::Link {
+                return None;
+            }
+            let address = had.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            });
+            let network = Network { address: address?, prefix: had.header.prefix_len };
+            RouteNetlinkMessage::NewAddress(self::address(index, &network))
+        }
+        RouteNetlinkMessage::NewRoute(mut had) if had.attributes.contains(&RouteAttribute::Oif(index)) => {
+            let ours = had.header.table == RouteHeader::RT_TABLE_MAIN
+                && !matches!(had.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
+            if !ours {
+                return None;
+            }
+            // What the kernel only tells.
+            had.header.flags = RouteFlags::empty();
+            had.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
+            RouteNetlinkMessage::NewRoute(had)
+        }
+        _ => return None,
+    };
+    Some(Step { doing: "giving back", to: format!("what link {index} had"), message })
+}
+
+/// The loopback's only need.
+pub fn up(device: &str) -> Result<Step, Fault> {
+    check_name("device", device)?;
+    let mut message = LinkMessage::default();
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes.push(LinkAttribute::IfName(device.to_owned()));
+    Ok(Step { doing: "bringing up", to: device.to_owned(), message: RouteNetlinkMessage::SetLink(message) })
+}
+
+fn to(link: &Link) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = link.index;
+    message
+}
+
+fn resize(link: &Link, mtu: u32) -> RouteNetlinkMessage {
+    let mut message = to(link);
+    message.attributes.push(LinkAttribute::Mtu(mtu));
+    RouteNetlinkMessage::SetLink(message)
+}
+
+fn set_up(link: &Link, name: &str, up: bool) -> Step {
+    let mut message = to(link);
+    message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+    message.header.change_mask = LinkFlags::Up;
+    let doing = if up { "bringing up" } else { "taking down" };
+    Step { doing, to: name.to_owned(), message: RouteNetlinkMessage::SetLink(message) }
+}
+
+fn bring_up(link: &Link, name: &str) -> Change {
+    Change::new(set_up(link, name, true), Some(set_up(link, name, false)))
+}
+
+fn name(link: &Link, old: &str, new: &str) -> Step {
+    let mut message = to(link);
+    message.attributes.push(LinkAttribute::IfName(new.to_owned()));
+    Step { doing: "renaming", to: format!("{old} to {new}"), message: RouteNetlinkMessage::SetLink(message) }
+}
+
+/// Linux 6.2 and later rename a link that is up; to those before it is busy, and has to be down for a moment.
+fn rename(link: &Link, old: &str, new: &str) -> Change {
+    let plain = Change::new(name(link, old, new), Some(name(link, new, old)));
+    let busy = match link.up {
+        false => Vec::new(),
+        true => {
+            let down = Change::new(set_up(link, old, false), Some(set_up(link, old, true)));
+            vec![down, plain.clone(), bring_up(link, new)]
+        }
+    };
+    Change { busy, ..plain }
+}
+
+/// An address for NEWADDR and DELADDR alike.
+fn address(index: u32, network: &Network) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.prefix_len = network.prefix;
+    message.attributes =
+        vec![AddressAttribute::Local(network.address), AddressAttribute::Address(network.address)];
+    match network.address {
+        IpAddr::V4(address) => {
+            message.header.family = AddressFamily::Inet;
+            // Of one or two addresses none is everybody's.
+            if network.prefix + 1 < bits(&network.address) {
+                let everybody = address.to_bits() | (u32::MAX >> network.prefix);
+                message.attributes.push(AddressAttribute::Broadcast(Ipv4Addr::from_bits(everybody)));
+            }
+        }
+        IpAddr::V6(_) => {
+            message.header.family = AddressFamily::Inet6;
+            // The host has given the address to this guest. Asking the network whether another has it takes more than
+            // a second, in which nobody can bind to it though the host has its ACK.
+            message.header.flags = AddressHeaderFlags::Nodad;
+        }
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_packet_route::route::RouteMessage;
+    use serde_json::json;
+
+    fn wanted(value: serde_json::Value) -> Result<Wanted, Fault> {
+        Wanted::read(&serde_json::from_value(value).unwrap())
+    }
+
+    fn link(up: bool) -> Link {
+        Link { index: 7, name: "eth0".to_owned(), up, mtu: 1500 }
+    }
+
+    /// Changes as a test writes them, with what takes them back.
+    fn words(changes: &[Change]) -> Vec<String> {
+        let step = |step: &Step| format!("{} {}", step.doing, step.to);
+        changes
+            .iter()
+            .map(|change| {
+                format!("{} ({})", step(&change.step), change.undo.as_ref().map_or(String::new(), step))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn everything_in_order_and_how_it_is_taken_back() {
+        let wanted = wanted(json!({"device": "eth0", "newDeviceName": "net0", "mtu": 1400, "ipAddresses": [
+            {"ipAddress": "10.0.0.2", "netMask": "255.255.255.0"}, {"ipAddress": "-10.0.0.9", "netMask": "24"},
+            {"ipAddress": "fec0::2", "netMask": "64"}]}))
+        .unwrap();
+        assert_eq!(
+            words(&wanted.changes(&link(false))),
+            [
+                "renaming eth0 to net0 (renaming net0 to eth0)",
+                "setting the MTU of net0 (setting the MTU of net0)",
+                "bringing up net0 (taking down net0)",
+                "adding 10.0.0.2/24 to net0 (removing 10.0.0.2/24 from net0)",
+                "removing 10.0.0.9/24 from net0 (adding 10.0.0.9/24 to net0)",
+                "adding fec0::2/64 to net0 (removing fec0::2/64 from net0)",
+            ]
+        );
+        let renamed = Link { name: "net0".to_owned(), ..link(true) };
+        let back: Vec<_> =
+            wanted.takes_back(&renamed).iter().map(|step| format!("{} {}", step.doing, step.to)).collect();
+        assert_eq!(
+            back,
+            [
+                "removing fec0::2/64 from net0",
+                "removing 10.0.0.2/24 from net0",
+                "taking down net0",
+                "renaming net0 to eth0"
+            ]
+        );
+        assert_eq!(wanted.takes_back(&link(false)).len(), 3, "its name is the old one already");
+    }
+
+    #[test]
+    fn what_is_as_it_should_be_is_left_alone() {
+        for name in ["", "eth0"] {
+            let wanted = wanted(json!({"device": "eth0", "newDeviceName": name, "mtu": 1500})).unwrap();
+            assert!(wanted.changes(&link(true)).is_empty(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_link_that_is_up_is_taken_down_for_its_name_only_if_it_must() {
+        let wanted = wanted(json!({"device": "eth0", "newDeviceName": "net0"})).unwrap();
+        let changes = wanted.changes(&link(true));
+        assert_eq!(words(&changes), ["renaming eth0 to net0 (renaming net0 to eth0)"]);
+        assert_eq!(
+            words(&changes[0].busy),
+            [
+                "taking down eth0 (bringing up eth0)",
+                "renaming eth0 to net0 (renaming net0 to eth0)",
+                "bringing up net0 (taking down net0)"
+            ]
+        );
+        assert!(wanted.changes(&link(false))[0].busy.is_empty(), "a busy name is an error");
+    }
+
+    #[test]
+    fn the_old_style_has_one_address() {
+        let wanted =
+            wanted(json!({"device": "eth0", "ipAddress": "10.0.0.2", "netMask": "255.0.0.0"})).unwrap();
+        assert_eq!(
+            words(&wanted.changes(&link(true))),
+            ["adding 10.0.0.2/8 to eth0 (removing 10.0.0.2/8 from eth0)"]
+        );
+    }
+
+    #[test]
+    fn an_address_as_the_kernel_has_it() {
+        let network = |text| Network::parse(text).unwrap();
+        let v4 = address(7, &network("10.1.2.3/20"));
+        assert_eq!((v4.header.family, v4.header.prefix_len, v4.header.index), (AddressFamily::Inet, 20, 7));
+        assert!(v4.attributes.contains(&AddressAttribute::Broadcast(Ipv4Addr::new(10, 1, 15, 255))));
+        assert_eq!(v4.header.flags, AddressHeaderFlags::empty());
+        for lonely in ["10.1.2.3/31", "10.1.2.3/32"] {
+            assert_eq!(address(7, &network(lonely)).attributes.len(), 2);
+        }
+        let v6 = address(7, &network("fec0::2/64"));
+        assert_eq!((v6.header.family, v6.header.flags), (AddressFamily::Inet6, AddressHeaderFlags::Nodad));
+    }
+
+    #[test]
+    fn a_link_gets_back_what_was_given_to_it() {
+        let network = |text| Network::parse(text).unwrap();
+        let had = |index, flags, scope| {
+            let mut had = address(index, &network("fec0::2/64"));
+            (had.header.flags, had.header.scope) = (flags, scope);
+            had.attributes = vec![AddressAttribute::Address(network("fec0::2").address)];
+            RouteNetlinkMessage::NewAddress(had)
+        };
+        let permanent = AddressHeaderFlags::Permanent;
+        let back = gives_back(had(7, permanent, AddressScope::Site), 7).unwrap();
+        assert_eq!(back.message, RouteNetlinkMessage::NewAddress(address(7, &network("fec0::2/64"))));
+        for (index, flags, scope) in [
+            (8, permanent, AddressScope::Site),
+            (7, permanent, AddressScope::Link),
+            (7, AddressHeaderFlags::empty(), AddressScope::Site),
+        ] {
+            assert_eq!(gives_back(had(index, flags, scope), 7), None);
+        }
+        let route = |protocol, table, oif| {
+            let mut route = RouteMessage::default();
+            (route.header.protocol, route.header.table) = (protocol, table);
+            route.attributes = vec![RouteAttribute::Oif(oif)];
+            RouteNetlinkMessage::NewRoute(route)
+        };
+        let main = RouteHeader::RT_TABLE_MAIN;
+        assert!(gives_back(route(RouteProtocol::Boot, main, 7), 7).is_some());
+        for (protocol, table, oif) in [
+            (RouteProtocol::Kernel, main, 7),
+            (RouteProtocol::Ra, main, 7),
+            (RouteProtocol::Boot, 255, 7),
+            (RouteProtocol::Boot, main, 8),
+        ] {
+            assert_eq!(gives_back(route(protocol, table, oif), 7), None);
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_names_itself() {
+        for (value, text) in [
+            (json!({"device": ""}), "reading device: \"\" is not the name of a link"),
+            (json!({"device": "e", "newDeviceName": "a/b"}), "reading newDeviceName: \"a/b\""),
+            (json!({"device": "e", "mtu": 1u64 << 32}), "reading mtu: 4294967296 is no size"),
+            (
+                json!({"device": "e", "ipAddresses": [{"ipAddress": "10.0.0.300", "netMask": "8"}]}),
+                "reading an address of e: \"10.0.0.300\" is not an address",
+            ),
+            (
+                json!({"device": "e", "ipAddresses": [{"ipAddress": "--10.0.0.3", "netMask": "8"}]}),
+                "\"-10.0.0.3\" is not an address",
+            ),
+            (
+                json!({"device": "e", "ipAddress": "10.0.0.3", "netMask": "255.0.255.0"}),
+                "\"255.0.255.0\" is not the mask of 10.0.0.3",
+            ),
+        ] {
+            let fault = wanted(value).unwrap_err().to_string();
+            assert!(fault.contains(text), "{fault}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The network: what STARTPOD sets up of it and what of that is taken back, the ports of containers, and the commands
+//! of one interface.
+
+use std::collections::BTreeMap;
+
+use super::ask::Answer;
+use super::state::{PodStep, Purpose};
+use super::{Ask, Supervisor, Ticket, warn};
+use crate::fault::Fault;
+use crate::ids::ContainerId;
+use crate::spec::{Container, Interface, Pod, Port, PortmappingWhiteLists, Protocol, Route};
+use crate::wire::netd::{self, PORTS_MAX, PortMapping};
+
+/// What STARTPOD has set up, for as long as the pod is there.
+#[derive(Debug, Default)]
+pub(super) struct Network {
+    interfaces: Vec<Interface>,
+    routes: Vec<Route>,
+    /// Without them nothing is kept out, and ports mean nothing.
+    white_lists: Option<PortmappingWhiteLists>,
+}
+
+impl Network {
+    /// A step of STARTPOD is done, or a helper has died over it: something of it may be there.
+    pub(super) fn note(&mut self, step: PodStep, pod: &Pod) {
+        match step {
+            PodStep::Ports => self.white_lists = white_lists(pod).cloned(),
+            PodStep::Interfaces => self.interfaces.clone_from(&pod.interfaces),
+            PodStep::Routes => self.routes.clone_from(&pod.routes),
+            PodStep::Loopback
+            | PodStep::Rescan
+            | PodStep::Files
+            | PodStep::Init
+            | PodStep::Pin
+            | PodStep::Join
+            | PodStep::Undo
+            | PodStep::UndoNetwork => {}
+        }
+    }
+}
+
+/// The pod's white lists. Two empty ones are none (so it is in the C original).
+fn white_lists(pod: &Pod) -> Option<&PortmappingWhiteLists> {
+    let lists = pod.portmapping_white_lists.as_ref();
+    lists.filter(|lists| !lists.internal_networks.is_empty() || !lists.external_networks.is_empty())
+}
+
+/// Whether a pod needs a step of STARTPOD.
+pub(super) fn needs(pod: &Pod, step: PodStep, local: bool) -> bool {
+    match step {
+        PodStep::Ports => white_lists(pod).is_some(),
+        // The bus is the machine's.
+        PodStep::Rescan => !pod.interfaces.is_empty() && !local,
+        PodStep::Interfaces => !pod.interfaces.is_empty(),
+        PodStep::Routes => !pod.routes.is_empty(),
+        PodStep::Loopback
+        | PodStep::Files
+        | PodStep::Init
+        | PodStep::Pin
+        | PodStep::Join
+        | PodStep::Undo
+        | PodStep::UndoNetwork => true,
+    }
+}
+
+/// What a pod lets in that has no containers yet.
+pub(super) fn base(pod: &Pod) -> PortMapping {
+    PortMapping { white_lists: white_lists(pod).cloned().unwrap_or_default(), ports: Vec::new() }
+}
+
+// ---- ports ----
+
+impl Supervisor {
+    /// The ports that a new container has mapped to it.
+    pub(super) fn mapped(&self, container: &Container) -> Vec<Port> {
+        match &self.network.white_lists {
+            None => Vec::new(),
+            Some(_) => container.ports.iter().filter(|port| port.host_port != 0).cloned().collect(),
+        }
+    }
+
+    /// Whether a new container can have its ports: a host port leads to one place.
+    pub(super) fn check_ports(&self, container: &Container) -> Result<(), Fault> {
+        let fault = |why: String| Fault::new("mapping the ports of", &container.id, why);
+        let mut taken: BTreeMap<(Protocol, u16), (&ContainerId, u16)> = BTreeMap::new();
+        for (id, known) in self.containers.iter().filter(|(id, _)| **id != container.id) {
+            for port in &known.ports {
+                if let Ok(Some(host)) = port.check() {
+                    taken.insert(host, (id, port.container_port));
+                }
+            }
+        }
+        let mut count = taken.len();
+        for port in self.mapped(container) {
+            let Some(host) = port.check().map_err(fault)? else { continue };
+            count += 1;
+            let own = (&container.id, port.container_port);
+            if let Some((id, _)) = taken.insert(host, own).filter(|old| *old != own) {
+                let (protocol, number) = host;
+                return Err(fault(format!("the host's {number}/{protocol} leads to container {id}")));
+            }
+        }
+        match count > PORTS_MAX {
+            true => Err(fault(format!("the pod would have more than {PORTS_MAX}"))),
+            false => Ok(()),
+        }
+    }
+
+    /// Opens a container's ports, if it has any; false if it has none.
+    pub(super) fn open_ports(&mut self, id: &ContainerId, purpose: Purpose) -> bool {
+        let Some(known) = self.containers.get_mut(id).filter(|known| !known.ports.is_empty()) else {
+            return false;
+        };
+        known.open = true;
+        self.ask_ports(purpose);
+        true
+    }
+
+    /// Closes a container's ports. Nobody waits for it: whatever comes next to netd comes after it.
+    pub(super) fn close_ports(&mut self, id: &ContainerId) {
+        let Some(known) = self.containers.get_mut(id) else { return };
+        known.ports.clear();
+        if std::mem::take(&mut known.open) {
+            self.ask_ports(Purpose::Nothing);
+        }
+    }
+
+    fn ask_ports(&mut self, purpose: Purpose) {
+        let Some(white_lists) = self.network.white_lists.clone() else { return };
+        let open = self.containers.values().filter(|known| known.open);
+        let ports = open.flat_map(|known| known.ports.iter().cloned()).collect();
+        self.lines.ask(Ask::SetPorts(Box::new(PortMapping { white_lists, ports })), purpose);
+    }
+
+    /// netd takes back what STARTPOD had it set up; false if that is nothing.
+    pub(super) fn reset_network(&mut self, purpose: Purpose) -> bool {
+        let Network { interfaces, routes, white_lists } = std::mem::take(&mut self.network);
+        let network = netd::Network { interfaces, routes, ports: white_lists.is_some() };
+        let something = network != netd::Network::default();
+        if something {
+            self.lines.ask(Ask::ResetNetwork(Box::new(network)), purpose);
+        }
+        something
+    }
+}
+
+// ---- commands ----
+
+impl Supervisor {
+    /// SETUPINTERFACE.
+    pub(super) fn set_up_interface(&mut self, ticket: Ticket, interface: Interface) {
+        if self.config.local {
+            return self.rescanned(ticket, interface, Ok(Answer::Done));
+        }
+        self.lines.ask(Ask::Rescan, Purpose::Rescanned(ticket, Box::new(interface)));
+    }
+
+    /// The bus has been looked at for a NIC, or could not be: the kernel may have seen it all the same.
+    pub(super) fn rescanned(&mut self, ticket: Ticket, interface: Interface, result: Result<Answer, Fault>) {
+        warn(result);
+        self.lines.ask(Ask::SetInterfaces(vec![interface]), Purpose::Command(ticket));
+    }
+}

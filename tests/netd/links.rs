@@ -1,0 +1,233 @@
+//! Interfaces: real links, and what the kernel made of them.
+
+use std::fs;
+use std::net::TcpListener;
+use std::time::Instant;
+
+use hyperinit::wire::Role;
+use nix::errno::Errno;
+use serde_json::json;
+
+use super::net::{World, addresses, everything, ip, ip_json, reset, set};
+use super::support::DEADLINE;
+use super::support::guest::guest;
+use super::support::helper::Helper;
+
+fn netd() -> Helper {
+    Helper::start(Role::Netd, &[], None)
+}
+
+#[test]
+fn a_link_gets_all_that_is_wanted_at_once() {
+    guest(|_| {
+        let world = World::new();
+        world.link("eth0", &[]);
+        let mut netd = netd();
+        set(
+            &mut netd,
+            json!([{"device": "eth0", "newDeviceName": "net0", "mtu": 1400, "ipAddresses": [
+            {"ipAddress": "10.1.0.2", "netMask": "255.255.255.0"}, {"ipAddress": "10.2.0.2", "netMask": "16"},
+            {"ipAddress": "fec0:1::2", "netMask": "64"}]}]),
+        )
+        .unwrap();
+        let link = &ip_json("link show dev net0")[0];
+        assert_eq!(link["mtu"], 1400);
+        assert!(link["flags"].as_array().unwrap().contains(&json!("UP")), "{link}");
+        let (all, usable) = addresses("net0");
+        assert_eq!(all, ["10.1.0.2/24", "10.2.0.2/16", "fec0:1::2/64"]);
+        assert!(usable, "nobody waits for an address to be asked for: {}", ip("address"));
+        assert_eq!(ip_json("-4 address show dev net0")[0]["addr_info"][0]["broadcast"], "10.1.0.255");
+        for at in ["10.1.0.2:0", "[fec0:1::2]:0"] {
+            TcpListener::bind(at).unwrap();
+        }
+        assert_eq!(netd.log(), "");
+    });
+}
+
+#[test]
+fn the_old_style_and_removal() {
+    guest(|_| {
+        let world = World::new();
+        world.link("eth0", &[]);
+        let mut netd = netd();
+        set(&mut netd, json!([{"device": "eth0", "ipAddress": "10.1.0.2", "netMask": "255.0.0.0"}])).unwrap();
+        assert_eq!(addresses("eth0").0, ["10.1.0.2/8"]);
+        set(
+            &mut netd,
+            json!([{"device": "eth0", "ipAddresses": [
+            {"ipAddress": "-10.1.0.2", "netMask": "8"}, {"ipAddress": "fec0::5", "netMask": "64"}]}]),
+        )
+        .unwrap();
+        assert_eq!(addresses("eth0").0, ["fec0::5/64"]);
+        set(&mut netd, json!([{"device": "eth0", "ipAddress": "-fec0::5", "netMask": "64"}])).unwrap();
+        assert_eq!(addresses("eth0").0, Vec::<String>::new());
+        let fault = set(&mut netd, json!([{"device": "eth0", "ipAddress": "-10.9.9.9", "netMask": "8"}]));
+        let fault = fault.unwrap_err();
+        assert!(fault.is(Errno::EADDRNOTAVAIL), "{fault}");
+        assert!(fault.to_string().starts_with("netd: removing 10.9.9.9/8 from eth0: "), "{fault}");
+    });
+}
+
+#[test]
+fn a_name_that_is_no_other_changes_nothing() {
+    guest(|_| {
+        let world = World::new();
+        world.link("eth0", &["10.1.0.1/24"]);
+        let mut netd = netd();
+        set(&mut netd, json!([{"device": "eth0", "ipAddress": "10.1.0.2", "netMask": "24"}])).unwrap();
+        ip("route add default via 10.1.0.1");
+        let before = everything();
+        for name in ["", "eth0"] {
+            set(&mut netd, json!([{"device": "eth0", "newDeviceName": name}])).unwrap();
+            assert_eq!(everything(), before, "the link was not taken down, and its routes are there");
+        }
+    });
+}
+
+#[test]
+fn a_link_that_is_up_is_renamed() {
+    guest(|_| {
+        let world = World::new();
+        world.link("eth0", &["10.1.0.1/24"]);
+        let mut netd = netd();
+        set(&mut netd, json!([{"device": "eth0", "ipAddress": "10.1.0.2", "netMask": "24"}])).unwrap();
+        set(&mut netd, json!([{"device": "eth0", "newDeviceName": "lan"}])).unwrap();
+        assert_eq!(addresses("lan").0, ["10.1.0.2/24"]);
+        assert!(ip("route show").contains("10.1.0.0/24 dev lan"), "{}", ip("route show"));
+        let listener = TcpListener::bind("10.1.0.2:0").unwrap();
+        world.connect(&listener.local_addr().unwrap().to_string());
+    });
+}
+
+#[test]
+fn an_item_that_fails_undoes_the_earlier_ones() {
+    guest(|_| {
+        let world = World::new();
+        world.link("eth0", &[]);
+        world.link("eth1", &[]);
+        ip("address add 10.1.0.9/24 dev eth0");
+        let before = everything();
+        let mut netd = netd();
+        for (interfaces, errno, text) in [
+            (
+                json!([{"device": "eth1", "newDeviceName": "lan", "mtu": 1300, "ipAddress": "10.3.0.2", "netMask": "8"},
+                    {"device": "eth0", "newDeviceName": "net0", "mtu": 1400, "ipAddresses": [
+                        {"ipAddress": "-10.1.0.9", "netMask": "24"}, {"ipAddress": "10.1.0.2", "netMask": "24"},
+                        {"ipAddress": "fec0::2", "netMask": "64"}, {"ipAddress": "10.1.0.2", "netMask": "24"}]}]),
+                Errno::EEXIST,
+                "netd: adding 10.1.0.2/24 to net0: File exists",
+            ),
+            (
+                json!([{"device": "eth1", "ipAddress": "10.3.0.2", "netMask": "8"},
+                    {"device": "eth0", "newDeviceName": "eth1"}]),
+                Errno::EEXIST,
+                "netd: renaming eth0 to eth1: File exists",
+            ),
+            (
+                json!([{"device": "eth1", "ipAddress": "10.3.0.2", "netMask": "8"}, {"device": "eth0", "mtu": 5}]),
+                Errno::EINVAL,
+                "netd: setting the MTU of eth0: Invalid argument (mtu less than device minimum)",
+            ),
+            (
+                json!([{"device": "eth1", "newDeviceName": "lan"}, {"device": "eth9"}]),
+                Errno::ENODEV,
+                "netd: looking for the link eth9: No such device",
+            ),
+        ] {
+            let fault = set(&mut netd, interfaces).unwrap_err();
+            assert!(fault.is(errno), "{fault}");
+            // Kernels add more or fewer words.
+            assert!(fault.to_string().starts_with(text), "{fault}");
+            assert_eq!(everything(), before, "{text}");
+        }
+        assert_eq!(netd.log(), "", "nothing of it could not be undone");
+    });
+}
+
+#[test]
+fn what_cannot_be_read_never_reaches_the_kernel() {
+    guest(|_| {
+        let world = World::new();
+        world.link("eth0", &[]);
+        let before = everything();
+        let mut netd = netd();
+        let fault = set(
+            &mut netd,
+            json!([{"device": "eth0", "ipAddress": "10.1.0.2", "netMask": "24"},
+            {"device": "eth0", "ipAddress": "10.1.0.2", "netMask": "255.0.255.0"}]),
+        );
+        assert!(fault.unwrap_err().to_string().contains("is not the mask"));
+        assert_eq!(everything(), before);
+    });
+}
+
+/// Whether a process sleeps in poll(2).
+fn waits(pid: hyperinit::ids::Pid) -> bool {
+    let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
+    let number = call.split(' ').next().unwrap().parse::<i64>();
+    number.is_ok_and(|number| [nix::libc::SYS_poll, nix::libc::SYS_ppoll].contains(&number))
+}
+
+#[test]
+fn a_link_that_is_being_plugged_is_waited_for() {
+    guest(|_| {
+        let world = World::new();
+        let mut netd = netd();
+        // News that nobody has read yet must not pass for the link's.
+        world.link("other", &[]);
+        let pid = netd.pid();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let until = Instant::now() + DEADLINE;
+                while !waits(pid) {
+                    assert!(Instant::now() < until, "netd does not wait");
+                    std::thread::yield_now();
+                }
+                world.link("more", &[]);
+                world.link("eth0", &[]);
+            });
+            set(&mut netd, json!([{"device": "eth0", "ipAddress": "10.1.0.2", "netMask": "24"}])).unwrap();
+        });
+        assert_eq!(addresses("eth0").0, ["10.1.0.2/24"]);
+    });
+}
+
+#[test]
+fn news_that_nobody_reads_does_no_harm() {
+    guest(|_| {
+        let world = World::new();
+        world.link("eth0", &[]);
+        let mut netd = netd();
+        for _ in 0..300 {
+            // Each change is told to whoever listens: more than a socket holds.
+            ip("link set eth0 mtu 1400");
+            ip("link set eth0 mtu 1500");
+        }
+        set(&mut netd, json!([{"device": "eth0", "ipAddress": "10.1.0.2", "netMask": "24"}])).unwrap();
+        assert_eq!(addresses("eth0").0, ["10.1.0.2/24"]);
+    });
+}
+
+#[test]
+fn a_reset_takes_back_what_is_there_of_it() {
+    guest(|_| {
+        let world = World::new();
+        world.link("eth0", &[]);
+        world.link("eth1", &["10.1.0.1/24"]);
+        ip("link set lo up");
+        let before = everything();
+        let interfaces = json!([{"device": "eth1", "newDeviceName": "lan", "ipAddresses": [
+            {"ipAddress": "10.1.0.2", "netMask": "24"}, {"ipAddress": "fec0::2", "netMask": "64"}]},
+            {"device": "eth9", "ipAddress": "10.9.0.2", "netMask": "24"}]);
+        let routes = json!([{"dest": "default", "gateway": "10.1.0.1", "device": "lan"},
+            {"dest": "10.7.0.0/16", "gateway": "10.9.0.1", "device": "eth9"}]);
+        let mut netd = netd();
+        set(&mut netd, json!([interfaces[0]])).unwrap();
+        ip("route add default via 10.1.0.1 dev lan");
+        // A part of it was never done; and the second time nothing of it is there.
+        for _ in 0..2 {
+            reset(&mut netd, interfaces.clone(), routes.clone(), true).unwrap();
+            assert_eq!(everything(), before);
+        }
+    });
+}

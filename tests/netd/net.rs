@@ -1,0 +1,39 @@
+//! Requests to netd.
+
+use hyperinit::channel::Bulk;
+use hyperinit::fault::Fault;
+use hyperinit::wire::netd::{Network, PortMapping, Reply, Request};
+use serde_json::Value;
+
+pub use super::support::net::{World, addresses, everything, ip, ip_json, listen, nft};
+
+use super::support::helper::Helper;
+
+/// SetInterfaces.
+pub fn set(netd: &mut Helper, interfaces: Value) -> Result<Reply, Fault> {
+    netd.ask(&Request::SetInterfaces { interfaces: Bulk::Here(serde_json::from_value(interfaces).unwrap()) })
+}
+
+/// AddRoutes.
+pub fn route(netd: &mut Helper, routes: Value) -> Result<Reply, Fault> {
+    netd.ask(&Request::AddRoutes { routes: Bulk::Here(serde_json::from_value(routes).unwrap()) })
+}
+
+/// SetPorts.
+pub fn map(netd: &mut Helper, lists: Value, ports: Value) -> Result<Reply, Fault> {
+    let mapping = PortMapping {
+        white_lists: serde_json::from_value(lists).unwrap(),
+        ports: serde_json::from_value(ports).unwrap(),
+    };
+    netd.ask(&Request::SetPorts { mapping: Bulk::Here(mapping) })
+}
+
+/// Reset.
+pub fn reset(netd: &mut Helper, interfaces: Value, routes: Value, ports: bool) -> Result<Reply, Fault> {
+    let network = Network {
+        interfaces: serde_json::from_value(interfaces).unwrap(),
+        routes: serde_json::from_value(routes).unwrap(),
+        ports,
+    };
+    netd.ask(&Request::Reset { network: Bulk::Here(network) })
+}

@@ -171,6 +171,8 @@ pub(super) enum Purpose {
     Exec(ContainerId, ProcessId),
     /// A command of one step.
     Command(Ticket),
+    /// READFILE: a part of the file that is being read.
+    Read,
     /// A container's end: mountd kills what is left.
     KillLeft(ContainerId),
     /// A process's end: its output.

@@ -54,7 +54,7 @@ impl Walk {
         self.commands += 1;
         let container = format!("c{}", self.dice.roll(4));
         let process = format!("p{}", self.dice.roll(6));
-        match self.dice.roll(12) {
+        match self.dice.roll(14) {
             0 => self.world.tell(Message::StartPod, r#"{"hostname":"pod"}"#),
             1 | 2 => {
                 self.next_stream += 2;
@@ -76,6 +76,10 @@ impl Walk {
                 Message::WinSize,
                 &format!(r#"{{"container":"{container}","process":"{process}","row":1,"column":1}}"#),
             ),
+            11 => self.world.read(&container, "/f"),
+            12 => self
+                .world
+                .tell(Message::WriteFile, &format!(r#"{{"container":"{container}","file":"/f"}}content"#)),
             _ => self.world.tell(Message::Ping, "null"),
         }
     }
@@ -92,6 +96,17 @@ impl Walk {
             return self.world.fails(role);
         }
         let oldest = self.world.asked.iter().find(|(_, ask)| ask.role() == role);
+        match oldest {
+            Some((_, Ask::ReadFile { .. } | Ask::ReadOn)) => {
+                let last = self.dice.roll(3) == 0;
+                return self.world.part(b"part", last);
+            }
+            Some((_, Ask::PrepareContainer(container))) if self.dice.roll(3) == 0 => {
+                let id = container.id.clone();
+                return self.world.populating(id.as_str());
+            }
+            _ => {}
+        }
         let Some((_, ask)) = oldest.filter(|(_, ask)| ask.starts()) else { return self.world.done(role) };
         self.starts += usize::from(matches!(ask, Ask::StartProcess { .. }));
         self.next_pid += 1;

@@ -75,9 +75,9 @@ impl Supervisor {
             Command::RemoveContainer(remove) => return self.remove_container(ticket, remove),
             Command::ReadFile(file) => return self.read_file(ticket, file),
             Command::WriteFile(file) => return self.write_file(ticket, file),
-            Command::SetupInterface(_)
-            | Command::SetupRoute(_)
-            | Command::DeleteInterface(_) => Err(not_implemented(name(&command))),
+            Command::SetupInterface(_) | Command::SetupRoute(_) | Command::DeleteInterface(_) => {
+                Err(not_implemented(name(&command)))
+            }
         };
         self.replies.close(ticket, result);
     }

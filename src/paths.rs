@@ -20,10 +20,14 @@ pub const POD_RESOLV_CONF: &str = "/run/hyperinit/pod/resolv.conf";
 pub const POD_HOSTNAME: &str = "/run/hyperinit/pod/hostname";
 /// Where a container's root is put together, in a mount namespace that only becomes the container's.
 pub const STAGE: &str = "/run/hyperinit/stage";
+/// Where a volume is mounted while a part of it is bound into a container, in the same namespace.
+pub const VOLUME: &str = "/run/hyperinit/volume";
 /// Where the pod's share is mounted at STARTPOD.
 pub const SHARE: &str = "/run/hyperinit/share";
 /// With `--local`: the directory that stands in for the 9p export, bound here at boot.
 pub const LOCAL_SHARE: &str = "/run/hyperinit/local-share";
+/// The kernel's modules, in a guest that kept them (`hyper_modules`): one directory, named by the release.
+pub const MODULES: &str = "/lib/modules";
 /// One directory for each container.
 pub const CONTAINERS: &str = "/run/hyperinit/containers";
 /// The guest's cgroup v2 root, if the kernel has one.

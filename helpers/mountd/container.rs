@@ -16,16 +16,17 @@ use hyperinit::wire::mountd::Reply;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::{Mode, SFlag, fstat, makedev, mknodat};
 use nix::unistd::{chdir, fchdir, pivot_root, symlinkat};
 
-use super::tree::{Home, libc_flags, make_directories, mount_point};
+use super::disk::{self, Access, Disk, is_word};
+use super::populate::Populations;
+use super::tree::{Home, kind, libc_flags, make_directories, mount_point};
+use super::volumes::{self, Bind};
 use super::{Rules, layer, pod, sysctl};
 
-/// How long a disk that is still being plugged is awaited at once; init asks again.
-const DISK_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long a disk that is being plugged is awaited, or a volume filled, at once; init asks again.
+const SLICE: Duration = Duration::from_millis(100);
 /// A container's own /dev: nodes, links, and little else.
 const DEV_SIZE: &str = "1m";
 /// The group of ttys in every distribution.
@@ -38,57 +39,88 @@ const RDONLY: u64 = nix::libc::MOUNT_ATTR_RDONLY;
 
 /// Where a root filesystem comes from.
 #[derive(Debug, PartialEq, Eq)]
-enum Source<'a> {
+pub enum Source<'a> {
     /// `<image>/<rootfs>` of the share.
     Share { image: &'a Path, rootfs: &'a Path },
     /// `<rootfs>` of a disk.
-    Disk { device: &'a str, fstype: &'a str, rootfs: &'a Path },
+    Disk { disk: Disk<'a>, fstype: &'a str, rootfs: &'a Path, read_only: bool },
 }
 
 /// Reads the host's words for the root filesystem.
 fn source(container: &Container) -> Result<Source<'_>, Fault> {
     let rootfs = Path::new(&container.rootfs);
-    if !container.addr.is_empty() {
-        // It would override `image`: another disk than the one that was meant is worse than none.
-        return Err(Fault::new("reading", "addr", "disks by SCSI address are not implemented"));
-    }
     if container.fstype.is_empty() {
+        if !container.addr.is_empty() {
+            return Err(Fault::new("reading", "fstype", "the disk at addr has none"));
+        }
         return Ok(Source::Share { image: Path::new(&container.image), rootfs });
     }
-    let word = |text: &str| {
-        !text.is_empty()
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
-            && !text.starts_with('.')
-    };
-    if !word(&container.image) {
-        return Err(Fault::new(
-            "reading",
-            "image",
-            format!("{:?} is not the name of a disk", container.image),
-        ));
-    }
-    if !word(&container.fstype) {
+    let disk = Disk::read("image", &container.image, &container.addr)?;
+    if !is_word(&container.fstype) {
         return Err(Fault::new("reading", "fstype", format!("{:?} is not a filesystem", container.fstype)));
     }
-    Ok(Source::Disk { device: &container.image, fstype: &container.fstype, rootfs })
+    Ok(Source::Disk { disk, fstype: &container.fstype, rootfs, read_only: container.read_only })
 }
 
-/// Everything of PrepareContainer, or nothing of it.
-pub fn prepare(home: &Home, rules: &Rules, container: &Container) -> Result<Reply, Fault> {
+impl Source<'_> {
+    /// The disk that it is on.
+    fn disk(&self) -> Option<Disk<'_>> {
+        match self {
+            Source::Share { .. } => None,
+            Source::Disk { disk, .. } => Some(*disk),
+        }
+    }
+
+    /// Its directory, in the namespace that mountd is in now. A disk is mounted at the stage, or nowhere.
+    fn open_at(&self, stage: Option<&OwnedFd>) -> Result<OwnedFd, Fault> {
+        match self {
+            Source::Share { image, rootfs } => {
+                let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+                let share = open(paths::SHARE, flags, Mode::empty()).fault("opening", "the share")?;
+                below(&below(&share, image)?, rootfs)
+            }
+            Source::Disk { disk, fstype, rootfs, read_only } => {
+                let access = if *read_only { Access::Read } else { Access::Write };
+                let mounted = disk::mount(*disk, fstype, access)?;
+                if let Some(stage) = stage {
+                    move_mount(&mounted, stage).fault("attaching", disk)?;
+                }
+                below(&mounted, rootfs)
+            }
+        }
+    }
+
+    /// The same, for a look at the image only.
+    pub fn open(&self) -> Result<OwnedFd, Fault> {
+        self.open_at(None)
+    }
+}
+
+/// Everything of PrepareContainer, or nothing of it; or a part of what comes before.
+pub fn prepare(
+    home: &Home,
+    rules: &Rules,
+    populations: &mut Populations,
+    container: &Container,
+) -> Result<Reply, Fault> {
+    let until = Instant::now() + SLICE;
     let source = source(container)?;
+    let binds = volumes::plan(container)?;
     sysctl::check(&container.sysctl, &rules.profile)?;
-    if let Source::Disk { device, .. } = source
-        && !await_device(device)?
-    {
-        let fault = Fault::errno("waiting for the disk", format!("/dev/{device}"), Errno::ENOENT);
+    let disks: Vec<Disk<'_>> = source.disk().into_iter().chain(binds.iter().filter_map(Bind::disk)).collect();
+    if let Some(disk) = disk::missing(&disks, !rules.local, until)? {
+        let fault = Fault::errno("waiting for the disk", disk, Errno::ENOENT);
         return Ok(Reply::NotYet { fault });
+    }
+    if container.initialize && !populations.advance(home, &container.id, &source, &binds, until)? {
+        return Ok(Reply::Populating);
     }
     // What an earlier container of this id, or a mountd that died, left.
     remove(&container.id)?;
     let directory = paths::container(&container.id);
     fs::create_dir_all(&directory).fault("making", directory.display())?;
     let prepared = home
-        .in_new_namespace(|| build(home, rules, container, &source))
+        .in_new_namespace(|| build(home, rules, container, &source, &binds))
         .and_then(|namespace| keep(&namespace, &container.id))
         .and_then(|()| make_cgroup(&container.id));
     if prepared.is_err()
@@ -100,34 +132,51 @@ pub fn prepare(home: &Home, rules: &Rules, container: &Container) -> Result<Repl
 }
 
 /// Puts the root together, step by step, and makes it the namespace's root.
-fn build(home: &Home, rules: &Rules, container: &Container, source: &Source<'_>) -> Result<(), Fault> {
+fn build(
+    home: &Home,
+    rules: &Rules,
+    container: &Container,
+    source: &Source<'_>,
+    binds: &[Bind<'_>],
+) -> Result<(), Fault> {
     let profile = &rules.profile;
     let root = root(source, container.read_only)?;
     let proc = self::proc(&root)?;
     let sys = self::sys(profile, &root)?;
     dev(profile, &root)?;
+    // Before anything that the host places, or an image by its links, could be in their way.
+    cover(home, profile, &proc, &sys)?;
     if container.initialize && !container.read_only {
         layer::make(&root)?;
+    }
+    layer::bind_modules(rules.release.as_deref(), &root)?;
+    for bind in binds {
+        volumes::bind(home, &root, bind)?;
     }
     layer::bind_pod_files(&root, container.read_only)?;
     if container.initialize && !container.process.workdir.is_empty() {
         make_directories(&root, Path::new(&container.process.workdir))
             .fault("making the workdir", &container.process.workdir)?;
     }
-    sysctl::apply(home, &proc, &container.sysctl, rules.local)?;
-    let mut covers = Covers { home, directory: None };
-    for path in profile.masked_paths() {
-        if let Some(target) = kernel_file(&proc, &sys, path)? {
-            covers.hide(&target, path)?;
-        }
-    }
-    for path in profile.readonly_paths() {
-        make_read_only(&proc, &sys, path)?;
-    }
+    sysctl::apply(home, &pods_proc()?, &container.sysctl, rules.local)?;
     fchdir(&root).fault("entering", "the container's root")?;
     pivot_root(".", ".").fault("changing", "the container's root")?;
     umount2(".", MntFlags::MNT_DETACH).fault("leaving", "the guest's root")?;
     chdir("/").fault("entering", "/")
+}
+
+/// Hides and protects what of /proc and /sys is not a container's.
+fn cover(home: &Home, profile: &ContainerProfile, proc: &OwnedFd, sys: &OwnedFd) -> Result<(), Fault> {
+    let mut covers = Covers { home, directory: None };
+    for path in profile.masked_paths() {
+        if let Some(target) = kernel_file(proc, sys, path)? {
+            covers.hide(&target, path)?;
+        }
+    }
+    for path in profile.readonly_paths() {
+        make_read_only(proc, sys, path)?;
+    }
+    Ok(())
 }
 
 /// The root filesystem, mounted at the stage.
@@ -136,20 +185,7 @@ fn root(source: &Source<'_>, read_only: bool) -> Result<OwnedFd, Fault> {
         open(paths::STAGE, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .fault("opening", paths::STAGE)
     };
-    let directory = match source {
-        Source::Share { image, rootfs } => {
-            let share =
-                open(paths::SHARE, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-                    .fault("opening", "the share")?;
-            below(&below(&share, image)?, rootfs)?
-        }
-        Source::Disk { device, fstype, rootfs } => {
-            let disk = disk(device, fstype, read_only)?;
-            let at = stage()?;
-            move_mount(&disk, &at).fault("attaching", device)?;
-            below(&stage()?, rootfs)?
-        }
-    };
+    let directory = source.open_at(Some(&stage()?))?;
     // A copy of the mount's part below the directory: the rest of the share is not in the container's namespace.
     let tree = clone_tree(&directory, false).fault("cloning", "the root filesystem")?;
     // An image's device nodes are nobody's way to the guest's devices.
@@ -166,46 +202,15 @@ fn below(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Fault> {
         .fault("opening the root filesystem", path.display())
 }
 
-/// A disk's filesystem, mounted nowhere yet.
-fn disk(device: &str, fstype: &str, read_only: bool) -> Result<OwnedFd, Fault> {
-    let path = format!("/dev/{device}");
-    let mut options = vec![("source", path.as_str())];
-    if fstype == "xfs" {
-        // Snapshots of one image carry the same uuid.
-        options.push(("nouuid", ""));
-    }
-    if read_only {
-        // The disk itself may be write-protected.
-        options.push(("ro", ""));
-    }
-    new_mount(fstype, &options, NODEV).fault(&format!("mounting {fstype} from"), path)
-}
-
-/// Waits a moment until a disk's node is there; whether it is.
-fn await_device(device: &str) -> Result<bool, Fault> {
-    let path = Path::new("/dev").join(device);
-    let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).fault("watching", "/dev")?;
-    watch.add_watch("/dev", AddWatchFlags::IN_CREATE).fault("watching", "/dev")?;
-    let deadline = Instant::now() + DISK_TIMEOUT;
-    while !path.exists() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(false);
-        }
-        let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&watch), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).fault("watching", "/dev")?;
-        let _ = watch.read_events();
-    }
-    Ok(true)
-}
-
 /// The pod's proc: only a process inside the pod's PID namespace could mount one, and the pod init has.
 fn proc(root: &OwnedFd) -> Result<OwnedFd, Fault> {
-    let pods =
-        open("/proc", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", "the pod's /proc")?;
-    let tree = clone_tree(&pods, false).fault("cloning", "the pod's /proc")?;
+    let tree = clone_tree(pods_proc()?, false).fault("cloning", "the pod's /proc")?;
     attach(&tree, root, "proc", NOSUID | NODEV | NOEXEC)?;
     Ok(tree)
+}
+
+fn pods_proc() -> Result<OwnedFd, Fault> {
+    open("/proc", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", "the pod's /proc")
 }
 
 fn sys(profile: &ContainerProfile, root: &OwnedFd) -> Result<OwnedFd, Fault> {
@@ -303,8 +308,7 @@ struct Covers<'a> {
 impl Covers<'_> {
     /// Read-only, or a container's root could change the mode of the guest's own /dev/null.
     fn hide(&mut self, target: &OwnedFd, path: &str) -> Result<(), Fault> {
-        let kind = fstat(target).fault("looking at", path)?.st_mode;
-        let is_directory = SFlag::from_bits_truncate(kind) & SFlag::S_IFMT == SFlag::S_IFDIR;
+        let is_directory = kind(&fstat(target).fault("looking at", path)?) == SFlag::S_IFDIR;
         let cover = match (&self.directory, is_directory) {
             (Some(attached), true) => clone_tree(attached, false),
             (None, true) => new_mount("tmpfs", &[("size", "4k"), ("mode", "555")], 0),
@@ -387,17 +391,17 @@ mod tests {
             source(&container("img/1", "")).unwrap(),
             Source::Share { image: Path::new("img/1"), rootfs: Path::new("rootfs") }
         );
-        assert_eq!(
-            source(&container("vdb1", "ext4")).unwrap(),
-            Source::Disk { device: "vdb1", fstype: "ext4", rootfs: Path::new("rootfs") }
-        );
+        let disk =
+            |disk| Source::Disk { disk, fstype: "ext4", rootfs: Path::new("rootfs"), read_only: false };
+        assert_eq!(source(&container("vdb1", "ext4")).unwrap(), disk(Disk::Name("vdb1")));
+        let scsi = Container { addr: "2:1".to_owned(), ..container("vdb1", "ext4") };
+        assert_eq!(source(&scsi).unwrap(), disk(Disk::Scsi("2:1")));
     }
 
     #[test]
-    fn a_disk_is_a_name_and_no_path() {
-        for bad in ["", "..", "../sda", "disk/by-id/x", "a b", ".hidden"] {
-            assert!(source(&container(bad, "ext4")).is_err(), "{bad:?}");
-        }
+    fn a_disk_has_a_filesystem() {
         assert!(source(&container("vda", "ext4,suid")).is_err());
+        let scsi = Container { addr: "2:1".to_owned(), ..container("image", "") };
+        assert_eq!(source(&scsi).unwrap_err().to, "fstype");
     }
 }

@@ -1,4 +1,4 @@
-//! The Docker init layer, and the pod's files bound over the container's.
+//! The Docker init layer, the kernel's modules, and the pod's files bound over the container's.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -12,6 +12,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{symlinkat, write};
 
 use super::tree::{file_to_mount_over, libc_flags, make_directories};
+use super::volumes::is_empty;
 
 /// What `/etc/hosts` says where an image has none.
 const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
@@ -53,4 +54,33 @@ pub fn bind_pod_files(root: &OwnedFd, read_only: bool) -> Result<(), Fault> {
         move_mount(&tree, &target).fault("binding in the image", format!("/{to}"))?;
     }
     Ok(())
+}
+
+/// The release of the kernel whose modules this guest kept; none in nearly all guests (src/init/root.rs).
+pub fn release() -> Result<Option<String>, Fault> {
+    let uname = nix::sys::utsname::uname().fault("asking", "uname")?;
+    let release = uname.release().to_string_lossy().into_owned();
+    Ok(Some(release).filter(|release| Path::new(paths::MODULES).join(release).is_dir()))
+}
+
+/// Binds the guest's modules, read-only, where an image has none. An image that cannot have them goes without.
+pub fn bind_modules(release: Option<&str>, root: &OwnedFd) -> Result<(), Fault> {
+    let Some(release) = release else { return Ok(()) };
+    let path = Path::new(paths::MODULES).join(release);
+    let target = match make_directories(root, &path) {
+        Ok(target) => target,
+        Err(errno) => {
+            log::warn!("{}", Fault::errno("going without in the image:", path.display(), errno));
+            return Ok(());
+        }
+    };
+    if !is_empty(&target).fault("looking in the image at", path.display())? {
+        return Ok(());
+    }
+    let modules = open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .fault("opening", path.display())?;
+    let tree = clone_tree(&modules, false).fault("cloning", path.display())?;
+    set_attributes(&tree, nix::libc::MOUNT_ATTR_RDONLY | nix::libc::MOUNT_ATTR_NODEV, false)
+        .fault("making read-only", path.display())?;
+    move_mount(&tree, &target).fault("binding in the image", path.display())
 }

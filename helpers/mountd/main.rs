@@ -1,16 +1,20 @@
 //! mountd: builds what the pod and its containers see of filesystems.
 //!
-//! It keeps nothing in memory between requests: what there is to know is in `/run/hyperinit`, where its successor
-//! and a debugging person find it.
+//! What there is to know is in `/run/hyperinit`, where its successor and a debugging person find it. In memory it keeps
+//! only what init asks to go on with: the file that is being read, the volumes that are being filled.
 
 mod container;
+mod disk;
+mod files;
 mod hotplug;
 mod kill;
 mod layer;
 mod pod;
+mod populate;
 mod sysctl;
 mod tree;
 mod unplug;
+mod volumes;
 mod wake;
 
 use std::process::ExitCode;
@@ -22,12 +26,16 @@ use hyperinit::wire::mountd::{Reply, Request};
 use hyperinit::{embedded_policy, helper};
 use nix::sys::stat::{Mode, umask};
 
+use files::Reading;
+use populate::Populations;
 use tree::Home;
 
-/// What mountd opens before it is confined.
+/// What mountd opens before it is confined, and what it goes on with.
 struct Mountd {
     home: Home,
     rules: Rules,
+    reading: Option<Reading>,
+    populations: Populations,
 }
 
 /// What this guest's containers may have.
@@ -35,6 +43,8 @@ struct Rules {
     profile: ContainerProfile,
     /// Settings that are not a namespace's own are the machine's, and stay as they are.
     local: bool,
+    /// The kernel's release, in a guest that kept its modules.
+    release: Option<String>,
 }
 
 /// The program, alone or as a part of the guest's (src/main.rs).
@@ -46,15 +56,20 @@ pub fn main() -> ExitCode {
         |options| {
             // The mode of what is made is the mode that is meant: /dev/null is everybody's.
             umask(Mode::empty());
-            let rules = Rules { profile: ContainerProfile::of(options.profile)?, local: options.local };
-            Ok(Mountd { home: Home::open()?, rules })
+            let rules = Rules {
+                profile: ContainerProfile::of(options.profile)?,
+                local: options.local,
+                release: layer::release()?,
+            };
+            let populations = Populations::default();
+            Ok(Mountd { home: Home::open()?, rules, reading: None, populations })
         },
-        |mountd, requests, replies| helper::serve(requests, replies, |request| mountd.handle(request)),
+        |mut mountd, requests, replies| helper::serve(requests, replies, |request| mountd.handle(request)),
     )
 }
 
 impl Mountd {
-    fn handle(&self, request: Request) -> Result<Reply, Fault> {
+    fn handle(&mut self, request: Request) -> Result<Reply, Fault> {
         match request {
             Request::Rescan => hotplug::rescan()?,
             Request::WakeUp => wake::wake_up()?,
@@ -63,12 +78,39 @@ impl Mountd {
             Request::PreparePod { pod } => pod::prepare(&pod.open()?)?,
             Request::PinPod { pid } => pod::pin(pid)?,
             Request::PrepareContainer { container } => {
-                return container::prepare(&self.home, &self.rules, &container.open()?);
+                let container = container.open()?;
+                return container::prepare(&self.home, &self.rules, &mut self.populations, &container);
+            }
+            Request::ReadFile { container, file } => {
+                self.reading = Some(Reading::begin(&self.home, &container, &file)?);
+                return self.read_on();
+            }
+            Request::ReadOn => return self.read_on(),
+            Request::WriteFile { container, file, data } => {
+                files::write_file(&self.home, &container, &file, &data)?;
             }
             Request::KillContainer { container } => kill::container(&self.home, &container)?,
-            Request::RemoveContainer { container } => container::remove(&container)?,
-            Request::DestroyPod => pod::destroy()?,
+            Request::RemoveContainer { container } => {
+                self.populations.forget(&container);
+                container::remove(&container)?;
+            }
+            Request::DestroyPod => {
+                self.populations.forget_all();
+                self.reading = None;
+                pod::destroy()?;
+            }
         }
         Ok(Reply::Done)
+    }
+
+    /// The next part of the file that is being read; after its end, or a fault, there is none.
+    fn read_on(&mut self) -> Result<Reply, Fault> {
+        let mut reading =
+            self.reading.take().ok_or_else(|| Fault::new("reading", "", "no file is being read"))?;
+        let reply = reading.part()?;
+        if let Reply::Part { last: false, .. } = reply {
+            self.reading = Some(reading);
+        }
+        Ok(reply)
     }
 }

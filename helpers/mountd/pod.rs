@@ -8,12 +8,15 @@ use std::path::Path;
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::{ContainerId, Pid};
 use hyperinit::paths;
-use hyperinit::wire::mountd::{NINE_P, PodFiles, Share};
+use hyperinit::wire::mountd::{NINE_P, NinePTransport, PodFiles, Share};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// The namespaces of the pod init that are kept; `mnt` is the template of every container's.
 const NAMESPACES: [&str; 4] = ["ipc", "mnt", "pid", "uts"];
+
+/// Where the kernel has 9p devices, each a directory with a file `mount_tag`.
+const NINE_P_DEVICES: &str = "/sys/bus/virtio/drivers/9pnet_virtio";
 
 /// Everything of PreparePod, or nothing of it.
 pub fn prepare(pod: &PodFiles) -> Result<(), Fault> {
@@ -29,7 +32,9 @@ pub fn prepare(pod: &PodFiles) -> Result<(), Fault> {
 }
 
 fn lay_out(pod: &PodFiles, resolv_conf: Option<String>) -> Result<(), Fault> {
-    for directory in [paths::POD_NS, paths::POD_SHM, paths::CONTAINERS, paths::STAGE, paths::SHARE] {
+    for directory in
+        [paths::POD_NS, paths::POD_SHM, paths::CONTAINERS, paths::STAGE, paths::VOLUME, paths::SHARE]
+    {
         fs::create_dir_all(directory).fault("making", directory)?;
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -41,13 +46,41 @@ fn lay_out(pod: &PodFiles, resolv_conf: Option<String>) -> Result<(), Fault> {
     write(paths::POD_HOSTNAME, &format!("{}\n", pod.hostname))?;
     match &pod.share {
         None => Ok(()),
-        Some(Share::NineP { tag, transport }) => {
-            let options = format!("trans={},{NINE_P}", transport.name());
-            mount(Some(tag.as_str()), paths::SHARE, Some("9p"), MsFlags::MS_NODEV, Some(options.as_str()))
-                .fault("mounting the share", tag)
-        }
-        Some(Share::Local) => bind(paths::LOCAL_SHARE, paths::SHARE),
+        Some(Share::NineP { tag, transport }) => mount_share(tag, *transport),
+        // With what is mounted below it: hyperctl run -v.
+        Some(Share::Local) => mount(
+            Some(paths::LOCAL_SHARE),
+            paths::SHARE,
+            None::<&str>,
+            MsFlags::MS_BIND | MsFlags::MS_REC,
+            None::<&str>,
+        )
+        .fault("binding", paths::LOCAL_SHARE),
     }
+}
+
+/// Mounts what the guest's devices offer by that tag: 9p on virtio, which says so, or else virtiofs, which does not
+/// before Linux 6.9.
+fn mount_share(tag: &str, transport: NinePTransport) -> Result<(), Fault> {
+    let mount = |kind: &str, options: Option<&str>| {
+        mount(Some(tag), paths::SHARE, Some(kind), MsFlags::MS_NODEV, options)
+    };
+    if transport == NinePTransport::Xen || nine_p_tags().iter().any(|offered| offered == tag) {
+        let options = format!("trans={},{NINE_P}", transport.name());
+        return mount("9p", Some(&options)).fault("mounting the share", tag);
+    }
+    mount("virtiofs", None).map_err(|errno| {
+        let why = format!("no 9p device offers it, and as virtiofs: {}", errno.desc());
+        Fault { errno: Some(errno as i32), ..Fault::new("mounting the share", tag, why) }
+    })
+}
+
+/// The mount tags of the guest's 9p devices on virtio.
+fn nine_p_tags() -> Vec<String> {
+    let Ok(devices) = fs::read_dir(NINE_P_DEVICES) else { return Vec::new() };
+    let tags =
+        devices.flatten().filter_map(|device| fs::read_to_string(device.path().join("mount_tag")).ok());
+    tags.map(|tag| tag.trim_end_matches(['\0', '\n']).to_owned()).collect()
 }
 
 /// The text of resolv.conf(5); none when there is nothing to say.

@@ -1,15 +1,16 @@
 //! Inside a container's root: every path is resolved there, by descriptor, and looked up once.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path};
 
 use hyperinit::fault::{Fault, OrFault};
+use hyperinit::ids::ContainerId;
 use hyperinit::paths;
 use hyperinit::sys::mount::{Resolve, openat2};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::stat::{Mode, SFlag, fstat, makedev, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, makedev, mkdirat};
 
 /// What mountd must reach while it is in a namespace where none of it can be seen.
 pub struct Home {
@@ -30,9 +31,7 @@ impl Home {
             |path: &str| open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", path);
         let null = path("/dev/null")?;
         let stat = fstat(&null).fault("looking at", "/dev/null")?;
-        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFCHR
-            || stat.st_rdev != makedev(1, 3)
-        {
+        if kind(&stat) != SFlag::S_IFCHR || stat.st_rdev != makedev(1, 3) {
             return Err(Fault::new("looking at", "/dev/null", "it is not the null device"));
         }
         let proc = path("/proc")?;
@@ -43,19 +42,39 @@ impl Home {
     /// namespace with what `work` made of it; without its descriptor it is gone, and all its mounts.
     pub fn in_new_namespace(&self, work: impl FnOnce() -> Result<(), Fault>) -> Result<OwnedFd, Fault> {
         let pod = format!("{}/mnt", paths::POD_NS);
-        let pod_fd = open(pod.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-            .fault("opening the pod's namespace", &pod)?;
-        setns(&pod_fd, CloneFlags::CLONE_NEWNS).fault("entering", &pod)?;
-        let made = unshare(CloneFlags::CLONE_NEWNS)
-            .fault("making", "a mount namespace")
-            .and_then(|()| own_namespace(&self.proc))
-            .and_then(|namespace| work().map(|()| namespace));
+        self.inside(&pod, || {
+            unshare(CloneFlags::CLONE_NEWNS).fault("making", "a mount namespace")?;
+            let namespace = own_namespace(&self.proc)?;
+            work().map(|()| namespace)
+        })
+    }
+
+    /// Runs `work` in a container's mount namespace, and comes back whatever happens.
+    pub fn in_namespace<T>(
+        &self,
+        container: &ContainerId,
+        work: impl FnOnce() -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        self.inside(&paths::container_mount_ns(container).to_string_lossy(), work)
+    }
+
+    fn inside<T>(&self, path: &str, work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+        let namespace = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .fault("opening the namespace", path)?;
+        setns(&namespace, CloneFlags::CLONE_NEWNS).fault("entering", path)?;
+        let result = work();
         if let Err(errno) = setns(&self.namespace, CloneFlags::CLONE_NEWNS) {
             // In a container's namespace mountd is of no use and a danger: its successor starts at home.
             log::error!("{}", Fault::errno("returning to", "the guest's mount namespace", errno));
             std::process::exit(1);
         }
-        made
+        result
+    }
+
+    /// Opens what an O_PATH descriptor is of, and nothing else: no path is walked again.
+    pub fn reopen(&self, file: &OwnedFd, flags: OFlag) -> Result<OwnedFd, Errno> {
+        let link = format!("self/fd/{}", file.as_raw_fd());
+        nix::fcntl::openat(&self.proc, link.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
     }
 }
 
@@ -123,6 +142,11 @@ pub fn file_to_mount_over(root: impl AsFd, path: &Path, create: bool) -> Result<
         }
         result => result,
     }
+}
+
+/// What kind of file it is.
+pub fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
 /// nix's flags as openat2 takes them.

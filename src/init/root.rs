@@ -31,7 +31,7 @@ const DEVICES: [(&str, u64, u64); 6] =
 pub fn enter(settings: &Settings) -> Result<(), Fault> {
     match &settings.local {
         Some(local) => enter_namespace(local)?,
-        None => enter_vm()?,
+        None => enter_vm(settings.keep_modules)?,
     }
     for (kind, at, data) in [
         ("tmpfs", "/dev/shm", "mode=1777"),
@@ -50,8 +50,9 @@ pub fn enter(settings: &Settings) -> Result<(), Fault> {
     Ok(())
 }
 
-fn enter_vm() -> Result<(), Fault> {
+fn enter_vm(keep_modules: bool) -> Result<(), Fault> {
     stage()?;
+    let kept = if keep_modules { modules()? } else { None };
     for at in ["proc", "sys", "dev"] {
         let (from, to) = (format!("/{at}"), format!("{STAGE}/{at}"));
         make_directory(&to, 0o755)?;
@@ -65,11 +66,22 @@ fn enter_vm() -> Result<(), Fault> {
     // A root that is a disk is somebody's and stays as it is.
     let kind = nix::sys::statfs::fstatfs(&old).fault("asking what is", "/")?.filesystem_type();
     if kind == TMPFS_MAGIC || kind == RAMFS_MAGIC {
-        empty(&old);
+        empty(&old, kept);
     }
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).fault("moving", "the root")?;
     chroot(".").fault("changing", "the root")?;
     chdir("/").fault("entering", "/")
+}
+
+/// Takes the kernel's modules along, where they are: containers may see them. Returns which directory of the initramfs
+/// that is; none if the image carries none.
+fn modules() -> Result<Option<u64>, Fault> {
+    let Ok(stat) = nix::sys::stat::stat(paths::MODULES) else { return Ok(None) };
+    let to = format!("{STAGE}{}", paths::MODULES);
+    make_directory(&to, 0o755)?;
+    mount(Some(paths::MODULES), to.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .fault("keeping", paths::MODULES)?;
+    Ok(Some(stat.st_ino))
 }
 
 fn enter_namespace(local: &Local) -> Result<(), Fault> {
@@ -142,8 +154,9 @@ fn set_mode(path: &str, mode: u32) -> Result<(), Fault> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).fault("setting the mode of", path)
 }
 
-/// Deletes what is in a directory, on its own filesystem only. What cannot be deleted only costs memory.
-fn empty(directory: &OwnedFd) {
+/// Deletes what is in a directory, on its own filesystem only and but for the directory of that inode. What cannot be
+/// deleted only costs memory.
+fn empty(directory: &OwnedFd, kept: Option<u64>) {
     let Ok(device) = nix::sys::stat::fstat(directory).map(|stat| stat.st_dev) else { return };
     let Ok(mut entries) = nix::dir::Dir::from_fd(match directory.try_clone() {
         Ok(directory) => directory,
@@ -162,9 +175,9 @@ fn empty(directory: &OwnedFd) {
             continue;
         };
         let same = nix::sys::stat::fstatat(&below, c"", AtFlags::AT_EMPTY_PATH)
-            .is_ok_and(|stat| stat.st_dev == device);
+            .is_ok_and(|stat| stat.st_dev == device && Some(stat.st_ino) != kept);
         if same {
-            empty(&below);
+            empty(&below, kept);
             let _ = unlinkat(directory.as_fd(), name.as_c_str(), UnlinkatFlags::RemoveDir);
         }
     }

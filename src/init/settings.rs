@@ -10,7 +10,7 @@ use crate::wire::mountd::NinePTransport;
 /// Shown with every error of the command line.
 pub const USAGE: &str = "usage: hyperinit [--local --ctl PATH --stream PATH --share DIR] [--log LEVEL] [--profile NAME]\n\
      As PID 1 of a VM it takes no arguments; the kernel command line has hyper_log=, hyper_profile=, hyper_debug,\n\
-     hyper_use_serial, hyper_p9_xen.";
+     hyper_modules, hyper_use_serial, hyper_p9_xen.";
 
 /// How this guest runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct Settings {
     pub profile: Profile,
     /// Whether the container id `hyperstart` opens the guest itself.
     pub debug_door: bool,
+    /// Whether the image's kernel modules stay in memory for containers to see.
+    pub keep_modules: bool,
 }
 
 /// What the two channels to the host are (protocol.md «Channels»).
@@ -70,6 +72,7 @@ impl Settings {
             log: LevelFilter::Warn,
             profile: Profile::Default,
             debug_door: false,
+            keep_modules: false,
         };
         if !args.iter().any(|arg| arg == "--local") {
             return Ok(settings);
@@ -108,6 +111,10 @@ impl Settings {
                 "hyper_profile" => profile(value).map(|profile| self.profile = profile),
                 "hyper_debug" => {
                     self.debug_door = true;
+                    Ok(())
+                }
+                "hyper_modules" => {
+                    self.keep_modules = true;
                     Ok(())
                 }
                 "hyper_use_serial" => {
@@ -170,9 +177,13 @@ mod tests {
         let warnings = settings.add_cmdline("console=ttyS0 hyper_log=loud hyper_profile=root quiet\n");
         assert_eq!(warnings.len(), 2);
         assert_eq!(settings, args(&[]).unwrap());
-        assert!(settings.add_cmdline("hyper_log=info hyper_profile=privileged hyper_debug").is_empty());
+        assert!(
+            settings
+                .add_cmdline("hyper_log=info hyper_profile=privileged hyper_debug hyper_modules")
+                .is_empty()
+        );
         assert_eq!((settings.log, settings.profile), (LevelFilter::Info, Profile::Privileged));
-        assert!(settings.debug_door);
+        assert!(settings.debug_door && settings.keep_modules);
         assert_eq!(settings.transport, Transport::Virtio);
         for (word, transport, nine_p) in [
             ("hyper_use_serial", Transport::Serial, NinePTransport::Virtio),

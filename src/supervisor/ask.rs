@@ -1,9 +1,10 @@
 //! What the supervisor asks of the helpers, as plain values: they are compared in tests and asked again when a
 //! helper was restarted. The event loop turns them into the edges' requests, and large ones into shared memory.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::channel::Bulk;
+use crate::channel::{Bulk, Bytes, Payload};
 use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid, StreamId};
 use crate::spec::{Container, Interface, Process, Route};
@@ -35,6 +36,16 @@ pub enum Ask {
         pid: Pid,
     },
     PrepareContainer(Box<Container>),
+    ReadFile {
+        container: ContainerId,
+        file: String,
+    },
+    ReadOn,
+    WriteFile {
+        container: ContainerId,
+        file: String,
+        data: Arc<Bytes>,
+    },
     KillContainer {
         container: ContainerId,
     },
@@ -111,6 +122,9 @@ impl Ask {
             | Ask::PreparePod(_)
             | Ask::PinPod { .. }
             | Ask::PrepareContainer(_)
+            | Ask::ReadFile { .. }
+            | Ask::ReadOn
+            | Ask::WriteFile { .. }
             | Ask::KillContainer { .. }
             | Ask::RemoveContainer { .. }
             | Ask::DestroyPod => Role::Mountd,
@@ -161,6 +175,14 @@ impl Ask {
             Ask::PinPod { pid } => HelperRequest::Mountd(mountd::Request::PinPod { pid }),
             Ask::PrepareContainer(container) => {
                 HelperRequest::Mountd(mountd::Request::PrepareContainer { container: Bulk::new(*container)? })
+            }
+            Ask::ReadFile { container, file } => {
+                HelperRequest::Mountd(mountd::Request::ReadFile { container, file })
+            }
+            Ask::ReadOn => HelperRequest::Mountd(mountd::Request::ReadOn),
+            Ask::WriteFile { container, file, data } => {
+                let data = Payload::new(&data.0);
+                HelperRequest::Mountd(mountd::Request::WriteFile { container, file, data })
             }
             Ask::KillContainer { container } => {
                 HelperRequest::Mountd(mountd::Request::KillContainer { container })
@@ -220,6 +242,9 @@ impl Ask {
             | Ask::PreparePod(_)
             | Ask::PinPod { .. }
             | Ask::PrepareContainer(_)
+            | Ask::ReadFile { .. }
+            | Ask::ReadOn
+            | Ask::WriteFile { .. }
             | Ask::StartPod { .. }
             | Ask::StartProcess { .. }
             // A new streamd has nothing to hand back.
@@ -230,20 +255,30 @@ impl Ask {
 
     /// What the reply says to this request: the pid of what was started, or that it is done. None if the reply
     /// is not one to it.
-    pub(super) fn answer(&self, reply: &HelperReply) -> Option<Answer> {
+    pub(super) fn answer(&self, reply: HelperReply) -> Option<Answer> {
+        let prepares = matches!(self, Ask::PrepareContainer(_));
+        let reads = matches!(self, Ask::ReadFile { .. } | Ask::ReadOn);
         match (self.role(), reply) {
             (Role::Execd, HelperReply::Execd(execd::Reply::Started { pid })) if self.starts() => {
-                Some(Answer::Started(*pid))
+                Some(Answer::Started(pid))
             }
             (Role::Execd, HelperReply::Execd(execd::Reply::Done)) if !self.starts() => Some(Answer::Done),
             (Role::Mountd, HelperReply::Mountd(mountd::Reply::NotYet { fault })) => {
-                matches!(self, Ask::PrepareContainer(_)).then(|| Answer::NotYet(fault.clone()))
+                prepares.then_some(Answer::NotYet(fault))
             }
-            (Role::Netd, HelperReply::Netd(netd::Reply::Done))
-            | (Role::Mountd, HelperReply::Mountd(mountd::Reply::Done)) => Some(Answer::Done),
+            (Role::Mountd, HelperReply::Mountd(mountd::Reply::Populating)) => {
+                prepares.then_some(Answer::Populating)
+            }
+            // A part that is empty and not the last would never end.
+            (Role::Mountd, HelperReply::Mountd(mountd::Reply::Part { bytes, last })) => {
+                let sane = bytes.0.len() <= mountd::PART_MAX && (last || !bytes.0.is_empty());
+                (reads && sane).then_some(Answer::Part { bytes, last })
+            }
+            (Role::Mountd, HelperReply::Mountd(mountd::Reply::Done)) => (!reads).then_some(Answer::Done),
+            (Role::Netd, HelperReply::Netd(netd::Reply::Done)) => Some(Answer::Done),
             (Role::Streamd, HelperReply::Streamd(reply)) => {
                 let back = matches!(self, Ask::HandBack);
-                (back == (*reply == streamd::Reply::HandedBack)).then_some(Answer::Done)
+                (back == (reply == streamd::Reply::HandedBack)).then_some(Answer::Done)
             }
             (Role::Netd | Role::Mountd | Role::Execd | Role::Streamd, _) => None,
         }
@@ -259,4 +294,8 @@ pub(super) enum Answer {
     Started(Pid),
     /// Something is missing that may come.
     NotYet(Fault),
+    /// It goes on when it is asked again.
+    Populating,
+    /// A part of a file.
+    Part { bytes: Bytes, last: bool },
 }

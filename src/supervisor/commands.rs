@@ -26,7 +26,7 @@ const ONLINE_AGAIN: [Duration; 4] =
 const DOOR: &str = "hyperstart";
 
 /// Whether something may be done now.
-enum Gate<T> {
+pub(super) enum Gate<T> {
     /// Now, with this.
     Go(T),
     /// Something under way decides.
@@ -73,6 +73,8 @@ impl Supervisor {
             Command::KillContainer(kill) => return self.kill_container(ticket, kill),
             Command::SignalProcess(signal) => return self.signal_process(ticket, signal),
             Command::RemoveContainer(remove) => return self.remove_container(ticket, remove),
+            Command::ReadFile(file) => return self.read_file(ticket, file),
+            Command::WriteFile(file) => return self.write_file(ticket, file),
             Command::SetupInterface(interface) => return self.set_up_interface(ticket, interface),
             Command::SetupRoute(setup) => {
                 return self.lines.ask(Ask::AddRoutes(setup.routes), Purpose::Command(ticket));
@@ -80,16 +82,15 @@ impl Supervisor {
             Command::DeleteInterface(interface) => {
                 return self.lines.ask(Ask::Unplug { device: interface.device }, Purpose::Command(ticket));
             }
-            Command::WriteFile(_) | Command::ReadFile(_) => Err(not_implemented(name(&command))),
         };
         self.replies.close(ticket, result);
     }
 
-    fn refuse(&mut self, ticket: Ticket, fault: Fault) {
+    pub(super) fn refuse(&mut self, ticket: Ticket, fault: Fault) {
         self.replies.close(ticket, Err(fault));
     }
 
-    fn park(&mut self, ticket: Ticket, command: Command) {
+    pub(super) fn park(&mut self, ticket: Ticket, command: Command) {
         self.parked.push_back((ticket, command));
     }
 
@@ -186,14 +187,6 @@ impl Supervisor {
             Some(ContainerState::Running) => return no("it exists"),
             Some(_) => return Gate::Wait,
         }
-        let missing = [
-            ("NEWCONTAINER with addr", !container.addr.is_empty()),
-            ("NEWCONTAINER with volumes", !container.volumes.is_empty()),
-            ("NEWCONTAINER with fsmap", !container.fsmap.is_empty()),
-        ];
-        if let Some((what, _)) = missing.into_iter().find(|(_, asked)| *asked) {
-            return Gate::No(not_implemented(what));
-        }
         let checked = self.check_ports(container);
         let process =
             checked.and_then(|()| self.new_process(id, &container.process, ProcessState::Starting(ticket)));
@@ -253,11 +246,33 @@ impl Supervisor {
         id: &ContainerId,
         process: &spec::Process,
     ) -> Gate<(Process, String)> {
-        let no = |why: &str| Gate::No(Fault::new("starting in container", id, why));
-        if let Some(fault) = self.door("EXECCMD", id) {
+        let doing = "starting in container";
+        let (container, hostname) = match self.running_container(doing, "EXECCMD", id) {
+            Gate::Go(running) => running,
+            Gate::Wait => return Gate::Wait,
+            Gate::No(fault) => return Gate::No(fault),
+        };
+        if container.processes.contains_key(&process.id) {
+            return Gate::No(Fault::new(doing, id, format!("process {} exists", process.id)));
+        }
+        match self.new_process(id, process, ProcessState::Starting(ticket)) {
+            Ok(record) => Gate::Go((record, hostname)),
+            Err(fault) => Gate::No(fault),
+        }
+    }
+
+    /// A container that runs, and its pod's hostname; or why it does not.
+    pub(super) fn running_container(
+        &self,
+        doing: &str,
+        command: &str,
+        id: &ContainerId,
+    ) -> Gate<(&Container, String)> {
+        let no = |why: &str| Gate::No(Fault::new(doing, id, why));
+        if let Some(fault) = self.door(command, id) {
             return Gate::No(fault);
         }
-        let hostname = match self.pod_gate("starting in container", id) {
+        let hostname = match self.pod_gate(doing, id) {
             Gate::Go(hostname) => hostname,
             Gate::Wait => return Gate::Wait,
             Gate::No(fault) => return Gate::No(fault),
@@ -267,18 +282,11 @@ impl Supervisor {
         }
         let Some(container) = self.containers.get(id) else { return no("no such container") };
         match &container.state {
-            ContainerState::Running => {}
+            ContainerState::Running => Gate::Go((container, hostname)),
             ContainerState::Preparing { .. }
             | ContainerState::Starting { .. }
-            | ContainerState::Undoing { .. } => return Gate::Wait,
-            ContainerState::Ending(_) | ContainerState::Exited => return no("the container does not run"),
-        }
-        if container.processes.contains_key(&process.id) {
-            return no(&format!("process {} exists", process.id));
-        }
-        match self.new_process(id, process, ProcessState::Starting(ticket)) {
-            Ok(record) => Gate::Go((record, hostname)),
-            Err(fault) => Gate::No(fault),
+            | ContainerState::Undoing { .. } => Gate::Wait,
+            ContainerState::Ending(_) | ContainerState::Exited => no("the container does not run"),
         }
     }
 

@@ -316,6 +316,7 @@ impl Supervisor {
 
     /// Everything sent has left.
     pub(super) fn drained(&mut self) {
+        self.unsent = 0;
         if self.leaving.as_ref().is_some_and(|leaving| matches!(leaving.step, LeavingStep::Said { .. })) {
             self.actions.push(Action::PowerOff);
         }

@@ -186,7 +186,7 @@ impl Lines {
         }
         let result = match result {
             Err(fault) => Err(fault),
-            Ok(reply) => match pending.ask.answer(&reply) {
+            Ok(reply) => match pending.ask.answer(reply) {
                 Some(answer) => Ok(answer),
                 None => {
                     line.sent.push_front(pending);

@@ -4,6 +4,7 @@
 mod ask;
 mod commands;
 mod ending;
+mod files;
 mod lines;
 mod network;
 mod replies;
@@ -23,6 +24,7 @@ use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal, StreamId};
 use crate::wire::Role;
 use crate::wire::mountd::NinePTransport;
+use files::Reading;
 use lines::{Lines, Outcome};
 use network::Network;
 use replies::{Replies, Ticket};
@@ -166,6 +168,10 @@ pub struct Supervisor {
     online_again: VecDeque<Duration>,
     /// Children that were reaped before execd's word of them came.
     strays: BTreeMap<Pid, u8>,
+    /// The one file that is being read.
+    reading: Option<Reading>,
+    /// How many bytes may not have left through the control port yet.
+    unsent: usize,
 }
 
 impl Supervisor {
@@ -188,6 +194,8 @@ impl Supervisor {
             parked: VecDeque::new(),
             online_again: VecDeque::new(),
             strays: BTreeMap::new(),
+            reading: None,
+            unsent: 0,
         }
     }
 
@@ -319,6 +327,7 @@ impl Supervisor {
             Purpose::Exec(container, process) => self.exec_started(&container, &process, result),
             Purpose::Command(ticket) => self.replies.close(ticket, result.map(|_| Vec::new())),
             Purpose::Rescanned(ticket, interface) => self.rescanned(ticket, *interface, result),
+            Purpose::Read => self.read_on(result),
             Purpose::KillLeft(container) => self.left_killed(&container, result),
             Purpose::Output(container, process) => self.output_left(&container, &process, result),
             Purpose::RemoveFiles(container) => self.files_removed(&container, result),
@@ -343,6 +352,7 @@ impl Supervisor {
     }
 
     fn send(&mut self, message: Message, payload: Vec<u8>) {
+        self.unsent += payload.len();
         self.actions.push(Action::Send { message, payload });
     }
 

@@ -52,6 +52,18 @@ impl Replies {
         }
     }
 
+    /// How many bytes of replies wait to leave. Those behind a command that all others wait for do not count for it: they
+    /// leave only after it.
+    pub(super) fn held_before(&self, ticket: Ticket) -> usize {
+        let bytes = |(_, reply): &(Ticket, Reply)| reply.as_ref().map_or(0, |(_, payload)| payload.len());
+        match self.owed.iter().position(|(_, reply)| reply.is_none()) {
+            Some(next) if self.owed.get(next).is_some_and(|(owed, _)| *owed == ticket) => {
+                self.owed.iter().take(next).map(bytes).sum()
+            }
+            _ => self.owed.iter().map(bytes).sum(),
+        }
+    }
+
     /// The replies that may leave now.
     pub(super) fn leave(&mut self) -> Vec<(Message, Vec<u8>)> {
         let mut leaving = Vec::new();

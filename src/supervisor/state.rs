@@ -177,6 +177,8 @@ pub(super) enum Purpose {
     Command(Ticket),
     /// SETUPINTERFACE: the bus has been scanned for what is to be set up.
     Rescanned(Ticket, Box<spec::Interface>),
+    /// READFILE: a part of the file that is being read.
+    Read,
     /// A container's end: mountd kills what is left.
     KillLeft(ContainerId),
     /// A process's end: its output.

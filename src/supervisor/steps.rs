@@ -140,7 +140,8 @@ impl Supervisor {
         result: Result<Answer, Fault>,
     ) {
         match (step, result) {
-            (ContainerStep::Files, Ok(Answer::NotYet(fault))) => self.prepare_again(id, fault),
+            (ContainerStep::Files, Ok(Answer::NotYet(fault))) => self.prepare_again(id, Some(fault)),
+            (ContainerStep::Files, Ok(Answer::Populating)) => self.prepare_again(id, None),
             (ContainerStep::Files, Ok(_)) => {
                 let purpose = Purpose::Container(id.clone(), ContainerStep::Ports);
                 if !self.open_ports(id, purpose) {
@@ -166,15 +167,22 @@ impl Supervisor {
         }
     }
 
-    /// Its disk was not there: mountd is asked again, behind what others have asked meanwhile.
-    fn prepare_again(&mut self, id: &ContainerId, why: Fault) {
+    /// Its disk was not there, or a volume is being filled: mountd is asked again, behind what others have asked
+    /// meanwhile. A disk has its time; a volume takes as long as it takes.
+    fn prepare_again(&mut self, id: &ContainerId, missing: Option<Fault>) {
         let Some(known) = self.containers.get(id) else { return };
         let ContainerState::Preparing { container, until, .. } = &known.state else { return };
-        if self.now >= *until || !matches!(self.pod, Pod::Running { .. }) {
-            return self.undo_container(id, why);
+        let runs = matches!(self.pod, Pod::Running { .. });
+        match missing {
+            Some(fault) if !runs || self.now >= *until => self.undo_container(id, fault),
+            None if !runs => {
+                self.undo_container(id, Fault::new("starting container", id, "the pod is ending"));
+            }
+            Some(_) | None => {
+                let ask = Ask::PrepareContainer(container.clone());
+                self.lines.ask(ask, Purpose::Container(id.clone(), ContainerStep::Files));
+            }
         }
-        let ask = Ask::PrepareContainer(container.clone());
-        self.lines.ask(ask, Purpose::Container(id.clone(), ContainerStep::Files));
     }
 
     fn start_init(&mut self, id: &ContainerId) {

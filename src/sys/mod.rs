@@ -11,3 +11,4 @@ pub mod signal;
 pub mod socket;
 pub mod spawn;
 pub mod tty;
+pub mod xattr;

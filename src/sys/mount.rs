@@ -19,6 +19,8 @@ pub enum Resolve {
     InRoot,
     /// Below the directory, through no link at all.
     NoLinks,
+    /// The same, and no other filesystem than the directory's: what is mounted there is none of its.
+    NoMounts,
 }
 
 fn c_path(path: &Path) -> Result<CString, Errno> {
@@ -49,6 +51,7 @@ pub fn openat2(
     how.resolve = match resolve {
         Resolve::InRoot => libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS,
         Resolve::NoLinks => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS,
+        Resolve::NoMounts => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV,
     };
     loop {
         // SAFETY: `path` and `how` outlive the call, which is told the size of `how`.

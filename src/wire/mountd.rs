@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::channel::Bulk;
+use crate::channel::{Bulk, Bytes, Payload};
 use crate::fault::Fault;
+use crate::frame::{CONTROL_HEADER, CONTROL_MAX};
 use crate::ids::{ContainerId, Pid};
 use crate::spec::Container;
 
@@ -14,6 +15,12 @@ use crate::spec::Container;
 /// program that was executed once is executed again without the host. What it gives up: a file that the host
 /// changes while the pod runs may be seen old. An image does not change while a container runs from it.
 pub const NINE_P: &str = "version=9p2000.L,msize=512000,cache=loose,access=any";
+
+/// The largest file that READFILE answers with, in bytes: it has to fit a frame.
+pub const FILE_MAX: usize = CONTROL_MAX - CONTROL_HEADER;
+/// How much of a file one reply carries at most, in bytes: it fits the socket's buffer (208 kB by default), so that mountd
+/// has answered and is free for others.
+pub const PART_MAX: usize = 64 << 10;
 
 /// What init asks of mountd.
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,11 +47,30 @@ pub enum Request {
         /// The pod init.
         pid: Pid,
     },
-    /// Build a container's mount namespace and keep it as `paths::container_mount_ns`. Undoes itself when it fails, and
-    /// waits for a disk only for a moment: the other containers have requests too.
+    /// Build a container's mount namespace and keep it as `paths::container_mount_ns`. Undoes itself when it fails. It waits
+    /// for a disk and fills a new volume only for a moment, and has to be asked again then: the other containers have
+    /// requests too.
     PrepareContainer {
         /// What the host said of it.
         container: Bulk<Container>,
+    },
+    /// Read a regular file of a container. The answer is its beginning; `ReadOn` reads on. A new ReadFile forgets the last.
+    ReadFile {
+        /// Whose.
+        container: ContainerId,
+        /// Its path there.
+        file: String,
+    },
+    /// The next part of the file that is being read.
+    ReadOn,
+    /// Write a regular file of a container: what was in it is gone, one that is not there is made (0644).
+    WriteFile {
+        /// Whose.
+        container: ContainerId,
+        /// Its path there.
+        file: String,
+        /// All that it shall contain.
+        data: Payload,
     },
     /// Kill everything that is left in the container, and answer when nothing of it runs (zombies are init's).
     KillContainer {
@@ -78,7 +104,7 @@ pub struct PodFiles {
 /// Where the share comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Share {
-    /// A 9p export with this mount tag.
+    /// A 9p export with this mount tag; on virtio, a virtiofs if no 9p device offers it.
     NineP {
         /// The mount tag.
         tag: String,
@@ -117,5 +143,14 @@ pub enum Reply {
     NotYet {
         /// What is missing.
         fault: Fault,
+    },
+    /// PrepareContainer: a new volume is being filled from the image. Ask again: it goes on then.
+    Populating,
+    /// ReadFile, ReadOn: a part of the file.
+    Part {
+        /// At most `PART_MAX` of them; none only at the end.
+        bytes: Bytes,
+        /// Whether the file ends with it.
+        last: bool,
     },
 }

@@ -1,56 +1,99 @@
-//! A root filesystem on a block device.
+//! A root filesystem on a block device; the disks of the other tests.
 
 use super::*;
+use std::process::Command;
 
-/// A loop device with an ext4 that holds a rootfs. It detaches itself when nobody uses it any more.
-struct Disk {
-    name: String,
+/// A loop device with a filesystem. It detaches itself when nobody uses it any more.
+pub struct Disk {
+    /// Its name under /dev.
+    pub name: String,
+    file: String,
+}
+
+fn run(command: &str, arguments: &[&str], package: &str) -> String {
+    let output = Command::new(command)
+        .args(arguments)
+        .env("PATH", "/sbin:/usr/sbin:/bin:/usr/bin")
+        .output()
+        .unwrap_or_else(|error| panic!("{command}: {error} (apt-get install {package})"));
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 impl Disk {
-    fn make() -> Disk {
-        let root = image("disk-source");
-        program(&root, "marker", b"", 0o755);
-        let file = format!("{}/disk", support::guest::SCRATCH);
-        let run = |command: &str, arguments: &[&str], package: &str| {
-            let output = std::process::Command::new(command)
-                .args(arguments)
-                .output()
-                .unwrap_or_else(|error| panic!("{command}: {error} (apt-get install {package})"));
-            assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-            String::from_utf8(output.stdout).unwrap().trim().to_owned()
-        };
-        let source = root.parent().unwrap().to_str().unwrap().to_owned();
-        run("mkfs.ext4", &["-q", "-d", &source, &file, "16m"], "e2fsprogs");
-        support::guest::node("loop-control", nix::sys::stat::SFlag::S_IFCHR, 10, 237);
+    /// An ext4 of so many megabytes, with what is in a directory.
+    pub fn ext4(name: &str, megabytes: u32, source: Option<&Path>) -> Disk {
+        let file = format!("{}/{name}.img", support::guest::SCRATCH);
+        let size = format!("{megabytes}m");
+        let source = source.map(|source| source.to_str().unwrap());
+        let mut arguments = vec!["-q", "-m", "0"];
+        arguments.extend(source.iter().flat_map(|source| ["-d", source]));
+        run("mkfs.ext4", &[arguments, vec![&file, &size]].concat(), "e2fsprogs");
+        Disk::attach(file, &[])
+    }
+
+    /// An xfs of the least size.
+    pub fn xfs(name: &str) -> Disk {
+        let file = format!("{}/{name}.img", support::guest::SCRATCH);
+        fs::File::create(&file).unwrap().set_len(300 << 20).unwrap();
+        run("mkfs.xfs", &["-q", &file], "xfsprogs");
+        Disk::attach(file, &[])
+    }
+
+    /// A snapshot of it: the same to the last byte.
+    pub fn snapshot(&self, name: &str) -> Disk {
+        let file = format!("{}/{name}.img", support::guest::SCRATCH);
+        run("cp", &["--sparse=always", &self.file, &file], "coreutils");
+        Disk::attach(file, &[])
+    }
+
+    /// The same file on a device that cannot be written to.
+    pub fn write_protected(&self) -> Disk {
+        Disk::attach(self.file.clone(), &["--read-only"])
+    }
+
+    fn attach(file: String, options: &[&str]) -> Disk {
+        if !Path::new("/dev/loop-control").exists() {
+            support::guest::node("loop-control", nix::sys::stat::SFlag::S_IFCHR, 10, 237);
+        }
         let numbers = fs::read_dir("/sys/block").unwrap().flatten();
         let loops =
             numbers.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("loop")?.parse::<u64>().ok());
-        for number in loops {
+        for number in loops.filter(|number| !Path::new(&format!("/dev/loop{number}")).exists()) {
             support::guest::node(&format!("loop{number}"), nix::sys::stat::SFlag::S_IFBLK, 7, number);
         }
-        let device = run("losetup", &["--find", "--show", &file], "mount");
-        Disk { name: device.strip_prefix("/dev/").unwrap().to_owned() }
+        let device = run("losetup", &[&["--find", "--show"], options, &[file.as_str()]].concat(), "mount");
+        Disk { name: device.strip_prefix("/dev/").unwrap().to_owned(), file }
+    }
+
+    /// Looks at it from outside of all containers.
+    pub fn look<T>(&self, look: impl FnOnce(&Path) -> T) -> T {
+        let at = format!("{}/look", support::guest::SCRATCH);
+        fs::create_dir_all(&at).unwrap();
+        run("mount", &[&format!("/dev/{}", self.name), &at], "mount");
+        let result = look(Path::new(&at));
+        run("umount", &[&at], "mount");
+        result
     }
 
     /// Lets go of it: the kernel detaches it with its last mount.
-    fn detach(&self) {
-        let status =
-            std::process::Command::new("losetup").args(["-d", &format!("/dev/{}", self.name)]).status();
-        assert!(status.unwrap().success());
+    pub fn detach(&self) {
+        run("losetup", &["-d", &format!("/dev/{}", self.name)], "mount");
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("losetup").args(["-d", &format!("/dev/{}", self.name)]).status();
+        let _ = Command::new("losetup").args(["-d", &format!("/dev/{}", self.name)]).output();
     }
 }
 
 #[test]
 fn a_root_can_be_on_a_disk() {
     guest(|guest| {
-        let disk = Disk::make();
+        let root = image("disk-source");
+        program(&root, "marker", b"", 0o755);
+        let disk = Disk::ext4("disk", 16, root.parent());
         let mut pod = Pod::start(guest);
         pod.prepare("disk", json!({"image": disk.name, "fstype": "ext4"})).unwrap();
         assert_eq!(
@@ -63,8 +106,13 @@ fn a_root_can_be_on_a_disk() {
             assert!(options.contains("nodev"), "{options}");
             assert!(!Path::new("/../lost+found").exists());
         });
-        pod.mountd(&Request::KillContainer { container: id("disk") }).unwrap();
-        pod.mountd(&Request::RemoveContainer { container: id("disk") }).unwrap();
+        // Another of the same disk may not write to it.
+        pod.prepare("other", json!({"image": disk.name, "fstype": "ext4", "readOnly": true})).unwrap();
+        guest.inside("other", |_| assert!(fs::write("/x", "").is_err()));
+        for container in ["disk", "other"] {
+            pod.mountd(&Request::KillContainer { container: id(container) }).unwrap();
+            pod.mountd(&Request::RemoveContainer { container: id(container) }).unwrap();
+        }
         pod.prepare("disk", json!({"image": disk.name, "fstype": "ext4", "readOnly": true})).unwrap();
         guest.inside("disk", |mounts| {
             assert_eq!(fs::read_to_string("/new").unwrap(), "written\n");
@@ -77,8 +125,23 @@ fn a_root_can_be_on_a_disk() {
             let fault = pod.prepare("c", json!({"image": image, "fstype": fstype})).unwrap_err();
             assert!(fault.to_string().contains(word), "{fault}");
         }
-        let fault = pod.prepare("c", json!({"image": "sda", "fstype": "ext4", "addr": "0:0"})).unwrap_err();
-        assert!(fault.to_string().contains("not implemented"), "{fault}");
         disk.detach();
+    });
+}
+
+#[test]
+fn a_disk_that_has_no_such_address_is_named_by_it() {
+    guest(|guest| {
+        // The machine's own controllers are not asked to look again.
+        let mut pod = Pod::with(guest, pod_files(), &["--local"]);
+        image("c");
+        let disk = json!({"device": "sda", "addr": "77:0", "fstype": "ext4", "mount": "/data"});
+        for more in [json!({"fstype": "ext4", "addr": "77:0"}), json!({"volumes": [disk]})] {
+            let fault = pod.prepare("c", more).unwrap_err();
+            assert_eq!(
+                fault.to_string(),
+                "mountd: waiting for the disk SCSI 77:0: No such file or directory"
+            );
+        }
     });
 }

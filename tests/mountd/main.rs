@@ -2,10 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod disk;
+mod files;
 mod hostile;
+mod populate;
 mod root;
 #[path = "../support/mod.rs"]
 mod support;
+mod volumes;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -4,6 +4,7 @@
 pub mod exec;
 pub mod files;
 pub mod life;
+pub mod storage;
 pub mod streams;
 pub mod terminal;
 pub mod words;
@@ -24,6 +25,8 @@ macro_rules! for_all {
                 signals_reach_the_init_and_the_group, small_commands, strange_ids_come_back_as_they_were,
                 the_end_of_its_init_ends_a_container, what_belongs_to_a_start_may_be_sent_behind_it,
                 what_cannot_be_executed_says_why, what_is_not_there_cannot_be_signalled;
+            storage: a_new_docker_volume_gets_what_the_image_has, files_are_read_and_written, large_files_go_both_ways,
+                parts_of_the_share_are_bound, words_of_files_that_make_no_sense;
             streams: a_flood_starves_nobody, a_host_that_reads_late_gets_everything,
                 a_process_that_does_not_read_holds_up_no_output, a_survivor_does_not_hold_up_the_end,
                 a_stream_belongs_to_one_process, both_ways_at_once, eight_megabytes_out_and_in, sixty_four_at_once, stdin_ends_when_the_host_says_so,

@@ -209,6 +209,9 @@ pub fn done(mountd: &mut Helper, request: &mountd::Request) -> Result<(), Fault>
     match mountd.ask(request)? {
         mountd::Reply::Done => Ok(()),
         mountd::Reply::NotYet { fault } => Err(fault),
+        // As init does.
+        mountd::Reply::Populating => done(mountd, request),
+        mountd::Reply::Part { .. } => panic!("a part of a file was not asked for"),
     }
 }
 

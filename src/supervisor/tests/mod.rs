@@ -2,6 +2,7 @@
 
 mod commands;
 mod ends;
+mod files;
 mod helpers;
 mod network;
 mod walk;
@@ -230,6 +231,9 @@ fn short(ask: &Ask) -> String {
         Ask::PreparePod(_) => "prepare pod".to_owned(),
         Ask::PinPod { pid } => format!("pin {pid}"),
         Ask::PrepareContainer(container) => format!("prepare {}", container.id),
+        Ask::ReadFile { container, file } => format!("read {container} {file}"),
+        Ask::ReadOn => "read on".to_owned(),
+        Ask::WriteFile { container, file, data } => format!("write {container} {file}: {data:?}"),
         Ask::KillContainer { container } => format!("kill {container}"),
         Ask::RemoveContainer { container } => format!("remove {container}"),
         Ask::DestroyPod => "destroy pod".to_owned(),

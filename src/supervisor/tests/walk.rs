@@ -54,7 +54,7 @@ impl Walk {
         self.commands += 1;
         let container = format!("c{}", self.dice.roll(4));
         let process = format!("p{}", self.dice.roll(6));
-        match self.dice.roll(14) {
+        match self.dice.roll(16) {
             0 if self.dice.roll(2) == 0 => self.world.tell(Message::StartPod, network::POD),
             0 => self.world.tell(Message::StartPod, r#"{"hostname":"pod"}"#),
             1 | 2 => {
@@ -78,8 +78,12 @@ impl Walk {
                 Message::WinSize,
                 &format!(r#"{{"container":"{container}","process":"{process}","row":1,"column":1}}"#),
             ),
-            11 => self.world.tell(Message::SetupInterface, r#"{"device":"eth1"}"#),
-            12 => self.world.tell(Message::SetupRoute, r#"{"routes":[]}"#),
+            11 => self.world.read(&container, "/f"),
+            12 => self
+                .world
+                .tell(Message::WriteFile, &format!(r#"{{"container":"{container}","file":"/f"}}content"#)),
+            13 => self.world.tell(Message::SetupInterface, r#"{"device":"eth1"}"#),
+            14 => self.world.tell(Message::SetupRoute, r#"{"routes":[]}"#),
             _ => self.world.tell(Message::Ping, "null"),
         }
     }
@@ -96,6 +100,17 @@ impl Walk {
             return self.world.fails(role);
         }
         let oldest = self.world.asked.iter().find(|(_, ask)| ask.role() == role);
+        match oldest {
+            Some((_, Ask::ReadFile { .. } | Ask::ReadOn)) => {
+                let last = self.dice.roll(3) == 0;
+                return self.world.part(b"part", last);
+            }
+            Some((_, Ask::PrepareContainer(container))) if self.dice.roll(3) == 0 => {
+                let id = container.id.clone();
+                return self.world.populating(id.as_str());
+            }
+            _ => {}
+        }
         let Some((_, ask)) = oldest.filter(|(_, ask)| ask.starts()) else { return self.world.done(role) };
         self.starts += usize::from(matches!(ask, Ask::StartProcess { .. }));
         self.next_pid += 1;

@@ -1,0 +1,239 @@
+//! Disks: by which name the host means one, whether it is there, and its filesystem.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Instant;
+
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::sys::mount::new_mount;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+const NODEV: u64 = nix::libc::MOUNT_ATTR_NODEV;
+/// Where the kernel has SCSI disks by their address; runV has one controller, with one channel.
+const SCSI_DISKS: &str = "/sys/class/scsi_disk/0:0:";
+const SCSI_HOSTS: &str = "/sys/class/scsi_host";
+/// The NFS versions that are asked for, best first (nfs(5): `vers`).
+const NFS_VERSIONS: [&str; 3] = ["4.2", "4.1", "4.0"];
+
+/// What the host calls a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk<'a> {
+    /// Its name under /dev.
+    Name(&'a str),
+    /// Its SCSI address, `target:lun`.
+    Scsi(&'a str),
+}
+
+/// Whether a filesystem is written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// It is.
+    Write,
+    /// It is not, though another container may.
+    Read,
+    /// What is in it has to be laid out first, if the disk allows it.
+    WriteIfPossible,
+}
+
+impl<'a> Disk<'a> {
+    /// Reads the host's words; `addr` overrides the name, which was said by `key`.
+    pub fn read(key: &str, name: &'a str, addr: &'a str) -> Result<Disk<'a>, Fault> {
+        if addr.is_empty() {
+            return match is_word(name) {
+                true => Ok(Disk::Name(name)),
+                false => Err(Fault::new("reading", key, format!("{name:?} is not the name of a disk"))),
+            };
+        }
+        let number =
+            |text: &str| (1..=5).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+        match addr.split_once(':') {
+            Some((target, lun)) if number(target) && number(lun) => Ok(Disk::Scsi(addr)),
+            _ => Err(Fault::new("reading", "addr", format!("{addr:?} is not of the form TARGET:LUN"))),
+        }
+    }
+
+    /// Its name under /dev, if it has come.
+    fn name(self) -> Option<String> {
+        let name = match self {
+            Disk::Name(name) => name.to_owned(),
+            Disk::Scsi(addr) => {
+                let mut blocks = fs::read_dir(format!("{SCSI_DISKS}{addr}/device/block")).ok()?;
+                blocks.next()?.ok()?.file_name().into_string().ok()?
+            }
+        };
+        Path::new("/dev").join(&name).exists().then_some(name)
+    }
+}
+
+impl std::fmt::Display for Disk<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Disk::Name(name) => write!(f, "/dev/{name}"),
+            Disk::Scsi(addr) => write!(f, "SCSI {addr}"),
+        }
+    }
+}
+
+/// A name without a path, an option or a surprise in it.
+pub fn is_word(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+        && !text.starts_with('.')
+}
+
+/// Waits for disks that are still being plugged; the one that is missing then. `rescan`: the guest's controllers are ours
+/// to ask.
+pub fn missing<'a>(disks: &[Disk<'a>], rescan: bool, until: Instant) -> Result<Option<Disk<'a>>, Fault> {
+    let first_missing = || disks.iter().copied().find(|disk| disk.name().is_none());
+    // Nearly always.
+    let Some(missing) = first_missing() else { return Ok(None) };
+    let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).fault("watching", "/dev")?;
+    watch.add_watch("/dev", AddWatchFlags::IN_CREATE).fault("watching", "/dev")?;
+    if rescan && matches!(missing, Disk::Scsi(_)) {
+        rescan_scsi()?;
+    }
+    loop {
+        let Some(missing) = first_missing() else { return Ok(None) };
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(Some(missing));
+        }
+        let mut fds = [PollFd::new(watch.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).fault("watching", "/dev")?;
+        let _ = watch.read_events();
+    }
+}
+
+/// Has every SCSI controller look at all its addresses.
+fn rescan_scsi() -> Result<(), Fault> {
+    let hosts = match fs::read_dir(SCSI_HOSTS) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        hosts => hosts.fault("reading", SCSI_HOSTS)?,
+    };
+    for host in hosts.flatten() {
+        let scan = host.path().join("scan");
+        fs::write(&scan, "- - -").fault("writing to", scan.display())?;
+    }
+    Ok(())
+}
+
+/// A disk's filesystem, mounted nowhere yet. A filesystem that is mounted is mounted once more.
+pub fn mount(disk: Disk<'_>, fstype: &str, access: Access) -> Result<OwnedFd, Fault> {
+    let name = disk.name().ok_or_else(|| Fault::errno("looking for the disk", disk, Errno::ENOENT))?;
+    let path = format!("/dev/{name}");
+    let mount = |read_only: bool| {
+        let mut options = vec![("source", path.as_str())];
+        if fstype == "xfs" {
+            // Snapshots of one image carry the same uuid.
+            options.push(("nouuid", ""));
+        }
+        if read_only {
+            options.push(("ro", ""));
+        }
+        new_mount(fstype, &options, NODEV)
+    };
+    let mounted = match access {
+        Access::Write => mount(false),
+        // All mounts of a filesystem are of one mind (EBUSY). Who is not to write does not, by the mount's own flag.
+        Access::Read => {
+            mount(true).or_else(|errno| if errno == Errno::EBUSY { mount(false) } else { Err(errno) })
+        }
+        Access::WriteIfPossible => mount(false).or_else(|errno| match errno {
+            // The disk is write-protected; or it is mounted already, and not for writing.
+            Errno::EACCES | Errno::EROFS | Errno::EBUSY => mount(true),
+            errno => Err(errno),
+        }),
+    };
+    mounted.fault(&format!("mounting {fstype} from"), path)
+}
+
+/// An export of an NFS server, `server:/path`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Export<'a> {
+    source: &'a str,
+    server: IpAddr,
+}
+
+impl<'a> Export<'a> {
+    /// Reads the host's word. The server is an address: nobody in the guest resolves names.
+    pub fn read(source: &'a str) -> Result<Export<'a>, Fault> {
+        let fault = |why: &str| Err(Fault::new("reading", "device", format!("{source:?} {why}")));
+        let Some((server, path)) = source.rsplit_once(":/") else {
+            return fault("is not of the form SERVER:/PATH");
+        };
+        if path.chars().any(char::is_control) {
+            return fault("contains a control character");
+        }
+        let server = server.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(server);
+        match server.parse() {
+            Ok(server) => Ok(Export { source, server }),
+            Err(_) => fault("does not name its server by an address"),
+        }
+    }
+
+    /// The options for one version (nfs(5)). `clientaddr` is for callbacks of 4.0, which nobody can make to this guest.
+    fn options(&self, version: &'static str) -> Vec<(&'static str, String)> {
+        let any = if self.server.is_ipv4() { "0.0.0.0" } else { "::" };
+        vec![
+            ("source", self.source.to_owned()),
+            ("addr", self.server.to_string()),
+            ("clientaddr", any.to_owned()),
+            ("vers", version.to_owned()),
+        ]
+    }
+
+    /// Mounts it nowhere yet, in the best version that the server has.
+    pub fn mount(&self) -> Result<OwnedFd, Fault> {
+        let mut answer = Err(Errno::EPROTONOSUPPORT);
+        for version in NFS_VERSIONS {
+            let options = self.options(version);
+            let options: Vec<_> = options.iter().map(|(key, value)| (*key, value.as_str())).collect();
+            answer = new_mount("nfs4", &options, NODEV);
+            if !matches!(answer, Err(Errno::EPROTONOSUPPORT | Errno::EINVAL)) {
+                break;
+            }
+        }
+        answer.fault("mounting NFS from", self.source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_a_name_and_no_path() {
+        assert_eq!(Disk::read("image", "vdb1", ""), Ok(Disk::Name("vdb1")));
+        for bad in ["", "..", "../sda", "disk/by-id/x", "a b", ".hidden"] {
+            let fault = Disk::read("image", bad, "").unwrap_err();
+            assert_eq!((fault.doing.as_str(), fault.to.as_str()), ("reading", "image"), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_two_numbers_and_overrides_the_name() {
+        assert_eq!(Disk::read("image", "vda", "3:0"), Ok(Disk::Scsi("3:0")));
+        for bad in ["3", "3:", ":0", "a:0", "3:0:0", "../..", "3:0/../..", "123456:0"] {
+            assert_eq!(Disk::read("image", "vda", bad).unwrap_err().to, "addr", "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_export_names_its_server_by_an_address() {
+        let export = Export::read("192.0.2.7:/srv/data").unwrap();
+        let options = export.options("4.2");
+        let text: Vec<_> = options.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        assert_eq!(text.join(","), "source=192.0.2.7:/srv/data,addr=192.0.2.7,clientaddr=0.0.0.0,vers=4.2");
+        let options = Export::read("[2001:db8::7]:/").unwrap().options("4.1");
+        assert_eq!(options[1].1, "2001:db8::7");
+        assert_eq!(options[2].1, "::");
+        for bad in ["", "192.0.2.7", "192.0.2.7:srv", "server.test:/srv", "192.0.2.7:/a\nb", ":/"] {
+            assert!(Export::read(bad).is_err(), "{bad:?}");
+        }
+    }
+}

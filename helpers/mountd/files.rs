@@ -1,0 +1,130 @@
+//! READFILE and WRITEFILE: regular files of a running container, in its own namespace and root.
+//!
+//! What is at the path is looked at before it is opened (O_PATH opens nothing), and then opened itself, whatever is at the
+//! path by then: no FIFO, no device and no directory is ever opened.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use hyperinit::channel::Bytes;
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::ids::ContainerId;
+use hyperinit::sys::mount::{Resolve, openat2};
+use hyperinit::wire::mountd::{FILE_MAX, PART_MAX, Reply};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::unistd::{read, write};
+
+use super::tree::{Home, kind, libc_flags, resolve};
+
+/// Some of procfs's files wait for what they have to say.
+const FLAGS: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY);
+
+/// A file that init has not read to its end.
+pub struct Reading {
+    file: OwnedFd,
+    path: String,
+    /// What was handed out, in bytes.
+    count: usize,
+}
+
+impl Reading {
+    /// Opens a container's file.
+    pub fn begin(home: &Home, container: &ContainerId, path: &str) -> Result<Reading, Fault> {
+        let file = home.in_namespace(container, || {
+            let file = resolve(root()?, Path::new(path)).fault("opening", path)?;
+            let stat = regular(&file, path)?;
+            // Of most files of procfs the size is 0, and not known.
+            if usize::try_from(stat.st_size).is_ok_and(|size| size > FILE_MAX) {
+                return Err(too_large(path));
+            }
+            home.reopen(&file, OFlag::O_RDONLY | FLAGS).fault("opening", path)
+        })?;
+        Ok(Reading { file, path: path.to_owned(), count: 0 })
+    }
+
+    /// The next part.
+    pub fn part(&mut self) -> Result<Reply, Fault> {
+        let mut bytes = vec![0; PART_MAX];
+        let mut filled = 0;
+        let mut last = false;
+        while let Some(room @ [_, ..]) = bytes.get_mut(filled..) {
+            match read(&self.file, room) {
+                Ok(0) => {
+                    last = true;
+                    break;
+                }
+                Ok(count) => filled += count,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Fault::errno("reading", &self.path, errno)),
+            }
+        }
+        bytes.truncate(filled);
+        self.count += filled;
+        if self.count > FILE_MAX {
+            return Err(too_large(&self.path));
+        }
+        Ok(Reply::Part { bytes: Bytes(bytes), last })
+    }
+}
+
+/// Writes a container's file.
+pub fn write_file(home: &Home, container: &ContainerId, path: &str, data: &[u8]) -> Result<(), Fault> {
+    home.in_namespace(container, || {
+        let file = match resolve(root()?, Path::new(path)) {
+            Ok(file) => {
+                regular(&file, path)?;
+                home.reopen(&file, OFlag::O_WRONLY | OFlag::O_TRUNC | FLAGS).fault("opening", path)?
+            }
+            Err(Errno::ENOENT) => {
+                let flags = libc_flags(OFlag::O_WRONLY | OFlag::O_CREAT | FLAGS);
+                let file =
+                    openat2(root()?, Path::new(path), flags, 0o644, Resolve::InRoot).fault("making", path)?;
+                // Somebody may have made another thing there meanwhile.
+                regular(&file, path)?;
+                file
+            }
+            Err(errno) => return Err(Fault::errno("opening", path, errno)),
+        };
+        write_all(&file, data).fault("writing", path)
+    })
+}
+
+fn write_all(file: &OwnedFd, mut data: &[u8]) -> Result<(), Errno> {
+    while !data.is_empty() {
+        match write(file, data) {
+            Ok(0) => return Err(Errno::EIO),
+            Ok(count) => data = data.get(count..).unwrap_or_default(),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// The root of the namespace that mountd is in now.
+fn root() -> Result<OwnedFd, Fault> {
+    open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .fault("opening", "the container's root")
+}
+
+fn regular(file: &OwnedFd, path: &str) -> Result<FileStat, Fault> {
+    let stat = fstat(file).fault("looking at", path)?;
+    let what = match kind(&stat) {
+        SFlag::S_IFREG => return Ok(stat),
+        SFlag::S_IFDIR => "a directory",
+        SFlag::S_IFIFO => "a FIFO",
+        SFlag::S_IFSOCK => "a socket",
+        _ => "a device",
+    };
+    Err(Fault::new("opening", path, format!("it is {what}, not a regular file")))
+}
+
+fn too_large(path: &str) -> Fault {
+    Fault::new(
+        "reading",
+        path,
+        format!("it is larger than {FILE_MAX} bytes, which is what a frame can carry"),
+    )
+}

@@ -1,0 +1,478 @@
+//! A new volume gets what the image has at its place (protocol.md «Volumes»).
+//!
+//! It takes as long as it takes, so it is done in slices: the other containers have requests too. What is copied is put
+//! together in a directory of our own beside the data and moved there when all of it is there: a volume is new, or whole.
+//!
+//! Somebody may change the image meanwhile, and a volume too. So every name is resolved once, right below a descriptor, through no
+//! link; what is found is looked at (O_PATH opens nothing), and then it is that which is opened, if it is a file. Memory
+//! is bounded: a descriptor or two for each level, one buffer, so many links.
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, OsStr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::ids::ContainerId;
+use hyperinit::sys::mount::{Resolve, openat2};
+use hyperinit::sys::xattr;
+use nix::dir::{Dir, OwningIter};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, readlinkat, renameat, renameat2};
+use nix::sys::stat::{
+    FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstat, futimens, mkdirat, mknodat, utimensat,
+};
+use nix::sys::time::TimeSpec;
+use nix::sys::uio::pwrite;
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, ftruncate, linkat, read, symlinkat, unlinkat};
+
+use super::container::Source;
+use super::tree::{Home, kind, libc_flags};
+use super::volumes::{Bind, Content, Volume, content};
+
+/// Where a copy is put together. Not what a mountd that died has left of it: that is removed.
+pub const SCRATCH: &str = ".hyperinit-new";
+/// How deep an image's directory may be.
+const DEPTH: usize = 128;
+/// How many files with more links than were met are remembered; beyond that each link is a file of its own.
+const LINKS: usize = 16_384;
+/// How much is copied at once, in bytes. A hole is at least as large.
+const CHUNK: usize = 64 << 10;
+
+/// The volumes that are being populated, for whom.
+#[derive(Default)]
+pub struct Populations(BTreeMap<ContainerId, Progress>);
+
+/// How far the volumes of one container are.
+#[derive(Default)]
+struct Progress {
+    /// How many need nothing more.
+    done: usize,
+    current: Option<Population>,
+}
+
+impl Populations {
+    /// Goes on until then; whether all of a container's volumes are ready.
+    pub fn advance(
+        &mut self,
+        home: &Home,
+        container: &ContainerId,
+        source: &Source<'_>,
+        binds: &[Bind<'_>],
+        until: Instant,
+    ) -> Result<bool, Fault> {
+        let mut progress = self.0.remove(container).unwrap_or_default();
+        let result = self.go_on(&mut progress, home, source, binds, until);
+        match (&result, progress.current) {
+            (Ok(false), current) => {
+                let done = progress.done;
+                self.0.insert(container.clone(), Progress { done, current });
+            }
+            (_, Some(unfinished)) => unfinished.undo(),
+            (_, None) => {}
+        }
+        result
+    }
+
+    fn go_on(
+        &self,
+        progress: &mut Progress,
+        home: &Home,
+        source: &Source<'_>,
+        binds: &[Bind<'_>],
+        until: Instant,
+    ) -> Result<bool, Fault> {
+        for bind in binds.iter().filter(|bind| bind.docker).skip(progress.done) {
+            if progress.current.is_none() {
+                let volume = bind.open()?;
+                if self.has(&volume) {
+                    // Another container's start fills it.
+                    return Ok(false);
+                }
+                progress.current = Population::begin(source, bind, volume)?;
+            }
+            if let Some(current) = &mut progress.current {
+                if !current.advance(home, until)? {
+                    return Ok(false);
+                }
+                current.finish()?;
+                progress.current = None;
+            }
+            progress.done += 1;
+        }
+        Ok(true)
+    }
+
+    fn has(&self, volume: &Volume) -> bool {
+        let id = |file: &OwnedFd| fstat(file).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+        let all = self.0.values().filter_map(|progress| progress.current.as_ref());
+        let mut ids = all.map(|population| id(&population.volume.data));
+        ids.any(|other| other.is_some() && other == id(&volume.data))
+    }
+
+    /// Undoes what was begun for a container.
+    pub fn forget(&mut self, container: &ContainerId) {
+        if let Some(population) = self.0.remove(container).and_then(|progress| progress.current) {
+            population.undo();
+        }
+    }
+
+    /// The same for all.
+    pub fn forget_all(&mut self) {
+        let all = std::mem::take(&mut self.0).into_values();
+        all.filter_map(|progress| progress.current).for_each(Population::undo);
+    }
+}
+
+/// One volume.
+struct Population {
+    /// For faults.
+    at: PathBuf,
+    volume: Volume,
+    /// The image's directory.
+    image: OwnedFd,
+    scratch: OwnedFd,
+    levels: Vec<Level>,
+    file: Option<Copy>,
+    /// Files that will be met again, by device and inode: where the first is, below the scratch.
+    links: BTreeMap<(u64, u64), PathBuf>,
+}
+
+/// A directory that is being copied.
+struct Level {
+    name: CString,
+    stat: FileStat,
+    from: OwnedFd,
+    entries: OwningIter,
+    to: OwnedFd,
+}
+
+/// A file that is being copied.
+struct Copy {
+    name: CString,
+    stat: FileStat,
+    from: OwnedFd,
+    to: OwnedFd,
+    count: u64,
+}
+
+impl Population {
+    /// Begins, if the volume is new and the image has a directory at its place.
+    fn begin(source: &Source<'_>, bind: &Bind<'_>, volume: Volume) -> Result<Option<Population>, Fault> {
+        let fault = |doing: &'static str| {
+            move |errno| Fault::errno(format!("{doing} the volume for"), bind.at.display(), errno)
+        };
+        let is_new = match content(&volume.data) {
+            Ok(content) => content == Content::New,
+            // A file of the share.
+            Err(Errno::ENOTDIR) => false,
+            Err(errno) => return Err(fault("looking into")(errno)),
+        };
+        if !is_new {
+            return Ok(None);
+        }
+        let flags = libc_flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+        // The image as it is: what is mounted over it in a container is not the image's.
+        let image = match openat2(source.open()?, bind.at, flags, 0, Resolve::InRoot) {
+            Ok(image) => image,
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
+            Err(errno) => return Err(fault("looking at the image for")(errno)),
+        };
+        remove(&volume.root, SCRATCH.as_ref(), 0).map_err(fault("clearing"))?;
+        mkdirat(&volume.root, SCRATCH, Mode::S_IRWXU).map_err(fault("populating"))?;
+        let scratch = openat2(&volume.root, Path::new(SCRATCH), flags, 0, Resolve::NoLinks)
+            .map_err(fault("populating"))?;
+        let mut population = Population {
+            at: bind.at.to_owned(),
+            volume,
+            image,
+            scratch,
+            levels: Vec::new(),
+            file: None,
+            links: BTreeMap::new(),
+        };
+        let clones =
+            population.image.try_clone().and_then(|from| Ok((from, population.scratch.try_clone()?)));
+        let (from, to) = clones.fault("populating", bind.at.display())?;
+        population.enter(c"".to_owned(), from, to).map_err(fault("populating"))?;
+        Ok(Some(population))
+    }
+
+    /// Copies until then; whether all is copied.
+    fn advance(&mut self, home: &Home, until: Instant) -> Result<bool, Fault> {
+        loop {
+            if self.file.is_some() {
+                self.copy_on().map_err(|(name, errno)| self.fault(&name, errno))?;
+            } else if self.levels.is_empty() {
+                return Ok(true);
+            } else {
+                self.step(home).map_err(|(name, errno)| self.fault(&name, errno))?;
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn fault(&self, name: &CStr, errno: Errno) -> Fault {
+        let path = self.path(name);
+        Fault::errno(format!("populating the volume for {} with", self.at.display()), path.display(), errno)
+    }
+
+    /// The path below the scratch of what has this name in the directory that is being copied.
+    fn path(&self, name: &CStr) -> PathBuf {
+        let names = self.levels.iter().map(|level| level.name.as_c_str()).chain([name]);
+        let names = names.filter(|name| !name.is_empty());
+        names.map(|name| OsStr::from_bytes(name.to_bytes())).collect()
+    }
+
+    fn enter(&mut self, name: CString, from: OwnedFd, to: OwnedFd) -> Result<(), Errno> {
+        let stat = fstat(&from)?;
+        let again = from.try_clone().map_err(|_| Errno::EMFILE)?;
+        let entries = Dir::from_fd(again)?.into_iter();
+        self.levels.push(Level { name, stat, from, entries, to });
+        Ok(())
+    }
+
+    /// The next name of the directory, or its end.
+    fn step(&mut self, home: &Home) -> Result<(), (CString, Errno)> {
+        let Some(level) = self.levels.last_mut() else { return Ok(()) };
+        match level.entries.next() {
+            None => {
+                let Some(level) = self.levels.pop() else { return Ok(()) };
+                let done = keep_metadata(&level.from, &level.to, &level.stat);
+                done.map_err(|errno| (level.name, errno))
+            }
+            Some(Err(errno)) => Err((c"".to_owned(), errno)),
+            Some(Ok(entry)) => match entry.file_name() {
+                name if name == c"." || name == c".." => Ok(()),
+                name => self.entry(home, name).map_err(|errno| (name.to_owned(), errno)),
+            },
+        }
+    }
+
+    fn entry(&mut self, home: &Home, name: &CStr) -> Result<(), Errno> {
+        let path = self.path(name);
+        let Some(level) = self.levels.last() else { return Ok(()) };
+        let as_path = Path::new(OsStr::from_bytes(name.to_bytes()));
+        let look = libc_flags(OFlag::O_PATH | OFlag::O_NOFOLLOW);
+        let found = match openat2(&level.from, as_path, look, 0, Resolve::NoMounts) {
+            Ok(found) => found,
+            // It has gone meanwhile.
+            Err(Errno::ENOENT) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        let stat = fstat(&found)?;
+        match kind(&stat) {
+            SFlag::S_IFDIR if self.levels.len() >= DEPTH => Err(Errno::ENAMETOOLONG),
+            SFlag::S_IFDIR => {
+                mkdirat(&level.to, name, Mode::S_IRWXU)?;
+                let flags = libc_flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+                let from = openat2(&found, Path::new("."), flags, 0, Resolve::NoMounts)?;
+                let to = openat2(&level.to, as_path, flags, 0, Resolve::NoMounts)?;
+                self.enter(name.to_owned(), from, to)
+            }
+            SFlag::S_IFREG => self.file(home, name, path, &found, stat),
+            SFlag::S_IFLNK => {
+                symlinkat(readlinkat(&found, c"")?.as_os_str(), &level.to, name)?;
+                keep_owner_and_times(&level.to, name, &stat)
+            }
+            special @ (SFlag::S_IFIFO | SFlag::S_IFSOCK) => {
+                mknodat(&level.to, name, special, mode(&stat), 0)?;
+                keep_owner_and_times(&level.to, name, &stat)
+            }
+            _ => {
+                // A volume's devices would not work: it is mounted with nodev.
+                log::info!("{}: the device {} is left out", self.at.display(), path.display());
+                Ok(())
+            }
+        }
+    }
+
+    fn file(
+        &mut self,
+        home: &Home,
+        name: &CStr,
+        path: PathBuf,
+        found: &OwnedFd,
+        stat: FileStat,
+    ) -> Result<(), Errno> {
+        let Some(level) = self.levels.last() else { return Ok(()) };
+        let id = (stat.st_dev, stat.st_ino);
+        if let Some(first) = self.links.get(&id) {
+            let first = openat2(&self.scratch, first, libc_flags(OFlag::O_PATH), 0, Resolve::NoMounts)?;
+            return linkat(&first, c"", &level.to, name, AtFlags::AT_EMPTY_PATH);
+        }
+        if stat.st_nlink > 1 && self.links.len() < LINKS {
+            self.links.insert(id, path);
+        }
+        let flags = libc_flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW);
+        let as_path = Path::new(OsStr::from_bytes(name.to_bytes()));
+        let to = openat2(&level.to, as_path, flags, 0o600, Resolve::NoMounts)?;
+        let from = home.reopen(found, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
+        self.file = Some(Copy { name: name.to_owned(), stat, from, to, count: 0 });
+        Ok(())
+    }
+
+    /// The next chunk of the file. One that grows meanwhile is copied as long as it was.
+    fn copy_on(&mut self) -> Result<(), (CString, Errno)> {
+        let Some(mut copy) = self.file.take() else { return Ok(()) };
+        match copy.chunk() {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.file = Some(copy);
+                Ok(())
+            }
+            Err(errno) => Err((copy.name, errno)),
+        }
+    }
+
+    /// Moves what was copied to its place.
+    fn finish(&self) -> Result<(), Fault> {
+        self.move_all().fault("populating the volume for", self.at.display())
+    }
+
+    fn move_all(&self) -> Result<(), Errno> {
+        let mut entries = Dir::from_fd(self.scratch.try_clone().map_err(|_| Errno::EMFILE)?)?;
+        for entry in entries.iter() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            match rename(&self.scratch, &self.volume.data, name) {
+                // What another container has made there meanwhile is not overwritten.
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        remove(&self.volume.root, SCRATCH.as_ref(), 0)?;
+        let flags = libc_flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+        let data = openat2(&self.volume.data, Path::new("."), flags, 0, Resolve::NoMounts)?;
+        keep_metadata(&self.image, &data, &fstat(&self.image)?)
+    }
+
+    /// The volume is as it was.
+    fn undo(self) {
+        drop(self.levels);
+        if let Err(errno) = remove(&self.volume.root, SCRATCH.as_ref(), 0) {
+            log::warn!("{}", Fault::errno("clearing the volume for", self.at.display(), errno));
+        }
+    }
+}
+
+impl Copy {
+    /// Copies a chunk; whether it was the last.
+    fn chunk(&mut self) -> Result<bool, Errno> {
+        let size = u64::try_from(self.stat.st_size).unwrap_or(0);
+        let mut bytes = vec![0; usize::try_from(size - self.count).unwrap_or(CHUNK).min(CHUNK)];
+        let count = match read(&self.from, &mut bytes) {
+            Err(Errno::EINTR) => return Ok(false),
+            count => count?,
+        };
+        let mut bytes = bytes.get(..count).unwrap_or_default();
+        // What is not written is a hole.
+        if bytes.iter().any(|&byte| byte != 0) {
+            let mut at = self.count;
+            while !bytes.is_empty() {
+                let written = pwrite(&self.to, bytes, i64::try_from(at).map_err(|_| Errno::EFBIG)?)?;
+                at += written as u64;
+                bytes = bytes.get(written..).unwrap_or_default();
+            }
+        }
+        self.count += count as u64;
+        if count > 0 && self.count < size {
+            return Ok(false);
+        }
+        ftruncate(&self.to, i64::try_from(self.count).map_err(|_| Errno::EFBIG)?)?;
+        keep_metadata(&self.from, &self.to, &self.stat).map(|()| true)
+    }
+}
+
+/// Of a name only where there is none yet; not every filesystem has that.
+fn rename(from: &OwnedFd, to: &OwnedFd, name: &CStr) -> Result<(), Errno> {
+    match renameat2(from, name, to, name, RenameFlags::RENAME_NOREPLACE) {
+        Err(Errno::EINVAL) => renameat(from, name, to, name),
+        result => result,
+    }
+}
+
+fn mode(stat: &FileStat) -> Mode {
+    Mode::from_bits_truncate(stat.st_mode)
+}
+
+/// Owner, mode, attributes and times of a file or directory, in the order in which none undoes another.
+fn keep_metadata(from: &OwnedFd, to: &OwnedFd, stat: &FileStat) -> Result<(), Errno> {
+    fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    fchmod(to, mode(stat))?;
+    keep_attributes(from, to)?;
+    let (accessed, modified) = times(stat);
+    futimens(to, &accessed, &modified)
+}
+
+/// The same of a link, a FIFO or a socket, which are not opened.
+fn keep_owner_and_times(directory: &OwnedFd, name: &CStr, stat: &FileStat) -> Result<(), Errno> {
+    let (user, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    fchownat(directory, name, Some(user), Some(group), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let (accessed, modified) = times(stat);
+    utimensat(directory, name, &accessed, &modified, UtimensatFlags::NoFollowSymlink)
+}
+
+fn times(stat: &FileStat) -> (TimeSpec, TimeSpec) {
+    (TimeSpec::new(stat.st_atime, stat.st_atime_nsec), TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec))
+}
+
+/// The attributes that are the file's own: the user's, its capabilities, its access list. A filesystem that has none keeps
+/// none.
+fn keep_attributes(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
+    let names = match xattr::list(from) {
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return Ok(()),
+        names => names?,
+    };
+    for name in names {
+        let kept = [&b"user."[..], b"security.capability", b"system.posix_acl_"];
+        if !kept.iter().any(|prefix| name.to_bytes().starts_with(prefix)) {
+            continue;
+        }
+        let set = xattr::get(from, &name).and_then(|value| xattr::set(to, &name, &value));
+        match set {
+            Ok(()) | Err(Errno::ENODATA) => {}
+            Err(errno @ (Errno::EOPNOTSUPP | Errno::EPERM)) => {
+                log::warn!("{}", Fault::errno("going without the attribute", name.to_string_lossy(), errno));
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Removes what has a name in a directory, with all that is in it; what is not there is no error.
+fn remove(parent: impl AsFd, name: &OsStr, depth: usize) -> Result<(), Errno> {
+    match unlinkat(parent.as_fd(), name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+        // Which of them it is differs by filesystem.
+        Err(Errno::EISDIR | Errno::EPERM) if depth <= DEPTH => {}
+        Err(errno) => return Err(errno),
+    }
+    let flags = libc_flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+    let directory = openat2(parent.as_fd(), Path::new(name), flags, 0, Resolve::NoMounts)?;
+    loop {
+        let again = openat2(&directory, Path::new("."), flags, 0, Resolve::NoMounts)?;
+        // Removing while reading may skip some, so it is read again until nothing is left.
+        let names: Vec<CString> = Dir::from_fd(again)?
+            .iter()
+            .flatten()
+            .map(|entry| entry.file_name().to_owned())
+            .filter(|name| name.as_c_str() != c"." && name.as_c_str() != c"..")
+            .take(1024)
+            .collect();
+        if names.is_empty() {
+            return unlinkat(parent.as_fd(), name, UnlinkatFlags::RemoveDir);
+        }
+        for name in names {
+            remove(&directory, OsStr::from_bytes(name.to_bytes()), depth + 1)?;
+        }
+    }
+}

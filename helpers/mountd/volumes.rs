@@ -1,0 +1,316 @@
+//! Volumes and parts of the share: where each comes from, what of it is bound, and where (protocol.md «Volumes»).
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path};
+
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::paths;
+use hyperinit::spec::Container;
+use hyperinit::sys::mount::{Resolve, clone_tree, move_mount, openat2, set_attributes};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat};
+
+use super::disk::{self, Access, Disk, Export, is_word};
+use super::populate::SCRATCH;
+use super::tree::{Home, file_to_mount_over, kind, libc_flags, make_directories};
+
+const NODEV: u64 = nix::libc::MOUNT_ATTR_NODEV;
+const RDONLY: u64 = nix::libc::MOUNT_ATTR_RDONLY;
+/// The directory of a volume that is bound. Any user of a container may write to a new one, as in the C original.
+const DATA: &str = "_data";
+const DATA_MODE: Mode = Mode::from_bits_truncate(0o777);
+/// The one file of a volume that is a file.
+const FILE: &str = ".hyper_file_volume_data_do_not_create_on_your_own";
+/// What a new filesystem has (fsck(8)).
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Something that is bound into a container.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Bind<'a> {
+    /// Where it comes from.
+    pub from: From<'a>,
+    /// Its place in the container.
+    pub at: &'a Path,
+    /// Whether the container may not write to it.
+    pub read_only: bool,
+    /// Whether a new one gets what the image has at its place.
+    pub docker: bool,
+}
+
+/// Where a volume comes from.
+#[derive(Debug, PartialEq, Eq)]
+pub enum From<'a> {
+    /// A filesystem on a disk.
+    Disk { disk: Disk<'a>, fstype: &'a str },
+    /// An NFS export.
+    Nfs(Export<'a>),
+    /// What is at a path of the share.
+    Share(&'a Path),
+}
+
+/// What the host wants bound, in order: volumes, then parts of the share.
+pub fn plan(container: &Container) -> Result<Vec<Bind<'_>>, Fault> {
+    let mut binds = Vec::new();
+    for volume in &container.volumes {
+        let from = match volume.fstype.as_str() {
+            "nfs" => From::Nfs(Export::read(&volume.device)?),
+            fstype if is_word(fstype) => {
+                From::Disk { disk: Disk::read("device", &volume.device, &volume.addr)?, fstype }
+            }
+            fstype => {
+                return Err(Fault::new("reading", "fstype", format!("{fstype:?} is not a filesystem")));
+            }
+        };
+        let at = place("mount", &volume.mount)?;
+        binds.push(Bind { from, at, read_only: volume.read_only, docker: volume.docker_volume });
+    }
+    for map in &container.fsmap {
+        let at = place("path", &map.path)?;
+        let from = From::Share(Path::new(&map.source));
+        binds.push(Bind { from, at, read_only: map.read_only, docker: map.docker_volume });
+    }
+    Ok(binds)
+}
+
+fn place<'a>(key: &str, path: &'a str) -> Result<&'a Path, Fault> {
+    match Path::new(path).components().any(|component| matches!(component, Component::Normal(_))) {
+        true => Ok(Path::new(path)),
+        false => Err(Fault::new("reading", key, format!("{path:?} names nothing below the root"))),
+    }
+}
+
+/// A volume that was opened, and is mounted nowhere unless the share is.
+pub struct Volume {
+    /// Its own root; for a file of the share, the file.
+    pub root: OwnedFd,
+    /// What is bound of it: a directory, or a file of the share.
+    pub data: OwnedFd,
+}
+
+impl Bind<'_> {
+    /// The disk that it is on.
+    pub fn disk(&self) -> Option<Disk<'_>> {
+        match self.from {
+            From::Disk { disk, .. } => Some(disk),
+            From::Nfs(_) | From::Share(_) => None,
+        }
+    }
+
+    /// Opens it in the namespace that mountd is in now. Its data's directory is made if it is missing.
+    pub fn open(&self) -> Result<Volume, Fault> {
+        let root = match &self.from {
+            From::Disk { disk, fstype } => {
+                let access = if self.read_only { Access::WriteIfPossible } else { Access::Write };
+                disk::mount(*disk, fstype, access)?
+            }
+            From::Nfs(export) => export.mount()?,
+            From::Share(source) => share(source)?,
+        };
+        let data = match self.from {
+            From::Disk { .. } => Some(self.data(&root)?),
+            From::Share(_) if self.docker && is_directory(&root) => Some(self.data(&root)?),
+            // An export is the data itself: the server's own path has it.
+            From::Nfs(_) | From::Share(_) => None,
+        };
+        let data = match data {
+            Some(data) => data,
+            None => root.try_clone().fault("opening", self.at.display())?,
+        };
+        Ok(Volume { root, data })
+    }
+
+    fn data(&self, root: &OwnedFd) -> Result<OwnedFd, Fault> {
+        directory(root, DATA, Some(DATA_MODE))
+            .fault(&format!("opening {DATA} of the volume for"), self.at.display())
+    }
+
+    /// Whether the data's directory may turn out to be a file (`FILE`).
+    fn may_be_a_file(&self) -> bool {
+        !matches!(self.from, From::Share(_))
+    }
+}
+
+/// What is at a path of the share, through no link: what one container may write to is not to lead another elsewhere.
+fn share(source: &Path) -> Result<OwnedFd, Fault> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let share = open(paths::SHARE, flags, Mode::empty()).fault("opening", "the share")?;
+    // Absolute or not, it is meant below the share.
+    let below = source.strip_prefix("/").unwrap_or(source);
+    let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
+    openat2(&share, below, libc_flags(OFlag::O_PATH), 0, Resolve::NoLinks)
+        .fault("opening on the share", source.display())
+}
+
+fn is_directory(file: &OwnedFd) -> bool {
+    fstat(file).is_ok_and(|stat| kind(&stat) == SFlag::S_IFDIR)
+}
+
+/// A directory right below another, made with a mode if it is missing.
+fn directory(parent: impl AsFd, name: &str, make: Option<Mode>) -> Result<OwnedFd, Errno> {
+    let flags = libc_flags(OFlag::O_PATH | OFlag::O_DIRECTORY);
+    let open = || openat2(parent.as_fd(), Path::new(name), flags, 0, Resolve::NoLinks);
+    match (open(), make) {
+        (Err(Errno::ENOENT), Some(mode)) => {
+            mkdirat(parent.as_fd(), name, mode)?;
+            open()
+        }
+        (result, _) => result,
+    }
+}
+
+/// What a volume holds.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Nothing yet.
+    New,
+    /// One file, which is the volume.
+    File,
+    /// Something.
+    Data,
+}
+
+/// Looks into a volume's data. Two names tell.
+pub fn content(data: &OwnedFd) -> Result<Content, Errno> {
+    let names = names(data, 2)?;
+    match names.as_slice() {
+        [] => Ok(Content::New),
+        [name] if name == LOST_AND_FOUND => match directory(data, LOST_AND_FOUND, None) {
+            Ok(lost) if is_empty(&lost)? => Ok(Content::New),
+            _ => Ok(Content::Data),
+        },
+        [name] if name == FILE => {
+            let file = openat2(data, Path::new(FILE), libc_flags(OFlag::O_PATH), 0, Resolve::NoLinks)?;
+            match kind(&fstat(&file)?) {
+                SFlag::S_IFREG => Ok(Content::File),
+                _ => Ok(Content::Data),
+            }
+        }
+        _ => Ok(Content::Data),
+    }
+}
+
+/// The first names of a directory, without our own.
+fn names(directory: &OwnedFd, count: usize) -> Result<Vec<String>, Errno> {
+    let flags = libc_flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+    let readable = openat2(directory, Path::new("."), flags, 0, Resolve::NoLinks)?;
+    let mut entries = nix::dir::Dir::from_fd(readable)?;
+    let names = entries.iter().map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let ours = |name: &Result<String, Errno>| !matches!(name.as_deref(), Ok("." | ".." | SCRATCH));
+    names.filter(ours).take(count).collect()
+}
+
+/// Whether a directory has nothing in it.
+pub fn is_empty(directory: &OwnedFd) -> Result<bool, Errno> {
+    Ok(names(directory, 1)?.is_empty())
+}
+
+/// Binds it into a container's root, in the namespace that is to be the container's.
+pub fn bind(home: &Home, root: &OwnedFd, bind: &Bind<'_>) -> Result<(), Fault> {
+    let at = bind.at.display();
+    let volume = bind.open()?;
+    let mounted = !matches!(bind.from, From::Share(_));
+    if mounted {
+        // A part of a mount can only be cloned where the mount is attached.
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let place = open(paths::VOLUME, flags, Mode::empty()).fault("opening", paths::VOLUME)?;
+        move_mount(&volume.root, &place).fault("attaching the volume for", &at)?;
+    }
+    let file = match bind.may_be_a_file() {
+        true => file(home, &volume.data).fault("looking into the volume for", &at)?,
+        false => None,
+    };
+    let what = file.as_ref().unwrap_or(&volume.data);
+    let tree = clone_tree(what, false).fault("cloning the volume for", &at)?;
+    set_attributes(&tree, NODEV | if bind.read_only { RDONLY } else { 0 }, false)
+        .fault("setting up the volume for", &at)?;
+    let target = target(root, bind.at, is_directory(what))?;
+    move_mount(&tree, &target).fault("mounting the volume on", &at)?;
+    if mounted {
+        umount2(paths::VOLUME, MntFlags::MNT_DETACH).fault("detaching the volume for", &at)?;
+    }
+    Ok(())
+}
+
+/// The file that a volume is, if it is one. Any user of a container may use it.
+fn file(home: &Home, data: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
+    if content(data)? != Content::File {
+        return Ok(None);
+    }
+    let file = openat2(data, Path::new(FILE), libc_flags(OFlag::O_PATH), 0, Resolve::NoLinks)?;
+    match fchmod(home.reopen(&file, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?, DATA_MODE) {
+        // One that cannot be written to is as it is.
+        Ok(()) | Err(Errno::EROFS) => Ok(Some(file)),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The place to mount over; made if it is missing.
+fn target(root: &OwnedFd, at: &Path, directory: bool) -> Result<OwnedFd, Fault> {
+    let target = match directory {
+        true => make_directories(root, at),
+        false => file_to_mount_over(root, at, true),
+    }
+    .fault("making in the image", at.display())?;
+    let same = |one: &OwnedFd| fstat(one).map(|stat| (stat.st_dev, stat.st_ino));
+    // The container's root itself, by way of a link: what would be mounted there is not what it would see.
+    match (same(&target), same(root)) {
+        (Ok(target), Ok(root)) if target == root => {
+            Err(Fault::new("making in the image", at.display(), "it is the root"))
+        }
+        _ => Ok(target),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(more: serde_json::Value) -> Container {
+        let mut all = serde_json::json!({"id": "c", "process": {"stdio": 1, "stderr": 2, "args": ["sh"]}});
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        serde_json::from_value(all).unwrap()
+    }
+
+    #[test]
+    fn volumes_come_before_what_is_of_the_share() {
+        let container = container(serde_json::json!({
+            "fsmap": [{"source": "vol/a", "path": "/a", "dockerVolume": true}],
+            "volumes": [
+                {"device": "vdb", "mount": "/b", "fstype": "ext4", "readOnly": true},
+                {"device": "vdb", "addr": "0:1", "mount": "c", "fstype": "xfs"},
+                {"device": "192.0.2.7:/srv", "mount": "/d", "fstype": "nfs"},
+            ],
+        }));
+        let bind = |from, at, read_only, docker| Bind { from, at: Path::new(at), read_only, docker };
+        let disk = |disk, fstype| From::Disk { disk, fstype };
+        assert_eq!(
+            plan(&container).unwrap(),
+            [
+                bind(disk(Disk::Name("vdb"), "ext4"), "/b", true, false),
+                bind(disk(Disk::Scsi("0:1"), "xfs"), "c", false, false),
+                bind(From::Nfs(Export::read("192.0.2.7:/srv").unwrap()), "/d", false, false),
+                bind(From::Share(Path::new("vol/a")), "/a", false, true),
+            ]
+        );
+    }
+
+    #[test]
+    fn words_that_make_no_sense_are_named() {
+        for (volume, key) in [
+            (serde_json::json!({"device": "../vdb", "mount": "/b", "fstype": "ext4"}), "device"),
+            (serde_json::json!({"device": "vdb", "mount": "/b", "fstype": ""}), "fstype"),
+            (serde_json::json!({"device": "vdb", "mount": "/b", "fstype": "ext4,suid"}), "fstype"),
+            (serde_json::json!({"device": "vdb", "mount": "", "fstype": "ext4"}), "mount"),
+            (serde_json::json!({"device": "vdb", "mount": "/../..", "fstype": "ext4"}), "mount"),
+            (serde_json::json!({"device": "server:/srv", "mount": "/b", "fstype": "nfs"}), "device"),
+            (serde_json::json!({"addr": "x", "mount": "/b", "fstype": "ext4"}), "addr"),
+        ] {
+            let container = container(serde_json::json!({"volumes": [volume]}));
+            assert_eq!(plan(&container).unwrap_err().to, key, "{volume}");
+        }
+        let container = container(serde_json::json!({"fsmap": [{"source": "a", "path": "/"}]}));
+        assert_eq!(plan(&container).unwrap_err().to, "path");
+    }
+}

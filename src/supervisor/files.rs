@@ -1,0 +1,73 @@
+//! READFILE and WRITEFILE. mountd answers a READFILE in parts, and what they add up to is bounded here: it is not trusted.
+
+use std::sync::Arc;
+
+use super::ask::Answer;
+use super::commands::Gate;
+use super::state::Purpose;
+use super::{Ask, Supervisor, Ticket};
+use crate::channel::Bytes;
+use crate::command::{Command, File, WriteFile};
+use crate::fault::Fault;
+use crate::wire::Role;
+use crate::wire::mountd::FILE_MAX;
+
+/// A file that mountd reads.
+#[derive(Debug)]
+pub(super) struct Reading {
+    ticket: Ticket,
+    file: String,
+    bytes: Vec<u8>,
+}
+
+impl Supervisor {
+    /// One file at a time, and only while the host takes what was read before: what is held for it stays bounded.
+    pub(super) fn read_file(&mut self, ticket: Ticket, File { container, file }: File) {
+        match self.running_container("reading in container", "READFILE", &container) {
+            Gate::No(fault) => self.refuse(ticket, fault),
+            Gate::Go(_) if self.has_room_for_a_file(ticket) => {
+                self.reading = Some(Reading { ticket, file: file.clone(), bytes: Vec::new() });
+                self.lines.ask(Ask::ReadFile { container, file }, Purpose::Read);
+            }
+            Gate::Go(_) | Gate::Wait => self.park(ticket, Command::ReadFile(File { container, file })),
+        }
+    }
+
+    fn has_room_for_a_file(&self, ticket: Ticket) -> bool {
+        self.reading.is_none() && self.unsent + self.replies.held_before(ticket) < FILE_MAX
+    }
+
+    /// A part of the file came.
+    pub(super) fn read_on(&mut self, result: Result<Answer, Fault>) {
+        let Some(mut reading) = self.reading.take() else { return };
+        let result = match result {
+            Ok(Answer::Part { bytes: Bytes(part), .. }) if reading.bytes.len() + part.len() > FILE_MAX => {
+                self.kill_liar(Role::Mountd, format!("it says that {:?} never ends", reading.file));
+                Err(Fault::new("reading", &reading.file, "mountd lied about it"))
+            }
+            Ok(Answer::Part { bytes: Bytes(part), last }) => {
+                reading.bytes.extend_from_slice(&part);
+                if !last {
+                    self.reading = Some(reading);
+                    return self.lines.ask(Ask::ReadOn, Purpose::Read);
+                }
+                Ok(std::mem::take(&mut reading.bytes))
+            }
+            Ok(_) => Err(Fault::new("reading", &reading.file, "mountd did something else")),
+            Err(fault) => Err(fault),
+        };
+        self.replies.close(reading.ticket, result);
+    }
+
+    /// Written in one go.
+    pub(super) fn write_file(&mut self, ticket: Ticket, WriteFile { file, data }: WriteFile) {
+        match self.running_container("writing in container", "WRITEFILE", &file.container) {
+            Gate::No(fault) => self.refuse(ticket, fault),
+            Gate::Wait => self.park(ticket, Command::WriteFile(WriteFile { file, data })),
+            Gate::Go(_) => {
+                let (File { container, file }, data) = (file, Arc::new(Bytes(data)));
+                self.lines.ask(Ask::WriteFile { container, file, data }, Purpose::Command(ticket));
+            }
+        }
+    }
+}

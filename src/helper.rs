@@ -33,6 +33,8 @@ pub struct Options {
     pub log: LevelFilter,
     /// Standard error is the kernel's log.
     pub kmsg: bool,
+    /// The debugging door is open (execd).
+    pub debug: bool,
     /// The guest is in namespaces of a machine whose settings are not its own.
     pub local: bool,
 }
@@ -49,7 +51,7 @@ pub enum DoorKind {
 }
 
 const USAGE: &str = "usage: (--stdio | --policy | --ipc NAME) [--unconfined] [--profile default|privileged] \
-     [--listen] [--log LEVEL] [--kmsg] [--local]";
+     [--listen] [--log LEVEL] [--kmsg] [--debug] [--local]";
 
 impl Options {
     /// Parses the arguments after the program's name.
@@ -63,6 +65,7 @@ impl Options {
             listen: false,
             log: LevelFilter::Warn,
             kmsg: false,
+            debug: false,
             local: false,
         };
         while let Some(arg) = args.next() {
@@ -74,6 +77,7 @@ impl Options {
                 "--unconfined" => options.unconfined = true,
                 "--listen" => options.listen = true,
                 "--kmsg" => options.kmsg = true,
+                "--debug" => options.debug = true,
                 "--local" => options.local = true,
                 "--profile" => {
                     options.profile = match value()?.as_str() {
@@ -188,7 +192,7 @@ where
 pub fn run<Q, R, S>(
     role: Role,
     policy: &'static [u8],
-    grants: impl FnOnce(Profile) -> Result<CapSet, Fault>,
+    grants: impl FnOnce(&Options) -> Result<CapSet, Fault>,
     open: impl FnOnce(&Options) -> Result<S, Fault>,
     serve: impl FnOnce(S, Requests<Q>, Replies<R>) -> Result<(), Fault>,
 ) -> ExitCode
@@ -209,7 +213,7 @@ where
             let _ = writeln!(std::io::stdout(), "{policy}");
             return Ok(());
         }
-        let granted = grants(options.profile)?;
+        let granted = grants(&options)?;
         let state = open(&options)?;
         let (requests, replies) = connect(&options.door)?;
         if options.unconfined {

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use hyperinit::fault::{Fault, OrFault};
+use hyperinit::ids::ContainerId;
 use hyperinit::sandbox::{CapSet, ContainerProfile, caps};
 use hyperinit::spec::Process;
 use hyperinit::sys::mount::{Resolve, clone_tree, move_mount, openat2};
@@ -38,14 +39,41 @@ pub struct Stdio {
     pub stderr: Option<OwnedFd>,
 }
 
+/// Where a process is to be.
+pub enum Place<'a> {
+    /// In a container.
+    Container {
+        /// Its id.
+        id: &'a ContainerId,
+        /// Its mount namespace.
+        namespace: &'a OwnedFd,
+        /// Whether the process's tty is the container's /dev/console too.
+        console: bool,
+    },
+    /// In the guest's own namespaces: the debugging door. It has what execd has, and no profile.
+    Guest,
+}
+
+impl Place<'_> {
+    /// The container.
+    pub fn container(&self) -> Option<&ContainerId> {
+        match self {
+            Place::Container { id, .. } => Some(id),
+            Place::Guest => None,
+        }
+    }
+}
+
 /// Everything that a start needs, worked out before the clone.
 pub struct Start<'a> {
-    /// The container's mount namespace.
-    pub namespace: &'a OwnedFd,
+    /// Where.
+    pub place: &'a Place<'a>,
     /// The container's profile.
     pub profile: &'a ContainerProfile,
     /// The capabilities that a root process keeps.
     pub keep: CapSet,
+    /// Whether execd's bounding set is wider than the profile.
+    pub wide: bool,
     /// The guest's /proc.
     pub proc: &'a OwnedFd,
     /// What the host said.
@@ -56,8 +84,6 @@ pub struct Start<'a> {
     pub limits: &'a [(Resource, rlim_t, rlim_t)],
     /// The pod's hostname.
     pub hostname: &'a str,
-    /// Whether the tty is the container's /dev/console too.
-    pub console: bool,
     /// The ends of its pipes.
     pub stdio: Stdio,
 }
@@ -86,7 +112,9 @@ impl Start<'_> {
     /// followed: `/proc/self/fd/N/..` is a path too (CVE-2024-21626). Returns the way back to execd.
     fn enter(&self, report: &OwnedFd) -> Result<OwnedFd, Fault> {
         self.be_killable();
-        setns(self.namespace, CloneFlags::CLONE_NEWNS).fault("entering", "the container")?;
+        if let Place::Container { namespace, .. } = self.place {
+            setns(namespace, CloneFlags::CLONE_NEWNS).fault("entering", "the container")?;
+        }
         let Stdio { stdin, stdout, stderr } = &self.stdio;
         for (number, pipe) in [(0, stdin), (1, stdout), (2, stderr)] {
             if let Some(pipe) = pipe {
@@ -180,7 +208,7 @@ impl Start<'_> {
         fchown(&slave, Some(user), Some(group)).fault("giving away", "the tty")?;
         fchmod(&slave, Mode::from_bits_truncate(0o620)).fault("setting the mode of", "the tty")?;
         tty::make_controlling(&slave).fault("taking", "the tty")?;
-        if self.console {
+        if let Place::Container { console: true, .. } = self.place {
             let console = inside("/dev/console", OFlag::O_PATH.bits())?;
             let tree = clone_tree(&slave, false).fault("cloning", "the tty")?;
             move_mount(&tree, &console).fault("binding the tty on", "/dev/console")?;
@@ -190,18 +218,27 @@ impl Start<'_> {
 
     /// The filter while CAP_SYS_ADMIN is held (so no_new_privs is not needed), the user, then the capabilities: a root
     /// process keeps the profile's, any other none. Nothing is inheritable (CVE-2022-29162); the bounding set is the
-    /// profile's since execd was confined.
+    /// profile's since execd was confined, if the debugging door is closed.
     fn give_up(&self, identity: &Identity) -> Result<(), Fault> {
         let groups: Vec<Gid> = identity.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
         let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
         setgroups(&groups).fault("setting", "supplementary groups")?;
         setresgid(gid, gid, gid).fault("becoming group", gid)?;
-        if self.profile.no_new_privs() {
-            caps::no_new_privs()?;
-        }
-        self.profile.load_filter()?;
+        let keep = match self.place {
+            Place::Container { .. } => {
+                if self.wide {
+                    caps::drop_bounding(self.profile.capabilities())?;
+                }
+                if self.profile.no_new_privs() {
+                    caps::no_new_privs()?;
+                }
+                self.profile.load_filter()?;
+                self.keep
+            }
+            Place::Guest => caps::permitted()?,
+        };
         setresuid(uid, uid, uid).fault("becoming user", uid)?;
-        let keep = if uid.is_root() { self.keep } else { CapSet::default() };
+        let keep = if uid.is_root() { keep } else { CapSet::default() };
         caps::set(keep, keep, CapSet::default())
     }
 }

@@ -41,7 +41,7 @@ impl Namespaces {
     }
 
     /// Enters them: what is cloned next is born there.
-    fn enter(&self) -> Result<(), Fault> {
+    pub fn enter(&self) -> Result<(), Fault> {
         self.0.iter().try_for_each(|(fd, kind)| setns(fd, *kind).fault("entering", "a namespace"))
     }
 }

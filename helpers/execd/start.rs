@@ -11,12 +11,13 @@ use hyperinit::wire::streamd::Streams as Packet;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use nix::sys::utsname::uname;
 use nix::unistd::pipe2;
 
-use super::child::{self, Stdio};
-use super::report;
+use super::child::{self, Place, Stdio};
 use super::streams::Ends;
 use super::{Execd, setup};
+use super::{pod, report};
 
 impl Execd {
     /// Starts a process: it is ready when this returns, and executes once init releases it.
@@ -33,27 +34,50 @@ impl Execd {
         if init {
             self.passwds.forget(container);
         }
-        let packet = packet(process)?;
-        let limits = setup::limits(&process.rlimits)?;
         let kept = paths::container_mount_ns(container);
         let namespace = open(&kept, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
             .fault("opening the container's namespace", kept.display())?;
-        let cgroup = cgroup(container)?;
+        let place =
+            Place::Container { id: container, namespace: &namespace, console: init && process.terminal };
+        self.start_at(&place, process, hostname)
+    }
+
+    /// Starts a process where execd is itself: the debugging door.
+    pub fn start_in_guest(&mut self, process: &Process) -> Result<Pid, Fault> {
+        if !self.debug_door {
+            return Err(Fault::new("starting", &process.id, "the debugging door is closed"));
+        }
+        let hostname = uname().fault("asking for", "the guest's name")?;
+        // What is cloned next is to be the guest's, and whatever comes of it, what comes after it the pod's again.
+        self.home.enter()?;
+        let started = self.start_at(&Place::Guest, process, &hostname.nodename().to_string_lossy());
+        if self.joined {
+            self.joined = false;
+            pod::join()?;
+            self.joined = true;
+        }
+        started
+    }
+
+    fn start_at(&mut self, place: &Place<'_>, process: &Process, hostname: &str) -> Result<Pid, Fault> {
+        let packet = packet(process)?;
+        let limits = setup::limits(&process.rlimits)?;
+        let cgroup = place.container().map_or(Ok(None), cgroup)?;
         let pipes = Pipes::new(&packet)?;
         let (ours, theirs) = report::pair()?;
-        match clone_sibling(0, cgroup.as_ref().map(AsFd::as_fd)).fault("cloning for", container)? {
+        match clone_sibling(0, cgroup.as_ref().map(AsFd::as_fd)).fault("cloning for", &process.id)? {
             // The process closes its copies of execd's ends itself: it must see it when execd is gone.
             Cloned::Child => {
                 let start = child::Start {
-                    namespace: &namespace,
+                    place,
                     profile: &self.profile,
                     keep: self.keep,
+                    wide: self.debug_door,
                     proc: &self.proc,
                     process,
-                    passwd: self.passwds.of(container),
+                    passwd: place.container().and_then(|id| self.passwds.of(id)),
                     limits: &limits,
                     hostname,
-                    console: init && process.terminal,
                     stdio: pipes.theirs,
                 };
                 start.run(theirs)
@@ -63,12 +87,12 @@ impl Execd {
                 let Pipes { stdin, output, stderr, theirs } = pipes;
                 drop(theirs);
                 let ready = report::await_ready(pid, &pidfd, &ours)?;
-                if let Some(passwd) = ready.passwd {
-                    self.passwds.keep(container, passwd);
+                if let (Some(passwd), Some(id)) = (ready.passwd, place.container()) {
+                    self.passwds.keep(id, passwd);
                 }
                 let output = output
                     .or(ready.tty)
-                    .ok_or_else(|| Fault::new("starting", container, "its tty did not come"));
+                    .ok_or_else(|| Fault::new("starting", &process.id, "its tty did not come"));
                 let handed =
                     output.and_then(|output| self.streams.hand_over(Ends { packet, stdin, output, stderr }));
                 if let Err(fault) = handed {

@@ -52,7 +52,7 @@ pub fn main() -> ExitCode {
     helper::run(
         Role::Mountd,
         embedded_policy!("mountd"),
-        |_profile| Ok(CapSet::default()),
+        |_options| Ok(CapSet::default()),
         |options| {
             // The mode of what is made is the mode that is meant: /dev/null is everybody's.
             umask(Mode::empty());

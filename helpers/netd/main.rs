@@ -25,7 +25,7 @@ pub fn main() -> ExitCode {
     helper::run(
         Role::Netd,
         embedded_policy!("netd"),
-        |_profile| Ok(CapSet::default()),
+        |_options| Ok(CapSet::default()),
         |_options| Kernel::open(),
         |mut kernel, requests, replies| {
             helper::serve(requests, replies, |request| handle(&mut kernel, request).map(|()| Reply::Done))

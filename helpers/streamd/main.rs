@@ -21,7 +21,7 @@ pub fn main() -> ExitCode {
     helper::run(
         Role::Streamd,
         embedded_policy!("streamd"),
-        |_profile| Ok(CapSet::default()),
+        |_options| Ok(CapSet::default()),
         |options| engine::Engine::open(options.listen),
         |engine, requests, replies| engine.run(requests, replies),
     )

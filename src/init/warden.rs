@@ -134,6 +134,9 @@ impl Kept {
         let level = settings.log.as_str().to_ascii_lowercase();
         let mut words = vec!["--profile", settings.profile.name(), "--log", &level];
         words.push(if settings.local.is_none() { "--kmsg" } else { "--local" });
+        if settings.debug_door {
+            words.push("--debug");
+        }
         let arguments = words.into_iter().map(c_string).collect::<Result<_, Fault>>()?;
         Ok(Kept { program: up(program)?, inherited, null: up(null)?, arguments, listen })
     }

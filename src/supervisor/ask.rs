@@ -64,6 +64,11 @@ pub enum Ask {
         hostname: String,
         finished: Vec<StreamId>,
     },
+    /// The debugging door.
+    StartInGuest {
+        process: Box<Process>,
+        finished: Vec<StreamId>,
+    },
     Resize {
         stdio: StreamId,
         row: u16,
@@ -131,6 +136,7 @@ impl Ask {
             Ask::StartPod { .. }
             | Ask::JoinPod
             | Ask::StartProcess { .. }
+            | Ask::StartInGuest { .. }
             | Ask::Resize { .. }
             | Ask::Release { .. }
             | Ask::Resend => Role::Execd,
@@ -203,6 +209,10 @@ impl Ask {
                     finished,
                 })
             }
+            Ask::StartInGuest { process, finished } => {
+                let process = Bulk::new(*process)?;
+                HelperRequest::Execd(execd::Request::StartInGuest { process, finished })
+            }
             Ask::Resize { stdio, row, column } => {
                 HelperRequest::Execd(execd::Request::Resize { stdio, row, column })
             }
@@ -216,7 +226,7 @@ impl Ask {
 
     /// Whether it makes a child of init.
     pub(super) fn starts(&self) -> bool {
-        matches!(self, Ask::StartPod { .. } | Ask::StartProcess { .. })
+        matches!(self, Ask::StartPod { .. } | Ask::StartProcess { .. } | Ask::StartInGuest { .. })
     }
 
     /// Whether a successor may be asked again when the helper died over it: it comes to the same twice.
@@ -247,6 +257,7 @@ impl Ask {
             | Ask::WriteFile { .. }
             | Ask::StartPod { .. }
             | Ask::StartProcess { .. }
+            | Ask::StartInGuest { .. }
             // A new streamd has nothing to hand back.
             | Ask::HandBack
             | Ask::Resize { .. } => false,

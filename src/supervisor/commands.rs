@@ -1,6 +1,8 @@
 //! Which command is legal in which state, and what it sets going.
 
-use super::state::{Container, ContainerState, ContainerStep, Pod, PodStep, Process, ProcessState, Purpose};
+use super::state::{
+    Asker, Container, ContainerState, ContainerStep, Pod, PodStep, Process, ProcessState, Purpose,
+};
 use super::{Ask, Supervisor, Ticket};
 use crate::command::{Command, ExecCmd, KillContainer, RemoveContainer, SignalProcess, WinSize};
 use crate::fault::Fault;
@@ -23,7 +25,9 @@ const PROCESSES_MAX: usize = 4096;
 const ONLINE_AGAIN: [Duration; 4] =
     [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
 /// The container id that means the guest's own namespaces (protocol.md «EXECCMD»).
-const DOOR: &str = "hyperstart";
+pub(super) const DOOR: &str = "hyperstart";
+/// What is said of the other commands to it.
+const DOOR_TAKES: &str = "it is the guest itself, and takes EXECCMD, WINSIZE and SIGNALPROCESS only";
 
 /// Whether something may be done now.
 pub(super) enum Gate<T> {
@@ -33,6 +37,15 @@ pub(super) enum Gate<T> {
     Wait,
     /// Never.
     No(Fault),
+}
+
+/// Where a process of EXECCMD is to run.
+enum Place {
+    Container {
+        hostname: String,
+    },
+    /// Through the debugging door.
+    Guest,
 }
 
 impl Supervisor {
@@ -101,10 +114,6 @@ impl Supervisor {
             Pod::Starting { .. } | Pod::Ending { .. } => return self.park(ticket, Command::StartPod(pod)),
             Pod::Running { .. } => return self.refuse(ticket, fault("it runs already")),
         }
-        let missing = [("STARTPOD with containers", !pod.containers.is_empty())];
-        if let Some((what, _)) = missing.into_iter().find(|(_, asked)| *asked) {
-            return self.refuse(ticket, not_implemented(what));
-        }
         if !self.config.local {
             // mountd does one thing after the other, so it is done before the pod's files are. A pod whose clock is wrong
             // is better than none.
@@ -135,49 +144,51 @@ impl Supervisor {
     /// Whether the pod lives, for commands about what is in it.
     fn pod_gate(&self, doing: &str, to: &ContainerId) -> Gate<String> {
         match &self.pod {
-            Pod::Running { hostname, .. } => Gate::Go(hostname.clone()),
-            Pod::Starting { .. } => Gate::Wait,
+            Pod::Running { hostname, opening: None, .. } => Gate::Go(hostname.clone()),
+            Pod::Running { opening: Some(_), .. } | Pod::Starting { .. } => Gate::Wait,
             Pod::None => Gate::No(Fault::new(doing, to, "there is no pod")),
             Pod::Ending { .. } => Gate::No(Fault::new(doing, to, "the pod is ending")),
         }
     }
 
     fn new_container(&mut self, ticket: Ticket, container: Box<spec::Container>) {
-        match self.new_container_gate(ticket, &container) {
+        let gate = match self.pod_gate("making container", &container.id) {
+            Gate::Go(_) if self.is_awaited(&container.id) => Gate::Wait,
+            Gate::Go(_) => self.container_gate(Asker::Host(ticket), &container),
+            Gate::Wait => Gate::Wait,
+            Gate::No(fault) => Gate::No(fault),
+        };
+        match gate {
             Gate::Wait => self.park(ticket, Command::NewContainer(container)),
             Gate::No(fault) => self.refuse(ticket, fault),
-            Gate::Go(init) => {
-                let (stdio, stderr) = (init.stdio, init.stderr);
-                self.streams.extend([Some(stdio), stderr].into_iter().flatten());
-                let id = container.id.clone();
-                let until = self.now + PLUG;
-                let record = Container {
-                    state: ContainerState::Preparing { ticket, container: container.clone(), until },
-                    init: container.process.id.clone(),
-                    ports: self.mapped(&container),
-                    open: false,
-                    processes: BTreeMap::from([(container.process.id.clone(), init)]),
-                };
-                self.containers.insert(id.clone(), record);
-                let purpose = Purpose::Container(id, ContainerStep::Files);
-                self.lines.ask(Ask::PrepareContainer(container), purpose);
-            }
+            Gate::Go(init) => self.prepare_container(Asker::Host(ticket), container, init),
         }
     }
 
-    fn new_container_gate(&self, ticket: Ticket, container: &spec::Container) -> Gate<Process> {
+    /// The first step of a container.
+    pub(super) fn prepare_container(&mut self, asker: Asker, container: Box<spec::Container>, init: Process) {
+        let (stdio, stderr) = (init.stdio, init.stderr);
+        self.streams.extend([Some(stdio), stderr].into_iter().flatten());
+        let id = container.id.clone();
+        let until = self.now + PLUG;
+        let record = Container {
+            state: ContainerState::Preparing { asker, container: container.clone(), until },
+            init: Some(container.process.id.clone()),
+            ports: self.mapped(&container),
+            open: false,
+            processes: BTreeMap::from([(container.process.id.clone(), init)]),
+        };
+        self.containers.insert(id.clone(), record);
+        let purpose = Purpose::Container(id, ContainerStep::Files);
+        self.lines.ask(Ask::PrepareContainer(container), purpose);
+    }
+
+    /// Whether a pod that runs can have this container: its init as it is remembered.
+    pub(super) fn container_gate(&self, asker: Asker, container: &spec::Container) -> Gate<Process> {
         let id = &container.id;
         let no = |why: &str| Gate::No(Fault::new("making container", id, why));
         if id.as_str() == DOOR {
             return no("that id is the guest's own");
-        }
-        match self.pod_gate("making container", id) {
-            Gate::Go(_) => {}
-            Gate::Wait => return Gate::Wait,
-            Gate::No(fault) => return Gate::No(fault),
-        }
-        if self.is_awaited(id) {
-            return Gate::Wait;
         }
         match self.containers.get(id).map(|known| &known.state) {
             None if self.containers.len() >= CONTAINERS_MAX => {
@@ -189,7 +200,7 @@ impl Supervisor {
         }
         let checked = self.check_ports(container);
         let process =
-            checked.and_then(|()| self.new_process(id, &container.process, ProcessState::Starting(ticket)));
+            checked.and_then(|()| self.new_process(id, &container.process, ProcessState::Starting(asker)));
         match process {
             Ok(process) => Gate::Go(process),
             Err(fault) => Gate::No(fault),
@@ -221,56 +232,55 @@ impl Supervisor {
         match self.exec_gate(ticket, &container, &process) {
             Gate::Wait => self.park(ticket, Command::ExecCmd(ExecCmd { container, process })),
             Gate::No(fault) => self.refuse(ticket, fault),
-            Gate::Go((record, hostname)) => {
+            Gate::Go((record, place)) => {
                 self.streams.extend([Some(record.stdio), record.stderr].into_iter().flatten());
                 let id = process.id.clone();
+                if matches!(place, Place::Guest) {
+                    self.containers.entry(container.clone()).or_insert_with(Container::door);
+                }
                 if let Some(known) = self.containers.get_mut(&container) {
                     known.processes.insert(id.clone(), record);
                 }
                 let finished = self.take_finished();
-                let ask = Ask::StartProcess {
-                    container: container.clone(),
-                    process,
-                    init: false,
-                    hostname,
-                    finished,
+                let ask = match place {
+                    Place::Guest => Ask::StartInGuest { process, finished },
+                    Place::Container { hostname } => {
+                        let container = container.clone();
+                        Ask::StartProcess { container, process, init: false, hostname, finished }
+                    }
                 };
                 self.lines.ask(ask, Purpose::Exec(container, id));
             }
         }
     }
 
-    fn exec_gate(
-        &self,
-        ticket: Ticket,
-        id: &ContainerId,
-        process: &spec::Process,
-    ) -> Gate<(Process, String)> {
+    fn exec_gate(&self, ticket: Ticket, id: &ContainerId, process: &spec::Process) -> Gate<(Process, Place)> {
         let doing = "starting in container";
-        let (container, hostname) = match self.running_container(doing, "EXECCMD", id) {
-            Gate::Go(running) => running,
-            Gate::Wait => return Gate::Wait,
-            Gate::No(fault) => return Gate::No(fault),
+        let place = match self.door(id) {
+            Some(Ok(())) => Place::Guest,
+            Some(Err(fault)) => return Gate::No(fault),
+            None => match self.running_container(doing, id) {
+                Gate::Go(hostname) => Place::Container { hostname },
+                Gate::Wait => return Gate::Wait,
+                Gate::No(fault) => return Gate::No(fault),
+            },
         };
-        if container.processes.contains_key(&process.id) {
+        if self.containers.get(id).is_some_and(|known| known.processes.contains_key(&process.id)) {
             return Gate::No(Fault::new(doing, id, format!("process {} exists", process.id)));
         }
-        match self.new_process(id, process, ProcessState::Starting(ticket)) {
-            Ok(record) => Gate::Go((record, hostname)),
+        match self.new_process(id, process, ProcessState::Starting(Asker::Host(ticket))) {
+            Ok(record) => Gate::Go((record, place)),
             Err(fault) => Gate::No(fault),
         }
     }
 
-    /// A container that runs, and its pod's hostname; or why it does not.
-    pub(super) fn running_container(
-        &self,
-        doing: &str,
-        command: &str,
-        id: &ContainerId,
-    ) -> Gate<(&Container, String)> {
+    /// Whether a container runs: its pod's hostname.
+    pub(super) fn running_container(&self, doing: &str, id: &ContainerId) -> Gate<String> {
         let no = |why: &str| Gate::No(Fault::new(doing, id, why));
-        if let Some(fault) = self.door(command, id) {
-            return Gate::No(fault);
+        match self.door(id) {
+            Some(Ok(())) => return no(DOOR_TAKES),
+            Some(Err(fault)) => return Gate::No(fault),
+            None => {}
         }
         let hostname = match self.pod_gate(doing, id) {
             Gate::Go(hostname) => hostname,
@@ -282,7 +292,7 @@ impl Supervisor {
         }
         let Some(container) = self.containers.get(id) else { return no("no such container") };
         match &container.state {
-            ContainerState::Running => Gate::Go((container, hostname)),
+            ContainerState::Running => Gate::Go(hostname),
             ContainerState::Preparing { .. }
             | ContainerState::Starting { .. }
             | ContainerState::Undoing { .. } => Gate::Wait,
@@ -290,26 +300,24 @@ impl Supervisor {
         }
     }
 
-    /// The debugging door: what is said of commands to the container `hyperstart`.
-    fn door(&self, command: &str, id: &ContainerId) -> Option<Fault> {
-        match (id.as_str() == DOOR, self.config.debug_door) {
-            (false, _) => None,
-            (true, true) => Some(not_implemented(&format!("{command} in hyperstart"))),
-            (true, false) => {
-                Some(Fault::new("opening", DOOR, "it is closed: hyper_debug on the kernel cmdline opens it"))
-            }
-        }
+    /// If this is the debugging door: whether it is open.
+    fn door(&self, id: &ContainerId) -> Option<Result<(), Fault>> {
+        let closed =
+            || Fault::new("opening", DOOR, "it is closed: hyper_debug on the kernel cmdline opens it");
+        let open = self.config.debug_door;
+        (id.as_str() == DOOR).then(|| if open { Ok(()) } else { Err(closed()) })
     }
 
     /// Whether a container of that id, or the pod that it may be in, was asked for and has not been begun.
     fn is_awaited(&self, id: &ContainerId) -> bool {
         let asked = |(_, command): &(Ticket, Command)| matches!(command, Command::NewContainer(container) if container.id == *id);
-        matches!(self.pod, Pod::Starting { .. }) || self.parked.iter().any(asked)
+        let pod_starts = matches!(self.pod, Pod::Starting { .. } | Pod::Running { opening: Some(_), .. });
+        id.as_str() != DOOR && (pod_starts || self.parked.iter().any(asked))
     }
 
     /// A process that runs, or why it does not.
-    fn running(&self, doing: &str, command: &str, id: &ContainerId, process: &ProcessId) -> Gate<Pid> {
-        if let Some(fault) = self.door(command, id) {
+    fn running(&self, doing: &str, id: &ContainerId, process: &ProcessId) -> Gate<Pid> {
+        if let Some(Err(fault)) = self.door(id) {
             return Gate::No(fault);
         }
         if self.is_awaited(id) {
@@ -335,7 +343,7 @@ impl Supervisor {
 
     fn resize(&mut self, ticket: Ticket, size: WinSize) {
         let WinSize { container, process, row, column } = &size;
-        match self.running("resizing the terminal of", "WINSIZE", container, process) {
+        match self.running("resizing the terminal of", container, process) {
             Gate::Wait => self.park(ticket, Command::WinSize(size)),
             Gate::No(fault) => self.refuse(ticket, fault),
             Gate::Go(_) => {
@@ -359,13 +367,16 @@ impl Supervisor {
         if self.is_awaited(&kill.container) {
             return self.park(ticket, Command::KillContainer(kill));
         }
-        let init = self.containers.get(&kill.container).map(|container| container.init.clone());
+        let init = self.containers.get(&kill.container).and_then(|container| container.init.clone());
         let Some(init) = init else {
-            let fault = self.door("KILLCONTAINER", &kill.container);
-            let unknown = || Fault::new("signalling container", &kill.container, "no such container");
-            return self.refuse(ticket, fault.unwrap_or_else(unknown));
+            let why = match self.door(&kill.container) {
+                Some(Err(fault)) => return self.refuse(ticket, fault),
+                Some(Ok(())) => DOOR_TAKES,
+                None => "no such container",
+            };
+            return self.refuse(ticket, Fault::new("signalling container", &kill.container, why));
         };
-        match self.running("signalling container", "KILLCONTAINER", &kill.container, &init) {
+        match self.running("signalling container", &kill.container, &init) {
             Gate::Wait => self.park(ticket, Command::KillContainer(kill)),
             Gate::No(fault) => self.refuse(ticket, fault),
             Gate::Go(pid) => {
@@ -376,7 +387,7 @@ impl Supervisor {
     }
 
     fn signal_process(&mut self, ticket: Ticket, signal: SignalProcess) {
-        match self.running("signalling", "SIGNALPROCESS", &signal.container, &signal.process) {
+        match self.running("signalling", &signal.container, &signal.process) {
             Gate::Wait => self.park(ticket, Command::SignalProcess(signal)),
             Gate::No(fault) => self.refuse(ticket, fault),
             Gate::Go(pid) => {
@@ -392,6 +403,14 @@ impl Supervisor {
             return self.park(ticket, Command::RemoveContainer(remove));
         }
         let fault = |why: &str| Fault::new("removing container", id, why);
+        match self.door(id) {
+            Some(Err(fault)) => return self.refuse(ticket, fault),
+            Some(Ok(())) => {
+                let fault = fault(DOOR_TAKES);
+                return self.refuse(ticket, fault);
+            }
+            None => {}
+        }
         match self.containers.get(id).map(|container| &container.state) {
             None => {
                 let fault = fault("no such container");
@@ -420,10 +439,6 @@ impl Supervisor {
         }
         !taken
     }
-}
-
-fn not_implemented(what: &str) -> Fault {
-    Fault::new("not implemented", "", what)
 }
 
 /// The command's name on the wire.

@@ -6,7 +6,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::ask::Answer;
-use super::state::{ContainerEnd, ContainerState, Leaving, LeavingStep, Pod, PodEnd, ProcessState, Purpose};
+use super::state::{
+    Container, ContainerEnd, ContainerState, Leaving, LeavingStep, Pod, PodEnd, ProcessState, Purpose,
+};
+use super::steps::init_died;
 use super::{Action, Ask, Supervisor, Ticket, warn};
 use crate::fault::Fault;
 use crate::frame::Message;
@@ -41,7 +44,7 @@ impl Supervisor {
         let Some(record) = known.processes.get_mut(process) else { return };
         record.state = ProcessState::Exited(status);
         let stdio = record.stdio;
-        if known.init == *process {
+        if known.init.as_ref() == Some(process) {
             known.state = ContainerState::Ending(ContainerEnd::Killing);
             self.close_ports(container);
             let ask = Ask::KillContainer { container: container.clone() };
@@ -65,7 +68,7 @@ impl Supervisor {
     ) {
         warn(result);
         let Some(known) = self.containers.get_mut(container) else { return };
-        if known.init == *process {
+        if known.init.as_ref() == Some(process) {
             if let ContainerState::Ending(step @ ContainerEnd::Output) = &mut known.state {
                 *step = ContainerEnd::Files;
                 let ask = Ask::RemoveContainer { container: container.clone() };
@@ -140,7 +143,7 @@ impl Supervisor {
             return;
         }
         *step = ContainerEnd::Output;
-        let init = known.init.clone();
+        let Some(init) = known.init.clone() else { return };
         if let Some(stdio) = known.processes.get(&init).map(|process| process.stdio) {
             self.finish(container, &init, stdio);
         }
@@ -151,8 +154,9 @@ impl Supervisor {
         warn(result);
         let Some(known) = self.containers.get_mut(container) else { return };
         known.state = ContainerState::Exited;
-        let init = known.init.clone();
-        self.finished(container, &init);
+        if let Some(init) = known.init.clone() {
+            self.finished(container, &init);
+        }
     }
 }
 
@@ -165,9 +169,10 @@ impl Supervisor {
         match &mut self.pod {
             Pod::None => {}
             Pod::Starting { .. } => self.starting_pod_lost_init(),
-            Pod::Running { .. } => {
+            Pod::Running { opening, .. } => {
                 log::error!("the pod init is gone: the pod ends");
-                self.pod = Pod::Ending { init: None, step: PodEnd::Containers };
+                let failed = opening.take().map(|opening| (opening.ticket, init_died()));
+                self.pod = Pod::Ending { init: None, step: PodEnd::Containers, failed };
             }
             Pod::Ending { init, .. } => *init = None,
         }
@@ -176,10 +181,19 @@ impl Supervisor {
     /// mountd has undone everything of the pod.
     pub(super) fn pod_files_destroyed(&mut self, result: Result<Answer, Fault>) {
         warn(result);
-        self.pod = Pod::None;
-        self.containers.clear();
+        self.containers.retain(|_, known| known.is_door());
         // Last: what mountd unmounts may be on the network.
-        self.reset_network(Purpose::Nothing);
+        match std::mem::replace(&mut self.pod, Pod::None) {
+            Pod::Ending { failed: Some((ticket, fault)), .. } => {
+                let purpose = Purpose::Failed(ticket, Box::new(fault.clone()));
+                if !self.reset_network(purpose) {
+                    self.replies.close(ticket, Err(fault));
+                }
+            }
+            Pod::None | Pod::Starting { .. } | Pod::Running { .. } | Pod::Ending { .. } => {
+                self.reset_network(Purpose::Nothing);
+            }
+        }
     }
 
     /// Goes on with the ends of the pod and of the guest as far as they have come.
@@ -188,9 +202,15 @@ impl Supervisor {
         self.advance_leaving();
     }
 
+    /// Whether nothing of the pod's containers is left to clean up.
+    pub(super) fn containers_ended(&self) -> bool {
+        let ended = |known: &Container| known.is_door() || matches!(known.state, ContainerState::Exited);
+        self.containers.values().all(ended)
+    }
+
     fn advance_pod_end(&mut self) {
-        let ended = self.containers.values().all(|known| matches!(known.state, ContainerState::Exited));
-        let Pod::Ending { init, step } = &mut self.pod else { return };
+        let ended = self.containers_ended();
+        let Pod::Ending { init, step, .. } = &mut self.pod else { return };
         let init = *init;
         match (*step, init) {
             (PodEnd::Containers, Some(init)) if ended => {
@@ -204,7 +224,9 @@ impl Supervisor {
     }
 
     fn destroy_files(&mut self) {
-        self.pod = Pod::Ending { init: None, step: PodEnd::Files };
+        if let Pod::Ending { step, .. } = &mut self.pod {
+            *step = PodEnd::Files;
+        }
         self.lines.ask(Ask::DestroyPod, Purpose::DestroyFiles);
     }
 }
@@ -226,14 +248,14 @@ impl Supervisor {
             give_up_at: kill_at + OUTPUT + FILES,
             step: LeavingStep::Term,
         });
-        match &self.pod {
+        self.signal_all(Signal::TERM);
+        let early = || Fault::new("starting", "the pod", "DESTROYPOD came before it ran");
+        match &mut self.pod {
             Pod::None | Pod::Ending { .. } => {}
-            Pod::Starting { .. } => {
-                self.undo_pod(Fault::new("starting", "the pod", "DESTROYPOD came before it ran"));
-            }
-            Pod::Running { init, .. } => {
-                self.pod = Pod::Ending { init: Some(*init), step: PodEnd::Containers };
-                self.signal_all(Signal::TERM);
+            Pod::Starting { .. } => self.undo_pod(early()),
+            Pod::Running { init, opening, .. } => {
+                let failed = opening.take().map(|opening| (opening.ticket, early()));
+                self.pod = Pod::Ending { init: Some(*init), step: PodEnd::Containers, failed };
             }
         }
     }
@@ -246,11 +268,13 @@ impl Supervisor {
     }
 
     fn advance_leaving(&mut self) {
+        // With the pod its containers are gone; what came by the debugging door may be left.
+        let idle = self.containers.values().all(|known| known.processes.is_empty());
         let Some(leaving) = &mut self.leaving else { return };
         let now = self.now;
         match leaving.step {
             LeavingStep::Term | LeavingStep::Killed | LeavingStep::Abandoned
-                if matches!(self.pod, Pod::None) =>
+                if matches!(self.pod, Pod::None) && idle =>
             {
                 leaving.step = LeavingStep::Flushing;
                 self.lines.ask(Ask::Flush, Purpose::Flush);

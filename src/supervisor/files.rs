@@ -23,7 +23,7 @@ pub(super) struct Reading {
 impl Supervisor {
     /// One file at a time, and only while the host takes what was read before: what is held for it stays bounded.
     pub(super) fn read_file(&mut self, ticket: Ticket, File { container, file }: File) {
-        match self.running_container("reading in container", "READFILE", &container) {
+        match self.running_container("reading in container", &container) {
             Gate::No(fault) => self.refuse(ticket, fault),
             Gate::Go(_) if self.has_room_for_a_file(ticket) => {
                 self.reading = Some(Reading { ticket, file: file.clone(), bytes: Vec::new() });
@@ -61,7 +61,7 @@ impl Supervisor {
 
     /// Written in one go.
     pub(super) fn write_file(&mut self, ticket: Ticket, WriteFile { file, data }: WriteFile) {
-        match self.running_container("writing in container", "WRITEFILE", &file.container) {
+        match self.running_container("writing in container", &file.container) {
             Gate::No(fault) => self.refuse(ticket, fault),
             Gate::Wait => self.park(ticket, Command::WriteFile(WriteFile { file, data })),
             Gate::Go(_) => {

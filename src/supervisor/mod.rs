@@ -271,18 +271,21 @@ impl Supervisor {
         let pinned = matches!(self.pod, Pod::Running { .. } | Pod::Ending { init: Some(_), .. });
         // A process that was started outside the pod would be in the guest's own namespaces.
         let rejoins = role == Role::Execd && pinned;
+        let adopts = role == Role::Execd && !self.streams.is_empty();
         // Until it has the processes' descriptors it would take the end of their streams for that of strangers.
         let resends = role == Role::Streamd && !self.streams.is_empty();
-        self.lines.up(role, pid, rejoins || resends);
+        self.lines.up(role, pid, rejoins || adopts || resends);
         if rejoins {
             self.lines.ask_first(Ask::JoinPod, Purpose::Rejoin);
+        } else if adopts {
+            self.rejoined();
         }
         if resends {
             self.lines.ask_first(Ask::Resend, Purpose::Resend);
         }
     }
 
-    /// A new execd is in the pod. What its predecessor kept for a later streamd, this one still has.
+    /// A new execd is in the pod, if there is one. What its predecessor kept for a later streamd, this one still has.
     fn rejoined(&mut self) {
         match (self.lines.pid(Role::Execd), self.lines.pid(Role::Streamd)) {
             (Some(execd), Some(_)) if !self.streams.is_empty() => {
@@ -332,6 +335,10 @@ impl Supervisor {
             Purpose::Output(container, process) => self.output_left(&container, &process, result),
             Purpose::RemoveFiles(container) => self.files_removed(&container, result),
             Purpose::DestroyFiles => self.pod_files_destroyed(result),
+            Purpose::Failed(ticket, fault) => {
+                warn(result);
+                self.replies.close(ticket, Err(*fault));
+            }
             Purpose::Flush => self.flushed(result),
             Purpose::Rejoin => match result {
                 Ok(_) => self.rejoined(),

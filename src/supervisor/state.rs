@@ -1,6 +1,6 @@
 //! The nouns: pod, containers, processes, and how far each has come.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::replies::Ticket;
@@ -22,10 +22,10 @@ pub(super) enum Pod {
         step: Option<PodStep>,
         fault: Option<Fault>,
     },
-    /// It lives.
-    Running { hostname: String, init: Pid },
-    /// It is being taken down.
-    Ending { init: Option<Pid>, step: PodEnd },
+    /// It lives. Of an old-style pod that is being started, the containers that are still to come.
+    Running { hostname: String, init: Pid, opening: Option<Opening> },
+    /// It is being taken down; with a fault because its containers could not all be started.
+    Ending { init: Option<Pid>, step: PodEnd, failed: Option<(Ticket, Fault)> },
 }
 
 impl Pod {
@@ -37,6 +37,24 @@ impl Pod {
             Pod::Running { init, .. } => Some(*init),
         }
     }
+}
+
+/// A STARTPOD that carries its containers (old style): they start one after the other, and it is answered then.
+#[derive(Debug)]
+pub(super) struct Opening {
+    /// STARTPOD.
+    pub(super) ticket: Ticket,
+    /// Those that have not been begun.
+    pub(super) rest: VecDeque<spec::Container>,
+}
+
+/// Who is told how a start went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// The host, which has asked for it.
+    Host(Ticket),
+    /// STARTPOD, which carried the container.
+    Pod,
 }
 
 /// How far the end of a pod has come.
@@ -85,8 +103,8 @@ pub(super) enum LeavingStep {
 pub(super) struct Container {
     /// How far it has come.
     pub(super) state: ContainerState,
-    /// The id of its init.
-    pub(super) init: ProcessId,
+    /// The id of its init; none of the debugging door, which is no container.
+    pub(super) init: Option<ProcessId>,
     /// The ports that are mapped to it; none of a pod without white lists.
     pub(super) ports: Vec<spec::Port>,
     /// Whether they are open, or about to be.
@@ -95,15 +113,28 @@ pub(super) struct Container {
     pub(super) processes: BTreeMap<ProcessId, Process>,
 }
 
+impl Container {
+    /// What stands for the debugging door among the containers: it runs as long as the guest.
+    pub(super) fn door() -> Container {
+        let (ports, processes) = (Vec::new(), BTreeMap::new());
+        Container { state: ContainerState::Running, init: None, ports, open: false, processes }
+    }
+
+    /// Whether it is that.
+    pub(super) fn is_door(&self) -> bool {
+        self.init.is_none()
+    }
+}
+
 /// How far a container has come.
 #[derive(Debug)]
 pub(super) enum ContainerState {
     /// mountd builds its root, whose disk may be plugged until then; then its init is to be started.
-    Preparing { ticket: Ticket, container: Box<spec::Container>, until: Duration },
+    Preparing { asker: Asker, container: Box<spec::Container>, until: Duration },
     /// execd starts its init.
-    Starting { ticket: Ticket },
+    Starting { asker: Asker },
     /// What was built is undone, and this is what the host is told.
-    Undoing { ticket: Ticket, fault: Fault },
+    Undoing { asker: Asker, fault: Fault },
     /// It runs.
     Running,
     /// Its init has exited.
@@ -142,7 +173,7 @@ pub(super) struct Process {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProcessState {
     /// execd starts it.
-    Starting(Ticket),
+    Starting(Asker),
     /// It runs.
     Running(Pid),
     /// It was reaped; what it wrote has not left yet.
@@ -187,6 +218,8 @@ pub(super) enum Purpose {
     RemoveFiles(ContainerId),
     /// The pod's end: mountd unmounts.
     DestroyFiles,
+    /// A STARTPOD that failed: the last of its undoing, and what the host is told then.
+    Failed(Ticket, Box<Fault>),
     /// The guest's end: streamd writes what it has.
     Flush,
     /// A new execd enters the pod.

@@ -1,7 +1,10 @@
 //! The steps of STARTPOD, NEWCONTAINER and EXECCMD: each answer asks for the next, the first fault undoes those before.
 
 use super::ask::Answer;
-use super::state::{Container, ContainerState, ContainerStep, Pod, PodStep, ProcessState, Purpose};
+use super::commands::Gate;
+use super::state::{
+    Asker, Container, ContainerState, ContainerStep, Opening, Pod, PodEnd, PodStep, ProcessState, Purpose,
+};
 use super::{Action, Ask, Supervisor};
 use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal};
@@ -96,8 +99,53 @@ impl Supervisor {
     fn pod_started(&mut self, init: Pid) {
         if let Pod::Starting { ticket, spec, .. } = &mut self.pod {
             let (ticket, hostname) = (*ticket, std::mem::take(&mut spec.hostname));
-            self.pod = Pod::Running { hostname, init };
-            self.replies.close(ticket, Ok(Vec::new()));
+            let rest = std::mem::take(&mut spec.containers).into();
+            self.pod = Pod::Running { hostname, init, opening: Some(Opening { ticket, rest }) };
+            self.open_next();
+        }
+    }
+
+    /// The next container that STARTPOD carried, or its reply.
+    fn open_next(&mut self) {
+        let Pod::Running { opening, .. } = &mut self.pod else { return };
+        let Some(container) = opening.as_mut().and_then(|opening| opening.rest.pop_front()) else {
+            if let Some(Opening { ticket, .. }) = opening.take() {
+                self.replies.close(ticket, Ok(Vec::new()));
+            }
+            return;
+        };
+        match self.container_gate(Asker::Pod, &container) {
+            Gate::Go(init) => self.prepare_container(Asker::Pod, Box::new(container), init),
+            Gate::No(fault) => self.opening_failed(fault),
+            // An earlier one of that id is ending.
+            Gate::Wait => {
+                self.opening_failed(Fault::new(
+                    "making container",
+                    &container.id,
+                    "the pod has two of that id",
+                ));
+            }
+        }
+    }
+
+    /// One of the containers that STARTPOD carried could not be started: all of them end with the pod.
+    fn opening_failed(&mut self, fault: Fault) {
+        let Pod::Running { init, opening, .. } = &mut self.pod else { return };
+        let Some(Opening { ticket, .. }) = opening.take() else { return };
+        let init = *init;
+        self.pod = Pod::Ending { init: Some(init), step: PodEnd::Containers, failed: Some((ticket, fault)) };
+        // The kernel then kills everything in its namespaces. Without containers the pod's end does that next.
+        if !self.containers_ended() {
+            self.kill(init, Signal::KILL, false);
+        }
+    }
+
+    /// Whoever asked for a container or a process hears what came of it.
+    fn tell(&mut self, asker: Asker, result: Result<(), Fault>) {
+        match (asker, result) {
+            (Asker::Host(ticket), result) => self.replies.close(ticket, result.map(|()| Vec::new())),
+            (Asker::Pod, Ok(())) => self.open_next(),
+            (Asker::Pod, Err(fault)) => self.opening_failed(fault),
         }
     }
 
@@ -160,8 +208,8 @@ impl Supervisor {
             }
             (ContainerStep::Undo, result) => {
                 super::warn(result);
-                if let Some(ContainerState::Undoing { ticket, fault }) = self.forget_container(id) {
-                    self.replies.close(ticket, Err(fault));
+                if let Some(ContainerState::Undoing { asker, fault }) = self.forget_container(id) {
+                    self.tell(asker, Err(fault));
                 }
             }
         }
@@ -191,8 +239,8 @@ impl Supervisor {
         };
         let hostname = hostname.clone();
         let Some(container) = self.containers.get_mut(id) else { return };
-        let ContainerState::Preparing { ticket, .. } = container.state else { return };
-        let state = std::mem::replace(&mut container.state, ContainerState::Starting { ticket });
+        let ContainerState::Preparing { asker, .. } = container.state else { return };
+        let state = std::mem::replace(&mut container.state, ContainerState::Starting { asker });
         if let ContainerState::Preparing { container, .. } = state {
             let process = Box::new(container.process);
             let finished = self.take_finished();
@@ -204,19 +252,19 @@ impl Supervisor {
     fn init_started(&mut self, id: &ContainerId, pid: Pid) {
         let Some(container) = self.containers.get_mut(id) else { return };
         container.state = ContainerState::Running;
-        let init = container.init.clone();
-        self.started(id, &init, pid);
+        if let Some(init) = container.init.clone() {
+            self.started(id, &init, pid);
+        }
     }
 
     /// mountd takes back what it built; the host is told then.
     fn undo_container(&mut self, id: &ContainerId, fault: Fault) {
         let Some(container) = self.containers.get_mut(id) else { return };
-        let (ContainerState::Preparing { ticket, .. } | ContainerState::Starting { ticket }) =
-            container.state
+        let (ContainerState::Preparing { asker, .. } | ContainerState::Starting { asker }) = container.state
         else {
             return;
         };
-        container.state = ContainerState::Undoing { ticket, fault };
+        container.state = ContainerState::Undoing { asker, fault };
         self.close_ports(id);
         // An execd that died may have left a process that has not noticed yet.
         self.lines.ask(Ask::KillContainer { container: id.clone() }, Purpose::Nothing);
@@ -250,8 +298,8 @@ impl Supervisor {
         let Some(known) = self.containers.get_mut(container) else { return };
         let Some(record) = known.processes.remove(process) else { return };
         self.free_streams(record.stdio, record.stderr);
-        if let ProcessState::Starting(ticket) = record.state {
-            self.replies.close(ticket, Err(fault));
+        if let ProcessState::Starting(asker) = record.state {
+            self.tell(asker, Err(fault));
         }
         self.container_advances(container);
     }
@@ -259,16 +307,18 @@ impl Supervisor {
     /// A process exists, and executes now. It may have ended already.
     fn started(&mut self, container: &ContainerId, process: &ProcessId, pid: Pid) {
         let Some(known) = self.containers.get_mut(container) else { return };
-        let ending = !matches!(known.state, ContainerState::Running);
+        let ends =
+            if known.is_door() { self.leaving.is_some() } else { matches!(self.pod, Pod::Ending { .. }) };
+        let ending = ends || !matches!(known.state, ContainerState::Running);
         let Some(record) = known.processes.get_mut(process) else { return };
-        let ProcessState::Starting(ticket) = record.state else { return };
+        let ProcessState::Starting(asker) = record.state else { return };
         record.state = ProcessState::Running(pid);
-        self.replies.close(ticket, Ok(Vec::new()));
+        self.tell(asker, Ok(()));
         self.pids.insert(pid, (container.clone(), process.clone()));
         if let Some(status) = self.strays.remove(&pid) {
             self.pids.remove(&pid);
             self.process_exited(container, process, status);
-        } else if ending || matches!(self.pod, Pod::Ending { .. }) {
+        } else if ending {
             // Too late: everything that was there has been killed.
             self.kill(pid, Signal::KILL, false);
         } else {
@@ -277,7 +327,7 @@ impl Supervisor {
     }
 }
 
-fn init_died() -> Fault {
+pub(super) fn init_died() -> Fault {
     Fault::new("starting", "the pod", "the pod init died")
 }
 

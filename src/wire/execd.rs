@@ -31,6 +31,15 @@ pub enum Request {
         #[serde(default)]
         finished: Vec<StreamId>,
     },
+    /// The debugging door: start a process in the guest's own namespaces, as init's child. Refused unless the door was
+    /// opened at boot.
+    StartInGuest {
+        /// The process.
+        process: Bulk<Process>,
+        /// As with `StartProcess`.
+        #[serde(default)]
+        finished: Vec<StreamId>,
+    },
     /// Set the size of a process's tty.
     Resize {
         /// The process's stdio stream.

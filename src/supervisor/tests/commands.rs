@@ -411,21 +411,6 @@ fn only_what_has_exited_is_removed() {
 }
 
 #[test]
-fn the_debugging_door_is_closed_unless_it_was_opened() {
-    for (open, why) in [(false, "it is closed"), (true, "not implemented: EXECCMD in hyperstart")] {
-        let mut world = World::with(open);
-        world.exec("hyperstart", "p", 1);
-        let said = world.said().join("");
-        assert!(said.starts_with("ERROR") && said.contains(why), "{said}");
-        world.tell(Message::SignalProcess, r#"{"container":"hyperstart","process":"p","signal":9}"#);
-        assert!(world.said().join("").starts_with("ERROR"));
-    }
-    let mut world = World::with_pod();
-    world.new_container("hyperstart", 1);
-    assert!(world.said().join("").contains("the guest's own"));
-}
-
-#[test]
 fn a_new_connection_gets_ready_and_no_old_reply() {
     let mut world = World::with_container();
     world.exec("c", "p", 3);

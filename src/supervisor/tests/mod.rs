@@ -1,10 +1,12 @@
 //! Every question of order, by value: a guest whose helpers, children and host are this test.
 
 mod commands;
+mod door;
 mod ends;
 mod files;
 mod helpers;
 mod network;
+mod opening;
 mod walk;
 
 use std::time::Duration;
@@ -244,6 +246,7 @@ fn short(ask: &Ask) -> String {
                 if finished.is_empty() { String::new() } else { format!(", {finished:?} finished") };
             format!("start {container} {}{}{finished}", process.id, if *init { " as init" } else { "" })
         }
+        Ask::StartInGuest { process, .. } => format!("start in the guest {}", process.id),
         Ask::Resize { stdio, row, column } => format!("resize {stdio} {row}x{column}"),
         Ask::Release { finished } => format!("release {finished:?}"),
         Ask::Resend => "resend".to_owned(),

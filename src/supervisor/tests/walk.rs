@@ -34,7 +34,7 @@ struct Walk {
 impl Walk {
     fn new(seed: u64) -> Walk {
         Walk {
-            world: World::new(),
+            world: World::with(true),
             dice: Dice(seed | 1),
             alive: BTreeSet::new(),
             next_pid: 1000,
@@ -52,13 +52,21 @@ impl Walk {
             return;
         }
         self.commands += 1;
-        let container = format!("c{}", self.dice.roll(4));
+        let container = match self.dice.roll(5) {
+            0 => "hyperstart".to_owned(),
+            nth => format!("c{}", nth - 1),
+        };
         let process = format!("p{}", self.dice.roll(6));
         match self.dice.roll(16) {
             0 if self.dice.roll(2) == 0 => self.world.tell(Message::StartPod, network::POD),
-            0 => self.world.tell(Message::StartPod, r#"{"hostname":"pod"}"#),
+            0 if self.dice.roll(2) == 0 => self.world.tell(Message::StartPod, r#"{"hostname":"pod"}"#),
+            0 => {
+                self.next_stream += 4;
+                self.world.tell(Message::StartPod, &opening::pod(&["c1", "c2"], self.next_stream));
+            }
             1 | 2 => {
                 self.next_stream += 2;
+                let container = format!("c{}", self.dice.roll(4));
                 let ports = format!(r#"[{{"hostPort":{},"containerPort":80}}]"#, self.dice.roll(3));
                 network::with_ports(&mut self.world, &container, self.next_stream, &ports);
             }
@@ -112,7 +120,7 @@ impl Walk {
             _ => {}
         }
         let Some((_, ask)) = oldest.filter(|(_, ask)| ask.starts()) else { return self.world.done(role) };
-        self.starts += usize::from(matches!(ask, Ask::StartProcess { .. }));
+        self.starts += usize::from(matches!(ask, Ask::StartProcess { .. } | Ask::StartInGuest { .. }));
         self.next_pid += 1;
         let pid = Pid(self.next_pid);
         if self.dice.roll(4) == 0 {

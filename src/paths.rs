@@ -28,6 +28,8 @@ pub const SHARE: &str = "/run/hyperinit/share";
 pub const LOCAL_SHARE: &str = "/run/hyperinit/local-share";
 /// The kernel's modules, in a guest that kept them (`hyper_modules`): one directory, named by the release.
 pub const MODULES: &str = "/lib/modules";
+/// Programs of the initramfs for the debugging door (`hyperctl initrd --tool`).
+pub const TOOLS: &str = "/bin";
 /// One directory for each container.
 pub const CONTAINERS: &str = "/run/hyperinit/containers";
 /// The guest's cgroup v2 root, if the kernel has one.

@@ -253,6 +253,9 @@ pub struct Initrd {
     /// Modules to leave out, for a guest that starts faster and never needs them: xfs and nfsv4 take the longest
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = modules::wanted)]
     pub without: Vec<String>,
+    /// A static program for the debugging door (hyper_debug), which finds it in /bin; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub tool: Vec<PathBuf>,
     /// The image to write
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
@@ -387,6 +390,7 @@ mod tests {
             Ok(Command::Initrd(Initrd {
                 modules: "m".into(),
                 without: vec!["xfs".to_owned(), "nfsv4".to_owned()],
+                tool: vec![],
                 output: "f".into()
             }))
         );

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cpio::NewcBuilder;
@@ -43,9 +43,24 @@ pub fn initrd(options: &Initrd) -> Result<ExitCode, Fault> {
     let program = beside("hyperinit")?;
     let content = fs::read(&program).fault("reading", program.display())?;
     entries.push(Entry::new("init", PROGRAM, content));
+    entries.extend(tools(&options.tool)?);
     let image = pack(entries).fault("packing", "the initramfs")?;
     fs::write(&options.output, image).fault("writing", options.output.display())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Programs for the debugging door, in /bin by their own names.
+fn tools(files: &[PathBuf]) -> Result<Vec<Entry>, Fault> {
+    let mut entries = Vec::new();
+    if !files.is_empty() {
+        entries.push(Entry::new("bin", DIRECTORY, vec![]));
+    }
+    for file in files {
+        let name = file.file_name().ok_or_else(|| Fault::new("naming", file.display(), "it has no name"))?;
+        let content = fs::read(file).fault("reading", file.display())?;
+        entries.push(Entry::new(format!("bin/{}", name.to_string_lossy()), PROGRAM, content));
+    }
+    Ok(entries)
 }
 
 /// An image with another program in the place of init: the kernel unpacks archives that follow each other, and the

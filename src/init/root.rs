@@ -31,7 +31,7 @@ const DEVICES: [(&str, u64, u64); 6] =
 pub fn enter(settings: &Settings) -> Result<(), Fault> {
     match &settings.local {
         Some(local) => enter_namespace(local)?,
-        None => enter_vm(settings.keep_modules)?,
+        None => enter_vm(settings)?,
     }
     for (kind, at, data) in [
         ("tmpfs", "/dev/shm", "mode=1777"),
@@ -50,9 +50,12 @@ pub fn enter(settings: &Settings) -> Result<(), Fault> {
     Ok(())
 }
 
-fn enter_vm(keep_modules: bool) -> Result<(), Fault> {
+fn enter_vm(settings: &Settings) -> Result<(), Fault> {
     stage()?;
-    let kept = if keep_modules { modules()? } else { None };
+    let wanted = [(settings.keep_modules, paths::MODULES), (settings.debug_door, paths::TOOLS)];
+    let wanted = wanted.into_iter().filter_map(|(wanted, path)| wanted.then_some(path));
+    let kept = wanted.map(keep).collect::<Result<Vec<Option<u64>>, Fault>>()?;
+    let kept: Vec<u64> = kept.into_iter().flatten().collect();
     for at in ["proc", "sys", "dev"] {
         let (from, to) = (format!("/{at}"), format!("{STAGE}/{at}"));
         make_directory(&to, 0o755)?;
@@ -66,21 +69,20 @@ fn enter_vm(keep_modules: bool) -> Result<(), Fault> {
     // A root that is a disk is somebody's and stays as it is.
     let kind = nix::sys::statfs::fstatfs(&old).fault("asking what is", "/")?.filesystem_type();
     if kind == TMPFS_MAGIC || kind == RAMFS_MAGIC {
-        empty(&old, kept);
+        empty(&old, &kept);
     }
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).fault("moving", "the root")?;
     chroot(".").fault("changing", "the root")?;
     chdir("/").fault("entering", "/")
 }
 
-/// Takes the kernel's modules along, where they are: containers may see them. Returns which directory of the initramfs
-/// that is; none if the image carries none.
-fn modules() -> Result<Option<u64>, Fault> {
-    let Ok(stat) = nix::sys::stat::stat(paths::MODULES) else { return Ok(None) };
-    let to = format!("{STAGE}{}", paths::MODULES);
+/// Takes a directory along, where it is: the kernel's modules, which containers may see, or what is executed through the
+/// debugging door. Returns which directory of the initramfs that is; none if the image carries none.
+fn keep(path: &str) -> Result<Option<u64>, Fault> {
+    let Ok(stat) = nix::sys::stat::stat(path) else { return Ok(None) };
+    let to = format!("{STAGE}{path}");
     make_directory(&to, 0o755)?;
-    mount(Some(paths::MODULES), to.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        .fault("keeping", paths::MODULES)?;
+    mount(Some(path), to.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>).fault("keeping", path)?;
     Ok(Some(stat.st_ino))
 }
 
@@ -154,9 +156,9 @@ fn set_mode(path: &str, mode: u32) -> Result<(), Fault> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).fault("setting the mode of", path)
 }
 
-/// Deletes what is in a directory, on its own filesystem only and but for the directory of that inode. What cannot be
+/// Deletes what is in a directory, on its own filesystem only and but for the directories of those inodes. What cannot be
 /// deleted only costs memory.
-fn empty(directory: &OwnedFd, kept: Option<u64>) {
+fn empty(directory: &OwnedFd, kept: &[u64]) {
     let Ok(device) = nix::sys::stat::fstat(directory).map(|stat| stat.st_dev) else { return };
     let Ok(mut entries) = nix::dir::Dir::from_fd(match directory.try_clone() {
         Ok(directory) => directory,
@@ -175,7 +177,7 @@ fn empty(directory: &OwnedFd, kept: Option<u64>) {
             continue;
         };
         let same = nix::sys::stat::fstatat(&below, c"", AtFlags::AT_EMPTY_PATH)
-            .is_ok_and(|stat| stat.st_dev == device && Some(stat.st_ino) != kept);
+            .is_ok_and(|stat| stat.st_dev == device && !kept.contains(&stat.st_ino));
         if same {
             empty(&below, kept);
             let _ = unlinkat(directory.as_fd(), name.as_c_str(), UnlinkatFlags::RemoveDir);

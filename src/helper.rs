@@ -1,22 +1,23 @@
 //! The door of every helper: `open → confine → loop`, over ipc-channel or by hand.
 //!
-//! `netd --ipc NAME` is how the warden starts one. By hand, `netd --stdio` reads one JSON request per line and
+//! `netd --ipc` is how the warden starts one. By hand, `netd --stdio` reads one JSON request per line and
 //! prints one JSON reply per line, confined; `--policy` prints what the helper may do; `--unconfined` leaves the
 //! confinement out and says so.
 
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
 
-use ipc_channel::ipc::{self, IpcReceiver, IpcSender};
+use ipc_channel::ipc::{IpcReceiver, IpcSender};
 use log::LevelFilter;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::fault::Fault;
+use crate::fault::{Fault, OrFault};
 use crate::logger;
 use crate::sandbox::{CapSet, Policy};
-use crate::wire::bootstrap::Hello;
-use crate::wire::{Profile, Reply, Request, Role};
+use crate::sys::fd::inherited;
+use crate::wire::bootstrap::{self, FD_REPLIES, FD_REQUESTS};
+use crate::wire::{Profile, Reply, Request, Role, Said};
 
 /// The command line of a helper.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,15 +43,15 @@ pub struct Options {
 /// How requests come to a helper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DoorKind {
-    /// `--ipc NAME`: the bootstrap server's name.
-    Ipc(String),
+    /// `--ipc`: from init, over the sockets that the warden left.
+    Ipc,
     /// `--stdio`.
     Stdio,
     /// `--policy`: none; print the policy and leave.
     Policy,
 }
 
-const USAGE: &str = "usage: (--stdio | --policy | --ipc NAME) [--unconfined] [--profile default|privileged] \
+const USAGE: &str = "usage: (--stdio | --policy | --ipc) [--unconfined] [--profile default|privileged] \
      [--listen] [--log LEVEL] [--kmsg] [--debug] [--local]";
 
 impl Options {
@@ -73,7 +74,7 @@ impl Options {
             match arg.as_str() {
                 "--stdio" => door = Some(DoorKind::Stdio),
                 "--policy" => door = Some(DoorKind::Policy),
-                "--ipc" => door = Some(DoorKind::Ipc(value()?)),
+                "--ipc" => door = Some(DoorKind::Ipc),
                 "--unconfined" => options.unconfined = true,
                 "--listen" => options.listen = true,
                 "--kmsg" => options.kmsg = true,
@@ -106,7 +107,7 @@ pub enum Requests<Q> {
 /// Where replies go.
 pub enum Replies<R> {
     /// init.
-    Ipc(IpcSender<Reply<R>>),
+    Ipc(IpcSender<Said<R>>),
     /// Lines on standard output.
     Stdio,
 }
@@ -147,11 +148,22 @@ impl<R: Serialize> Clone for Replies<R> {
 }
 
 impl<R: Serialize> Replies<R> {
+    /// Tells init that this helper is confined and takes requests. By hand nobody has to be told.
+    fn up(&self) -> Result<(), Fault> {
+        match self {
+            Replies::Ipc(sender) => {
+                sender.send(Said::Up).map_err(|error| Fault::new("greeting", "init", error.to_string()))
+            }
+            Replies::Stdio => Ok(()),
+        }
+    }
+
     /// Sends one reply.
     pub fn send(&self, reply: Reply<R>) -> Result<(), Fault> {
         match self {
             Replies::Ipc(sender) => {
-                sender.send(reply).map_err(|error| Fault::new("replying", "init", error.to_string()))
+                let sent = sender.send(Said::Reply(reply));
+                sent.map_err(|error| Fault::new("replying", "init", error.to_string()))
             }
             Replies::Stdio => {
                 let mut line = serde_json::to_string(&reply.result)
@@ -166,22 +178,18 @@ impl<R: Serialize> Replies<R> {
     }
 }
 
-/// Connects to the bootstrap server and hands over the ends that init will use.
+/// Takes the ends that the warden left, with `--ipc`.
 fn connect<Q, R>(door: &DoorKind) -> Result<(Requests<Q>, Replies<R>), Fault>
 where
     Q: Serialize + DeserializeOwned,
     R: Serialize + DeserializeOwned,
 {
-    let DoorKind::Ipc(name) = door else {
+    if *door != DoorKind::Ipc {
         return Ok((Requests::Stdio(0), Replies::Stdio));
-    };
-    let fault = |why: String| Fault::new("connecting to", "the warden", why);
-    let server = IpcSender::<Hello>::connect(name.clone()).map_err(|error| fault(error.to_string()))?;
-    let (requests, inbox) = ipc::channel::<Request<Q>>().map_err(|error| fault(error.to_string()))?;
-    let (outbox, replies) = ipc::channel::<Reply<R>>().map_err(|error| fault(error.to_string()))?;
-    server
-        .send(Hello::Up { requests: requests.to_opaque(), replies: replies.to_opaque() })
-        .map_err(|error| fault(error.to_string()))?;
+    }
+    let end =
+        |number| inherited(number).fault("taking", format!("descriptor {number}, an end of init's channel"));
+    let (inbox, outbox) = bootstrap::ends(end(FD_REQUESTS)?, end(FD_REPLIES)?)?;
     Ok((Requests::Ipc(inbox), Replies::Ipc(outbox)))
 }
 
@@ -221,6 +229,7 @@ where
         } else {
             policy.confine(granted)?;
         }
+        replies.up()?;
         serve(state, requests, replies)
     });
     match outcome {
@@ -259,10 +268,9 @@ mod tests {
     #[test]
     fn one_door_is_needed() {
         assert!(parse(&[]).is_err());
-        assert!(parse(&["--ipc"]).is_err());
         assert!(parse(&["--stdio", "--profile", "root"]).is_err());
-        let options = parse(&["--ipc", "/x", "--profile", "privileged", "--log", "debug"]).unwrap();
-        assert_eq!(options.door, DoorKind::Ipc("/x".to_owned()));
+        let options = parse(&["--ipc", "--profile", "privileged", "--log", "debug"]).unwrap();
+        assert_eq!(options.door, DoorKind::Ipc);
         assert_eq!((options.profile, options.log), (Profile::Privileged, LevelFilter::Debug));
         assert!(!options.unconfined);
     }

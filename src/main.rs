@@ -18,9 +18,6 @@ use std::process::ExitCode;
 
 use hyperinit::wire::Role;
 
-#[global_allocator]
-static ALLOCATOR: hyperinit::sys::alloc::Capped = hyperinit::sys::alloc::Capped;
-
 fn main() -> ExitCode {
     let name = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&name).file_name().and_then(|name| name.to_str());

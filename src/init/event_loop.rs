@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use ipc_channel::ipc::{IpcReceiver, IpcSender};
+use ipc_channel::ipc::{IpcSender, OpaqueIpcSender};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
@@ -15,8 +16,8 @@ use nix::time::{ClockId, clock_gettime};
 use super::Boot;
 use super::control::{Control, Input};
 use super::helpers::{Change, Helper, Sender};
+use super::inbox::{self, Buffer, Heard};
 use super::ports::Port;
-use super::readers::{self, Note, Notes, Queue};
 use super::settings::Settings;
 use super::warden::Warden;
 use crate::command;
@@ -24,17 +25,25 @@ use crate::fault::{Fault, OrFault};
 use crate::ids::Pid;
 use crate::supervisor::{Action, Ask, Config, Event, HelperReply, Supervisor};
 use crate::sys::signal::{self, Exit};
-use crate::wire::{Role, execd, warden};
+use crate::wire::bootstrap::Adopter;
+use crate::wire::{Role, Said, execd, warden};
 
 /// The epoll tokens.
 const SIGNALS: u64 = 0;
-const BELL: u64 = 1;
+const WARDEN: u64 = 1;
 const CONTROL: u64 = 2;
+/// The helpers', in the order of their roles.
+const HELPERS: u64 = 3;
 
 /// How long DESTROYPOD lets processes end by themselves; runV waits for ten seconds in all.
 const GRACE: Duration = Duration::from_secs(3);
 /// More than the starts that execd can have under way, with room for the helpers' own strays.
 const REAPED_MAX: usize = 256;
+/// How much is heard of a helper in one turn, in packets: a stream of words must not keep the others waiting. As many are left at
+/// most when it is dead: it can have no more honest replies to give than there are requests under way.
+const WORDS_MAX: usize = 32;
+/// A warden that has lied so often is not heard any more.
+const WARDENS_LIES_MAX: u32 = 8;
 /// While the last frame has not left the port, how often a device is asked whether it has.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
@@ -46,9 +55,10 @@ pub struct EventLoop {
     control: Control,
     warden_pid: Pid,
     warden: Option<IpcSender<warden::Request>>,
-    warden_replies: Option<IpcReceiver<warden::Reply>>,
-    notes: Notes,
-    queue: Queue,
+    warden_replies: Option<OwnedFd>,
+    warden_lies: u32,
+    adopter: Adopter<OpaqueIpcSender>,
+    buffer: Buffer,
     helpers: BTreeMap<Role, Helper>,
     supervisor: Supervisor,
     /// The last children that were reaped: one may be gone before execd's word of it is read.
@@ -66,12 +76,11 @@ impl EventLoop {
         warden: Warden,
         boot: Boot,
     ) -> Result<EventLoop, Fault> {
-        let (notes, queue) = readers::queue()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).fault("making", "an epoll set")?;
         epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS)).fault("watching", "signals")?;
         epoll
-            .add(&queue.bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))
-            .fault("watching", "the helpers")?;
+            .add(&warden.replies, EpollEvent::new(EpollFlags::EPOLLIN, WARDEN))
+            .fault("watching", "the warden")?;
         let local = settings.local.is_some();
         Ok(EventLoop {
             local,
@@ -81,8 +90,9 @@ impl EventLoop {
             warden_pid: warden.pid,
             warden: Some(warden.requests),
             warden_replies: Some(warden.replies),
-            notes,
-            queue,
+            warden_lies: 0,
+            adopter: Adopter::new()?,
+            buffer: Buffer::new(),
             helpers: Role::ALL.into_iter().map(|role| (role, Helper::new(role))).collect(),
             supervisor: Supervisor::new(Config {
                 local,
@@ -97,13 +107,9 @@ impl EventLoop {
         })
     }
 
-    /// Asks the warden for every helper, beside each other, and starts to listen to it.
-    pub fn start_helpers(&mut self) -> Result<(), Fault> {
-        if let Some(replies) = self.warden_replies.take() {
-            readers::read_warden(replies, self.notes.clone())?;
-        }
+    /// Asks the warden for every helper, beside each other.
+    pub fn start_helpers(&mut self) {
         self.tick(now());
-        Ok(())
     }
 
     /// Turns events into actions for ever.
@@ -130,7 +136,8 @@ impl EventLoop {
         for event in events.iter().take(count) {
             match event.data() {
                 SIGNALS => self.signals(),
-                BELL => self.notes(),
+                WARDEN => self.hear_warden(),
+                token if token >= HELPERS => self.hear(token),
                 _ => {
                     let input = self.control.ready(event.events());
                     self.inputs(input.into_iter().collect());
@@ -227,93 +234,194 @@ impl EventLoop {
                 self.supervise(Event::Exited { pid: exit.pid, status: exit.status });
             }
             Some(helper) => {
-                log::warn!("{} is gone ({})", helper.role, exit.status);
-                let (role, change) = (helper.role, helper.reaped(now));
+                let role = helper.role;
+                helper.is_reaped = true;
+                log::warn!("{role} is gone ({})", exit.status);
+                // Its last words. Whoever else holds its end says nothing for it any more.
+                self.hear_role(role);
+                self.hang_up(role);
+                let change = self.helpers.get_mut(&role).map_or(Change::None, |helper| helper.reaped(now));
                 self.changed(role, change);
             }
         }
     }
 
-    fn notes(&mut self) {
-        for note in self.queue.take() {
-            match note {
-                Note::Warden(reply) => self.warden(reply),
-                Note::WardenGone => {
-                    self.warden = None;
-                    for role in Role::ALL {
-                        let change = self.helpers.get_mut(&role).map_or(Change::None, Helper::close);
-                        self.changed(role, change);
-                    }
-                }
-                Note::Reply { role, life, id, result } => self.reply(role, life, id, result),
-                Note::Gone { role, life, why } => self.silent(role, life, &why),
+    fn hear_warden(&mut self) {
+        while let Some(socket) = &self.warden_replies {
+            match inbox::warden(socket) {
+                Heard::Word((reply, ends)) => self.warden(reply, ends),
+                Heard::Nothing => return,
+                Heard::End => return self.warden_gone(),
+                Heard::Lie(why) => self.warden_lied(&why),
             }
         }
     }
 
-    fn warden(&mut self, reply: warden::Reply) {
+    /// Nobody starts helpers any more.
+    fn warden_gone(&mut self) {
+        self.warden = None;
+        if let Some(socket) = self.warden_replies.take() {
+            self.unwatch(&socket);
+        }
+        for role in Role::ALL {
+            let change = self.helpers.get_mut(&role).map_or(Change::None, Helper::close);
+            self.changed(role, change);
+        }
+    }
+
+    /// One lie does no harm: the packets after it are what they are.
+    fn warden_lied(&mut self, why: &str) {
+        log::error!("the warden lied: {why}");
+        self.warden_lies += 1;
+        if self.warden_lies == WARDENS_LIES_MAX {
+            log::error!("the warden lied too often: a helper that dies now stays dead");
+            self.warden_gone();
+        }
+    }
+
+    fn warden(&mut self, reply: warden::Reply, ends: Vec<OwnedFd>) {
+        let now = now();
         match reply {
-            warden::Reply::Spawned { role, pid, requests, replies } => {
-                let Some(helper) = self.helpers.get_mut(&role) else { return };
-                if self.reaped.contains(&pid) {
-                    // It died before this was read, and was reaped as a child that nobody knows.
-                    log::warn!("{role} died as soon as it was up");
-                    let change = helper.failed(now());
-                    self.changed(role, change);
-                    return;
+            warden::Reply::Spawned { role, pid } => {
+                let asked = self.helpers.get(&role).is_some_and(Helper::is_starting);
+                let theirs = self.is_helper(pid) || pid == self.warden_pid || self.supervisor.knows(pid);
+                let reaped = self.reaped.contains(&pid);
+                if !asked || theirs || !(reaped || signal::is_child(pid)) {
+                    // Its ends of the sockets are dropped, so if it is a helper it ends by itself.
+                    return self.warden_lied(&format!("nobody asked for {role} as {pid}"));
                 }
-                if !signal::is_child(pid) || !helper.up(pid, Sender::new(role, requests)) {
-                    // Not asked for, or not ours to reap: its channel ends are dropped, so it ends by itself.
-                    log::error!("the warden lied about {role}");
-                    return;
+                let coming = match <[OwnedFd; 2]>::try_from(ends) {
+                    _ if reaped => {
+                        // It died before this was read, and was reaped as a child that nobody knows.
+                        log::warn!("{role} died as soon as it was started");
+                        self.reaped.retain(|&other| other != pid);
+                        Ok(false)
+                    }
+                    Ok([requests, voice]) => self.comes(role, pid, requests, voice).map(|()| true),
+                    Err(_) => Ok(false),
+                };
+                match coming {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    Err(fault) => self.warden_lied(&fault.to_string()),
                 }
-                let life = helper.life;
-                log::info!("{role} is up as {pid}");
-                if let Err(fault) = readers::read_helper(role, life, replies, self.notes.clone()) {
-                    log::error!("{fault}");
-                    self.silent(role, life, "nobody listens to it");
-                    return;
-                }
-                self.supervise(Event::HelperUp { role, pid });
+                let change = self.helpers.get_mut(&role).map_or(Change::None, |helper| helper.failed(now));
+                self.changed(role, change);
             }
-            warden::Reply::Failed { role, fault } => {
-                log::error!("{fault}");
-                let now = now();
+            warden::Reply::Failed { role } => {
                 let change = self.helpers.get_mut(&role).map_or(Change::None, |helper| helper.failed(now));
                 self.changed(role, change);
             }
         }
     }
 
-    fn reply(&mut self, role: Role, life: u64, id: u64, result: Result<HelperReply, Fault>) {
-        let Some(helper) = self.helpers.get_mut(&role).filter(|helper| helper.life == life) else { return };
-        helper.answered();
-        if let Ok(HelperReply::Execd(execd::Reply::Started { pid })) = &result
-            && !signal::is_child(*pid)
-            && !self.reaped.contains(pid)
-        {
-            self.kill_helper(role, &format!("it lied: {pid} is no child of init"));
-            return;
+    /// A helper was executed: it is listened to.
+    fn comes(&mut self, role: Role, pid: Pid, requests: OwnedFd, voice: OwnedFd) -> Result<(), Fault> {
+        let adopter = &self.adopter;
+        let requests = catch_unwind(AssertUnwindSafe(|| adopter.adopt(requests)))
+            .unwrap_or_else(|_| Err(Fault::new("taking", "a socket", "it is none of ipc-channel's")))?;
+        let place = Role::ALL.iter().position(|&other| other == role).unwrap_or_default() as u64;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, HELPERS + place);
+        self.epoll.add(&voice, event).fault("watching", role)?;
+        if let Some(helper) = self.helpers.get_mut(&role) {
+            helper.coming(now(), pid, Sender::new(role, requests));
+            helper.voice = Some(voice);
+        }
+        Ok(())
+    }
+
+    /// Whether a process is a helper that has not been reaped.
+    fn is_helper(&self, pid: Pid) -> bool {
+        self.helpers.values().any(|helper| helper.killable() == Some(pid))
+    }
+
+    fn hear(&mut self, token: u64) {
+        let place = usize::try_from(token - HELPERS).unwrap_or(usize::MAX);
+        if let Some(&role) = Role::ALL.get(place) {
+            self.hear_role(role);
+        }
+    }
+
+    fn hear_role(&mut self, role: Role) {
+        for _ in 0..WORDS_MAX {
+            let Some(voice) = self.helpers.get(&role).and_then(|helper| helper.voice.as_ref()) else {
+                return;
+            };
+            match inbox::helper(role, voice, &mut self.buffer) {
+                Heard::Word(Said::Up) => self.helper_up(role),
+                Heard::Word(Said::Reply(reply)) => self.reply(role, reply.id, reply.result),
+                Heard::Nothing => return,
+                Heard::End => self.silent(role),
+                Heard::Lie(why) => self.liar(role, &format!("it sent {why}")),
+            }
+        }
+    }
+
+    fn helper_up(&mut self, role: Role) {
+        match self.helpers.get_mut(&role).and_then(Helper::up) {
+            Some(pid) => {
+                log::info!("{role} is up as {pid}");
+                self.supervise(Event::HelperUp { role, pid });
+            }
+            None => self.liar(role, "it said twice that it is up"),
+        }
+    }
+
+    fn reply(&mut self, role: Role, id: u64, result: Result<HelperReply, Fault>) {
+        let Some(helper) = self.helpers.get_mut(&role) else { return };
+        if helper.sender().is_none() {
+            return self.liar(role, "it answered before it was up");
+        }
+        if let Ok(HelperReply::Execd(execd::Reply::Started { pid })) = &result {
+            let pid = *pid;
+            if !signal::is_child(pid) && !self.reaped.contains(&pid) {
+                return self
+                    .liar(role, &format!("it says that it has started {pid}, which is no child of init"));
+            }
+            if self.is_helper(pid) {
+                return self.liar(role, &format!("it says that it has started {pid}, which is a helper"));
+            }
         }
         self.supervise(Event::Reply { role, id, result });
+        // If that was a lie nobody listens any more, and it does not count as an answer.
+        if let Some(helper) = self.helpers.get_mut(&role).filter(|helper| helper.voice.is_some()) {
+            helper.answered();
+        }
+    }
+
+    /// Of a liar nothing more is heard.
+    fn liar(&mut self, role: Role, why: &str) {
+        self.kill_helper(role, why);
+        self.hang_up(role);
     }
 
     /// A helper's channel ended: make sure that it is dead.
-    fn silent(&mut self, role: Role, life: u64, why: &str) {
-        let now = now();
-        let Some(helper) = self.helpers.get_mut(&role).filter(|helper| helper.life == life) else { return };
-        log::info!("{role} is silent: {why}");
-        if let Some(pid) = helper.killable() {
+    fn silent(&mut self, role: Role) {
+        log::info!("{role} is silent");
+        if let Some(pid) = self.helpers.get(&role).and_then(Helper::killable) {
             kill(pid, nix::libc::SIGKILL, false);
         }
-        let change = helper.silent(now);
-        self.changed(role, change);
+        self.hang_up(role);
+    }
+
+    fn hang_up(&mut self, role: Role) {
+        if let Some(voice) = self.helpers.get_mut(&role).and_then(|helper| helper.voice.take()) {
+            self.unwatch(&voice);
+        }
+    }
+
+    /// Closing alone leaves a socket in the epoll set while somebody else has it too.
+    fn unwatch(&self, socket: &OwnedFd) {
+        if let Err(errno) = self.epoll.delete(socket) {
+            log::error!("{}", Fault::errno("leaving", "a socket", errno));
+        }
     }
 
     fn changed(&mut self, role: Role, change: Change) {
         match change {
             Change::None => {}
             Change::Start => self.start(role),
+            Change::Kill => self.kill_helper(role, "it does not come up"),
             Change::Gone => self.supervise(Event::HelperGone(role)),
             Change::Closed => {
                 log::error!("{role} died too often: it stays closed");
@@ -363,7 +471,8 @@ impl EventLoop {
                 Action::Ask { id, ask } => self.ask(id, ask),
                 Action::Kill { pid, signal, group } => kill(pid, signal.get(), group),
                 Action::Release { pid } => kill(pid, nix::libc::SIGCONT, false),
-                Action::KillHelper { role, why } => self.kill_helper(role, &why),
+                Action::KillHelper { role, why, lied: false } => self.kill_helper(role, &why),
+                Action::KillHelper { role, why, lied: true } => self.liar(role, &why),
                 Action::PowerOff => super::leave(self.local),
             }
         }

@@ -1,5 +1,6 @@
-//! The lives of the helpers: starting, up, down, and after too many deaths in a row closed.
+//! The lives of the helpers: starting, coming up, up, down, and after too many deaths in a row closed.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use ipc_channel::ipc::{IpcSender, OpaqueIpcSender};
@@ -14,10 +15,8 @@ pub const DEATHS_MAX: u32 = 8;
 /// The longest pause before a restart; the first is immediate, the others double from 50 ms.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const BACKOFF: Duration = Duration::from_millis(50);
-/// How long the warden may take to start a helper.
+/// How long the warden may take to start a helper, and the helper then to come up.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a reaped helper's last words may take: its reader may sleep for good (sys::alloc).
-const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Requests to one helper, by its edge.
 pub enum Sender {
@@ -63,8 +62,10 @@ impl Sender {
 pub struct Helper {
     /// Which.
     pub role: Role,
-    /// How many times it was started: what a reader says of an earlier life is old news.
-    pub life: u64,
+    /// init's end of the socket on which it speaks, until it is not heard any more.
+    pub voice: Option<OwnedFd>,
+    /// Its process has been reaped, whose number may be somebody else's: it is not to be killed.
+    pub is_reaped: bool,
     state: State,
     deaths: u32,
 }
@@ -72,20 +73,14 @@ pub struct Helper {
 enum State {
     /// The warden was asked.
     Starting { until: Duration },
+    /// It was executed, and has not said yet that it is up.
+    Coming { pid: Pid, sender: Sender, until: Duration },
     /// It answers requests.
-    Up { pid: Pid, sender: Sender, end: End },
+    Up { pid: Pid, sender: Sender },
     /// It waits for its restart.
     Down { until: Duration },
     /// It died too often.
     Closed,
-}
-
-/// The two signs of a death, in either order: its channel ended, and it was reaped.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    None,
-    Silent,
-    Reaped { until: Duration },
 }
 
 /// What a change of state means for the others.
@@ -95,6 +90,8 @@ pub enum Change {
     None,
     /// Ask the warden to start it.
     Start,
+    /// It does not come up: kill it.
+    Kill,
     /// It is dead, and will be started again.
     Gone,
     /// It is dead for good.
@@ -104,14 +101,21 @@ pub enum Change {
 impl Helper {
     /// A helper that is to be started now.
     pub fn new(role: Role) -> Helper {
-        Helper { role, life: 0, state: State::Down { until: Duration::ZERO }, deaths: 0 }
+        Helper {
+            role,
+            voice: None,
+            is_reaped: false,
+            state: State::Down { until: Duration::ZERO },
+            deaths: 0,
+        }
     }
 
-    /// The process that may still be killed: up and not yet reaped.
+    /// The process that may still be killed: it has not been reaped.
     pub fn killable(&self) -> Option<Pid> {
         match &self.state {
-            State::Up { pid, end: End::None | End::Silent, .. } => Some(*pid),
-            State::Up { .. } | State::Starting { .. } | State::Down { .. } | State::Closed => None,
+            State::Coming { pid, .. } | State::Up { pid, .. } if !self.is_reaped => Some(*pid),
+            State::Coming { .. } | State::Up { .. } => None,
+            State::Starting { .. } | State::Down { .. } | State::Closed => None,
         }
     }
 
@@ -119,7 +123,7 @@ impl Helper {
     pub fn sender(&self) -> Option<&Sender> {
         match &self.state {
             State::Up { sender, .. } => Some(sender),
-            State::Starting { .. } | State::Down { .. } | State::Closed => None,
+            State::Starting { .. } | State::Coming { .. } | State::Down { .. } | State::Closed => None,
         }
     }
 
@@ -128,14 +132,29 @@ impl Helper {
         self.state = State::Starting { until: now + START_TIMEOUT };
     }
 
-    /// The warden started it. False: nobody asked.
-    pub fn up(&mut self, pid: Pid, sender: Sender) -> bool {
-        if !matches!(self.state, State::Starting { .. }) {
-            return false;
+    /// Whether the warden was asked to start it, and has not answered.
+    pub fn is_starting(&self) -> bool {
+        matches!(self.state, State::Starting { .. })
+    }
+
+    /// The warden executed it.
+    pub fn coming(&mut self, now: Duration, pid: Pid, sender: Sender) {
+        self.is_reaped = false;
+        self.state = State::Coming { pid, sender, until: now + START_TIMEOUT };
+    }
+
+    /// It says that it is up. Its process; none if it is not the time to say so.
+    pub fn up(&mut self) -> Option<Pid> {
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Coming { pid, sender, .. } => {
+                self.state = State::Up { pid, sender };
+                Some(pid)
+            }
+            other => {
+                self.state = other;
+                None
+            }
         }
-        self.life += 1;
-        self.state = State::Up { pid, sender, end: End::None };
-        true
     }
 
     /// It answered a request: its deaths so far were not in a row.
@@ -147,30 +166,14 @@ impl Helper {
     pub fn failed(&mut self, now: Duration) -> Change {
         match self.state {
             State::Starting { .. } => self.die(now),
-            State::Up { .. } | State::Down { .. } | State::Closed => Change::None,
+            State::Coming { .. } | State::Up { .. } | State::Down { .. } | State::Closed => Change::None,
         }
     }
 
-    /// Its channel ended.
-    pub fn silent(&mut self, now: Duration) -> Change {
-        match &mut self.state {
-            State::Up { end: End::Reaped { .. }, .. } => self.die(now),
-            State::Up { end, .. } => {
-                *end = End::Silent;
-                Change::None
-            }
-            State::Starting { .. } | State::Down { .. } | State::Closed => Change::None,
-        }
-    }
-
-    /// It was reaped.
+    /// It was reaped, and all that it had said has been heard.
     pub fn reaped(&mut self, now: Duration) -> Change {
-        match &mut self.state {
-            State::Up { end: End::Silent, .. } => self.die(now),
-            State::Up { end, .. } => {
-                *end = End::Reaped { until: now + LAST_WORDS };
-                Change::None
-            }
+        match self.state {
+            State::Coming { .. } | State::Up { .. } => self.die(now),
             State::Starting { .. } | State::Down { .. } | State::Closed => Change::None,
         }
     }
@@ -179,7 +182,7 @@ impl Helper {
     pub fn close(&mut self) -> Change {
         match self.state {
             State::Closed => Change::None,
-            State::Up { .. } => {
+            State::Coming { .. } | State::Up { .. } => {
                 // It works on; its next death is its last.
                 self.deaths = DEATHS_MAX;
                 Change::None
@@ -194,19 +197,24 @@ impl Helper {
     /// When [`Helper::tick`] has something to do.
     pub fn deadline(&self) -> Option<Duration> {
         match &self.state {
-            State::Starting { until } | State::Down { until } => Some(*until),
-            State::Up { end: End::Reaped { until }, .. } => Some(*until),
+            State::Starting { until } | State::Coming { until, .. } | State::Down { until } => Some(*until),
             State::Up { .. } | State::Closed => None,
         }
     }
 
     /// Time passes.
     pub fn tick(&mut self, now: Duration) -> Change {
-        match (self.deadline(), &self.state) {
-            (Some(until), _) if now < until => Change::None,
-            (Some(_), State::Down { .. }) => Change::Start,
-            (Some(_), State::Starting { .. } | State::Up { .. }) => self.die(now),
-            (Some(_), State::Closed) | (None, _) => Change::None,
+        if self.deadline().is_none_or(|until| now < until) {
+            return Change::None;
+        }
+        match &mut self.state {
+            State::Down { .. } => Change::Start,
+            State::Starting { .. } => self.die(now),
+            State::Coming { until, .. } => {
+                *until = now + START_TIMEOUT;
+                Change::Kill
+            }
+            State::Up { .. } | State::Closed => Change::None,
         }
     }
 
@@ -236,33 +244,49 @@ mod tests {
         Sender::new(Role::Netd, ipc::channel::<u8>().unwrap().0.to_opaque())
     }
 
-    fn up() -> Helper {
+    fn coming() -> Helper {
         let mut helper = Helper::new(Role::Netd);
         assert_eq!(helper.tick(NOW), Change::Start);
         helper.starting(NOW);
-        assert!(helper.up(Pid(7), sender()));
+        helper.coming(NOW, Pid(7), sender());
+        helper
+    }
+
+    fn up() -> Helper {
+        let mut helper = coming();
+        assert_eq!(helper.up(), Some(Pid(7)));
         helper
     }
 
     #[test]
-    fn a_death_has_two_signs_in_either_order() {
-        let mut helper = up();
-        assert_eq!(helper.silent(NOW), Change::None);
-        assert_eq!(helper.killable(), Some(Pid(7)));
-        assert_eq!(helper.reaped(NOW), Change::Gone);
-        let mut helper = up();
-        assert_eq!(helper.reaped(NOW), Change::None);
-        assert_eq!(helper.killable(), None, "a reaped pid may be somebody else's");
-        assert_eq!(helper.silent(NOW), Change::Gone);
-        assert_eq!(helper.tick(NOW), Change::Start, "the first restart is immediate");
+    fn a_death_is_when_it_was_reaped() {
+        for mut helper in [coming(), up()] {
+            assert_eq!(helper.killable(), Some(Pid(7)));
+            helper.is_reaped = true;
+            assert_eq!(helper.killable(), None);
+            assert_eq!(helper.reaped(NOW), Change::Gone);
+            assert_eq!(helper.tick(NOW), Change::Start, "the first restart is immediate");
+        }
     }
 
     #[test]
-    fn a_sleeping_reader_does_not_hold_up_the_restart() {
-        let mut helper = up();
-        helper.reaped(NOW);
+    fn nothing_is_asked_of_it_before_it_is_up_and_it_says_so_once() {
+        let mut helper = coming();
+        assert!(helper.sender().is_none());
+        assert_eq!(helper.up(), Some(Pid(7)));
+        assert!(helper.sender().is_some());
+        assert_eq!(helper.up(), None);
+        assert!(helper.sender().is_some());
+    }
+
+    #[test]
+    fn one_that_does_not_come_up_is_killed() {
+        let mut helper = coming();
         assert_eq!(helper.tick(NOW), Change::None);
-        assert_eq!(helper.tick(NOW + LAST_WORDS), Change::Gone);
+        assert_eq!(helper.tick(NOW + START_TIMEOUT), Change::Kill);
+        assert_eq!(helper.tick(NOW + START_TIMEOUT), Change::None, "it dies in its own time");
+        assert_eq!(helper.reaped(NOW + START_TIMEOUT), Change::Gone);
+        assert_eq!(up().tick(NOW + START_TIMEOUT), Change::None);
     }
 
     #[test]
@@ -270,14 +294,13 @@ mod tests {
         let mut helper = up();
         let mut now = NOW;
         for death in 1..DEATHS_MAX {
-            helper.silent(now);
             assert_eq!(helper.reaped(now), Change::Gone, "death {death}");
             now = helper.deadline().unwrap();
             assert_eq!(helper.tick(now), Change::Start);
             helper.starting(now);
-            assert!(helper.up(Pid(7), sender()));
+            helper.coming(now, Pid(7), sender());
+            assert_eq!(helper.up(), Some(Pid(7)));
         }
-        helper.silent(now);
         assert_eq!(helper.reaped(now), Change::Closed);
         assert_eq!(helper.deadline(), None);
     }
@@ -287,19 +310,19 @@ mod tests {
         let mut helper = up();
         for _ in 0..3 * DEATHS_MAX {
             helper.answered();
-            helper.silent(NOW);
             assert_eq!(helper.reaped(NOW), Change::Gone);
             helper.starting(NOW);
-            assert!(helper.up(Pid(7), sender()));
+            helper.coming(NOW, Pid(7), sender());
+            assert_eq!(helper.up(), Some(Pid(7)));
         }
     }
 
     #[test]
     fn without_a_warden_the_next_death_is_the_last() {
-        let mut helper = up();
-        assert_eq!(helper.close(), Change::None);
-        helper.silent(NOW);
-        assert_eq!(helper.reaped(NOW), Change::Closed);
+        for mut helper in [coming(), up()] {
+            assert_eq!(helper.close(), Change::None);
+            assert_eq!(helper.reaped(NOW), Change::Closed);
+        }
         let mut down = Helper::new(Role::Execd);
         assert_eq!(down.close(), Change::Closed);
     }

@@ -6,9 +6,9 @@ mod boot;
 mod control;
 mod event_loop;
 mod helpers;
+mod inbox;
 pub mod modules;
 pub mod ports;
-mod readers;
 mod root;
 pub mod settings;
 mod warden;
@@ -102,7 +102,7 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
         event_loop::EventLoop::new(&settings, signals, ports.control, warden, Boot { began, modules })?;
     log::debug!("confining init, starting the helpers");
     policies.init.confine_init()?;
-    guest.start_helpers()?;
+    guest.start_helpers();
     policies.init.load_filter()?;
     // ---- From here on PID 1 neither bails nor panics: every error is an event. ----
     guest.run()

@@ -1,16 +1,14 @@
 //! The warden: forked from init before init confines itself, it starts and restarts the helpers.
 //!
 //! Helpers are init's children (CLONE_PARENT), so init reaps them and an exit status cannot be lost with the warden.
-//! Each spawn has a thread of its own: at boot the helpers come up beside each other.
+//! It hears nothing of them: it makes the sockets, executes the helper with its ends, and gives init the others.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
 
-use ipc_channel::ipc::{self, IpcOneShotServer, IpcReceiver, IpcSender};
+use ipc_channel::ipc::{self, IpcReceiver, IpcSender};
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::stat::Mode;
@@ -20,22 +18,22 @@ use super::ports::Port;
 use super::settings::Settings;
 use crate::fault::{Fault, OrFault};
 use crate::ids::Pid;
+use crate::logger;
 use crate::sandbox::Policy;
+use crate::sys::fd::send_fds;
 use crate::sys::spawn::{self, Forked};
 use crate::wire::Role;
 use crate::wire::bootstrap::{
-    FD_BUFFER_IN, FD_BUFFER_OUT, FD_PARK_IN, FD_PARK_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT, FD_SOCKET, Hello,
+    FD_BUFFER_IN, FD_BUFFER_OUT, FD_PARK_IN, FD_PARK_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT, FD_REPLIES,
+    FD_REQUESTS, FD_SOCKET, socket_pair,
 };
 use crate::wire::warden::{Reply, Request};
-use crate::{logger, paths};
 
 /// Kept descriptors are moved up here, out of the way of the numbers that helpers inherit.
 const KEPT_FROM: RawFd = 64;
 /// What streamd can hand back to a new execd at once, in bytes as the kernel counts them: a packet costs 1 kB, and there
 /// are at most 4096 processes.
 const HANDED_BACK: usize = 4 << 20;
-/// Of a spawn's threads, in bytes: they call ipc-channel and little else.
-const STACK: usize = 256 << 10;
 
 /// init's end.
 pub struct Warden {
@@ -43,8 +41,8 @@ pub struct Warden {
     pub pid: Pid,
     /// Asks it for helpers.
     pub requests: IpcSender<Request>,
-    /// What it says.
-    pub replies: IpcReceiver<Reply>,
+    /// What it says: `wire::warden::Reply`, with descriptors.
+    pub replies: OwnedFd,
 }
 
 /// What the helpers of one role inherit: (the warden's descriptor, the number in the helper).
@@ -69,7 +67,7 @@ pub fn start(
 ) -> Result<Warden, Fault> {
     let fault = |error: std::io::Error| Fault::io("making a channel to", "the warden", &error);
     let (requests, inbox) = ipc::channel().map_err(fault)?;
-    let (outbox, replies) = ipc::channel().map_err(fault)?;
+    let (replies, outbox) = socket_pair()?;
     let kept = Kept::new(settings, program, stream)?;
     match spawn::fork().fault("forking", "the warden")? {
         Forked::Parent(pid) => Ok(Warden { pid, requests, replies }),
@@ -151,72 +149,42 @@ fn c_string(word: &str) -> Result<CString, Fault> {
     CString::new(word).map_err(|_| Fault::new("passing", "an argument", "it contains a zero byte"))
 }
 
-fn serve(
-    policy: &Policy,
-    kept: Kept,
-    inbox: &IpcReceiver<Request>,
-    outbox: &IpcSender<Reply>,
-) -> Result<(), Fault> {
-    // The helpers' bootstrap servers are sockets in a directory of ours; ipc-channel asks for it by this variable.
-    spawn::set_variable("TMPDIR", paths::IPC).fault("setting", "TMPDIR")?;
+fn serve(policy: &Policy, kept: Kept, inbox: &IpcReceiver<Request>, outbox: &OwnedFd) -> Result<(), Fault> {
     policy.confine(policy.capabilities())?;
-    let kept = Arc::new(kept);
     while let Ok(Request::Spawn(role)) = inbox.recv() {
-        let (kept, outbox) = (Arc::clone(&kept), outbox.clone());
-        let work = move || {
-            let reply = start_helper(role, &kept).unwrap_or_else(|fault| Reply::Failed { role, fault });
-            if outbox.send(reply).is_err() {
-                log::error!("init does not listen to what became of {role}");
-            }
-        };
-        std::thread::Builder::new().stack_size(STACK).spawn(work).fault("starting a thread for", role)?;
+        if let Err(fault) = start_helper(role, &kept, outbox) {
+            log::error!("{fault}");
+            tell(outbox, &Reply::Failed { role }, &[])?;
+        }
     }
     Ok(())
 }
 
-/// Starts one helper and waits for its first message, or for its death.
-fn start_helper(role: Role, kept: &Kept) -> Result<Reply, Fault> {
-    let (server, name) =
-        IpcOneShotServer::<Hello>::new().map_err(|error| Fault::io("opening a server for", role, &error))?;
-    let (pid, pidfd) = execute(role, kept, &name)?;
-    let (stop_out, stop_in) = pipe2(OFlag::O_CLOEXEC).fault("making", "a pipe")?;
-    let watcher = std::thread::Builder::new().stack_size(STACK).spawn({
-        let name = name.clone();
-        move || watch(&pidfd, &stop_out, name)
-    });
-    let watcher = watcher.fault("starting a thread for", role)?;
-    let accepted = server.accept();
-    drop(stop_in);
-    let _ = watcher.join();
-    match accepted {
-        Ok((_, Hello::Up { requests, replies })) => Ok(Reply::Spawned { role, pid, requests, replies }),
-        Ok((_, Hello::Gone)) => Err(Fault::new("starting", role, "it died before it came up")),
-        Err(error) => Err(Fault::new("hearing from", role, error.to_string())),
-    }
+/// Starts one helper, and gives init its ends of the two sockets.
+fn start_helper(role: Role, kept: &Kept, outbox: &OwnedFd) -> Result<(), Fault> {
+    let (inits_requests, requests) = socket_pair()?;
+    let (inits_replies, replies) = socket_pair()?;
+    let pid = execute(role, kept, &up(requests)?, &up(replies)?)?;
+    tell(outbox, &Reply::Spawned { role, pid }, &[inits_requests, inits_replies])
 }
 
-/// Unblocks `accept` when the helper dies first: ipc-channel cannot wait for two things.
-fn watch(pidfd: &OwnedFd, stop: &OwnedFd, name: String) {
-    let mut fds =
-        [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
-    while poll(&mut fds, PollTimeout::NONE).is_err() {}
-    let died = fds[0].any().unwrap_or(false) && !fds[1].any().unwrap_or(false);
-    if died && let Ok(server) = IpcSender::<Hello>::connect(name) {
-        let _ = server.send(Hello::Gone);
-    }
+fn tell(outbox: &OwnedFd, reply: &Reply, ends: &[OwnedFd]) -> Result<(), Fault> {
+    let ends: Vec<_> = ends.iter().map(AsFd::as_fd).collect();
+    send_fds(outbox, &reply.encode(), &ends).fault("telling", "init")
 }
 
 /// Clones and executes one helper as a child of init.
-fn execute(role: Role, kept: &Kept, name: &str) -> Result<(Pid, OwnedFd), Fault> {
+fn execute(role: Role, kept: &Kept, requests: &OwnedFd, replies: &OwnedFd) -> Result<Pid, Fault> {
     let inherited =
         kept.inherited.get(&role).ok_or_else(|| Fault::new("starting", role, "not a role of this guest"))?;
-    let mut arguments = vec![c_string(role.name())?, c_string("--ipc")?, c_string(name)?];
+    let mut arguments = vec![c_string(role.name())?, c_string("--ipc")?];
     arguments.extend(kept.arguments.iter().cloned());
     if kept.listen && role == Role::Streamd {
         arguments.push(c_string("--listen")?);
     }
     let mut moves: Vec<(RawFd, RawFd)> = vec![(kept.null.as_raw_fd(), 0)];
     moves.extend(inherited.iter().map(|(fd, to)| (fd.as_raw_fd(), *to)));
+    moves.extend([(requests.as_raw_fd(), FD_REQUESTS), (replies.as_raw_fd(), FD_REPLIES)]);
     spawn::spawn_sibling(&kept.program, &arguments, &moves).fault("starting", role)
 }
 

@@ -430,10 +430,7 @@ impl Supervisor {
 
     /// Whether a number that execd says it has started can be a new process's. A liar is killed.
     pub(super) fn is_new_pid(&mut self, pid: Pid) -> bool {
-        let taken = pid == self.config.warden
-            || self.lines.has(pid)
-            || self.pod.init() == Some(pid)
-            || self.pids.contains_key(&pid);
+        let taken = pid == self.config.warden || self.knows(pid);
         if taken {
             self.kill_liar(Role::Execd, format!("it says that it has started {pid}, which runs already"));
         }

@@ -131,6 +131,8 @@ pub enum Action {
         role: Role,
         /// Why, for the log.
         why: String,
+        /// Nothing more that it says is to be heard.
+        lied: bool,
     },
     /// Everything is done and said: sync and power off.
     PowerOff,
@@ -240,6 +242,11 @@ impl Supervisor {
         self.replies.has_room()
     }
 
+    /// Whether a process is one that runs for the pod, its init, or a helper that is up.
+    pub fn knows(&self, pid: Pid) -> bool {
+        self.lines.has(pid) || self.pod.init() == Some(pid) || self.pids.contains_key(&pid)
+    }
+
     /// After every event: what can go on now, what a closed helper cannot do, and what may leave.
     fn settle(&mut self) {
         loop {
@@ -297,7 +304,7 @@ impl Supervisor {
 
     fn kill_liar(&mut self, role: Role, why: String) {
         if self.lines.kill(role, true) {
-            self.actions.push(Action::KillHelper { role, why });
+            self.actions.push(Action::KillHelper { role, why, lied: true });
         }
     }
 
@@ -306,7 +313,7 @@ impl Supervisor {
         for role in self.lines.late(self.now) {
             if self.lines.kill(role, false) {
                 let why = "it has been working on one request for too long".to_owned();
-                self.actions.push(Action::KillHelper { role, why });
+                self.actions.push(Action::KillHelper { role, why, lied: false });
             }
         }
     }

@@ -61,6 +61,21 @@ pub fn peek(socket: impl AsFd, packet: &mut [u8]) -> Result<usize, Errno> {
     Ok(recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, None, flags)?.bytes)
 }
 
+/// Receives one packet that must not carry descriptors; never waits (EAGAIN). 0 bytes: the other end is gone, or the packet was
+/// empty. A packet that is too long is EMSGSIZE; if descriptors came they are closed, and it is EBADMSG.
+pub fn receive_bytes(socket: impl AsFd, packet: &mut [u8]) -> Result<usize, Errno> {
+    let mut parts = [IoSliceMut::new(packet)];
+    // Without room for descriptors the kernel drops them and says that it did.
+    let received = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, None, MsgFlags::MSG_DONTWAIT)?;
+    if received.flags.contains(MsgFlags::MSG_CTRUNC) {
+        return Err(Errno::EBADMSG);
+    }
+    if received.flags.contains(MsgFlags::MSG_TRUNC) {
+        return Err(Errno::EMSGSIZE);
+    }
+    Ok(received.bytes)
+}
+
 /// Room for FDS_MAX descriptors and the header in front, aligned as that has to be.
 const CONTROL: usize = 8;
 

@@ -1,7 +1,6 @@
 //! The only `unsafe` besides `sandbox`: system calls that nix does not wrap, one file a subject.
 #![allow(unsafe_code)]
 
-pub mod alloc;
 pub mod fd;
 pub mod mount;
 pub mod page;

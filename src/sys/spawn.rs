@@ -52,25 +52,15 @@ pub fn duplicate_above(fd: &OwnedFd, minimum: RawFd) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Sets an environment variable. EINVAL when the process has threads, which may be reading the environment.
-pub fn set_variable(name: &str, value: &str) -> Result<(), Errno> {
-    if threads() != Some(1) {
-        return Err(Errno::EINVAL);
-    }
-    // SAFETY: there is one thread (checked above).
-    unsafe { std::env::set_var(name, value) };
-    Ok(())
-}
-
 /// Clones a sibling (a child of the caller's parent) that executes `binary` with `arguments` and no environment. It
 /// inherits 1 and 2, and `moves` as (from, to); everything else is closed. Every `from` is above every `to`.
 ///
-/// Fails when the clone fails; when the execution fails, the sibling exits with 127 and its pidfd says so.
+/// Fails when the clone fails; when the execution fails, the sibling exits with 127.
 pub fn spawn_sibling(
     binary: &OwnedFd,
     arguments: &[CString],
     moves: &[(RawFd, RawFd)],
-) -> Result<(Pid, OwnedFd), Errno> {
+) -> Result<Pid, Errno> {
     let highest = moves.iter().map(|&(_, to)| to).max().unwrap_or(2).max(2);
     if moves.iter().any(|&(from, _)| from <= highest) || binary.as_raw_fd() <= highest {
         return Err(Errno::EINVAL);
@@ -79,21 +69,13 @@ pub fn spawn_sibling(
     let pointers: Vec<*const libc::c_char> =
         arguments.iter().map(|word| word.as_ptr()).chain([ptr::null()]).collect();
     let environment = [ptr::null::<libc::c_char>()];
-    let mut pidfd: RawFd = -1;
-    let args = CloneArgs {
-        flags: (libc::CLONE_PARENT | libc::CLONE_PIDFD) as u64,
-        pidfd: ptr::from_mut(&mut pidfd) as u64,
-        ..CloneArgs::default()
-    };
+    let args = CloneArgs { flags: libc::CLONE_PARENT as u64, ..CloneArgs::default() };
     // SAFETY: without CLONE_VM the child has its own copy of this memory; `args` and what it points to outlive the call.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<CloneArgs>()) };
     if pid == 0 {
         child(binary.as_raw_fd(), &pointers, &environment, moves, highest);
     }
-    let pid = Errno::result(pid)?;
-    // SAFETY: the kernel has just made this descriptor and nobody else knows it.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok((Pid(i32::try_from(pid).map_err(|_| Errno::EOVERFLOW)?), pidfd))
+    i32::try_from(Errno::result(pid)?).map(Pid).map_err(|_| Errno::EOVERFLOW)
 }
 
 /// The child's side: only system calls, no allocation, and it never returns.
@@ -108,6 +90,10 @@ fn child(
     for &(from, to) in moves {
         // SAFETY: dup2 touches descriptors of this process only, which nothing else runs in.
         unsafe { libc::dup2(from, to) };
+    }
+    for number in (3..=highest).filter(|number| !moves.iter().any(|(_, to)| to == number)) {
+        // SAFETY: closes a descriptor of this process only, which nothing else runs in; `binary` is above.
+        unsafe { libc::close(number) };
     }
     // SAFETY: what is above the inherited numbers is marked close-on-exec, not closed: `binary` is still needed.
     unsafe {

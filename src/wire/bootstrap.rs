@@ -1,25 +1,21 @@
-//! How a helper comes up: what it inherits and its first message.
+//! How a helper comes up: what it inherits, and how ipc-channel gets it.
 //!
-//! The warden opens an `IpcOneShotServer<Hello<…>>` and executes the helper with `--ipc NAME`; the helper connects
-//! and sends the ends that init will use. Descriptors are inherited at the fixed numbers below, everything
-//! else is closed.
+//! The warden makes the sockets of both directions, so that a helper never holds init's ends: whoever does can fill them,
+//! and have PID 1 wait, or have the kernel add to what PID 1 receives. The helper inherits its ends at the fixed numbers
+//! below, as everything else; what is not there is closed.
 
-use ipc_channel::ipc::{OpaqueIpcReceiver, OpaqueIpcSender};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use ipc_channel::ipc::{IpcOneShotServer, IpcReceiver, IpcSender, OpaqueIpcReceiver, OpaqueIpcSender};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The helper's first and only message on the bootstrap server.
-#[derive(Serialize, Deserialize)]
-pub enum Hello {
-    /// The ends that init will use: requests in, replies out.
-    Up {
-        /// Carries `Request<…>` of the helper's edge to the helper.
-        requests: OpaqueIpcSender,
-        /// Carries `Reply<…>` back.
-        replies: OpaqueIpcReceiver,
-    },
-    /// Sent by the warden's own watcher when the helper died before it said `Up`: it unblocks `accept`.
-    Gone,
-}
+use super::packet;
+use crate::fault::{Fault, OrFault};
+use crate::paths;
+use crate::sys::fd::send_fds;
 
 /// execd and streamd: their end of the SEQPACKET socket on which descriptors travel (src/wire/streamd.rs).
 pub const FD_SOCKET: i32 = 3;
@@ -37,3 +33,118 @@ pub const FD_PORT: i32 = 8;
 pub const FD_PARK_IN: i32 = 9;
 /// streamd: the other end.
 pub const FD_PARK_OUT: i32 = 10;
+/// Every helper with `--ipc`: where init's requests come from.
+pub const FD_REQUESTS: i32 = 11;
+/// Every helper with `--ipc`: where its replies go.
+pub const FD_REPLIES: i32 = 12;
+
+/// ipc-channel cannot wrap a descriptor, but it takes those that come in a message. So this is a channel to oneself, made
+/// while the process may still make sockets.
+pub struct Adopter<T> {
+    door: OwnedFd,
+    inside: IpcReceiver<T>,
+}
+
+impl<T: Serialize + DeserializeOwned> Adopter<T> {
+    /// Opens the channel; the first message is the one of these sockets, as [`Adopter::adopt`].
+    fn open(first: &[OwnedFd]) -> Result<(Adopter<T>, T), Fault> {
+        // ipc-channel makes a socket in the system's temporary directory; a helper's environment names none. It stays as it
+        // was set first.
+        if Path::new(paths::IPC).is_dir() {
+            let _ = tempfile::env::override_temp_dir(Path::new(paths::IPC));
+        }
+        let (server, name) =
+            IpcOneShotServer::<T>::new().map_err(|error| Fault::io("opening", "a server", &error))?;
+        let door = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+            .fault("opening", "a socket")?;
+        let address = UnixAddr::new(name.as_str()).fault("connecting to", &name)?;
+        connect(std::os::fd::AsRawFd::as_raw_fd(&door), &address).fault("connecting to", &name)?;
+        send(&door, first)?;
+        let (inside, value) =
+            server.accept().map_err(|error| Fault::new("taking", "a socket", error.to_string()))?;
+        Ok((Adopter { door, inside }, value))
+    }
+}
+
+/// The message of these sockets: each by its place.
+fn send(door: &OwnedFd, sockets: &[OwnedFd]) -> Result<(), Fault> {
+    let places: Vec<u8> = (0..).take(sockets.len()).collect();
+    let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+    send_fds(door, &packet::wrap(&places), &fds).fault("taking", "a socket")
+}
+
+impl Adopter<OpaqueIpcSender> {
+    /// For PID 1, before it is confined.
+    pub fn new() -> Result<Adopter<OpaqueIpcSender>, Fault> {
+        let (end, _other) = socket_pair()?;
+        Ok(Adopter::open(&[end])?.0)
+    }
+
+    /// A socket as an end of ipc-channel's. The fault is also what is not a socket.
+    pub fn adopt(&self, end: OwnedFd) -> Result<OpaqueIpcSender, Fault> {
+        use nix::sys::stat::{SFlag, fstat};
+        let kind = fstat(&end).fault("looking at", "a socket")?.st_mode & SFlag::S_IFMT.bits();
+        if kind != SFlag::S_IFSOCK.bits() {
+            return Err(Fault::new("taking", "a socket", "it is none"));
+        }
+        send(&self.door, &[end])?;
+        self.inside.recv().map_err(|error| Fault::new("taking", "a socket", error.to_string()))
+    }
+}
+
+/// A pair of connected sockets as ipc-channel's are.
+pub fn socket_pair() -> Result<(OwnedFd, OwnedFd), Fault> {
+    nix::sys::socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .fault("making", "a pair of sockets")
+}
+
+/// A helper's two ends, as ipc-channel has them.
+#[derive(Serialize, Deserialize)]
+struct Ends {
+    requests: OpaqueIpcReceiver,
+    replies: OpaqueIpcSender,
+}
+
+/// What a helper inherits, as ends of ipc-channel's.
+pub fn ends<Q, R>(requests: OwnedFd, replies: OwnedFd) -> Result<(IpcReceiver<Q>, IpcSender<R>), Fault>
+where
+    Q: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+{
+    let (_, ends) = Adopter::<Ends>::open(&[requests, replies])?;
+    Ok((ends.requests.to(), ends.replies.to()))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::wire::{Reply, execd};
+
+    /// A helper's sender of replies, and init's end as it is.
+    pub fn replies() -> (IpcSender<Reply<execd::Reply>>, OwnedFd) {
+        let (_, requests) = socket_pair().unwrap();
+        let (inits, replies) = socket_pair().unwrap();
+        (ends::<u8, _>(requests, replies).unwrap().1, inits)
+    }
+
+    #[test]
+    fn ends_that_are_inherited_are_channels() {
+        let adopter = Adopter::new().unwrap();
+        for _ in 0..3 {
+            let (inits_requests, requests) = socket_pair().unwrap();
+            let (inits_replies, replies) = socket_pair().unwrap();
+            let (inbox, outbox) = ends::<u64, String>(requests, replies).unwrap();
+            let sender: IpcSender<u64> = adopter.adopt(inits_requests).unwrap().to();
+            sender.send(7).unwrap();
+            assert_eq!(inbox.recv().unwrap(), 7);
+            outbox.send("seven".to_owned()).unwrap();
+            let mut bytes = vec![0; 1024];
+            let count = crate::sys::fd::receive_bytes(&inits_replies, &mut bytes).unwrap();
+            assert_eq!(packet::decode::<String>(&bytes[..count]).unwrap(), "seven");
+            drop(sender);
+            inbox.recv().unwrap_err();
+        }
+        let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        assert!(adopter.adopt(file).unwrap_err().to_string().contains("it is none"));
+    }
+}

@@ -7,6 +7,7 @@ pub mod bootstrap;
 pub mod execd;
 pub mod mountd;
 pub mod netd;
+pub mod packet;
 pub mod streamd;
 pub mod warden;
 
@@ -30,6 +31,15 @@ pub struct Reply<T> {
     pub id: u64,
     /// What came of it.
     pub result: Result<T, Fault>,
+}
+
+/// What a helper says to init.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Said<T> {
+    /// It is confined and takes requests. Its first words, and said once.
+    Up,
+    /// The answer to a request.
+    Reply(Reply<T>),
 }
 
 /// The helpers by role.

@@ -1,9 +1,7 @@
 //! init ⇄ warden: the process that can still fork and execute once init cannot.
 
-use ipc_channel::ipc::{OpaqueIpcReceiver, OpaqueIpcSender};
 use serde::{Deserialize, Serialize};
 
-use crate::fault::Fault;
 use crate::ids::Pid;
 use crate::wire::Role;
 
@@ -14,25 +12,78 @@ pub enum Request {
     Spawn(Role),
 }
 
-/// What the warden answers.
-#[derive(Serialize, Deserialize)]
+/// What the warden answers, one SEQPACKET message each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
-    /// The helper runs; it confines itself before it reads its first request.
+    /// The helper was executed. init's ends of its channel come with it in `SCM_RIGHTS`: requests, replies.
     Spawned {
         /// Which.
         role: Role,
         /// Its number; a child of init.
         pid: Pid,
-        /// Carries `Request<…>` of its edge.
-        requests: OpaqueIpcSender,
-        /// Carries `Reply<…>` back.
-        replies: OpaqueIpcReceiver,
     },
-    /// It could not be started, or died before it came up.
+    /// It could not be started; the warden has logged why.
     Failed {
         /// Which.
         role: Role,
-        /// Why.
-        fault: Fault,
     },
+}
+
+/// The size of an encoded `Reply`, exactly.
+pub const REPLY_LEN: usize = 5;
+
+impl Reply {
+    /// How many descriptors belong to the message.
+    pub fn fds(&self) -> usize {
+        match self {
+            Reply::Spawned { .. } => 2,
+            Reply::Failed { .. } => 0,
+        }
+    }
+
+    /// As it travels: the role, the number (big-endian), 0 for none.
+    pub fn encode(&self) -> [u8; REPLY_LEN] {
+        let (role, pid) = match self {
+            Reply::Spawned { role, pid } => (*role, pid.0),
+            Reply::Failed { role } => (*role, 0),
+        };
+        let place = Role::ALL.iter().position(|&other| other == role).unwrap_or(Role::ALL.len());
+        let [a, b, c, d] = pid.to_be_bytes();
+        [u8::try_from(place).unwrap_or(u8::MAX), a, b, c, d]
+    }
+
+    /// The message, if every byte of it has a meaning.
+    pub fn decode(packet: &[u8]) -> Option<Reply> {
+        let &[place, a, b, c, d] = packet else { return None };
+        let &role = Role::ALL.get(usize::from(place))?;
+        match i32::from_be_bytes([a, b, c, d]) {
+            0 => Some(Reply::Failed { role }),
+            pid if pid > 1 => Some(Reply::Spawned { role, pid: Pid(pid) }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_of_a_packet_has_a_meaning() {
+        for role in Role::ALL {
+            for reply in [Reply::Spawned { role, pid: Pid(i32::MAX) }, Reply::Failed { role }] {
+                let packet = reply.encode();
+                assert_eq!(Reply::decode(&packet), Some(reply));
+                for end in 0..REPLY_LEN {
+                    assert_eq!(Reply::decode(&packet[..end]), None);
+                }
+                assert_eq!(Reply::decode(&[packet.as_slice(), &[0]].concat()), None);
+            }
+        }
+        for bad in
+            [[4, 0, 0, 0, 9], [255, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 255, 255, 255, 255], [0, 128, 0, 0, 0]]
+        {
+            assert_eq!(Reply::decode(&bad), None, "{bad:?}");
+        }
+    }
 }

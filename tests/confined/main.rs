@@ -336,7 +336,6 @@ fn an_allocation_that_fails_is_reported() {
 
 fn threads_start_where_the_policy_has_them() {
     for (policy, threads) in [
-        ("init", true),
         ("streamd", true),
         ("warden", true),
         ("container/default", true),

@@ -1,0 +1,173 @@
+//! What the helpers and the warden say, taken from their sockets by init's own hands: nothing of it is believed before it is
+//! checked, nothing waits, and what is allocated is no more than a packet.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::supervisor::HelperReply;
+use crate::sys::fd::{receive_bytes, receive_fds};
+use crate::wire::packet::{self, PACKET_MAX};
+use crate::wire::warden::{self, REPLY_LEN};
+use crate::wire::{Role, Said};
+
+/// What was heard.
+#[derive(Debug)]
+pub enum Heard<T> {
+    /// This.
+    Word(T),
+    /// Nothing more for now.
+    Nothing,
+    /// The other end is gone.
+    End,
+    /// Something that nobody honest says; what, for the log.
+    Lie(String),
+}
+
+/// What helpers say arrives here, one packet at a time.
+pub struct Buffer(Vec<u8>);
+
+impl Buffer {
+    /// Allocates it, once.
+    pub fn new() -> Buffer {
+        Buffer(vec![0; PACKET_MAX])
+    }
+}
+
+/// The next word of a helper.
+pub fn helper(role: Role, socket: &OwnedFd, buffer: &mut Buffer) -> Heard<Said<HelperReply>> {
+    let packet = match receive_bytes(socket, &mut buffer.0) {
+        Ok(0) => return end_or_lie(socket.as_fd()),
+        Ok(count) => buffer.0.get(..count).unwrap_or_default(),
+        Err(errno) => return no_packet(errno),
+    };
+    // Decoding is ipc-channel's, and a bug in it is not to be PID 1's.
+    let decoded = catch_unwind(AssertUnwindSafe(|| match role {
+        Role::Netd => said(packet, HelperReply::Netd),
+        Role::Mountd => said(packet, HelperReply::Mountd),
+        Role::Execd => said(packet, HelperReply::Execd),
+        Role::Streamd => said(packet, HelperReply::Streamd),
+    }));
+    match decoded {
+        Ok(Ok(word)) => Heard::Word(word),
+        Ok(Err(why)) => Heard::Lie(why),
+        Err(_) => Heard::Lie("what cannot be decoded".to_owned()),
+    }
+}
+
+fn said<R>(packet: &[u8], wrap: fn(R) -> HelperReply) -> Result<Said<HelperReply>, String>
+where
+    R: serde::Serialize + serde::de::DeserializeOwned,
+{
+    Ok(match packet::decode::<Said<R>>(packet)? {
+        Said::Up => Said::Up,
+        Said::Reply(crate::wire::Reply { id, result }) => {
+            Said::Reply(crate::wire::Reply { id, result: result.map(wrap) })
+        }
+    })
+}
+
+/// The next word of the warden, and what came with it.
+pub fn warden(socket: &OwnedFd) -> Heard<(warden::Reply, Vec<OwnedFd>)> {
+    // One byte more than a packet has: a longer one is cut, and refused.
+    let mut packet = [0; REPLY_LEN + 1];
+    match receive_fds(socket, &mut packet) {
+        Ok((0, _)) => end_or_lie(socket.as_fd()),
+        Ok((count, fds)) => match packet.get(..count).and_then(warden::Reply::decode) {
+            Some(reply) if reply.fds() == fds.len() => Heard::Word((reply, fds)),
+            Some(_) => Heard::Lie(format!("{} descriptors with a word that has others", fds.len())),
+            None => Heard::Lie(format!("a packet of {count} bytes, which is none of its words")),
+        },
+        Err(errno) => no_packet(errno),
+    }
+}
+
+fn no_packet<T>(errno: Errno) -> Heard<T> {
+    match errno {
+        Errno::EAGAIN | Errno::EINTR => Heard::Nothing,
+        Errno::EBADMSG => Heard::Lie("descriptors that nobody asked for".to_owned()),
+        Errno::EMSGSIZE => Heard::Lie("a packet that is longer than any of its edge".to_owned()),
+        // ECONNRESET: it died and had not read everything.
+        _ => Heard::End,
+    }
+}
+
+/// Nothing was received: the other end is gone, or the packet was empty.
+fn end_or_lie<T>(socket: BorrowedFd<'_>) -> Heard<T> {
+    let mut fds = [PollFd::new(socket, PollFlags::empty())];
+    let gone = poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0);
+    if gone { Heard::End } else { Heard::Lie("an empty packet".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::fd::send_fds;
+    use crate::wire::bootstrap::socket_pair;
+    use crate::wire::packet::wrap;
+    use crate::wire::{Reply, netd};
+
+    fn lie<T: std::fmt::Debug>(heard: Heard<T>) -> String {
+        match heard {
+            Heard::Lie(why) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_helper_is_heard_and_its_end() {
+        let (inits, helpers) = socket_pair().unwrap();
+        let mut buffer = Buffer::new();
+        assert!(matches!(helper(Role::Netd, &inits, &mut buffer), Heard::Nothing));
+        send_fds(&helpers, &wrap(&[0]), &[]).unwrap();
+        send_fds(&helpers, &wrap(&[1, 7, 0, 0]), &[]).unwrap();
+        assert!(matches!(helper(Role::Netd, &inits, &mut buffer), Heard::Word(Said::Up)));
+        match helper(Role::Netd, &inits, &mut buffer) {
+            Heard::Word(Said::Reply(Reply { id: 7, result: Ok(HelperReply::Netd(netd::Reply::Done)) })) => {}
+            other => panic!("{other:?}"),
+        }
+        drop(helpers);
+        assert!(matches!(helper(Role::Netd, &inits, &mut buffer), Heard::End));
+    }
+
+    #[test]
+    fn lies_are_named_and_the_next_packet_is_heard() {
+        let (inits, helpers) = socket_pair().unwrap();
+        let mut buffer = Buffer::new();
+        let mut tell = |bytes: &[u8], fds: usize| {
+            send_fds(&helpers, bytes, &vec![inits.as_fd(); fds]).unwrap();
+            lie(helper(Role::Execd, &inits, &mut buffer))
+        };
+        assert_eq!(tell(&[], 0), "an empty packet");
+        assert_eq!(tell(&wrap(&[0]), 1), "descriptors that nobody asked for");
+        assert_eq!(tell(&wrap(&[0]), 200), "descriptors that nobody asked for");
+        assert!(tell(&[0; 15], 0).contains("too short"));
+        assert!(tell(&wrap(&[9]), 0).contains("no message of its edge"));
+        assert!(tell(&wrap(&vec![0; 180_000]), 3).contains("descriptors"));
+    }
+
+    #[test]
+    fn the_warden_speaks_in_exact_packets() {
+        let (inits, wardens) = socket_pair().unwrap();
+        let spawned = warden::Reply::Spawned { role: Role::Netd, pid: crate::ids::Pid(9) };
+        let tell = |bytes: &[u8], fds: usize| {
+            send_fds(&wardens, bytes, &vec![inits.as_fd(); fds]).unwrap();
+            warden(&inits)
+        };
+        match tell(&spawned.encode(), 2) {
+            Heard::Word((reply, fds)) => assert_eq!((reply, fds.len()), (spawned, 2)),
+            other => panic!("{other:?}"),
+        }
+        for fds in [0, 1, 3, 12, 200] {
+            lie(tell(&spawned.encode(), fds));
+        }
+        lie(tell(&warden::Reply::Failed { role: Role::Netd }.encode(), 1));
+        for bytes in [&[] as &[u8], &[0], &[0; REPLY_LEN - 1], &[0; REPLY_LEN + 1], &[0; 4096]] {
+            lie(tell(bytes, 0));
+        }
+        drop(wardens);
+        assert!(matches!(warden(&inits), Heard::End));
+    }
+}

@@ -1,0 +1,95 @@
+//! The packets of ipc-channel on its SEQPACKET sockets, as init receives them itself.
+//!
+//! ipc-channel's own receive believes what comes: a false size makes it allocate, wait or panic, and surplus descriptors stay
+//! open. So whoever listens to somebody that is not believed takes the packet from the socket with his own hands, checks
+//! here that it is one, and leaves to ipc-channel what is left to do: to decode it (`IpcMessage::from_data`).
+//!
+//! A packet is two native words, its own length and the message's, and the message. (A message that does not fit a packet
+//! brings a socket for the rest; none of ours does, and here such a one is refused.)
+
+use ipc_channel::ipc::IpcMessage;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The words in front.
+const HEADER: usize = 2 * size_of::<usize>();
+/// The longest packet that is received: more than ipc-channel puts into one (the default buffer of a socket, 208 kB).
+pub const PACKET_MAX: usize = 256 << 10;
+
+/// The packet of a message that is encoded already.
+pub fn wrap(message: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::with_capacity(HEADER + message.len());
+    packet.extend_from_slice(&(HEADER + message.len()).to_ne_bytes());
+    packet.extend_from_slice(&message.len().to_ne_bytes());
+    packet.extend_from_slice(message);
+    packet
+}
+
+/// The message of a packet; else what is wrong with it, for the log.
+fn unwrap(packet: &[u8]) -> Result<&[u8], String> {
+    let words = packet.split_at_checked(HEADER).and_then(|(header, message)| {
+        let (own, whole) = header.split_at_checked(size_of::<usize>())?;
+        let word = |bytes: &[u8]| bytes.try_into().map(usize::from_ne_bytes).ok();
+        Some((word(own)?, word(whole)?, message))
+    });
+    match words {
+        None => Err(format!("a packet of {} bytes, which is too short for a message", packet.len())),
+        Some((own, whole, message)) if own == packet.len() && whole == message.len() => Ok(message),
+        Some((own, whole, message)) => Err(format!(
+            "a packet of {} bytes with {} of a message that claims to be one of {own} with {whole}",
+            packet.len(),
+            message.len()
+        )),
+    }
+}
+
+/// The value in a packet that came without descriptors; else what is wrong with it, for the log. What is allocated is
+/// bounded by the packet: a length that it claims for a part of itself is checked against what is there.
+pub fn decode<T: Serialize + DeserializeOwned>(packet: &[u8]) -> Result<T, String> {
+    let message = unwrap(packet)?;
+    IpcMessage::from_data(message.to_vec()).to().map_err(|error| format!("no message of its edge: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::Fault;
+    use crate::wire::{Reply, execd};
+
+    #[test]
+    fn a_packet_says_what_is_wrong_with_it() {
+        for length in 0..HEADER {
+            assert!(unwrap(&vec![0; length]).unwrap_err().contains("too short"));
+        }
+        assert_eq!(unwrap(&wrap(b"")), Ok(b"".as_slice()));
+        assert_eq!(unwrap(&wrap(b"abc")), Ok(b"abc".as_slice()));
+        for word in [0, 1, 18, 20, 1 << 22, 1 << 40, 1 << 62, usize::MAX >> 1, 1 << 63, usize::MAX] {
+            for at in [0, size_of::<usize>()] {
+                let mut packet = wrap(b"abc");
+                packet[at..at + size_of::<usize>()].copy_from_slice(&word.to_ne_bytes());
+                let why = unwrap(&packet).unwrap_err();
+                assert!(why.contains("19 bytes with 3") && why.contains(&word.to_string()), "{why}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_inside_a_message_is_not_believed() {
+        // The reply to request 1: a fault whose first text claims to have nearly 2^63 bytes.
+        let long = [1, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
+        for message in [&long[..], &[], &[1], &[1, 2], &[1, 0, 9], &[1, 1, 2, b'a']] {
+            decode::<Reply<execd::Reply>>(&wrap(message)).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn what_ipc_channel_sends_is_what_is_decoded() {
+        let (sender, receiver) = crate::wire::bootstrap::tests::replies();
+        let fault = Fault::new("starting", "it", "x".repeat(100_000));
+        sender.send(Reply { id: 1 << 40, result: Err(fault.clone()) }).unwrap();
+        let mut packet = vec![0; PACKET_MAX];
+        let count = crate::sys::fd::receive_bytes(&receiver, &mut packet).unwrap();
+        let reply: Reply<execd::Reply> = decode(&packet[..count]).unwrap();
+        assert_eq!((reply.id, reply.result), (1 << 40, Err(fault)));
+    }
+}

@@ -24,7 +24,7 @@ impl Supervisor {
             (PodStep::Files, _) => Ask::PreparePod(pod_files(spec, local, nine_p)),
             (PodStep::Init, _) => Ask::StartPod { hostname: spec.hostname.clone() },
             (PodStep::Pin, Some(pid)) => Ask::PinPod { pid },
-            (PodStep::Join, _) => Ask::JoinPod,
+            (PodStep::Join, _) => Ask::JoinPod { running: Vec::new() },
             (PodStep::Undo, _) | (PodStep::Pin, None) => Ask::DestroyPod,
             (PodStep::UndoNetwork, _) => {
                 *step = Some(next);

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use hyperinit::channel::Bulk;
 use hyperinit::fault::Fault;
-use hyperinit::ids::{ContainerId, Pid};
+use hyperinit::ids::{ContainerId, Pid, StreamId};
 use hyperinit::sys::fd::receive_fds;
 use hyperinit::wire::streamd::{STREAMS_LEN, Streams};
 use hyperinit::wire::{Role, execd, mountd};
@@ -59,6 +59,11 @@ pub fn socket_pair() -> (OwnedFd, OwnedFd) {
 /// A container's id.
 pub fn id(container: &str) -> ContainerId {
     ContainerId::try_from(container.to_owned()).unwrap()
+}
+
+/// The request to enter the pod, with the streams of what runs.
+pub fn join(running: &[StreamId]) -> execd::Request {
+    execd::Request::JoinPod { running: Bulk::Here(running.to_vec()) }
 }
 
 impl Execd {
@@ -126,7 +131,7 @@ impl<'a> Pod<'a> {
         guest.adopt_init(init);
         release(init);
         done(&mut mountd, &mountd::Request::PinPod { pid: init }).unwrap();
-        execd.done(&execd::Request::JoinPod).unwrap();
+        execd.done(&join(&[])).unwrap();
         Pod { guest, mountd, execd, init, next_stream: 1 }
     }
 

@@ -4,6 +4,10 @@
 //! A queue has two ends and no middle. So what is to stay when the rest is thrown out goes round: it is appended again, and
 //! only then taken from the front; a kill between the two leaves it there twice. Each entry has a number that only
 //! grows, so that of two for one stream the later start is known.
+//!
+//! The kernel counts descriptors on their way by the real user of who sent them, and whoever shares that user, has no capability and a limit
+//! of open files below the count, can send none (ETOOMANYREFS). Containers' root is root. So what is in the vault was sent by a user of
+//! its own.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,10 +19,13 @@ use hyperinit::wire::streamd::{STREAMS_LEN, Streams as Packet};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{Uid, getuid, setresuid};
 
 /// A number alone: the mark behind which everything has gone round.
 const MARK_LEN: usize = 8;
 const ENTRY_LEN: usize = MARK_LEN + STREAMS_LEN;
+/// In whose name descriptors are put in; nothing runs as this user.
+const KEEPER: u32 = 903;
 /// So many entries that are of no use any more cost less than throwing them out.
 const SPARE: usize = 16;
 
@@ -58,7 +65,7 @@ impl Vault {
     /// Puts a process's outputs in; returns the entry's number.
     pub fn put(&mut self, packet: &Packet, fds: &[BorrowedFd<'_>]) -> Result<u64, Fault> {
         let number = self.next_number();
-        send_fds(&self.put, &encode(number, packet), fds)
+        as_keeper(|| send_fds(&self.put, &encode(number, packet), fds))
             .fault("keeping", format!("stream {}", packet.stdio))?;
         self.entries += 1;
         Ok(number)
@@ -97,7 +104,8 @@ impl Vault {
                 let fds = fds.fault("sweeping", "the vault")?;
                 if keep(entry) {
                     let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                    send_fds(&self.put, &encode(number, &streams), &fds).fault("sweeping", "the vault")?;
+                    as_keeper(|| send_fds(&self.put, &encode(number, &streams), &fds))
+                        .fault("sweeping", "the vault")?;
                     entries += 1;
                 }
             }
@@ -118,6 +126,15 @@ impl Vault {
         self.last = (self.last + 1).max(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
         self.last
     }
+}
+
+/// Does something as the keeper's real user. What this process may do is its effective user's. Without the capability,
+/// which a guest's execd has, it is done all the same.
+fn as_keeper<T>(work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    let (own, same) = (getuid(), Uid::from_raw(u32::MAX));
+    let changed = setresuid(Uid::from_raw(KEEPER), same, same).is_ok();
+    let done = work();
+    if changed { setresuid(own, same, same).and(done) } else { done }
 }
 
 fn only_cut(errno: Errno) -> Result<(), Errno> {

@@ -13,11 +13,13 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::json;
 
-/// Kills a helper and waits until another is in its place.
-fn replace(guest: &Guest, name: &str) {
-    let old = process(guest, name, None);
-    kill_hard(old);
-    process(guest, name, Some(old));
+/// Kills helpers at once and waits until others are in their places.
+fn replace(guest: &Guest, names: &[&str]) {
+    let old: Vec<_> = names.iter().map(|&name| (name, process(guest, name, None))).collect();
+    old.iter().for_each(|&(_, pid)| kill_hard(pid));
+    for (name, pid) in old {
+        process(guest, name, Some(pid));
+    }
 }
 
 /// A process that says a number for each line that it is told, and exits with 7 at the end.
@@ -77,7 +79,7 @@ fn streamd_is_replaced_and_no_byte_of_output_is_lost() {
     let running = guest.exec("main", &["sh", "-c", script], json!({}));
     let mut text = running.read_until("line 10\n");
     for _ in 0..3 {
-        replace(&guest, "streamd");
+        replace(&guest, &["streamd"]);
         text.push_str(&running.read_until("0\n"));
     }
     let outcome = running.end();
@@ -100,7 +102,7 @@ fn streamds_death_costs_running_processes_their_stdin_and_nothing_else() {
     );
     running.read_until("up\n");
     terminal.read_until("up\r\n");
-    replace(&guest, "streamd");
+    replace(&guest, &["streamd"]);
     let outcome = running.end();
     assert_eq!((outcome.stdout.as_str(), outcome.status), ("end\n", 4), "its stdin ended");
     terminal.streams.stdin.write(b"typed\n").unwrap();
@@ -162,27 +164,17 @@ fn a_container_in_the_making_is_undone_and_its_id_free() {
 }
 
 #[test]
-fn three_at_once_and_streamd_and_the_pod_still_ends_in_order() {
+fn all_at_once_and_the_pod_still_ends_in_order() {
     let guest = Guest::with_pod(Kind::Local);
     let main = guest.sleeper("main");
     let script = "trap 'echo goodbye; exit 0' TERM; echo up; while :; do sleep 0.01; done";
     let polite = guest.container("polite", &["sh", "-c", script], json!({}));
     polite.read_until("up\n");
-    // Output is with execd and streamd: either gives it to the other's successor, so not both at once.
-    let replace_all = |names: &[&str]| {
-        let old: Vec<_> = names.iter().map(|&name| (name, process(&guest, name, None))).collect();
-        old.iter().for_each(|&(_, pid)| kill_hard(pid));
-        for (name, pid) in old {
-            process(&guest, name, Some(pid));
-        }
-    };
-    for round in 0..2 {
-        replace_all(&["netd", "mountd", "execd"]);
-        works(&guest, &format!("three-{round}"));
-        replace_all(&["streamd"]);
-        works(&guest, &format!("streamd-{round}"));
+    for round in 0..3 {
+        replace(&guest, &["netd", "mountd", "execd", "streamd"]);
+        works(&guest, &format!("all-{round}"));
     }
-    for name in ["netd", "mountd", "execd"] {
+    for name in ["netd", "mountd", "execd", "streamd"] {
         kill_hard(process(&guest, name, None));
     }
     let ended = guest.client().send(Command::DestroyPod);
@@ -194,16 +186,15 @@ fn three_at_once_and_streamd_and_the_pod_still_ends_in_order() {
 }
 
 #[test]
-fn execd_and_then_streamd_and_no_byte_of_output_is_lost() {
+fn execd_and_streamd_at_once_or_in_turn_and_no_byte_of_output_is_lost() {
     let guest = Guest::with_pod(Kind::Local);
     let _main = guest.sleeper("main");
     let script = "i=0; while [ $i -lt 40000 ]; do i=$((i+1)); echo line $i; done; exit 5";
     let running = guest.exec("main", &["sh", "-c", script], json!({}));
     let mut text = running.read_until("line 10\n");
     for _ in 0..2 {
-        for name in ["execd", "streamd"] {
-            replace(&guest, name);
-            // It works: so the other one has given it what is running.
+        for names in [&["execd"][..], &["streamd"], &["execd", "streamd"], &["streamd", "execd"]] {
+            replace(&guest, names);
             guest.says("main", "true");
         }
         text.push_str(&running.read_until("0\n"));

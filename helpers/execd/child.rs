@@ -100,7 +100,7 @@ impl Start<'_> {
             Err(fault) => leave(&report, &fault),
         };
         if !report::released() {
-            complain(b"execd died before init was told of this process\n");
+            // Without a word: the host was told that this start failed, and knows of no stream for it.
             exit(125)
         }
         let (errno, path) = program.execute();

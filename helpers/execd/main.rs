@@ -8,6 +8,7 @@ mod report;
 mod setup;
 mod start;
 mod streams;
+mod vault;
 
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ use hyperinit::sandbox::{CapSet, ContainerProfile, Policy, caps};
 use hyperinit::sys::fd::inherited;
 use hyperinit::sys::process::{check_single_threaded, ignore_nothing};
 use hyperinit::wire::Role;
-use hyperinit::wire::bootstrap::FD_SOCKET;
+use hyperinit::wire::bootstrap::{FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT};
 use hyperinit::wire::execd::{Reply, Request};
 use hyperinit::{embedded_policy, helper};
 
@@ -25,6 +26,7 @@ use nix::sys::stat::{Mode, umask};
 use passwd::Copies;
 use pod::Namespaces;
 use streams::Streams;
+use vault::Vault;
 
 /// What execd opens before it is confined, and the output that it keeps.
 struct Execd {
@@ -41,8 +43,6 @@ struct Execd {
     joined: bool,
     /// Whether processes may be started in the guest's own namespaces: said at boot, for init could be lying.
     debug_door: bool,
-    /// Whether it has looked for what streamd handed back.
-    adopted: bool,
 }
 
 /// The program, alone or as a part of the guest's (src/main.rs).
@@ -57,6 +57,11 @@ pub fn main() -> ExitCode {
         },
         |options| {
             let socket = inherited(FD_SOCKET).fault("taking", "descriptor 3, the socket to streamd")?;
+            let vault = match (inherited(FD_VAULT_IN), inherited(FD_VAULT_OUT)) {
+                (Ok(put), Ok(take)) => Vault::new(put, take),
+                // By hand.
+                _ => Vault::own()?,
+            };
             check_single_threaded().fault("looking for", "other threads")?;
             // What every process inherits.
             ignore_nothing().fault("restoring", "signals")?;
@@ -68,11 +73,10 @@ pub fn main() -> ExitCode {
                 podinit: Policy::decode(embedded_policy!("podinit"))?,
                 home: Namespaces::own()?,
                 proc: pod::guest_proc()?,
-                streams: Streams::new(socket),
+                streams: Streams::new(socket, vault),
                 passwds: Copies::default(),
                 joined: false,
                 debug_door: options.debug,
-                adopted: false,
             })
         },
         |mut execd, requests, replies| helper::serve(requests, replies, |request| execd.handle(request)),
@@ -81,22 +85,19 @@ pub fn main() -> ExitCode {
 
 impl Execd {
     fn handle(&mut self, request: Request) -> Result<Reply, Fault> {
-        // streamd hands back after JoinPod and before everything else.
-        if !self.adopted && !matches!(request, Request::JoinPod) {
-            self.streams.adopt();
-            self.adopted = true;
-        }
         match request {
             Request::StartPod { hostname } => {
                 self.joined = false;
                 pod::start(&self.home, &self.podinit, &hostname).map(|pid| Reply::Started { pid })
             }
-            Request::JoinPod => {
+            Request::JoinPod { running } => {
                 self.joined = false;
                 pod::join()?;
+                self.streams.adopt(&running.open()?)?;
                 self.joined = true;
                 Ok(Reply::Done)
             }
+            Request::Adopt { running } => self.streams.adopt(&running.open()?).map(|()| Reply::Done),
             Request::StartProcess { container, process, init, hostname, finished } => {
                 self.streams.release(&finished);
                 self.start(&container, &process.open()?, init, &hostname).map(|pid| Reply::Started { pid })
@@ -110,6 +111,7 @@ impl Execd {
             }
             Request::Release { finished } => {
                 self.streams.release(&finished);
+                self.streams.tidy();
                 Ok(Reply::Done)
             }
             Request::Resend => self.streams.resend().map(|()| Reply::Done),

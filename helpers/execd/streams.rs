@@ -1,22 +1,21 @@
 //! The processes' output as execd keeps it: duplicates of what streamd reads, for a streamd that comes after it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::StreamId;
-use hyperinit::sys::fd::{receive_fds, send_fds};
+use hyperinit::sys::fd::send_fds;
 use hyperinit::sys::tty;
-use hyperinit::wire::streamd::{STREAMS_LEN, Streams as Packet};
+use hyperinit::wire::streamd::{Streams as Packet, forget};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::vault::{Entry, Vault};
+
 /// How long streamd may leave its socket full: it does nothing that takes long.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// init knows of 4096 processes at the most, and an earlier execd may have died before it took them.
-const ADOPTED_MAX: usize = 4 * 4096;
 
 /// The ends of one process that streamd works with.
 pub struct Ends {
@@ -30,57 +29,76 @@ pub struct Ends {
     pub stderr: Option<OwnedFd>,
 }
 
-impl Ends {
-    /// The outputs of a packet; none if its descriptors do not fit it, or it speaks of a start.
-    fn new(packet: Packet, fds: Vec<OwnedFd>) -> Option<Ends> {
-        if fds.len() != packet.fds() || !packet.again {
-            return None;
-        }
-        let mut fds = fds.into_iter();
-        Some(Ends { packet, stdin: None, output: fds.next()?, stderr: fds.next() })
-    }
+/// What is kept of a process.
+struct Kept {
+    /// The number of its entry in the vault, 0 if it has none.
+    number: u64,
+    ends: Ends,
 }
 
 /// All of them, and the way to streamd.
 pub struct Streams {
     socket: OwnedFd,
-    kept: BTreeMap<StreamId, Ends>,
+    vault: Vault,
+    kept: BTreeMap<StreamId, Kept>,
+}
+
+impl Ends {
+    /// The outputs, in a packet's order.
+    fn outputs(&self) -> Vec<BorrowedFd<'_>> {
+        [Some(&self.output), self.stderr.as_ref()].into_iter().flatten().map(AsFd::as_fd).collect()
+    }
 }
 
 impl Streams {
     /// None yet.
-    pub fn new(socket: OwnedFd) -> Streams {
-        Streams { socket, kept: BTreeMap::new() }
+    pub fn new(socket: OwnedFd, vault: Vault) -> Streams {
+        Streams { socket, vault, kept: BTreeMap::new() }
     }
 
-    /// Takes what streamd has handed back to this execd's predecessors and to it.
-    pub fn adopt(&mut self) {
-        // streamd is not believed to stop: more than this it cannot honestly have sent.
-        for _ in 0..ADOPTED_MAX {
-            // One byte more than a packet has: a longer one is cut, and refused.
-            let mut packet = [0; STREAMS_LEN + 1];
-            let (count, fds) = match receive_fds(&self.socket, &mut packet) {
-                Ok((0, _)) | Err(Errno::EAGAIN) => return,
-                Ok(received) => received,
-                Err(errno) => {
-                    log::error!("{}", Fault::errno("hearing from", "streamd", errno));
-                    return;
+    /// Takes over what earlier execds have kept of the processes that run. The others have ended, or were never known to
+    /// init, for whoever started them died: streamd need not wait for those.
+    pub fn adopt(&mut self, running: &[StreamId]) -> Result<(), Fault> {
+        let running: BTreeSet<StreamId> = running.iter().copied().collect();
+        let (mut kept, mut others) = (BTreeMap::new(), Vec::new());
+        self.vault.sweep(|entry| {
+            let stdio = entry.packet.stdio;
+            let runs = running.contains(&stdio);
+            if runs {
+                let number = entry.number;
+                let known = kept.get(&stdio).map_or(0, |kept: &Kept| kept.number);
+                if let Some(ends) = ends(entry).filter(|_| number > known) {
+                    kept.insert(stdio, Kept { number, ends });
                 }
-            };
-            match packet.get(..count).and_then(Packet::decode).and_then(|packet| Ends::new(packet, fds)) {
-                Some(ends) => drop(self.kept.insert(ends.packet.stdio, ends)),
-                None => log::error!("{}", Fault::new("hearing from", "streamd", "a packet of no outputs")),
+            } else {
+                others.push(stdio);
             }
-        }
+            // Until streamd has been told of the others, all of them stay.
+            true
+        })?;
+        self.kept = kept;
+        others.into_iter().try_for_each(|stdio| self.tell(&forget(stdio), &[], stdio))?;
+        self.sweep()
     }
 
-    /// Hands a new process's ends to streamd, and keeps the duplicates.
+    /// Hands a new process's ends to streamd, and keeps the duplicates: first of all in the vault, for streamd may die as soon
+    /// as it has them.
     pub fn hand_over(&mut self, mut ends: Ends) -> Result<(), Fault> {
-        self.send(&ends)?;
-        ends.stdin = None;
+        if self.vault.is_full(self.kept.len()) {
+            self.tidy();
+        }
+        let handed = ends.packet;
         ends.packet.stdin = false;
         ends.packet.again = true;
-        self.kept.insert(ends.packet.stdio, ends);
+        let number = self.vault.put(&ends.packet, &ends.outputs()).unwrap_or_else(|fault| {
+            // It runs, and this process and streamd have its output.
+            log::warn!("{fault}");
+            0
+        });
+        let stdin = ends.stdin.take();
+        let fds: Vec<_> = stdin.iter().map(AsFd::as_fd).chain(ends.outputs()).collect();
+        self.tell(&handed.encode(), &fds, handed.stdio)?;
+        self.kept.insert(handed.stdio, Kept { number, ends });
         Ok(())
     }
 
@@ -91,31 +109,44 @@ impl Streams {
         }
     }
 
+    /// Throws out of the vault what is not kept any more, if there is such.
+    pub fn tidy(&mut self) {
+        if self.vault.has_more_than(self.kept.len())
+            && let Err(fault) = self.sweep()
+        {
+            log::warn!("{fault}");
+        }
+    }
+
+    fn sweep(&mut self) -> Result<(), Fault> {
+        let kept = &self.kept;
+        self.vault
+            .sweep(|entry| kept.get(&entry.packet.stdio).is_some_and(|kept| kept.number == entry.number))
+    }
+
     /// Hands everything that is kept to a new streamd.
     pub fn resend(&self) -> Result<(), Fault> {
-        self.kept.values().try_for_each(|ends| self.send(ends))
+        self.kept.iter().try_for_each(|(&stdio, Kept { ends, .. })| {
+            self.tell(&ends.packet.encode(), &ends.outputs(), stdio)
+        })
     }
 
     /// Sets the size of a tty.
     pub fn resize(&self, stdio: StreamId, row: u16, column: u16) -> Result<(), Fault> {
         let fault = |why| Fault::new("resizing", format!("stream {stdio}"), why);
-        let ends = self.kept.get(&stdio).ok_or_else(|| fault("no such stream"))?;
+        let Kept { ends, .. } = self.kept.get(&stdio).ok_or_else(|| fault("no such stream"))?;
         if !ends.packet.terminal {
             return Err(fault("the process has no tty"));
         }
         tty::set_size(&ends.output, row, column).fault("resizing", format!("stream {stdio}"))
     }
 
-    fn send(&self, ends: &Ends) -> Result<(), Fault> {
-        let fds: Vec<BorrowedFd<'_>> = [ends.stdin.as_ref(), Some(&ends.output), ends.stderr.as_ref()]
-            .into_iter()
-            .flatten()
-            .map(AsFd::as_fd)
-            .collect();
+    /// Sends streamd a packet about a process.
+    fn tell(&self, packet: &[u8], fds: &[BorrowedFd<'_>], stdio: StreamId) -> Result<(), Fault> {
         loop {
-            match send_fds(&self.socket, &ends.packet.encode(), &fds) {
+            match send_fds(&self.socket, packet, fds) {
                 Err(Errno::EAGAIN) => self.wait()?,
-                sent => return sent.fault("handing to streamd", format!("stream {}", ends.packet.stdio)),
+                sent => return sent.fault("handing to streamd", format!("stream {stdio}")),
             }
         }
     }
@@ -129,4 +160,10 @@ impl Streams {
             Err(errno) => Err(Fault::errno("waiting for", "streamd", errno)),
         }
     }
+}
+
+/// The outputs of an entry; none if its descriptors are too few.
+fn ends(entry: Entry) -> Option<Ends> {
+    let mut fds = entry.fds.into_iter();
+    Some(Ends { packet: entry.packet, stdin: None, output: fds.next()?, stderr: fds.next() })
 }

@@ -111,7 +111,7 @@ impl Engine {
             let asked = self.wait(timeout)?;
             if asked {
                 let _ = self.bell.read();
-                over = self.requests(&inbox, &replies)?;
+                over = self.requests(&inbox);
             }
             self.host.tick(&self.buffer);
             self.processes.tick(&mut self.buffer);
@@ -161,11 +161,7 @@ impl Engine {
     }
 
     /// Takes what init asks; true if it will ask nothing more.
-    fn requests(
-        &mut self,
-        inbox: &Receiver<Question<Request>>,
-        replies: &Replies<Reply>,
-    ) -> Result<bool, Fault> {
+    fn requests(&mut self, inbox: &Receiver<Question<Request>>) -> bool {
         loop {
             match inbox.try_recv() {
                 Ok(Question { id, body: Request::Flush }) => {
@@ -174,12 +170,8 @@ impl Engine {
                 Ok(Question { id, body: Request::Finish { stdio } }) => {
                     self.processes.finish(stdio, id, &mut self.buffer);
                 }
-                Ok(Question { id, body: Request::HandBack }) => {
-                    let result = self.processes.hand_back(&mut self.buffer).map(|()| Reply::HandedBack);
-                    replies.send(Answer { id, result })?;
-                }
-                Err(TryRecvError::Empty) => return Ok(false),
-                Err(TryRecvError::Disconnected) => return Ok(true),
+                Err(TryRecvError::Empty) => return false,
+                Err(TryRecvError::Disconnected) => return true,
             }
         }
     }

@@ -84,21 +84,6 @@ impl Process {
         }
     }
 
-    /// Its outputs, as execd keeps them. None where it has closed one of them: a packet has all or nothing.
-    pub fn outputs(&self) -> Option<(Packet, Vec<BorrowedFd<'_>>)> {
-        let (first, rest) = self.sources.split_first()?;
-        let fds =
-            self.sources.iter().map(|source| source.fd.as_ref().map(AsFd::as_fd)).collect::<Option<_>>()?;
-        let packet = Packet {
-            stdio: first.stream,
-            stderr: rest.first().map(|source| source.stream),
-            terminal: first.tty,
-            stdin: false,
-            again: true,
-        };
-        Some((packet, fds))
-    }
-
     /// The separate descriptor of its stdin.
     pub fn stdin(&self) -> Option<BorrowedFd<'_>> {
         self.stdin.as_ref().map(AsFd::as_fd)

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::StreamId;
-use hyperinit::sys::fd::{peek, receive_fds, send_fds};
-use hyperinit::wire::streamd::{STREAMS_LEN, Streams as Packet};
+use hyperinit::sys::fd::{peek, receive_fds};
+use hyperinit::wire::streamd::{STREAMS_LEN, Streams as Packet, forgotten};
 use nix::errno::Errno;
 use nix::sys::epoll::Epoll;
 use nix::unistd::read;
@@ -105,15 +105,8 @@ impl Processes {
                 Ok((0, _)) => empty += 1,
                 Ok((count, fds)) => {
                     empty = 0;
-                    let added = match packet.get(..count).and_then(Packet::decode) {
-                        Some(packet) => self.add(&packet, fds, buffer),
-                        None => Err(Fault::new(
-                            "hearing from",
-                            "execd",
-                            format!("{count} bytes that are no streams"),
-                        )),
-                    };
-                    if let Err(fault) = added {
+                    let packet = packet.get(..count).unwrap_or_default();
+                    if let Err(fault) = self.take(packet, fds, buffer) {
                         log::error!("{fault}");
                     }
                 }
@@ -122,22 +115,28 @@ impl Processes {
         }
     }
 
-    /// Sends execd what it does not have any more: the outputs of the processes whose end has not been written.
-    pub fn hand_back(&mut self, buffer: &mut Buffer) -> Result<(), Fault> {
-        self.receive(buffer);
-        let Some(socket) = &self.socket else { return Ok(()) };
-        let unfinished = self.by_stdio.values().filter(|process| process.end != End::Finished);
-        for (packet, fds) in unfinished.filter_map(Process::outputs) {
-            send_fds(socket, &packet.encode(), &fds)
-                .fault("handing back to execd", format!("stream {}", packet.stdio))?;
+    /// Acts on one packet of execd's.
+    fn take(&mut self, packet: &[u8], fds: Vec<OwnedFd>, buffer: &Buffer) -> Result<(), Fault> {
+        if let Some(stdio) = forgotten(packet) {
+            // One that has ended is still heard, and its survivors with it.
+            if self.by_stdio.get(&stdio).is_some_and(|process| process.end == End::Running) {
+                self.remove(stdio);
+            }
+            return Ok(());
         }
-        Ok(())
+        match Packet::decode(packet) {
+            Some(packet) => self.add(&packet, fds, buffer),
+            None => {
+                let why = format!("{} bytes that are no streams", packet.len());
+                Err(Fault::new("hearing from", "execd", why))
+            }
+        }
     }
 
     fn add(&mut self, packet: &Packet, fds: Vec<OwnedFd>, buffer: &Buffer) -> Result<(), Fault> {
         let stdio = packet.stdio;
         let running = |process: &Process| process.end != End::Finished;
-        if self.by_stdio.get(&stdio).is_some_and(running) {
+        if packet.again && self.by_stdio.get(&stdio).is_some_and(running) {
             // Sent again to a streamd that has it: the descriptors are duplicates.
             return Ok(());
         }

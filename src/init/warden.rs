@@ -25,15 +25,15 @@ use crate::sys::spawn::{self, Forked};
 use crate::wire::Role;
 use crate::wire::bootstrap::{
     FD_BUFFER_IN, FD_BUFFER_OUT, FD_PARK_IN, FD_PARK_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT, FD_REPLIES,
-    FD_REQUESTS, FD_SOCKET, socket_pair,
+    FD_REQUESTS, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT, socket_pair,
 };
 use crate::wire::warden::{Reply, Request};
 
 /// Kept descriptors are moved up here, out of the way of the numbers that helpers inherit.
 const KEPT_FROM: RawFd = 64;
-/// What streamd can hand back to a new execd at once, in bytes as the kernel counts them: a packet costs 1 kB, and there
-/// are at most 4096 processes.
-const HANDED_BACK: usize = 4 << 20;
+/// What execd's vault holds, in bytes as the kernel counts them: an entry costs 1 kB, and there are at most 4096 processes,
+/// each of them there twice while it is swept, and as many that have ended.
+const VAULT: usize = 16 << 20;
 
 /// init's end.
 pub struct Warden {
@@ -95,9 +95,11 @@ impl Kept {
         let flags = SockFlag::SOCK_CLOEXEC;
         let (execd, streamd) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
             .fault("making", "the socket for descriptors")?;
-        if let Err(errno) = setsockopt(&streamd, sockopt::SndBufForce, &HANDED_BACK) {
-            // A new execd then gets back what fits.
-            log::warn!("{}", Fault::errno("enlarging", "the socket for descriptors", errno));
+        let (vault_in, vault_out) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).fault("making", "the vault")?;
+        if let Err(errno) = setsockopt(&vault_in, sockopt::SndBufForce, &VAULT) {
+            // Less fits.
+            log::warn!("{}", Fault::errno("enlarging", "the vault", errno));
         }
         let buffer_in =
             memfd_create(c"streamd", MFdFlags::MFD_CLOEXEC).fault("making", "the output buffer")?;
@@ -123,7 +125,10 @@ impl Kept {
         let inherited = BTreeMap::from([
             (Role::Netd, Vec::new()),
             (Role::Mountd, Vec::new()),
-            (Role::Execd, vec![(up(execd)?, FD_SOCKET)]),
+            (
+                Role::Execd,
+                vec![(up(execd)?, FD_SOCKET), (up(vault_in)?, FD_VAULT_IN), (up(vault_out)?, FD_VAULT_OUT)],
+            ),
             (
                 Role::Streamd,
                 streamd.into_iter().map(|(fd, to)| Ok((up(fd)?, to))).collect::<Result<_, Fault>>()?,

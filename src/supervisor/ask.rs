@@ -56,7 +56,12 @@ pub enum Ask {
     StartPod {
         hostname: String,
     },
-    JoinPod,
+    Adopt {
+        running: Vec<StreamId>,
+    },
+    JoinPod {
+        running: Vec<StreamId>,
+    },
     StartProcess {
         container: ContainerId,
         process: Box<Process>,
@@ -78,7 +83,6 @@ pub enum Ask {
         finished: Vec<StreamId>,
     },
     Resend,
-    HandBack,
     Finish {
         stdio: StreamId,
     },
@@ -111,6 +115,12 @@ const WORK: Duration = Duration::from_secs(10);
 /// mountd waits for disks (2 s), replays journals, and syncs.
 const MOUNT: Duration = Duration::from_secs(30);
 
+/// How often a request that may be repeated is asked before it is given up: it may be what kills the helper.
+const TRIES: u32 = 3;
+/// The same where giving up loses what a process wrote. While a host reads slowly, the end of a stream is under way for as long as
+/// it takes, and deaths meanwhile are hardly its doing.
+const TRIES_FOR_OUTPUT: u32 = 100;
+
 impl Ask {
     /// Who is asked.
     pub fn role(&self) -> Role {
@@ -134,13 +144,14 @@ impl Ask {
             | Ask::RemoveContainer { .. }
             | Ask::DestroyPod => Role::Mountd,
             Ask::StartPod { .. }
-            | Ask::JoinPod
+            | Ask::Adopt { .. }
+            | Ask::JoinPod { .. }
             | Ask::StartProcess { .. }
             | Ask::StartInGuest { .. }
             | Ask::Resize { .. }
             | Ask::Release { .. }
             | Ask::Resend => Role::Execd,
-            Ask::HandBack | Ask::Finish { .. } | Ask::Flush => Role::Streamd,
+            Ask::Finish { .. } | Ask::Flush => Role::Streamd,
         }
     }
 
@@ -150,7 +161,7 @@ impl Ask {
         match self.role() {
             Role::Netd | Role::Execd => Some(WORK),
             Role::Mountd => Some(MOUNT),
-            Role::Streamd => matches!(self, Ask::HandBack).then_some(WORK),
+            Role::Streamd => None,
         }
     }
 
@@ -198,7 +209,12 @@ impl Ask {
             }
             Ask::DestroyPod => HelperRequest::Mountd(mountd::Request::DestroyPod),
             Ask::StartPod { hostname } => HelperRequest::Execd(execd::Request::StartPod { hostname }),
-            Ask::JoinPod => HelperRequest::Execd(execd::Request::JoinPod),
+            Ask::Adopt { running } => {
+                HelperRequest::Execd(execd::Request::Adopt { running: Bulk::new(running)? })
+            }
+            Ask::JoinPod { running } => {
+                HelperRequest::Execd(execd::Request::JoinPod { running: Bulk::new(running)? })
+            }
             Ask::StartProcess { container, process, init, hostname, finished } => {
                 let process = Bulk::new(*process)?;
                 HelperRequest::Execd(execd::Request::StartProcess {
@@ -218,7 +234,6 @@ impl Ask {
             }
             Ask::Release { finished } => HelperRequest::Execd(execd::Request::Release { finished }),
             Ask::Resend => HelperRequest::Execd(execd::Request::Resend),
-            Ask::HandBack => HelperRequest::Streamd(streamd::Request::HandBack),
             Ask::Finish { stdio } => HelperRequest::Streamd(streamd::Request::Finish { stdio }),
             Ask::Flush => HelperRequest::Streamd(streamd::Request::Flush),
         })
@@ -229,9 +244,11 @@ impl Ask {
         matches!(self, Ask::StartPod { .. } | Ask::StartProcess { .. } | Ask::StartInGuest { .. })
     }
 
-    /// Whether a successor may be asked again when the helper died over it: it comes to the same twice.
-    pub(super) fn repeats(&self) -> bool {
+    /// How often it is asked, of one successor after the other, when helpers die over it. Once, unless it comes to the
+    /// same twice.
+    pub(super) fn tries(&self) -> u32 {
         match self {
+            Ask::Resend | Ask::Finish { .. } | Ask::Flush => TRIES_FOR_OUTPUT,
             Ask::WakeUp
             | Ask::Online
             | Ask::SetPorts(_)
@@ -239,11 +256,9 @@ impl Ask {
             | Ask::KillContainer { .. }
             | Ask::RemoveContainer { .. }
             | Ask::DestroyPod
-            | Ask::JoinPod
-            | Ask::Release { .. }
-            | Ask::Resend
-            | Ask::Finish { .. }
-            | Ask::Flush => true,
+            | Ask::Adopt { .. }
+            | Ask::JoinPod { .. }
+            | Ask::Release { .. } => TRIES,
             Ask::SetLinkUp { .. }
             | Ask::SetInterfaces(_)
             | Ask::AddRoutes(_)
@@ -258,9 +273,7 @@ impl Ask {
             | Ask::StartPod { .. }
             | Ask::StartProcess { .. }
             | Ask::StartInGuest { .. }
-            // A new streamd has nothing to hand back.
-            | Ask::HandBack
-            | Ask::Resize { .. } => false,
+            | Ask::Resize { .. } => 1,
         }
     }
 
@@ -287,10 +300,7 @@ impl Ask {
             }
             (Role::Mountd, HelperReply::Mountd(mountd::Reply::Done)) => (!reads).then_some(Answer::Done),
             (Role::Netd, HelperReply::Netd(netd::Reply::Done)) => Some(Answer::Done),
-            (Role::Streamd, HelperReply::Streamd(reply)) => {
-                let back = matches!(self, Ask::HandBack);
-                (back == (reply == streamd::Reply::HandedBack)).then_some(Answer::Done)
-            }
+            (Role::Streamd, HelperReply::Streamd(streamd::Reply::Drained)) => Some(Answer::Done),
             (Role::Netd | Role::Mountd | Role::Execd | Role::Streamd, _) => None,
         }
     }

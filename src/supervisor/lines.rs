@@ -11,8 +11,6 @@ use crate::wire::Role;
 
 /// How many requests one helper has under way. They fit its socket (channel.rs), so that init never waits to send.
 const WINDOW: usize = 16;
-/// How often a request that may be repeated is asked before it is given up: it may be what kills the helper.
-const TRIES: u32 = 3;
 
 /// A request that has no answer yet.
 #[derive(Debug)]
@@ -138,21 +136,20 @@ impl Lines {
         line.state = State::Down;
         let died = || Fault::new("asking", role, "it died before it answered");
         let mut failed = Vec::new();
-        for pending in std::mem::take(&mut line.sent).into_iter().rev() {
-            if pending.ask.repeats() && pending.tries < TRIES {
+        for (at, mut pending) in std::mem::take(&mut line.sent).into_iter().enumerate().rev() {
+            if at > 0 && role != Role::Streamd && pending.ask.tries() > 1 {
+                // It had not come to this one.
+                pending.tries -= 1;
+            }
+            if pending.tries < pending.ask.tries() {
                 line.queued.push_front(pending);
             } else {
                 failed.push(pending.fails(died()));
             }
         }
         failed.reverse();
-        // A new execd waits for what only this one had; others are asked again by whoever sees the successor come up.
-        let (first, later) =
-            std::mem::take(&mut line.queued).into_iter().partition(|pending| pending.purpose.comes_first());
-        line.queued = later;
-        let first: VecDeque<Pending> = first;
-        let awaited = first.into_iter().filter(|pending| matches!(pending.purpose, Purpose::HandBack(_)));
-        failed.extend(awaited.map(|pending| pending.fails(died())));
+        // That is asked again by whoever sees the successor come up.
+        line.queued.retain(|pending| !pending.purpose.comes_first());
         failed
     }
 
@@ -220,14 +217,6 @@ impl Lines {
     /// The helpers that hang.
     pub(super) fn late(&self, now: Duration) -> Vec<Role> {
         self.deadlines().filter(|&(_, deadline)| deadline <= now).map(|(role, _)| role).collect()
-    }
-
-    /// The helper's process, while it runs.
-    pub(super) fn pid(&self, role: Role) -> Option<Pid> {
-        match self.lines.get(&role).map(|line| &line.state) {
-            Some(State::Up(pid)) => Some(*pid),
-            Some(State::Down | State::Closed) | None => None,
-        }
     }
 
     /// Whether that process is a helper.

@@ -28,7 +28,7 @@ use files::Reading;
 use lines::{Lines, Outcome};
 use network::Network;
 use replies::{Replies, Ticket};
-use state::{Container, Leaving, Pod, Purpose};
+use state::{Container, Leaving, Pod, ProcessState, Purpose};
 
 /// What is known before the first event.
 #[derive(Debug, Clone)]
@@ -283,23 +283,20 @@ impl Supervisor {
         let resends = role == Role::Streamd && !self.streams.is_empty();
         self.lines.up(role, pid, rejoins || adopts || resends);
         if rejoins {
-            self.lines.ask_first(Ask::JoinPod, Purpose::Rejoin);
+            self.lines.ask_first(Ask::JoinPod { running: self.unfinished() }, Purpose::Rejoin);
         } else if adopts {
-            self.rejoined();
+            self.lines.ask_first(Ask::Adopt { running: self.unfinished() }, Purpose::Rejoin);
         }
         if resends {
             self.lines.ask_first(Ask::Resend, Purpose::Resend);
         }
     }
 
-    /// A new execd is in the pod, if there is one. What its predecessor kept for a later streamd, this one still has.
-    fn rejoined(&mut self) {
-        match (self.lines.pid(Role::Execd), self.lines.pid(Role::Streamd)) {
-            (Some(execd), Some(_)) if !self.streams.is_empty() => {
-                self.lines.ask_first(Ask::HandBack, Purpose::HandBack(execd));
-            }
-            _ => self.lines.unbar(Role::Execd),
-        }
+    /// The streams of the processes whose output a new execd is to keep: those that exist, and are not finished.
+    pub(super) fn unfinished(&self) -> Vec<StreamId> {
+        let processes = self.containers.values().flat_map(|container| container.processes.values());
+        let exist = processes.filter(|process| !matches!(process.state, ProcessState::Starting(_)));
+        exist.map(|process| process.stdio).collect()
     }
 
     fn kill_liar(&mut self, role: Role, why: String) {
@@ -348,15 +345,9 @@ impl Supervisor {
             }
             Purpose::Flush => self.flushed(result),
             Purpose::Rejoin => match result {
-                Ok(_) => self.rejoined(),
+                Ok(_) => self.lines.unbar(Role::Execd),
                 Err(fault) => self.kill_liar(Role::Execd, fault.to_string()),
             },
-            Purpose::HandBack(execd) => {
-                warn(result);
-                if self.lines.pid(Role::Execd) == Some(execd) {
-                    self.lines.unbar(Role::Execd);
-                }
-            }
             Purpose::Resend => {
                 warn(result);
                 self.lines.unbar(Role::Streamd);

@@ -224,8 +224,6 @@ pub(super) enum Purpose {
     Flush,
     /// A new execd enters the pod.
     Rejoin,
-    /// A new execd, this one, gets the processes' outputs back from streamd.
-    HandBack(Pid),
     /// A new streamd gets the processes' descriptors.
     Resend,
     /// Nobody waits for it.
@@ -233,9 +231,9 @@ pub(super) enum Purpose {
 }
 
 impl Purpose {
-    /// Whether a helper that has just come up needs it before all else, or somebody else who has.
+    /// Whether a helper that has just come up needs it before all else.
     pub(super) fn comes_first(&self) -> bool {
-        matches!(self, Purpose::Rejoin | Purpose::HandBack(_))
+        matches!(self, Purpose::Rejoin)
     }
 }
 

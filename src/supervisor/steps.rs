@@ -14,6 +14,8 @@ impl Supervisor {
     /// Asks for a step of STARTPOD, or goes on with the next if this pod does not need it.
     pub(super) fn ask_pod_step(&mut self, next: PodStep) {
         let (local, nine_p) = (self.config.local, self.config.nine_p);
+        // What came by the debugging door.
+        let running = self.unfinished();
         let Pod::Starting { spec, init, step, .. } = &mut self.pod else { return };
         if !super::network::needs(spec, next, local) {
             return self.pod_step(next, Ok(Answer::Done), true);
@@ -27,7 +29,7 @@ impl Supervisor {
             (PodStep::Files, _) => Ask::PreparePod(pod_files(spec, local, nine_p)),
             (PodStep::Init, _) => Ask::StartPod { hostname: spec.hostname.clone() },
             (PodStep::Pin, Some(pid)) => Ask::PinPod { pid },
-            (PodStep::Join, _) => Ask::JoinPod,
+            (PodStep::Join, _) => Ask::JoinPod { running },
             (PodStep::Undo, _) | (PodStep::Pin, None) => Ask::DestroyPod,
             (PodStep::UndoNetwork, _) => {
                 *step = Some(next);

@@ -15,8 +15,17 @@ pub enum Request {
         /// The pod's UTS name.
         hostname: String,
     },
-    /// A restarted execd: enter what is kept under `paths::POD_NS`. Also sent after `PinPod`.
-    JoinPod,
+    /// A restarted execd: enter what is kept under `paths::POD_NS`, and take over what was kept of the processes'
+    /// outputs. Also sent after `PinPod`.
+    JoinPod {
+        /// The stdio streams of the processes that are not finished.
+        running: Bulk<Vec<StreamId>>,
+    },
+    /// A restarted execd before there is a pod: take over what was kept of the outputs of what came by the debugging door.
+    Adopt {
+        /// As with `JoinPod`.
+        running: Bulk<Vec<StreamId>>,
+    },
     /// Start a process in a prepared container, as init's child.
     StartProcess {
         /// Whose mount namespace.

@@ -1,4 +1,4 @@
-//! init ⇄ streamd, and the packets on which execd hands streamd the processes' descriptors.
+//! init ⇄ streamd, and the packets by which execd hands streamd the processes' descriptors.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,9 +14,6 @@ pub enum Request {
         /// The process's stdio stream.
         stdio: StreamId,
     },
-    /// execd is new: send it the outputs of every process whose end has not been written, as it would send them to a
-    /// new streamd. Answered with `HandedBack` when they are in the socket.
-    HandBack,
     /// Answer `Drained` when everything accepted so far has been written to the port.
     Flush,
 }
@@ -26,12 +23,10 @@ pub enum Request {
 pub enum Reply {
     /// The EOF frame, or everything, is on the port.
     Drained,
-    /// execd finds in the socket what there is.
-    HandedBack,
 }
 
-/// One SEQPACKET message from execd to streamd, or back to a new execd: the streams of a process. Its descriptors follow in
-/// `SCM_RIGHTS` in the order stdin (if `stdin`), stdout or tty, stderr (if `stderr` is not 0).
+/// One SEQPACKET message from execd to streamd: the streams of a process. Its descriptors follow in `SCM_RIGHTS` in the
+/// order stdin (if `stdin`), stdout or tty, stderr (if `stderr` is not 0).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Streams {
     /// The process's stdio stream.
@@ -42,12 +37,23 @@ pub struct Streams {
     pub terminal: bool,
     /// Whether a write end for stdin comes first; never with a tty, and not when sent again to a new streamd.
     pub stdin: bool,
-    /// Sent again to a new streamd or execd: what is known of the stream's end stays known.
+    /// Sent again to a new streamd: what is known of the stream's end stays known.
     pub again: bool,
 }
 
 /// The size of an encoded `Streams`, exactly.
 pub const STREAMS_LEN: usize = 19;
+
+/// The other message from execd to streamd: a process that was handed over has never run, and will not. Whoever started it died before
+/// init heard of it, and the host was told that it failed.
+pub fn forget(stdio: StreamId) -> [u8; 8] {
+    stdio.get().to_be_bytes()
+}
+
+/// The stream of such a message, if it is one.
+pub fn forgotten(packet: &[u8]) -> Option<StreamId> {
+    StreamId::new(u64::from_be_bytes(packet.try_into().ok()?))
+}
 
 impl Streams {
     /// How many descriptors belong to the message.
@@ -109,5 +115,7 @@ mod tests {
             assert_eq!(Streams::decode(&bad), None, "byte {at} = {byte}");
         }
         assert_eq!(Streams::decode(&[0; STREAMS_LEN]), None, "stream 0");
+        assert_eq!(forgotten(&forget(id(1 << 40))), Some(id(1 << 40)));
+        assert_eq!((forgotten(&packet), forgotten(&[0; 8])), (None, None));
     }
 }

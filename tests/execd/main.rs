@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use support::guest::{Guest, guest, guest_with_cgroups};
 use support::helper::Helper;
 use support::image::{image, program};
-use support::pod::{Execd, HOSTNAME, Pod, id, pod_files, release, socket_pair};
+use support::pod::{Execd, HOSTNAME, Pod, id, join, pod_files, release, socket_pair};
 use support::{probe, read_all, read_to, read_until};
 
 const NONE: &str = "0000000000000000";
@@ -118,7 +118,7 @@ fn nothing_starts_outside_a_pod() {
         let (mut fresh, request) = (Execd::start(&[]), pod.request("web", false, json!({})));
         let fault = fresh.started(&request).unwrap_err();
         assert!(fault.to_string().contains("has not joined the pod"), "{fault}");
-        fresh.done(&execd::Request::JoinPod).unwrap();
+        fresh.done(&join(&[])).unwrap();
         let pid = fresh.started(&request).unwrap();
         release(pid);
         assert_eq!(guest.wait(pid), 0, "an execd that was restarted");
@@ -185,7 +185,7 @@ fn a_start_that_is_not_released_runs_nothing() {
         let (_, fds) = pod.execd.packet().unwrap();
         let mut files = fds.into_iter().map(fs::File::from).skip(1);
         assert_eq!(read_all(files.next().unwrap()), "");
-        assert_eq!(read_all(files.next().unwrap()), "execd died before init was told of this process\n");
+        assert_eq!(read_all(files.next().unwrap()), "", "nobody knows of its streams");
         assert_eq!(guest.wait(pid), 125);
         assert!(!root.join("ran").exists());
     });
@@ -221,7 +221,7 @@ fn an_execd_that_dies_takes_nobody_along() {
         assert_eq!(read_all(running.out), "alive");
         assert_eq!(guest.wait(running.pid), 0);
         pod.execd = Execd::start(&[]);
-        pod.execd.done(&execd::Request::JoinPod).unwrap();
+        pod.execd.done(&join(&[])).unwrap();
         assert_eq!(pod.shell("web", "echo again"), "again");
     });
 }

@@ -49,8 +49,9 @@ fn signals_that_execd_inherited_as_ignored_are_not_ignored() {
         let mut command = std::process::Command::new("/bin/busybox");
         let shell = "trap '' HUP INT TERM USR1; exec \"$0\" --stdio";
         command.args(["sh", "-c", shell, support::helper::binary(Role::Execd)]);
-        pod.execd = Execd { helper: Helper::spawn(Role::Execd, command, Some(theirs)), streamd };
-        pod.execd.done(&execd::Request::JoinPod).unwrap();
+        pod.execd =
+            Execd { helper: Helper::spawn(Role::Execd, command, Some(theirs)), streamd, kept: vec![] };
+        pod.execd.done(&join(&[])).unwrap();
         let (_, text, _) = pod.run("web", json!({"args": ["/bin/cat", "/proc/self/status"]}));
         assert_eq!(status_of(&text, "SigIgn"), NONE);
     });

@@ -198,3 +198,85 @@ fn without_streamd_nothing_starts() {
         assert!(!root.join("ran").exists());
     });
 }
+
+/// The next process's packet, as a new streamd gets it.
+fn resent(pod: &Pod<'_>) -> (hyperinit::ids::StreamId, Vec<fs::File>) {
+    let (streams, fds) = pod.execd.packet().expect("it is sent again");
+    assert!(streams.again && !streams.stdin);
+    (streams.stdio, fds.into_iter().map(fs::File::from).collect())
+}
+
+#[test]
+fn execd_and_streamd_may_die_together() {
+    guest(|guest| {
+        let mut pod = pod(guest);
+        let words = "read line; echo $line; read line; echo $line >&2; exit 6";
+        let mut piped = pod.exec("web", json!({"args": ["/bin/sh", "-c", words]})).unwrap();
+        let tty = pod.exec("web", json!({"args": ["/bin/sh", "-c", words], "terminal": true})).unwrap();
+        let (pid, mut stdin) = (piped.pid, piped.stdin.take().unwrap());
+        let (first, second) = (piped.streams.stdio, tty.streams.stdio);
+        // streamd and everything that it had is no more when execd dies.
+        drop((piped.out, piped.err, tty.out));
+        for _ in 0..3 {
+            pod.execd.is_replaced(&[first, second]);
+        }
+        assert!(pod.execd.packet().is_none() && pod.execd.forgotten().is_none());
+        stdin.write_all(b"meanwhile\n").unwrap();
+        pod.execd.done(&execd::Request::Resend).unwrap();
+        let (stream, out) = resent(&pod);
+        assert_eq!((stream, read_to(&out[0], "\n")), (first, "meanwhile\n".to_owned()));
+        stdin.write_all(b"at last\n").unwrap();
+        assert_eq!((guest.wait(pid), read_to(&out[1], "\n")), (6, "at last\n".to_owned()));
+        let (stream, mut out) = resent(&pod);
+        assert_eq!(stream, second);
+        pod.execd.done(&execd::Request::Resize { stdio: second, row: 41, column: 132 }).unwrap();
+        out[0].write_all(b"a\nb\n").unwrap();
+        assert_eq!(guest.wait(tty.pid), 6);
+    });
+}
+
+#[test]
+fn what_is_finished_or_never_ran_is_kept_by_no_successor() {
+    guest(|guest| {
+        let mut pod = pod(guest);
+        let runs = pod.exec("web", json!({"args": ["/bin/cat"]})).unwrap();
+        let ended = pod.exec("web", json!({})).unwrap();
+        guest.wait(ended.pid);
+        // init never hears of this one, and its number is used again.
+        let request = pod.request("web", false, json!({"args": ["/bin/true"], "stdio": 700, "stderr": 701}));
+        let lost = pod.execd.started(&request).unwrap();
+        guest.adopt(lost);
+        assert!(pod.execd.packet().is_some());
+        pod.execd.is_replaced(&[runs.streams.stdio]);
+        assert_eq!(pod.execd.forgotten(), Some(ended.streams.stdio));
+        assert_eq!(pod.execd.forgotten().unwrap().get(), 700);
+        let again = pod.exec("web", json!({"args": ["/bin/cat"], "stdio": 700, "stderr": 701})).unwrap();
+        pod.execd.is_replaced(&[runs.streams.stdio, again.streams.stdio]);
+        assert!(pod.execd.forgotten().is_none(), "streamd was told before");
+        pod.execd.done(&execd::Request::Resend).unwrap();
+        assert_eq!(resent(&pod).0, runs.streams.stdio);
+        assert_eq!(resent(&pod).0, again.streams.stdio);
+        assert!(pod.execd.packet().is_none());
+        // The later one of the number.
+        let (mut stdin, pid) = (again.stdin.unwrap(), again.pid);
+        stdin.write_all(b"x").unwrap();
+        drop((stdin, runs.stdin));
+        assert_eq!((guest.wait(pid), guest.wait(runs.pid), guest.wait(lost)), (0, 0, 125));
+    });
+}
+
+#[test]
+fn what_execd_keeps_is_not_counted_against_the_containers() {
+    guest(|guest| {
+        let mut pod = pod(guest);
+        let cats: Vec<_> = (0..40).map(|_| pod.exec("web", json!({"args": ["/bin/cat"]})).unwrap()).collect();
+        // A process with few descriptors sends one, its tty's, to execd.
+        let low = json!([{"type": "RLIMIT_NOFILE", "soft": 20, "hard": 20}]);
+        let more = json!({"args": ["/bin/echo", "started"], "rlimits": low, "terminal": true});
+        assert_eq!(pod.run("web", more).1, "started\r\n");
+        for cat in cats {
+            drop(cat.stdin);
+            assert_eq!(guest.wait(cat.pid), 0);
+        }
+    });
+}

@@ -3,7 +3,9 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use super::guest::{DEADLINE, World};
+use hyperinit::wire::streamd::forget;
+
+use super::guest::{DEADLINE, World, id};
 
 #[test]
 fn a_process_that_wrote_nothing_ends_too_and_an_unknown_one_as_well() {
@@ -131,5 +133,49 @@ fn its_end_closes_stdin_and_releases_what_waited() {
     assert_eq!(&got, b"at last");
     sending.join().unwrap();
     drop(stdin);
+    streamd.leave_well();
+}
+
+#[test]
+fn one_that_never_ran_is_forgotten_without_a_word() {
+    let (mut world, mut host) = World::device();
+    let mut streamd = world.start();
+    let mut lost = world.piped(1, Some(2));
+    let mut survived = world.piped(3, None);
+    streamd.finish(3);
+    assert_eq!(host.frame(), (3, Vec::new()));
+    streamd.drained();
+    for stream in [1, 3, 5] {
+        world.send_raw(&forget(id(stream)), &[]);
+    }
+    assert_eq!(lost.stdin.as_mut().unwrap().read(&mut [0]).unwrap(), 0, "its stdin is closed");
+    lost.stderr.as_mut().unwrap().write_all(b"last words").unwrap();
+    // What has ended is still heard: no SIGPIPE for who survives it.
+    world.release(3);
+    survived.stdout.as_mut().unwrap().write_all(&[0; 1 << 20]).unwrap();
+    assert!(host.hears_nothing_for(Duration::from_millis(300)));
+    // Its number begins anew.
+    let mut again = world.piped(1, Some(2));
+    again.stderr.as_mut().unwrap().write_all(b"mine").unwrap();
+    assert_eq!(host.frame(), (2, b"mine".to_vec()));
+    again.exit();
+    streamd.finish(1);
+    assert_eq!(host.frame(), (1, Vec::new()));
+    streamd.drained();
+    streamd.leave_well();
+}
+
+#[test]
+fn a_start_takes_the_place_of_what_had_its_number() {
+    let (mut world, mut host) = World::device();
+    let mut streamd = world.start();
+    let _lost = world.piped(1, None);
+    let mut again = world.piped(1, None);
+    again.stdout.as_mut().unwrap().write_all(b"mine").unwrap();
+    assert_eq!(host.frame(), (1, b"mine".to_vec()));
+    again.exit();
+    streamd.finish(1);
+    assert_eq!(host.frame(), (1, Vec::new()));
+    streamd.drained();
     streamd.leave_well();
 }

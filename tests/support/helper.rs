@@ -44,13 +44,17 @@ impl Helper {
     }
 
     /// Starts a command that is, or becomes, the helper.
-    pub fn spawn(role: Role, mut command: Command, socket: Option<OwnedFd>) -> Helper {
+    pub fn spawn(role: Role, command: Command, socket: Option<OwnedFd>) -> Helper {
+        Helper::spawn_with(role, command, socket.into_iter().collect())
+    }
+
+    /// The same with descriptors 3, 4, …
+    pub fn spawn_with(role: Role, mut command: Command, inherited: Vec<OwnedFd>) -> Helper {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let log = PathBuf::from(format!("{SCRATCH}/{role}.{}.log", NEXT.fetch_add(1, Ordering::Relaxed)));
         command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&log).unwrap());
-        if let Some(socket) = socket {
-            command.fd_mappings(vec![FdMapping { parent_fd: socket, child_fd: 3 }]).unwrap();
-        }
+        let mappings = (3..).zip(inherited).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
+        command.fd_mappings(mappings.collect()).unwrap();
         let mut child = command.spawn().unwrap();
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         Helper { child, stdin, stdout, log }

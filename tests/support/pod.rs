@@ -5,15 +5,15 @@ use std::os::fd::OwnedFd;
 
 use hyperinit::channel::Bulk;
 use hyperinit::fault::Fault;
-use hyperinit::ids::{ContainerId, Pid};
+use hyperinit::ids::{ContainerId, Pid, StreamId};
 use hyperinit::sys::fd::receive_fds;
-use hyperinit::wire::streamd::{STREAMS_LEN, Streams};
+use hyperinit::wire::streamd::{STREAMS_LEN, Streams, forgotten};
 use hyperinit::wire::{Role, execd, mountd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use serde_json::{Value, json};
 
 use super::guest::Guest;
-use super::helper::Helper;
+use super::helper::{Helper, binary};
 
 /// The pod's name.
 pub const HOSTNAME: &str = "thepod";
@@ -24,6 +24,8 @@ pub struct Execd {
     pub helper: Helper,
     /// streamd's end.
     pub streamd: OwnedFd,
+    /// What the warden keeps for its successors.
+    pub kept: Vec<OwnedFd>,
 }
 
 /// A process of a container.
@@ -61,11 +63,38 @@ pub fn id(container: &str) -> ContainerId {
     ContainerId::try_from(container.to_owned()).unwrap()
 }
 
+/// The request to enter the pod, with the streams of what runs.
+pub fn join(running: &[StreamId]) -> execd::Request {
+    execd::Request::JoinPod { running: Bulk::Here(running.to_vec()) }
+}
+
 impl Execd {
     /// Starts it.
     pub fn start(arguments: &[&str]) -> Execd {
         let (theirs, streamd) = socket_pair();
-        Execd { helper: Helper::start(Role::Execd, arguments, Some(theirs)), streamd }
+        let (put, take) = socket_pair();
+        let kept = vec![theirs, put, take];
+        Execd { helper: Execd::helper(arguments, &kept), streamd, kept }
+    }
+
+    fn helper(arguments: &[&str], kept: &[OwnedFd]) -> Helper {
+        let mut command = std::process::Command::new(binary(Role::Execd));
+        command.arg("--stdio").args(arguments);
+        Helper::spawn_with(Role::Execd, command, kept.iter().map(|fd| fd.try_clone().unwrap()).collect())
+    }
+
+    /// It is killed, and another comes after it, in the pod.
+    pub fn is_replaced(&mut self, running: &[StreamId]) {
+        self.helper.kill();
+        self.helper = Execd::helper(&[], &self.kept);
+        self.done(&join(running)).unwrap();
+    }
+
+    /// The next packet, if it says that a process never ran; its stream.
+    pub fn forgotten(&self) -> Option<StreamId> {
+        let mut packet = [0; STREAMS_LEN];
+        let (count, _) = receive_fds(&self.streamd, &mut packet).ok()?;
+        forgotten(&packet[..count])
     }
 
     /// A request that is answered by `Done`.
@@ -126,7 +155,7 @@ impl<'a> Pod<'a> {
         guest.adopt_init(init);
         release(init);
         done(&mut mountd, &mountd::Request::PinPod { pid: init }).unwrap();
-        execd.done(&execd::Request::JoinPod).unwrap();
+        execd.done(&join(&[])).unwrap();
         Pod { guest, mountd, execd, init, next_stream: 1 }
     }
 

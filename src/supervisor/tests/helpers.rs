@@ -11,9 +11,8 @@ fn a_start_that_was_under_way_fails_and_the_next_one_waits() {
     world.exec("c", "p", 3);
     assert!(world.asked.is_empty());
     world.comes_up(Role::Execd, 70);
-    assert_eq!(world.asked(Role::Execd), ["join"], "outside the pod nothing is started");
+    assert_eq!(world.asked(Role::Execd), ["join 1"], "outside the pod nothing is started");
     world.done(Role::Execd);
-    world.done(Role::Streamd);
     assert_eq!(world.asked(Role::Execd), ["start c p"]);
     world.started(Pid(101));
     assert_eq!(world.said(), ["ACK "]);
@@ -29,7 +28,7 @@ fn an_execd_that_cannot_enter_the_pod_is_killed() {
     assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Execd, .. }]));
     world.dies(Role::Execd);
     world.comes_up(Role::Execd, 71);
-    assert_eq!(world.asked(Role::Execd), ["join"]);
+    assert_eq!(world.asked(Role::Execd), ["join 1"]);
 }
 
 #[test]
@@ -45,6 +44,40 @@ fn what_may_be_repeated_is_asked_again() {
         world.comes_up(Role::Mountd, pid);
     }
     assert_eq!(world.asked(Role::Streamd), ["finish 1"], "three deaths over it are enough");
+}
+
+#[test]
+fn what_the_helper_had_not_come_to_has_not_been_tried() {
+    let mut world = World::with_container();
+    world.new_container("d", 3);
+    world.exits(Pid(100), 0);
+    // Once it stands behind another, and three times it is the first.
+    for pid in 70..73 {
+        world.dies(Role::Mountd);
+        world.comes_up(Role::Mountd, pid);
+        assert_eq!(world.asked(Role::Mountd)[0], "kill c");
+        assert!(world.asked(Role::Streamd).is_empty());
+    }
+    world.dies(Role::Mountd);
+    assert_eq!(world.asked(Role::Streamd), ["finish 1"]);
+}
+
+#[test]
+fn the_end_of_a_stream_is_not_given_up_because_a_host_reads_slowly() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.started(Pid(101));
+    world.exits(Pid(101), 1);
+    world.said();
+    for pid in 0..50 {
+        world.dies(Role::Streamd);
+        world.comes_up(Role::Streamd, 200 + pid);
+        world.done(Role::Execd);
+        assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
+        assert!(world.said().is_empty());
+    }
+    world.done(Role::Streamd);
+    assert_eq!(world.said(), [event("c", "p", 1)]);
 }
 
 #[test]
@@ -65,58 +98,32 @@ fn a_new_streamd_gets_the_descriptors_before_it_hears_of_ends() {
 }
 
 #[test]
-fn a_new_execd_has_the_outputs_back_before_it_does_anything() {
+fn a_new_execd_is_told_whose_output_it_keeps() {
     let mut world = World::with_container();
+    world.exec("c", "known", 3);
+    world.started(Pid(101));
+    world.exec("c", "ended", 5);
+    world.started(Pid(102));
+    world.exits(Pid(102), 0);
+    world.exec("c", "gone", 7);
+    world.started(Pid(103));
+    world.exits(Pid(103), 0);
+    let (second, _) = world.asked.pop().unwrap();
+    world.reply(Role::Streamd, second, Ok(done(&Ask::Flush)));
+    world.exec("c", "failed", 9);
     world.dies(Role::Execd);
-    world.exec("c", "p", 3);
+    world.exec("c", "waits", 11);
     world.comes_up(Role::Execd, 70);
-    assert!(world.asked(Role::Streamd).is_empty(), "outside the pod it is of no use");
-    world.done(Role::Execd);
-    assert_eq!(world.asked(Role::Streamd), ["hand back"]);
-    assert!(world.asked(Role::Execd).is_empty());
+    assert_eq!(world.asked(Role::Execd), ["join 5 1 3"], "what is not finished, and has been started");
+    // One that dies over it leaves the next nothing old.
+    world.exits(Pid(101), 0);
     world.done(Role::Streamd);
-    assert_eq!(world.asked(Role::Execd), ["start c p"]);
-}
-
-#[test]
-fn a_new_execd_does_not_wait_for_a_streamd_that_died() {
-    // It dies over the request, behind others of them, or before.
-    for queued in [0, 16] {
-        let mut world = World::with_container();
-        for number in 0..queued {
-            world.exec("c", &format!("e{number}"), 11 + 2 * number);
-            world.started(Pid(200 + number as i32));
-            world.exits(Pid(200 + number as i32), 0);
-        }
-        world.dies(Role::Execd);
-        world.comes_up(Role::Execd, 70);
-        world.done(Role::Execd);
-        world.exec("c", "p", 3);
-        assert!(world.asked(Role::Execd).is_empty(), "{queued} before");
-        world.dies(Role::Streamd);
-        assert!(world.asked(Role::Execd).contains(&"start c p".to_owned()), "{queued} before");
-    }
-    let mut world = World::with_container();
-    world.dies(Role::Streamd);
-    world.dies(Role::Execd);
-    world.comes_up(Role::Execd, 70);
-    world.exec("c", "p", 3);
-    world.done(Role::Execd);
-    assert_eq!(world.asked(Role::Execd), ["start c p"]);
-}
-
-#[test]
-fn what_an_earlier_execd_was_handed_back_lets_no_later_one_start_outside_the_pod() {
-    let mut world = World::with_container();
-    world.dies(Role::Execd);
-    world.comes_up(Role::Execd, 70);
-    world.done(Role::Execd);
-    assert_eq!(world.asked(Role::Streamd), ["hand back"]);
+    world.done(Role::Streamd);
     world.dies(Role::Execd);
     world.comes_up(Role::Execd, 71);
-    world.exec("c", "p", 3);
-    world.done(Role::Streamd);
-    assert_eq!(world.asked(Role::Execd), ["join"]);
+    assert_eq!(world.asked(Role::Execd), ["join 1"]);
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Execd), ["start c waits"]);
 }
 
 #[test]

@@ -185,7 +185,6 @@ fn done(ask: &Ask) -> HelperReply {
         Role::Netd => HelperReply::Netd(netd::Reply::Done),
         Role::Mountd => HelperReply::Mountd(mountd::Reply::Done),
         Role::Execd => HelperReply::Execd(execd::Reply::Done),
-        Role::Streamd if *ask == Ask::HandBack => HelperReply::Streamd(streamd::Reply::HandedBack),
         Role::Streamd => HelperReply::Streamd(streamd::Reply::Drained),
     }
 }
@@ -240,7 +239,8 @@ fn short(ask: &Ask) -> String {
         Ask::RemoveContainer { container } => format!("remove {container}"),
         Ask::DestroyPod => "destroy pod".to_owned(),
         Ask::StartPod { hostname } => format!("start pod {hostname}"),
-        Ask::JoinPod => "join".to_owned(),
+        Ask::Adopt { running } => format!("adopt{}", listed(running)),
+        Ask::JoinPod { running } => format!("join{}", listed(running)),
         Ask::StartProcess { container, process, init, finished, .. } => {
             let finished =
                 if finished.is_empty() { String::new() } else { format!(", {finished:?} finished") };
@@ -250,10 +250,13 @@ fn short(ask: &Ask) -> String {
         Ask::Resize { stdio, row, column } => format!("resize {stdio} {row}x{column}"),
         Ask::Release { finished } => format!("release {finished:?}"),
         Ask::Resend => "resend".to_owned(),
-        Ask::HandBack => "hand back".to_owned(),
         Ask::Finish { stdio } => format!("finish {stdio}"),
         Ask::Flush => "flush".to_owned(),
     }
+}
+
+fn listed(streams: &[StreamId]) -> String {
+    streams.iter().map(|stream| format!(" {stream}")).collect()
 }
 
 fn kill(pid: i32, signal: Signal, group: bool) -> Action {

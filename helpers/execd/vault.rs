@@ -1,0 +1,233 @@
+//! The vault: duplicates of the running processes' outputs, in the queue of a socket pair that every execd inherits. The
+//! kernel keeps them when execd and streamd die, whoever of them and in whatever order.
+//!
+//! A queue has two ends and no middle. So what is to stay when the rest is thrown out goes round: it is appended again, and
+//! only then taken from the front; a kill between the two leaves it there twice. Each entry has a number that only
+//! grows, so that of two for one stream the later start is known.
+//!
+//! The kernel counts descriptors on their way by the real user of who sent them, and whoever shares that user, has no capability and a limit
+//! of open files below the count, can send none (ETOOMANYREFS). Containers' root is root. So what is in the vault was sent by a user of
+//! its own.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use hyperinit::fault::{Fault, OrFault};
+use hyperinit::sys::fd::{peek, peek_fds, receive_fds, send_fds};
+use hyperinit::wire::streamd::{STREAMS_LEN, Streams as Packet};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{Uid, getuid, setresuid};
+
+/// A number alone: the mark behind which everything has gone round.
+const MARK_LEN: usize = 8;
+const ENTRY_LEN: usize = MARK_LEN + STREAMS_LEN;
+/// In whose name descriptors are put in; nothing runs as this user.
+const KEEPER: u32 = 903;
+/// So many entries that are of no use any more cost less than throwing them out.
+const SPARE: usize = 16;
+
+/// The socket pair.
+pub struct Vault {
+    put: OwnedFd,
+    take: OwnedFd,
+    /// How many entries it has.
+    entries: usize,
+    /// The last number.
+    last: u64,
+}
+
+/// One process's outputs.
+pub struct Entry {
+    /// The later of two of one stream has the higher one.
+    pub number: u64,
+    /// What it is, as a new streamd is told.
+    pub packet: Packet,
+    /// stdout or tty, then stderr.
+    pub fds: Vec<OwnedFd>,
+}
+
+impl Vault {
+    /// Of these inherited descriptors.
+    pub fn new(put: OwnedFd, take: OwnedFd) -> Vault {
+        Vault { put, take, entries: 0, last: 0 }
+    }
+
+    /// One that ends with this process, for an execd that is run by hand.
+    pub fn own() -> Result<Vault, Fault> {
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .map(|(put, take)| Vault::new(put, take))
+            .fault("making", "a socket pair")
+    }
+
+    /// Puts a process's outputs in; returns the entry's number.
+    pub fn put(&mut self, packet: &Packet, fds: &[BorrowedFd<'_>]) -> Result<u64, Fault> {
+        let number = self.next_number();
+        as_keeper(|| send_fds(&self.put, &encode(number, packet), fds))
+            .fault("keeping", format!("stream {}", packet.stdio))?;
+        self.entries += 1;
+        Ok(number)
+    }
+
+    /// Whether it is time to throw out what is of no use, when so many are of some.
+    pub fn is_full(&self, useful: usize) -> bool {
+        self.entries > 2 * useful + SPARE
+    }
+
+    /// Whether there is anything but so many that are of use.
+    pub fn has_more_than(&self, useful: usize) -> bool {
+        self.entries > useful
+    }
+
+    /// Looks at every entry, and throws out those that `keep` is false for. One that is there twice is kept once.
+    pub fn sweep(&mut self, mut keep: impl FnMut(Entry) -> bool) -> Result<(), Fault> {
+        let mark = self.next_number();
+        send_fds(&self.put, &mark.to_be_bytes(), &[]).fault("sweeping", "the vault")?;
+        let (mut seen, mut entries) = (BTreeSet::new(), 0);
+        loop {
+            // One byte more than an entry has: a longer one is cut, and thrown out.
+            let mut packet = [0; ENTRY_LEN + 1];
+            let front = match peek_fds(&self.take, &mut packet) {
+                Ok((count, fds)) => packet.get(..count).map(|packet| (packet, fds)),
+                // Too long, and not only without a number left for its descriptors.
+                Err(Errno::EMSGSIZE) if peek(&self.take, &mut packet) == Ok(packet.len()) => None,
+                Err(errno) => return Err(Fault::errno("sweeping", "the vault", errno)),
+            };
+            let done = front.as_ref().is_some_and(|(packet, _)| *packet == mark.to_be_bytes());
+            let entry = front.and_then(|(packet, fds)| decode(packet, fds));
+            if let Some(entry) = entry.filter(|entry| seen.insert(entry.number)) {
+                self.last = self.last.max(entry.number);
+                let (number, streams) = (entry.number, entry.packet);
+                let fds = entry.fds.iter().map(|fd| fd.try_clone()).collect::<Result<Vec<_>, _>>();
+                let fds = fds.fault("sweeping", "the vault")?;
+                if keep(entry) {
+                    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+                    as_keeper(|| send_fds(&self.put, &encode(number, &streams), &fds))
+                        .fault("sweeping", "the vault")?;
+                    entries += 1;
+                }
+            }
+            receive_fds(&self.take, &mut packet)
+                .map(drop)
+                .or_else(only_cut)
+                .fault("sweeping", "the vault")?;
+            if done {
+                self.entries = entries;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Higher than all before it, those of earlier execds included.
+    fn next_number(&mut self) -> u64 {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        self.last = (self.last + 1).max(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+        self.last
+    }
+}
+
+/// Does something as the keeper's real user. What this process may do is its effective user's. Without the capability,
+/// which a guest's execd has, it is done all the same.
+fn as_keeper<T>(work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    let (own, same) = (getuid(), Uid::from_raw(u32::MAX));
+    let changed = setresuid(Uid::from_raw(KEEPER), same, same).is_ok();
+    let done = work();
+    if changed { setresuid(own, same, same).and(done) } else { done }
+}
+
+fn only_cut(errno: Errno) -> Result<(), Errno> {
+    if errno == Errno::EMSGSIZE { Ok(()) } else { Err(errno) }
+}
+
+fn encode(number: u64, packet: &Packet) -> [u8; ENTRY_LEN] {
+    let mut out = [0; ENTRY_LEN];
+    out[..MARK_LEN].copy_from_slice(&number.to_be_bytes());
+    out[MARK_LEN..].copy_from_slice(&packet.encode());
+    out
+}
+
+/// None: a mark, or nothing that an execd has put there.
+fn decode(bytes: &[u8], fds: Vec<OwnedFd>) -> Option<Entry> {
+    let (number, packet) = bytes.split_first_chunk::<MARK_LEN>()?;
+    let packet = Packet::decode(packet).filter(|packet| packet.again && packet.fds() == fds.len())?;
+    Some(Entry { number: u64::from_be_bytes(*number), packet, fds })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyperinit::ids::StreamId;
+    use nix::unistd::pipe;
+
+    fn packet(stdio: u64) -> Packet {
+        let stdio = StreamId::new(stdio).unwrap();
+        Packet { stdio, stderr: None, terminal: false, stdin: false, again: true }
+    }
+
+    fn streams(vault: &mut Vault) -> Vec<u64> {
+        let mut all = Vec::new();
+        vault
+            .sweep(|entry| {
+                all.push(entry.packet.stdio.get());
+                true
+            })
+            .unwrap();
+        all
+    }
+
+    /// An execd that comes after one that was killed.
+    fn successor(vault: &Vault) -> Vault {
+        Vault::new(vault.put.try_clone().unwrap(), vault.take.try_clone().unwrap())
+    }
+
+    #[test]
+    fn what_is_put_in_is_there_for_every_successor() {
+        let mut vault = Vault::own().unwrap();
+        let (out, end) = pipe().unwrap();
+        let first = vault.put(&packet(1), &[out.as_fd()]).unwrap();
+        assert!(first < vault.put(&packet(2), &[out.as_fd()]).unwrap());
+        drop(out);
+        let mut next = successor(&vault);
+        drop(vault);
+        assert_eq!(streams(&mut next), [1, 2]);
+        assert_eq!(streams(&mut next), [1, 2]);
+        nix::unistd::write(&end, b"x").expect("the reading end is kept");
+        next.sweep(|entry| entry.packet.stdio.get() == 2).unwrap();
+        assert_eq!(streams(&mut next), [2]);
+        next.sweep(|_| false).unwrap();
+        assert!(!next.has_more_than(0));
+        assert_eq!(nix::unistd::write(&end, b"x"), Err(Errno::EPIPE), "nobody has it now");
+    }
+
+    #[test]
+    fn a_sweep_that_is_cut_off_anywhere_loses_nothing() {
+        let (out, _end) = pipe().unwrap();
+        // As a kill leaves it: a mark; a mark and an entry twice; an entry that was begun anew.
+        for twice in 0..3 {
+            let mut vault = Vault::own().unwrap();
+            let numbers = [1, 2, 1].map(|stdio| vault.put(&packet(stdio), &[out.as_fd()]).unwrap());
+            send_fds(&vault.put, &7u64.to_be_bytes(), &[]).unwrap();
+            for &number in numbers.iter().take(twice) {
+                send_fds(&vault.put, &encode(number, &packet(1)), &[out.as_fd()]).unwrap();
+            }
+            let mut next = successor(&vault);
+            assert_eq!(streams(&mut next), [1, 2, 1]);
+            assert_eq!(next.entries, 3);
+            assert!(next.next_number() > numbers[2]);
+        }
+    }
+
+    #[test]
+    fn what_no_execd_has_put_there_is_thrown_out() {
+        let mut vault = Vault::own().unwrap();
+        let (out, _end) = pipe().unwrap();
+        let start = Packet { again: false, ..packet(1) };
+        send_fds(&vault.put, &[1; 100], &[]).unwrap();
+        send_fds(&vault.put, &encode(1, &packet(1)), &[]).unwrap();
+        send_fds(&vault.put, &encode(1, &start), &[out.as_fd()]).unwrap();
+        send_fds(&vault.put, b"x", &[out.as_fd()]).unwrap();
+        assert!(streams(&mut vault).is_empty());
+    }
+}

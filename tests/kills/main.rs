@@ -1,0 +1,39 @@
+//! Helpers that die at any moment, under load: a driver starts containers and processes, checks every byte of their output,
+//! their statuses and every reply, while a random helper is ended by a random signal, again and again.
+//!
+//! What a death may cost is in docs/design.md «When things die»: the command in flight (ERROR, once, in its turn), and with streamd
+//! the stdin of running processes. Everything else that is lost fails the test.
+//!
+//! `KILLS_SEED` runs the same choices again, as far as the machine's timing lets it; `KILLS` says how many there are (`make kills`).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its report")]
+
+mod driver;
+#[path = "../guest/mod.rs"]
+mod guest;
+mod killer;
+mod random;
+mod work;
+
+use std::io::Write;
+
+use driver::Driver;
+use random::Random;
+
+/// How many kills there are in every `make test`.
+const FEW: u64 = 100;
+
+/// A number from the environment.
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
+
+#[test]
+fn nothing_is_lost_whoever_dies() {
+    let seed = variable("KILLS_SEED").unwrap_or_else(random::seed);
+    let kills = variable("KILLS").unwrap_or(FEW);
+    let mut out = std::io::stderr();
+    let _ = writeln!(out, "KILLS_SEED={seed} KILLS={kills}");
+    let counts = Driver::new(Random(seed)).run(kills);
+    let _ = writeln!(out, "{counts}");
+}

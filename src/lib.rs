@@ -1,5 +1,6 @@
 //! What the processes of hyperinit share: docs/design.md draws the process tree.
 
+pub mod cgroups;
 pub mod channel;
 #[path = "../host/client/mod.rs"]
 pub mod client;

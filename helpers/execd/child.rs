@@ -99,7 +99,7 @@ impl Start<'_> {
             Ok(program) => program,
             Err(fault) => leave(&report, &fault),
         };
-        if !report::released() {
+        if !report::released(report::RELEASE_TIMEOUT) {
             // Without a word: the host was told that this start failed, and knows of no stream for it.
             exit(125)
         }
@@ -111,7 +111,7 @@ impl Start<'_> {
     /// Enters the container, and gives up every descriptor that leads out of it before the first path of an image is
     /// followed: `/proc/self/fd/N/..` is a path too (CVE-2024-21626). Returns the way back to execd.
     fn enter(&self, report: &OwnedFd) -> Result<OwnedFd, Fault> {
-        self.be_killable();
+        self.be_killable()?;
         if let Place::Container { namespace, .. } = self.place {
             setns(namespace, CloneFlags::CLONE_NEWNS).fault("entering", "the container")?;
         }
@@ -147,12 +147,14 @@ impl Start<'_> {
         Ok(program)
     }
 
-    /// execd is the last thing that the memory killer takes; what it starts is not.
-    fn be_killable(&self) {
+    /// execd is the last thing that the memory killer takes; what it starts is not, nor can it become that again: who
+    /// writes with CAP_SYS_RESOURCE sets the least that a process without it may write later.
+    fn be_killable(&self) -> Result<(), Fault> {
         let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-        if let Ok(file) = nix::fcntl::openat(self.proc, "self/oom_score_adj", flags, Mode::empty()) {
-            let _ = write(&file, b"0");
-        }
+        nix::fcntl::openat(self.proc, "self/oom_score_adj", flags, Mode::empty())
+            .and_then(|file| write(&file, b"0"))
+            .map(drop)
+            .fault("setting", "oom_score_adj")
     }
 
     /// 0, 1 and 2 are pipes by now, or become the tty. Returns the tty's master, if there is one.

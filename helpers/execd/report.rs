@@ -16,8 +16,10 @@ use super::passwd::Copy;
 /// How long a process may take until it is ready. It reads a container's files, from a share that the host may serve slowly;
 /// init's own limit is twice as long.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long init may take to release it: it has been told, or execd died before it told.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long init may take to release a process: it has been told, or execd died before it told.
+pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it may take to release the pod init: mountd keeps its namespaces first, and may have to be started again for that.
+pub const POD_RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest report in bytes; a fault is cut to its first words before it would be longer.
 const REPORT_MAX: usize = 4096;
 const READY: u8 = b'R';
@@ -91,8 +93,8 @@ pub fn ready(socket: &OwnedFd, tty: Option<BorrowedFd<'_>>, passwd: Option<&Copy
 
 /// The process's side: waits until init lets it execute. Init does that once it knows of it, so a process that runs is
 /// known, whenever execd dies. False: init was never told.
-pub fn released() -> bool {
-    process::wait_for_release(RELEASE_TIMEOUT).is_ok()
+pub fn released(limit: Duration) -> bool {
+    process::wait_for_release(limit).is_ok()
 }
 
 /// The process's side: says why it cannot be started.

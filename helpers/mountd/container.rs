@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use hyperinit::cgroups;
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::ContainerId;
 use hyperinit::paths;
@@ -354,7 +355,7 @@ fn keep(namespace: &OwnedFd, id: &ContainerId) -> Result<(), Fault> {
 
 /// The container's cgroup, where the kernel has cgroup v2 (its root was made at boot).
 fn make_cgroup(id: &ContainerId) -> Result<(), Fault> {
-    match fs::create_dir(paths::container_cgroup(id)) {
+    match cgroups::make_container(id) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(Fault::io("making the cgroup of", id, &error))
         }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
+use hyperinit::cgroups;
 use hyperinit::fault::{Fault, OrFault};
 
 /// Where processors and blocks of memory are, each a directory with a file `online`.
@@ -19,15 +20,15 @@ pub fn rescan() -> Result<(), Fault> {
     }
 }
 
-/// Brings every processor and every block of memory online that is not; the first fault is the answer, after all have been
-/// tried.
+/// Brings every processor and every block of memory online that is not, and lets the pod have the memory; the first fault is
+/// the answer, after all have been tried.
 pub fn online() -> Result<(), Fault> {
     let mut first = Ok(());
     for (directory, prefix) in PLUGGED {
         let done = online_in(Path::new(directory), prefix);
         first = first.and(done);
     }
-    first
+    first.and(cgroups::follow_memory())
 }
 
 /// The same for what is called `<prefix>N` in a directory. What has no `online` cannot be offline.

@@ -1,12 +1,13 @@
 //! Early boot: what PID 1 does before it can do anything else (protocol.md «Guest set-up at boot»).
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::libc::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
@@ -18,6 +19,7 @@ use super::modules;
 use super::settings::Settings;
 use crate::fault::{Fault, OrFault};
 use crate::logger;
+use crate::sys::mount::{clone_tree, set_attributes};
 
 /// `fs.file-max` and RLIMIT_NOFILE, as the C original sets them.
 const FILES: u64 = 1_000_000;
@@ -100,9 +102,18 @@ fn log_to_kernel() -> Result<(), Fault> {
 }
 
 /// Opens PID 1's own program, which is every helper's too, before the place it is in goes away.
+///
+/// By a read-only mount of its own: a process that execd starts is this program until it executes its container's, and an
+/// image may name `/proc/self/exe` as a program. What is opened by way of `/proc/PID/exe` is on the mount that was
+/// executed, so whoever gets there cannot write to the program, nor change its mode (CVE-2019-5736).
 pub fn program() -> Result<OwnedFd, Fault> {
-    open("/proc/self/exe", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-        .fault("opening", "/proc/self/exe")
+    const OWN: &str = "/proc/self/exe";
+    let file = open(OWN, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", OWN)?;
+    let mount = clone_tree(&file, false).fault("cloning the mount of", OWN)?;
+    let attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+    set_attributes(&mount, attributes, false).fault("making read-only", OWN)?;
+    let through = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    open(through.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).fault("opening again", OWN)
 }
 
 /// Raises the limits. In a namespace `fs.file-max` is the machine's and stays.

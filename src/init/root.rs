@@ -15,6 +15,7 @@ use nix::unistd::{UnlinkatFlags, chdir, chroot, pivot_root, unlinkat};
 
 use super::boot::mount_kernel;
 use super::settings::{Local, Settings};
+use crate::cgroups;
 use crate::fault::{Fault, OrFault};
 use crate::paths;
 use crate::sys::mount::enter_new_namespace;
@@ -46,7 +47,7 @@ pub fn enter(settings: &Settings) -> Result<(), Fault> {
     make_directory(paths::RUN, 0o711)?;
     make_directory(paths::IPC, 0o711)?;
     make_directory(paths::CONTAINERS, 0o700)?;
-    cgroups();
+    cgroups(settings.local.is_some());
     Ok(())
 }
 
@@ -133,12 +134,14 @@ fn devices() -> Result<(), Fault> {
     Ok(())
 }
 
-/// cgroup v2, where the kernel has it: a container is then killed as one.
-fn cgroups() {
-    let mounted = mount_kernel("cgroup2", paths::CGROUP)
-        .and_then(|()| std::fs::create_dir_all(paths::POD_CGROUP).fault("making", paths::POD_CGROUP));
-    if let Err(fault) = mounted {
-        log::warn!("no cgroup v2: {fault}");
+/// cgroup v2, where the kernel has it: a container is then killed as one, and the pod leaves the guest enough to live on.
+fn cgroups(local: bool) {
+    let mounted = mount_kernel("cgroup2", paths::CGROUP).and_then(|()| cgroups::make());
+    match mounted {
+        Err(fault) => log::warn!("no cgroup v2: {fault}"),
+        // A machine shares itself out as it likes.
+        Ok(()) if local => {}
+        Ok(()) => cgroups::share_out(),
     }
 }
 

@@ -78,7 +78,11 @@ impl Supervisor {
             PodStep::Routes => self.ask_pod_step(PodStep::Files),
             PodStep::Files => self.ask_pod_step(PodStep::Init),
             PodStep::Init => self.ask_pod_step(PodStep::Pin),
-            PodStep::Pin => self.ask_pod_step(PodStep::Join),
+            PodStep::Pin => {
+                // Now, for it leaves the mount namespace that has just been kept.
+                self.actions.extend(init.map(|pid| Action::Release { pid }));
+                self.ask_pod_step(PodStep::Join);
+            }
             PodStep::Join => match *init {
                 Some(init) => self.pod_started(init),
                 None => self.take_pod_down(),
@@ -93,7 +97,6 @@ impl Supervisor {
                 fault.get_or_insert_with(init_died);
             } else {
                 *init = Some(pid);
-                self.actions.push(Action::Release { pid });
             }
         }
     }

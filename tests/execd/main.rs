@@ -56,6 +56,15 @@ fn a_pod_init_is_one_in_namespaces_of_its_own_and_has_nothing() {
         let request = execd::Request::StartPod { hostname: HOSTNAME.to_owned() };
         let init = execd.started(&request).unwrap();
         guest.adopt_init(init);
+        // What mountd keeps, and what every container's namespace is a copy of.
+        let mounts = || fs::read_to_string(format!("/proc/{init}/mountinfo")).unwrap();
+        let kept = mounts();
+        assert_eq!(
+            kept.lines().filter(|line| line.split(' ').nth(4) == Some("/proc")).count(),
+            2,
+            "its own /proc"
+        );
+        assert!(!kept.contains("shared:") && !kept.contains("master:"));
         release(init);
         // Its last step is its filter; until then it works on.
         let confined = || status(init, "Seccomp") == "2" && status(init, "CapEff") == NONE;
@@ -76,13 +85,10 @@ fn a_pod_init_is_one_in_namespaces_of_its_own_and_has_nothing() {
         }
         let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
         assert_eq!(of(&init.to_string()), of("thread-self"), "the network is the guest's");
-        let mounts = fs::read_to_string(format!("/proc/{init}/mountinfo")).unwrap();
-        assert_eq!(
-            mounts.lines().filter(|line| line.split(' ').nth(4) == Some("/proc")).count(),
-            2,
-            "its own /proc"
-        );
-        assert!(!mounts.contains("shared:") && !mounts.contains("master:"));
+        let left = mounts();
+        let mut left = left.lines().map(|line| line.split(' ').nth(4).unwrap());
+        assert_eq!((left.next(), left.next()), (Some("/"), None), "it has left the guest's root");
+        assert_eq!(fs::read_dir(format!("/proc/{init}/root/")).unwrap().count(), 0);
         let open: Vec<_> =
             fs::read_dir(format!("/proc/{init}/fd")).unwrap().map(|fd| fd.unwrap().file_name()).collect();
         assert_eq!(open, ["2"], "the log and nothing else");

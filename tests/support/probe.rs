@@ -28,6 +28,28 @@ pub fn data_at(calls: u64) -> u64 {
 /// The same with several calls, of which the last one decides, and with readable data.
 #[cfg(target_arch = "x86_64")]
 pub fn elf_of(calls: &[(u64, [u64; 6])], data: &[u8]) -> Vec<u8> {
+    let mut code = code(calls);
+    // xor edi, edi; test rax, rax; cmovs edi, eax; neg edi; mov eax, SYS_exit; syscall
+    code.extend([0x31, 0xff, 0x48, 0x85, 0xc0, 0x0f, 0x48, 0xf8, 0xf7, 0xdf]);
+    code.extend([0xb8, 0x3c, 0, 0, 0, 0x0f, 0x05]);
+    code.extend(data);
+    file(code)
+}
+
+/// A program that makes the calls again and again, whatever becomes of them.
+#[cfg(target_arch = "x86_64")]
+pub fn elf_forever(calls: &[(u64, [u64; 6])]) -> Vec<u8> {
+    const JUMP: usize = 5;
+    let mut code = code(calls);
+    let back = -i32::try_from(code.len() + JUMP).unwrap();
+    // jmp to the first call
+    code.push(0xe9);
+    code.extend(back.to_le_bytes());
+    file(code)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn code(calls: &[(u64, [u64; 6])]) -> Vec<u8> {
     let mut code = Vec::new();
     for (number, arguments) in calls {
         let mut load = |opcode: [u8; 2], value: u64| {
@@ -43,10 +65,12 @@ pub fn elf_of(calls: &[(u64, [u64; 6])], data: &[u8]) -> Vec<u8> {
         // syscall
         code.extend([0x0f, 0x05]);
     }
-    // xor edi, edi; test rax, rax; cmovs edi, eax; neg edi; mov eax, SYS_exit; syscall
-    code.extend([0x31, 0xff, 0x48, 0x85, 0xc0, 0x0f, 0x48, 0xf8, 0xf7, 0xdf]);
-    code.extend([0xb8, 0x3c, 0, 0, 0, 0x0f, 0x05]);
-    code.extend(data);
+    code
+}
+
+/// The ELF file of some code.
+#[cfg(target_arch = "x86_64")]
+fn file(code: Vec<u8>) -> Vec<u8> {
     let size = HEADERS + code.len() as u64;
     let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     let half = |file: &mut Vec<u8>, value: u16| file.extend(value.to_le_bytes());

@@ -100,7 +100,9 @@ fn a_pod_starts_step_by_step() {
     assert_eq!(world.asked(Role::Execd), ["start pod pod"]);
     world.started(POD_INIT);
     assert_eq!(world.asked(Role::Mountd), ["pin 50"]);
+    assert!(world.released.is_empty(), "what is kept is still its own");
     world.done(Role::Mountd);
+    assert_eq!(world.released, [POD_INIT]);
     assert_eq!(world.asked(Role::Execd), ["join"]);
     assert!(world.said().is_empty());
     world.done(Role::Execd);

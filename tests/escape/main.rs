@@ -1,0 +1,101 @@
+//! A hostile container: the known ways out of one, tried on a whole guest. Each test names the CVE or the mechanism.
+//!
+//! Tried elsewhere, and not again here: descriptors and the working directory (CVE-2024-21626) in tests/execd/profile.rs, TIOCSTI
+//! and ioctl's 64-bit number there too, a setuid program that has to work in tests/scenarios/exec.rs.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+#[path = "../guest/mod.rs"]
+mod guest;
+mod image;
+mod jail;
+#[path = "../support/probe.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod probe;
+mod program;
+mod races;
+mod thief;
+mod vm;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use guest::{Guest, Running};
+use serde_json::json;
+
+/// What tells this program, in a container, which attack it is.
+const ATTACK: &str = "ESCAPE";
+
+/// In a container: what is to be attacked. In the test: nothing.
+fn told(attack: &str) -> Option<String> {
+    env::var(ATTACK).ok()?.strip_prefix(attack)?.strip_prefix(' ').map(str::to_owned)
+}
+
+/// Puts this very program into an image.
+fn arm(root: &Path) {
+    fs::copy(env::current_exe().unwrap(), root.join("bin/escape")).unwrap();
+}
+
+/// Runs a test of this program in a container, as the attack that it also is.
+fn attack<'a>(guest: &'a Guest, container: &str, test: &str, attack: &str, what: &str) -> Running<'a> {
+    let args = ["/bin/escape", "--exact", test, "--nocapture", "--test-threads=1"];
+    let envs = json!([{"env": ATTACK, "value": format!("{attack} {what}")}]);
+    guest.exec(container, &args, json!({"envs": envs}))
+}
+
+/// A line of an attack's, among the harness's.
+fn say(line: &str) {
+    let mut out = std::io::stdout();
+    out.write_all(format!("\n{line}\n").as_bytes()).and_then(|()| out.flush()).unwrap();
+}
+
+/// What an attack has said behind a word.
+fn said<'a>(text: &'a str, word: &str) -> &'a str {
+    let line = text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {word} in {text:?}"))
+}
+
+/// What must not change: a directory of the share that no image has, and that the guest reaches by this path.
+struct Outside {
+    at: PathBuf,
+}
+
+/// The guest's own path to it; in an image it is whatever the image has there.
+const OUTSIDE: &str = "/run/hyperinit/share/outside";
+const SECRET: &str = "the guest's\n";
+
+impl Outside {
+    fn new(guest: &Guest) -> Outside {
+        let at = guest.share.join("outside");
+        fs::create_dir_all(at.join("pts")).unwrap();
+        for name in ["console", "file", "hosts", "null", "ptmx", "resolv.conf"] {
+            fs::write(at.join(name), SECRET).unwrap();
+        }
+        Outside { at }
+    }
+
+    /// Its names and what is in them.
+    fn content(&self) -> BTreeMap<PathBuf, String> {
+        let entries = fs::read_dir(&self.at).unwrap().map(|entry| entry.unwrap().path());
+        entries
+            .map(|path| {
+                let is_file = fs::symlink_metadata(&path).unwrap().is_file();
+                let text = if is_file {
+                    fs::read_to_string(&path).unwrap()
+                } else {
+                    format!("{}", fs::read_dir(&path).unwrap().count())
+                };
+                (path, text)
+            })
+            .collect()
+    }
+}
+
+/// The mounts of the guest's own namespace that are below a path.
+fn mounted_in_the_guest(guest: &Guest, below: &str) -> Vec<String> {
+    let init = guest::processes::process(guest, "init", None);
+    let mounts = fs::read_to_string(format!("/proc/{init}/mountinfo")).unwrap();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    points.filter(|point| Path::new(point).starts_with(below)).map(str::to_owned).collect()
+}

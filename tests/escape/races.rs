@@ -1,0 +1,190 @@
+//! Links that are swapped under the guest's hands, for seconds, by a container that has the same files.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant};
+
+use hyperinit::client::CallError;
+use hyperinit::command::{Command, File, WriteFile};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use serde_json::{Value, json};
+
+use crate::guest::processes::{NAMES, process};
+use crate::guest::{Guest, Kind, container_id};
+use crate::{OUTSIDE, Outside, arm, attack, mounted_in_the_guest, said, say, told};
+
+/// How long each is tried.
+const WHILE: Duration = Duration::from_secs(3);
+/// What an image's own files say.
+const INSIDE: &str = "the image's\n";
+/// Where links lead: as the guest has it, and as the share's own directories have it.
+const LINKS: [(&str, &str); 3] = [
+    ("absolute", OUTSIDE),
+    ("up", "../../../../../../../run/hyperinit/share/outside"),
+    ("share", "../../outside"),
+];
+
+/// In a container: a directory is itself and, in turn, each of the links, as fast as it goes; until stdin ends.
+fn swap(spot: &str) -> ! {
+    say("ready");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let mut swaps = 0_u64;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ = std::io::read_to_string(std::io::stdin());
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            for (link, _) in LINKS {
+                for _ in 0..2 {
+                    let other = format!("/links/{link}");
+                    renameat2(AT_FDCWD, spot, AT_FDCWD, other.as_str(), RenameFlags::RENAME_EXCHANGE)
+                        .unwrap();
+                    swaps += 1;
+                }
+            }
+        }
+    });
+    say(&format!("swaps {swaps}"));
+    std::process::exit(0)
+}
+
+/// An image in which every path is somewhere, by the link too: what follows it stays inside and succeeds.
+fn image(guest: &Guest) {
+    let root = guest.image("race");
+    arm(&root);
+    for at in ["spot", "outside", "run/hyperinit/share/outside"] {
+        let at = root.join(at);
+        fs::create_dir_all(&at).unwrap();
+        for name in ["file", "hosts", "resolv.conf"] {
+            fs::write(at.join(name), INSIDE).unwrap();
+        }
+    }
+    fs::create_dir(root.join("links")).unwrap();
+    for (name, to) in LINKS {
+        // Exchanged with a directory right below the root.
+        symlink(to, root.join("links").join(name)).unwrap();
+    }
+}
+
+/// Has a container swap `spot` while `tried` is done again and again; returns how often it succeeded.
+fn race(spot: &str, mut tried: impl FnMut(&Guest, usize) -> Result<(), CallError>) {
+    let guest = Guest::with_pod(Kind::Local);
+    let outside = Outside::new(&guest);
+    image(&guest);
+    let before = outside.content();
+    let helpers = || NAMES.map(|name| process(&guest, name, None));
+    let main = guest.container("race", &["sleep", "100000"], json!({"image": "race"}));
+    let pids = helpers();
+    let test = "races::a_container_swaps_links";
+    let swapper = attack(&guest, "race", test, "swap", spot);
+    swapper.read_until("ready\n");
+    let until = Instant::now() + WHILE;
+    let (mut count, mut succeeded) = (0, 0);
+    while Instant::now() < until {
+        match tried(&guest, count) {
+            Ok(()) => succeeded += 1,
+            Err(CallError::Refused(_)) => {}
+            Err(error) => panic!("{error}\n{}", guest.log()),
+        }
+        count += 1;
+    }
+    let outcome = swapper.outcome();
+    assert_eq!(outcome.status, 0, "{}{}", outcome.stdout, outcome.stderr);
+    let swaps: u64 = said(&outcome.stdout, "swaps").parse().unwrap();
+    assert!(swaps > 1000 && succeeded > 0, "{swaps} swaps, {succeeded} of {count} succeeded");
+    assert_eq!(outside.content(), before);
+    assert_eq!(mounted_in_the_guest(&guest, OUTSIDE), Vec::<String>::new());
+    assert_eq!(helpers(), pids, "nobody died of it");
+    guest.finish(main);
+}
+
+/// A container of the image that is being swapped, to its end.
+fn start(guest: &Guest, more: Value) -> Result<(), CallError> {
+    let mut all = json!({"image": "race"});
+    all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let running = guest.try_container("victim", &["true"], all)?;
+    running.end();
+    guest.remove("victim");
+    Ok(())
+}
+
+/// The attack's own program: alone, it is tried on a directory of the test's.
+#[test]
+fn a_container_swaps_links() {
+    if let Some(spot) = told("swap") {
+        swap(&spot);
+    }
+    let at = crate::guest::scratch();
+    fs::create_dir(at.join("spot")).unwrap();
+    symlink(OUTSIDE, at.join("link")).unwrap();
+    let (spot, link) = (at.join("spot"), at.join("link"));
+    renameat2(AT_FDCWD, &spot, AT_FDCWD, &link, RenameFlags::RENAME_EXCHANGE).unwrap();
+    assert!(fs::read_link(&spot).is_ok() && link.is_dir());
+    fs::remove_dir_all(at).unwrap();
+}
+
+/// CVE-2021-30465: the parent of a mount point becomes a link between its look-up and the mount.
+#[test]
+fn links_swapped_under_a_mount_lead_nowhere() {
+    race("/spot", |guest, _| {
+        let data = guest.share.join("data");
+        fs::create_dir_all(&data).unwrap();
+        start(
+            guest,
+            json!({"fsmap": [{"source": "data", "path": "/spot/new/at"}, {"source": "data", "path": "/spot"}]}),
+        )
+    });
+}
+
+/// CVE-2018-15664's mechanism, at the making of directories: the workdir, and what the init layer makes.
+#[test]
+fn links_swapped_under_mkdir_lead_nowhere() {
+    race("/spot", |guest, count| {
+        let process = json!({"workdir": format!("/spot/made{count}/deep")});
+        start(guest, json!({"initialize": true, "process": process}))
+    });
+}
+
+/// The same for the directory in which the guest makes files and mount points of its own.
+#[test]
+fn links_swapped_under_the_init_layer_lead_nowhere() {
+    race("/etc", |guest, _| start(guest, json!({"initialize": true})));
+}
+
+/// CVE-2018-15664: what is copied up into a new volume is the image's.
+#[test]
+fn links_swapped_under_a_copy_up_lead_nowhere() {
+    race("/spot", |guest, count| {
+        let volume = format!("volume{count}");
+        fs::create_dir(guest.share.join(&volume)).unwrap();
+        let fsmap = json!([{"source": volume, "path": "/spot", "dockerVolume": true}]);
+        let started = start(guest, json!({"initialize": true, "fsmap": fsmap}));
+        let copied = fs::read_to_string(guest.share.join(&volume).join("_data/file"));
+        assert!(copied.as_ref().map_or(true, |text| text == INSIDE), "{copied:?}");
+        started
+    });
+}
+
+/// READFILE: what comes is the image's.
+#[test]
+fn links_swapped_under_readfile_lead_nowhere() {
+    race("/spot", |guest, _| {
+        let file = File { container: container_id("race"), file: "/spot/file".to_owned() };
+        let bytes = guest.client().call(Command::ReadFile(file))?;
+        assert_eq!(String::from_utf8(bytes).unwrap(), INSIDE);
+        Ok(())
+    });
+}
+
+/// WRITEFILE, of a file that is there and of a new one.
+#[test]
+fn links_swapped_under_writefile_lead_nowhere() {
+    race("/spot", |guest, count| {
+        for path in ["/spot/file".to_owned(), format!("/spot/new{count}")] {
+            let file = File { container: container_id("race"), file: path };
+            guest.client().call(Command::WriteFile(WriteFile { file, data: INSIDE.into() }))?;
+        }
+        Ok(())
+    });
+}

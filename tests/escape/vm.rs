@@ -1,0 +1,230 @@
+//! What needs a kernel of its own: devices, memory, tasks. One VM for all of the default profile, one for the privileged.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use hyperinit::command::{Command, RemoveContainer};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use serde_json::json;
+
+use crate::guest::{Guest, Kind, Running, container_id, kill, scratch};
+use crate::probe;
+
+/// x86_64's numbers.
+const MMAP: u64 = 9;
+const FORK: u64 = 57;
+/// PROT_READ, PROT_WRITE.
+const WRITABLE: u64 = 3;
+/// MAP_PRIVATE, MAP_ANONYMOUS, MAP_POPULATE: what is mapped is there, and the kernel's to find.
+const AT_ONCE: u64 = 0x8022;
+const A_MEGABYTE: (u64, [u64; 6]) = (MMAP, [0, 1 << 20, WRITABLE, AT_ONCE, u64::MAX, 0]);
+
+/// A VM with a disk that is no container's, and attackers in its image.
+fn boot(append: &str) -> (Guest, std::path::PathBuf) {
+    let directory = scratch();
+    let disk = directory.join("disk.img");
+    fs::write(&disk, vec![b'D'; 1 << 20]).unwrap();
+    // Little memory, so that it is soon gone.
+    let options = ["--disk", disk.to_str().unwrap(), "--memory", "256"];
+    let guest = Guest::boot_up(Kind::Vm, append, &options);
+    let root = guest.share.join("image/rootfs/bin");
+    let program = |name: &str, calls: &[(u64, [u64; 6])]| {
+        fs::write(root.join(name), probe::elf_forever(calls)).unwrap();
+        fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    program("bomb", &[(FORK, [0; 6])]);
+    program("hog", &[A_MEGABYTE]);
+    program("swarm", &[A_MEGABYTE, (FORK, [0; 6])]);
+    guest.start_pod();
+    (guest, directory)
+}
+
+/// The guest's processes are those that came up at boot, and do what they have to.
+fn is_well(guest: &Guest) {
+    guest.call(Command::Ping);
+    assert_eq!(guest.container_says("well", "echo well", json!({})), "well\n");
+    assert!(!guest.log().contains(" is gone ("), "a helper has died\n{}", guest.log());
+}
+
+/// KILLCONTAINER ends it, however many there are in it.
+fn end(guest: &Guest, container: &str, init: Running<'_>) {
+    guest.call(kill(container, 9));
+    assert_eq!(init.end().status, 137);
+    guest.call(Command::RemoveContainer(RemoveContainer { container: container_id(container) }));
+}
+
+#[test]
+fn a_hostile_container_in_a_vm() {
+    let (guest, directory) = boot("");
+    the_guests_devices_are_nobodys(&guest);
+    the_control_port_is_out_of_reach(&guest);
+    the_memory_killer_takes_containers(&guest);
+    a_memory_hog_starves_nobody(&guest);
+    a_fork_bomb_starves_nobody(&guest);
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+    fs::remove_dir_all(directory).unwrap();
+}
+
+/// mknod of the guest's disks, of its memory, of its ports to the host: a node made by a root process, or brought by an image,
+/// opens nothing.
+fn the_guests_devices_are_nobodys(guest: &Guest) {
+    let main = guest.sleeper("nodes");
+    let devices = guest.says(
+        "nodes",
+        "for f in /sys/class/block/*/dev; do echo b:$(cat $f); done
+        for f in /sys/class/virtio-ports/*/dev /sys/class/mem/*/dev /sys/class/misc/*/dev; do echo c:$(cat $f); done",
+    );
+    assert!(
+        devices.contains("b:25") && devices.contains("c:1:1\n") && devices.lines().count() > 5,
+        "{devices}"
+    );
+    let listed = devices.lines().collect::<Vec<_>>().join(" ");
+    // The share's host may have no such device, and then refuses it. /dev/null and its like are no devices there either.
+    let script = format!(
+        "for d in {listed}; do for at in / /dev /dev/shm; do
+            n=$at/node; rest=${{d#*:}}
+            mknod $n ${{d%%:*}} ${{rest%:*}} ${{rest#*:}} 2>/dev/null || {{ [ $at = / ] && continue; exit 1; }}
+            head -c 1 $n >/dev/null 2>&1 && echo $d was read at $at
+            {{ echo x >$n; }} 2>/dev/null && echo $d was written at $at
+            rm $n
+        done; done"
+    );
+    assert_eq!(guest.says("nodes", &script), "");
+    guest.finish(main);
+    let root = guest.image("brought");
+    for (number, device) in devices.lines().enumerate() {
+        let mut parts = device.split(':');
+        let kind = if parts.next() == Some("b") { SFlag::S_IFBLK } else { SFlag::S_IFCHR };
+        let mut part = || parts.next().unwrap().parse().unwrap();
+        let device = makedev(part(), part());
+        mknod(&root.join(format!("node{number}")), kind, Mode::from_bits_truncate(0o666), device).unwrap();
+    }
+    let script = "for n in /node*; do [ -b $n ] || [ -c $n ] || echo $n is none
+        head -c 1 $n >/dev/null 2>&1 && echo $n was read; done; true";
+    assert_eq!(guest.container_says("brought", script, json!({"image": "brought"})), "");
+}
+
+/// The control port is init's: not a file of a container's /dev, not a socket, not another name of the same device (above).
+fn the_control_port_is_out_of_reach(guest: &Guest) {
+    let script = "ls /dev | grep -E 'vport|hvc|ttyS|kmsg|vsock|mem|port'
+        grep -r sh.hyper.channel /sys/class/virtio-ports/*/name | wc -l
+        cut -c 54- /proc/net/unix | grep -v Path | grep .";
+    let outcome = guest.container("port", &["sh", "-c", script], json!({})).outcome();
+    // Both ports are there; no socket has a name in the network namespace that the pod shares with the guest.
+    assert_eq!(outcome.stdout, "2\n", "{}", outcome.stderr);
+    guest.remove("port");
+}
+
+/// oom_score_adj: the guest's processes are never taken, a container's are, and cannot exempt themselves.
+fn the_memory_killer_takes_containers(guest: &Guest) {
+    let main = guest.sleeper("score");
+    assert_eq!(guest.says("score", "cat /proc/1/oom_score_adj /proc/self/oom_score_adj"), "-1000\n0\n");
+    for score in ["-1", "-1000"] {
+        let outcome = guest.sh("score", &format!("echo {score} >/proc/self/oom_score_adj"));
+        assert!(outcome.stderr.contains("Permission denied"), "{}", outcome.stderr);
+    }
+    guest.finish(main);
+}
+
+/// Memory hogs, alone and by hundreds, with private memory and with the pod's shared memory.
+fn a_memory_hog_starves_nobody(guest: &Guest) {
+    let main = guest.sleeper("hog");
+    for _ in 0..3 {
+        assert_eq!(guest.exec("hog", &["hog"], json!({})).outcome().status, 137);
+        is_well(guest);
+    }
+    let hogs: Vec<_> = (0..8).map(|_| guest.exec("hog", &["hog"], json!({}))).collect();
+    guest.call(Command::Ping);
+    for hog in hogs {
+        assert_eq!(hog.outcome().status, 137);
+    }
+    is_well(guest);
+    let full =
+        guest.sh("hog", "cat /dev/zero >/dev/shm/full; echo x >>/dev/shm/more; rm /dev/shm/*; echo end");
+    assert!(matches!(full.status, 0 | 137), "{}", full.stderr);
+    guest.says("hog", "rm -f /dev/shm/*");
+    is_well(guest);
+    let swarm = guest.exec("hog", &["swarm"], json!({}));
+    assert_eq!(swarm.status(), 137, "the first of many");
+    guest.call(Command::Ping);
+    end(guest, "hog", main);
+    is_well(guest);
+}
+
+/// A fork bomb: it gets its share of the tasks, and of the processor's time; another container of the pod still starts
+/// processes, and the host ends it.
+fn a_fork_bomb_starves_nobody(guest: &Guest) {
+    let main = guest.sleeper("bomb");
+    let watch = guest.sleeper("watch");
+    let number = |script: &str| guest.says("watch", script).trim().parse::<u64>().unwrap();
+    let room = number("cat /proc/sys/kernel/threads-max");
+    let tasks = "read a b c d e </proc/loadavg; echo ${d#*/}";
+    let before = number(tasks);
+    let share = room / 4 * 3 / 4 * 3;
+    let bomb = guest.exec("bomb", &["bomb"], json!({}));
+    // It has all that it can have; then it tries on.
+    let mut most = 0;
+    while most < share {
+        most = most.max(number(tasks));
+    }
+    for _ in 0..10 {
+        most = most.max(number(tasks));
+        guest.call(Command::Ping);
+    }
+    assert!(most < share + before + 64, "{most} tasks with {room} in the whole guest, {before} before");
+    end(guest, "bomb", main);
+    assert_eq!(bomb.end().status, 137);
+    guest.finish(watch);
+    is_well(guest);
+}
+
+/// Of the guest's own in the privileged profile: how it is shared out, and that the ports have their one reader. With
+/// CAP_SYS_ADMIN everything else is the container's: docs say so.
+#[test]
+fn a_privileged_container_in_a_vm() {
+    let (guest, directory) = boot("hyper_profile=privileged");
+    let main = guest.sleeper("main");
+    guest.says(
+        "main",
+        "mkdir /cg /devices; mount -t cgroup2 cgroup2 /cg; mount -t devtmpfs devtmpfs /devices",
+    );
+    let number = |path: &str| guest.says("main", &format!("cat /cg/{path}")).trim().parse::<u64>();
+    let free = guest
+        .says("main", "sed -n 's/^MemTotal: *//p' /proc/meminfo")
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse::<u64>()
+        .unwrap()
+        << 10;
+    let (reserve, pods) = (number("guest/memory.min").unwrap(), number("pod/memory.max").unwrap());
+    assert!(reserve >= 16 << 20 && pods + reserve < free && pods > free / 2, "{reserve} {pods} of {free}");
+    let room = guest.says("main", "cat /proc/sys/kernel/threads-max").trim().parse::<u64>().unwrap();
+    assert_eq!(number("pod/pids.max"), Ok(room / 4 * 3));
+    assert_eq!(number("pod/main/pids.max"), Ok(room / 4 * 3 / 4 * 3));
+    assert_eq!((number("guest/cpu.weight"), number("pod/cpu.weight")), (Ok(1000), Ok(100)));
+    assert!(number("guest/pids.max").is_err() && number("guest/memory.max").is_err(), "max");
+    // init, the warden, four helpers and the pod init; numbers of another PID namespace are 0.
+    let procs = guest.says("main", "cat /cg/guest/cgroup.procs");
+    assert_eq!(procs, "0\n0\n0\n0\n0\n0\n1\n");
+    assert_eq!(
+        guest.says("main", "grep -c . /cg/cgroup.procs; true").trim(),
+        guest.says("main", "grep -cx 0 /cg/cgroup.procs; true").trim()
+    );
+    // A hog meets the pod's limit, not the end of the guest's memory.
+    assert_eq!(guest.exec("main", &["hog"], json!({})).outcome().status, 137);
+    let kills =
+        |cgroup: &str| guest.says("main", &format!("sed -n 's/^oom_kill //p' /cg/{cgroup}/memory.events"));
+    assert_eq!((kills("pod").as_str(), kills("guest").as_str()), ("1\n", "0\n"));
+    // The ports are open already, and are nobody else's to open.
+    let opened = guest.sh("main", "for p in /devices/vport*; do cat $p; done");
+    assert_eq!(opened.stderr.matches("Device or resource busy").count(), 2, "{}", opened.stderr);
+    guest.call(Command::Ping);
+    guest.finish(main);
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+    assert!(Path::new(&directory).exists());
+    fs::remove_dir_all(directory).unwrap();
+}

@@ -10,7 +10,7 @@ use hyperinit::spec::Pod;
 use hyperinit::wire::Profile;
 use serde_json::{Value, json};
 
-use crate::guest::processes::{kill_hard, process, status as status_of};
+use crate::guest::processes::{process, status as status_of};
 use crate::guest::{Guest, Kind, PATIENCE, parse, parse_exec, refusal};
 
 /// How long runV waits for the reply to DESTROYPOD (protocol.md).
@@ -44,25 +44,17 @@ fn a_pod_that_cannot_start_is_undone_and_a_better_one_starts() {
 #[test]
 fn a_pod_that_fails_late_is_undone_too() {
     let guest = Guest::boot(Kind::Local);
-    // mountd has laid out the pod when execd is asked for its init.
-    for _ in 0..3 {
-        let execd = process(&guest, "execd", None);
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(execd), nix::sys::signal::Signal::SIGSTOP).unwrap();
-        let pod = json!({"hostname": "late", "shareDir": "share_dir", "dns": ["192.0.2.9"]});
-        let pending = guest.client().send(start_pod(pod));
-        let root = format!("/proc/{}/root", process(&guest, "init", None));
-        let hostname = std::path::Path::new(&root).join("run/hyperinit/pod/hostname");
-        let deadline = std::time::Instant::now() + PATIENCE;
-        while !hostname.exists() {
-            assert!(std::time::Instant::now() < deadline, "mountd lays out no pod\n{}", guest.log());
-            std::thread::yield_now();
-        }
-        kill_hard(execd);
-        let text = refusal(pending.wait(PATIENCE));
-        assert!(text.contains("execd: it died before it answered"), "{text}");
-        assert!(!hostname.exists(), "undone before the answer");
-        process(&guest, "execd", Some(execd));
-    }
+    // READY does not wait for the helpers, and what is asked of one that is not up yet is asked of its successor too.
+    guest.await_log("execd is up");
+    // mountd has laid out the pod when execd is asked for its init, and does not answer until init has enough.
+    let execd = process(&guest, "execd", None);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(execd), nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let text =
+        guest.refused(start_pod(json!({"hostname": "late", "shareDir": "share_dir", "dns": ["192.0.2.9"]})));
+    assert!(text.contains("execd: it died before it answered"), "{text}");
+    let root = format!("/proc/{}/root/run/hyperinit/pod", process(&guest, "init", None));
+    assert!(!std::path::Path::new(&root).exists(), "undone before the answer");
+    process(&guest, "execd", Some(execd));
     guest.start_pod();
     let main = guest.sleeper("main");
     let said = guest.says("main", "hostname; cat /etc/resolv.conf");
@@ -157,7 +149,11 @@ fn destroypod_lets_processes_end_by_themselves_and_kills_the_others() {
 #[test]
 fn what_a_process_says_at_the_end_is_told_before_the_end() {
     let mut guest = Guest::with_pod(Kind::Local);
-    drop(guest.sleeper("main"));
+    // One that stays until it is killed: the end of its init would end the container, and the polite process with it.
+    let deaf =
+        guest.container("main", &["sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"], json!({}));
+    deaf.read_until("up\n");
+    drop(deaf);
     let mut raw = guest.raw();
     let script = "trap 'echo goodbye; exit 0' TERM; echo up; while :; do sleep 0.01; done";
     raw.send(Message::ExecCmd, &exec_json(801, &["sh", "-c", script]));

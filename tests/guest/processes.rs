@@ -11,17 +11,32 @@ use super::{Guest, PATIENCE};
 /// Their names in ps(1), PID 1 first.
 pub const NAMES: [&str; 7] = ["init", "warden", "netd", "mountd", "execd", "streamd", "podinit"];
 
+/// Every process of this machine.
+fn all() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The children of a process, those that are not reaped yet too: in a guest all are init's.
+pub fn children(parent: i32) -> Vec<i32> {
+    // proc_pid_stat(5): after the name in brackets come the state and the parent.
+    let parent_of = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<i32>().ok()
+    };
+    all().filter(|pid| parent_of(pid) == Some(parent)).collect()
+}
+
 /// The guest's processes on this machine, by the name that they have in ps(1).
 pub fn processes(guest: &Guest, name: &str) -> Vec<i32> {
     let log = guest.directory.join("guest/console.log");
-    let all = fs::read_dir("/proc").unwrap().flatten();
-    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| {
-        let own = |path: &str| format!("/proc/{pid}/{path}");
-        fs::read_to_string(own("comm")).is_ok_and(|comm| comm.trim_end() == name)
-            && fs::read_link(own("fd/2")).is_ok_and(|stderr| stderr == log)
-    })
-    .collect()
+    all()
+        .filter(|pid| {
+            let own = |path: &str| format!("/proc/{pid}/{path}");
+            fs::read_to_string(own("comm")).is_ok_and(|comm| comm.trim_end() == name)
+                && fs::read_link(own("fd/2")).is_ok_and(|stderr| stderr == log)
+        })
+        .collect()
 }
 
 /// The one process of that name, as soon as there is one that is not `old`.

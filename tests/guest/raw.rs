@@ -1,6 +1,6 @@
 //! A host that speaks in bytes: what no honest client says, and the exact frames that come back.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -53,7 +53,7 @@ impl Raw {
                 return Some((message, payload));
             }
             let mut chunk = [0; 4096];
-            let count = self.control.read(&mut chunk).expect("the next control frame");
+            let count = read(&mut self.control, &mut chunk).expect("the next control frame");
             if count == 0 {
                 return None;
             }
@@ -81,11 +81,22 @@ impl Raw {
                 return Some((frame.tag, frame.payload.to_vec()));
             }
             let mut chunk = [0; 4096];
-            let count = self.stream.read(&mut chunk).expect("the next stream frame");
+            let count = read(&mut self.stream, &mut chunk).expect("the next stream frame");
             if count == 0 {
                 return None;
             }
             self.stream_decoder.push(&chunk[..count]);
+        }
+    }
+}
+
+/// A read with a timeout is not begun again after a signal (signal(7)), and a thread beside this one whose child ends while
+/// it starts the next gets one.
+fn read(socket: &mut UnixStream, to: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match socket.read(to) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
         }
     }
 }

@@ -1,14 +1,15 @@
 //! What each process of the running guest may do, as the kernel has it, is what policy/*.json says.
 
 use std::fs;
+use std::time::Instant;
 
 use hyperinit::embedded_policy;
 use hyperinit::sandbox::{CapSet, ContainerProfile, Policy};
 use hyperinit::wire::Profile;
 use serde_json::{Value, json};
 
-use crate::guest::processes::{NAMES, process, status};
-use crate::guest::{Guest, Kind};
+use crate::guest::processes::{NAMES, children, process, status};
+use crate::guest::{Guest, Kind, PATIENCE};
 
 /// What a file of policy/ says.
 fn file(name: &str) -> Value {
@@ -34,11 +35,18 @@ fn sets(pid: i32, key: &str) -> CapSet {
     CapSet(u64::from_str_radix(&status(pid, key), 16).unwrap())
 }
 
+/// How many filters a process has.
+fn filters(pid: i32) -> u32 {
+    status(pid, "Seccomp_filters").parse().unwrap()
+}
+
 #[test]
 fn every_process_has_exactly_what_its_policy_says() {
     let guest = Guest::with_pod(Kind::Local);
     let main = guest.sleeper("main");
-    let available = sets(std::process::id().cast_signed(), "CapPrm");
+    // This machine's root may have less than all, and a filter already.
+    let own = std::process::id().cast_signed();
+    let (available, inherited) = (sets(own, "CapPrm"), filters(own));
     let granted = ContainerProfile::of(Profile::Default).unwrap().capabilities();
     for name in NAMES {
         let pid = process(&guest, name, None);
@@ -63,12 +71,63 @@ fn every_process_has_exactly_what_its_policy_says() {
         assert_eq!(status(pid, "Uid"), format!("{uid}\t{uid}\t{uid}\t{uid}"), "{name}");
         assert_eq!(status(pid, "NoNewPrivs"), u8::from(policy["no_new_privs"] == true).to_string(), "{name}");
         assert_eq!(status(pid, "Seccomp"), "2", "{name}");
+        // policy/README.md «The ceiling»: how many filters stand between a process and the kernel.
+        let count = match name {
+            // Its own alone; the warden's, which is the ceiling.
+            "init" | "warden" => 1,
+            // The ceiling, then their own: execd's is the ceiling once more.
+            "netd" | "mountd" | "streamd" | "execd" => 2,
+            // Both of what started it, then its own.
+            _ => 3,
+        };
+        assert_eq!(filters(pid), inherited + count, "{name}");
         for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
             let text = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
             assert!(text.contains("Seccomp:\t2"), "every thread of {name}");
         }
     }
     guest.finish(main);
+}
+
+#[test]
+fn a_containers_process_has_what_its_profile_grants() {
+    let own = std::process::id().cast_signed();
+    let (available, inherited) = (sets(own, "CapPrm"), filters(own));
+    for (words, profile) in [("", Profile::Default), ("hyper_profile=privileged", Profile::Privileged)] {
+        let guest = Guest::boot_with(Kind::Local, words);
+        guest.start_pod();
+        let granted = ContainerProfile::of(profile).unwrap().capabilities().intersection(available);
+        let init = guest.sleeper("main");
+        let root = guest.exec("main", &["sleep", "100000"], json!({}));
+        let user = guest.exec("main", &["sleep", "100000"], json!({"user": "web"}));
+        let guests_init = process(&guest, "init", None);
+        let sleeping = || {
+            let named = |pid: &i32| {
+                fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "sleep\n")
+            };
+            children(guests_init).into_iter().filter(named).collect::<Vec<_>>()
+        };
+        // What was started may still be on its way into its program.
+        let deadline = Instant::now() + PATIENCE;
+        while sleeping().len() < 3 {
+            assert!(Instant::now() < deadline, "three were started, not {:?}", sleeping());
+            std::thread::yield_now();
+        }
+        for pid in sleeping() {
+            let is_root = status(pid, "Uid").starts_with("0\t");
+            let keeps = if is_root { granted } else { CapSet::default() };
+            assert_eq!((sets(pid, "CapPrm"), sets(pid, "CapEff")), (keeps, keeps), "{profile:?}");
+            assert_eq!(sets(pid, "CapBnd"), granted, "{profile:?}");
+            assert_eq!((sets(pid, "CapInh"), sets(pid, "CapAmb")), (CapSet::default(), CapSet::default()));
+            assert_eq!(status(pid, "NoNewPrivs"), "0", "setuid programs work");
+            assert_eq!((status(pid, "Seccomp").as_str(), filters(pid)), ("2", inherited + 3), "{profile:?}");
+        }
+        for running in [root, user] {
+            running.signal(9);
+            assert_eq!(running.end().status, 137);
+        }
+        guest.finish(init);
+    }
 }
 
 /// The kinds of what a process has open, without the standard streams.
@@ -103,6 +162,50 @@ fn every_process_has_open_what_it_needs() {
     }
     let outcome = guest.exec("main", &["ls", "/proc/self/fd"], json!({})).outcome();
     assert_eq!(outcome.stdout, "0\n1\n2\n3\n", "3 is the directory that ls reads");
+    guest.finish(main);
+}
+
+/// The inodes of the sockets that are bound to a file, and of the connections made to it, where a process is.
+fn sockets(pid: i32, file: &str) -> Vec<String> {
+    // proc_net(5): the inode, then the path.
+    let text = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap();
+    let lines = text.lines().map(|line| line.split_whitespace().skip(6).collect::<Vec<_>>());
+    lines
+        .filter(|fields| matches!(fields[..], [_, path] if path.ends_with(file)))
+        .map(|fields| format!("socket:[{}]", fields[0]))
+        .collect()
+}
+
+#[test]
+fn each_port_to_the_host_is_in_one_process() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    let exec = guest.exec("main", &["sleep", "100000"], json!({}));
+    let init = process(&guest, "init", None);
+    let mut everybody: Vec<_> = NAMES.iter().map(|&name| (name, process(&guest, name, None))).collect();
+    let named: Vec<_> = everybody.iter().map(|(_, pid)| *pid).collect();
+    everybody
+        .extend(children(init).into_iter().filter(|pid| !named.contains(pid)).map(|pid| ("container", pid)));
+    assert!(everybody.len() >= NAMES.len() + 2, "{everybody:?}");
+    // What listens, and the host's connection; the warden keeps the listener for the next streamd.
+    for (file, holders) in
+        [("ctl.sock", &[("init", 2)][..]), ("stream.sock", &[("warden", 1), ("streamd", 2)])]
+    {
+        // The kernel lists an accepted connection where the one that connected is.
+        let ends = [sockets(init, file), sockets(std::process::id().cast_signed(), file)].concat();
+        let mut holding = Vec::new();
+        for (name, pid) in &everybody {
+            let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+            let open = open.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string()));
+            match open.filter(|open| ends.contains(open)).count() {
+                0 => {}
+                count => holding.push((*name, count)),
+            }
+        }
+        assert_eq!(holding, holders, "who has {file} open");
+    }
+    exec.signal(9);
+    assert_eq!(exec.end().status, 137);
     guest.finish(main);
 }
 

@@ -10,8 +10,11 @@ use hyperinit::spec::Pod;
 use hyperinit::wire::Profile;
 use serde_json::{Value, json};
 
-use crate::guest::processes::status as status_of;
+use crate::guest::processes::{process, status as status_of};
 use crate::guest::{Guest, Kind, PATIENCE, parse, parse_exec, refusal};
+
+/// How long runV waits for the reply to DESTROYPOD (protocol.md).
+const RUNVS_PATIENCE: Duration = Duration::from_secs(10);
 
 fn start_pod(pod: Value) -> Command {
     Command::StartPod(Box::new(parse::<Pod>(pod)))
@@ -39,6 +42,53 @@ fn a_pod_that_cannot_start_is_undone_and_a_better_one_starts() {
 }
 
 #[test]
+fn a_pod_that_fails_late_is_undone_too() {
+    let guest = Guest::boot(Kind::Local);
+    // READY does not wait for the helpers, and what is asked of one that is not up yet is asked of its successor too.
+    guest.await_log("execd is up");
+    // mountd has laid out the pod when execd is asked for its init, and does not answer until init has enough.
+    let execd = process(&guest, "execd", None);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(execd), nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let text =
+        guest.refused(start_pod(json!({"hostname": "late", "shareDir": "share_dir", "dns": ["192.0.2.9"]})));
+    assert!(text.contains("execd: it died before it answered"), "{text}");
+    let root = format!("/proc/{}/root/run/hyperinit/pod", process(&guest, "init", None));
+    assert!(!std::path::Path::new(&root).exists(), "undone before the answer");
+    process(&guest, "execd", Some(execd));
+    guest.start_pod();
+    let main = guest.sleeper("main");
+    let said = guest.says("main", "hostname; cat /etc/resolv.conf");
+    assert_eq!(said, "pod-1\nnameserver 192.0.2.1\nsearch a.test\n");
+    guest.finish(main);
+}
+
+#[test]
+fn a_pod_with_an_interface_that_is_not_there_does_not_start() {
+    let guest = Guest::boot(Kind::Local);
+    let interface =
+        json!({"device": "nosuch0", "ipAddresses": [{"ipAddress": "192.0.2.7", "netMask": "24"}]});
+    let text = guest.refused(start_pod(json!({"hostname": "pod", "interfaces": [interface]})));
+    assert!(text.contains("interfaces") || text.contains("nosuch0"), "{text}");
+    guest.start_pod();
+    assert_eq!(guest.container_says("main", "hostname", json!({})), "pod-1\n");
+}
+
+#[test]
+fn two_pods_share_nothing() {
+    let guests = [Guest::with_pod(Kind::Local), Guest::with_pod(Kind::Local)];
+    let [one, two] = guests.each_ref().map(|guest| guest.sleeper("main"));
+    let namespaces = "for n in cgroup ipc mnt net pid uts; do readlink /proc/self/ns/$n; done";
+    guests[0].says("main", "echo word >/dev/shm/word");
+    assert_eq!(guests[1].says("main", "ls /dev/shm"), "");
+    let [one_has, two_has] = guests.each_ref().map(|guest| guest.says("main", namespaces));
+    for (one_line, two_line) in one_has.lines().zip(two_has.lines()) {
+        assert_ne!(one_line, two_line);
+    }
+    guests[0].finish(one);
+    guests[1].finish(two);
+}
+
+#[test]
 fn the_privileged_profile_gives_more() {
     let guest = Guest::boot_with(Kind::Local, "hyper_profile=privileged");
     guest.start_pod();
@@ -53,6 +103,9 @@ fn the_privileged_profile_gives_more() {
         assert_eq!(CapSet(u64::from_str_radix(line, 16).unwrap()), granted, "{key}");
     }
     assert!(status.contains("Seccomp:\t2"), "{status}");
+    // Not written: here it is the machine's.
+    let options = guest.says("main", "awk '$5 == \"/sys\" { print $6 }' /proc/self/mountinfo");
+    assert!(options.starts_with("rw,"), "{options}");
     assert_ne!(guest.sh("main", "reboot -f").status, 0, "the ceiling holds");
     guest.finish(main);
 }
@@ -89,7 +142,48 @@ fn destroypod_lets_processes_end_by_themselves_and_kills_the_others() {
     assert_eq!((outcome.stdout.as_str(), outcome.status), ("goodbye\n", 0));
     assert_eq!(exec.end().status, 143);
     assert_eq!(deaf.end().status, 137);
-    ended.wait(PATIENCE).unwrap();
+    ended.wait(RUNVS_PATIENCE).unwrap();
+    assert!(guest.wait_for_end().success());
+}
+
+#[test]
+fn what_a_process_says_at_the_end_is_told_before_the_end() {
+    let mut guest = Guest::with_pod(Kind::Local);
+    // One that stays until it is killed: the end of its init would end the container, and the polite process with it.
+    let deaf =
+        guest.container("main", &["sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"], json!({}));
+    deaf.read_until("up\n");
+    drop(deaf);
+    let mut raw = guest.raw();
+    let script = "trap 'echo goodbye; exit 0' TERM; echo up; while :; do sleep 0.01; done";
+    raw.send(Message::ExecCmd, &exec_json(801, &["sh", "-c", script]));
+    raw.expect(Message::Ack);
+    assert_eq!(raw.next_stream(), Some((801, b"up\n".to_vec())));
+    raw.send(Message::DestroyPod, b"null");
+    let mut before = Vec::new();
+    loop {
+        match raw.next().unwrap() {
+            (Message::Ack, _) => break,
+            (Message::ProcessAsyncEvent, event) => before.push(String::from_utf8(event).unwrap()),
+            _ => {}
+        }
+    }
+    assert!(
+        before.iter().any(|event| event.contains("raw-801") && event.contains(r#""status":0"#)),
+        "{before:?}"
+    );
+    // Nothing is waited for any more: all of it must be in the socket.
+    raw.stream.set_nonblocking(true).unwrap();
+    let mut said = Vec::new();
+    while let Some((number, payload)) = raw.next_stream() {
+        if number == 801 {
+            said.push(payload);
+            if said.last().is_some_and(Vec::is_empty) {
+                break;
+            }
+        }
+    }
+    assert_eq!(said, [b"goodbye\n".to_vec(), Vec::new()]);
     assert!(guest.wait_for_end().success());
 }
 
@@ -170,7 +264,7 @@ fn what_happens_while_the_host_is_away_is_told_when_it_is_back() {
     let mut guest = Guest::with_pod(Kind::Local);
     drop(guest.sleeper("main"));
     let mut raw = guest.raw();
-    raw.send(Message::ExecCmd, &exec_json(501, &["sh", "-c", "read x; seq 100000; exit 33"]));
+    raw.send(Message::ExecCmd, &exec_json(501, &["sh", "-c", "read x; seq 300000; exit 33"]));
     raw.expect(Message::Ack);
     raw.stream.write_all(&frame::stream(501, b"go\n").unwrap()).unwrap();
     let (number, first) = raw.next_stream().unwrap();
@@ -189,7 +283,7 @@ fn what_happens_while_the_host_is_away_is_told_when_it_is_back() {
     }
     let event = raw.expect(Message::ProcessAsyncEvent);
     assert!(String::from_utf8(event).unwrap().contains(r#""status":33"#));
-    let all: String = (1..=100_000).map(|number| format!("{number}\n")).collect();
+    let all: String = (1..=300_000).map(|number| format!("{number}\n")).collect();
     assert!(all.as_bytes().starts_with(&first));
     // What was on its way to the first host is lost with it; nothing else is, and nothing comes twice.
     assert!(all.as_bytes().ends_with(&text) && text.len() + first.len() <= all.len(), "{} bytes", text.len());
@@ -235,23 +329,33 @@ fn a_host_that_breaks_the_protocol_loses_its_connection_and_nothing_else() {
 fn every_byte_is_credited_once_however_they_come() {
     let mut guest = Guest::with_pod(Kind::Local);
     drop(guest.sleeper("main"));
-    let mut raw = guest.raw();
     let ping = frame::control(Message::Ping, b"null").unwrap();
-    let exec = frame::control(Message::ExecCmd, &exec_json(601, &["cat"])).unwrap();
-    let bytes: Vec<u8> = [&ping[..], &exec, &ping, &exec[..0], &ping].concat();
-    let mut written = 0;
-    // A byte at a time, then a header alone, then what runV writes.
-    for portion in bytes.chunks(1).take(20).chain([&bytes[20..28], &bytes[28..]]) {
-        raw.control.write_all(portion).unwrap();
-        written += portion.len() as u64;
+    // Longer than one write of runV's.
+    let word = "x".repeat(1200);
+    for (number, size) in [1, 7, 8, 9, 511, 512, 513, 1 << 20].into_iter().enumerate() {
+        let mut raw = guest.raw();
+        let exec = exec_json(601 + 2 * number as u64, &["echo", &word]);
+        let exec = frame::control(Message::ExecCmd, &exec).unwrap();
+        let bytes = [&ping[..], &exec, &ping, &ping].concat();
+        // A header that comes alone is credited before its frame is whole.
+        raw.control.write_all(&ping[..8]).unwrap();
+        while raw.credited < 8 {
+            // The end of the process before may come first.
+            assert_ne!(raw.next().map(|(message, _)| message), Some(Message::Ack));
+        }
+        assert_eq!(raw.credited, 8);
+        raw.control.write_all(&ping[8..]).unwrap();
+        while raw.next().unwrap().0 != Message::Ack {}
+        for portion in bytes.chunks(size) {
+            raw.control.write_all(portion).unwrap();
+        }
+        let mut answers = 0;
+        while answers < 4 {
+            answers += usize::from(raw.next().unwrap().0 == Message::Ack);
+        }
+        // A read is credited before what it completes is answered.
+        assert_eq!(raw.credited, (ping.len() + bytes.len()) as u64, "{size} bytes at a time");
     }
-    for _ in 0..4 {
-        raw.expect(Message::Ack);
-    }
-    while raw.credited < written {
-        assert_eq!(raw.next().map(|(message, _)| message), Some(Message::Next));
-    }
-    assert_eq!(raw.credited, written);
 }
 
 #[test]

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 
 use serde_json::json;
 
-use crate::guest::processes::{NAMES, process, status};
-use crate::guest::{Guest, Kind, kill};
+use crate::guest::processes::{NAMES, children, process, status};
+use crate::guest::{Guest, Kind, kill, refusal};
 
 /// How much memory may grow, in kB, for what is no leak: buffers of an allocator that come and go.
 const MEMORY: i64 = 1024;
@@ -28,13 +27,14 @@ fn belongings(guest: &Guest) -> BTreeMap<String, i64> {
     let mounts = fs::read_to_string(format!("/proc/{init}/mountinfo")).unwrap();
     all.insert("mounts".to_owned(), mounts.lines().count() as i64);
     all.insert("containers".to_owned(), count(format!("{root}/run/hyperinit/containers")));
-    let cgroups = format!("{root}/sys/fs/cgroup/pod");
-    if Path::new(&cgroups).exists() {
-        let directories = fs::read_dir(cgroups).unwrap().flatten().filter(|entry| entry.path().is_dir());
-        all.insert("cgroups".to_owned(), directories.count() as i64);
+    // A machine without cgroup v2 gives its guests none.
+    let cgroup = fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap();
+    if cgroup.lines().any(|line| line.contains("::") && line.contains("hyperctl-")) {
+        let cgroups = fs::read_dir(format!("{root}/sys/fs/cgroup/pod")).unwrap().flatten();
+        all.insert("cgroups".to_owned(), cgroups.filter(|entry| entry.path().is_dir()).count() as i64);
     }
-    let children = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).unwrap_or_default();
-    all.insert("children".to_owned(), children.split_whitespace().count() as i64);
+    // Zombies are among them.
+    all.insert("children".to_owned(), children(init).len() as i64);
     all
 }
 
@@ -69,6 +69,14 @@ fn containers(guest: &Guest, count: usize) {
         guest.call(kill(&id, 9));
         assert_eq!((exec.end().status, running.end().status), (137, 137));
         guest.remove(&id);
+        // What is refused half-way leaves nothing either.
+        for more in [
+            json!({"rootfs": "missing"}),
+            json!({"process": {"user": "missing"}}),
+            json!({"sysctl": {"net.missing": "1"}}),
+        ] {
+            refusal(guest.try_container(&id, &["true"], more));
+        }
     }
 }
 

@@ -46,6 +46,18 @@ pub fn a_read_only_root_is_read_only(guest: &Guest) {
     assert_eq!(outcome.stderr.matches("Read-only file system").count(), 4, "{}", outcome.stderr);
     assert!(!outcome.stdout.contains("new") && outcome.stdout.ends_with("shm\n"), "{}", outcome.stdout);
     guest.remove("ro");
+
+    // The pod's files are bound where the image has a place for them; elsewhere the container goes without.
+    let root = guest.image("ro-files");
+    for name in ["hostname", "resolv.conf"] {
+        std::fs::write(root.join("etc").join(name), "the image's\n").unwrap();
+    }
+    let files = "cat /etc/hostname /etc/resolv.conf; ls /etc";
+    let said = guest.container_says("ro", files, json!({"image": "ro-files", "readOnly": true}));
+    let expected = "pod-1\nnameserver 192.0.2.1\nsearch a.test\ngroup\nhostname\npasswd\nresolv.conf\n";
+    assert_eq!(said, expected);
+    let said = guest.container_says("ro", "ls /etc", json!({"image": "ro", "readOnly": true}));
+    assert_eq!(said, "group\npasswd\n");
 }
 
 pub fn dev_is_private_and_small(guest: &Guest) {
@@ -57,6 +69,31 @@ pub fn dev_is_private_and_small(guest: &Guest) {
     let expected = "console fd full null ptmx pts random shm stderr stdin stdout tty urandom zero ptmx \
         /proc/self/fd /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 pts/ptmx ";
     assert_eq!(said.replace('\n', " "), expected);
+    let said = guest.says(
+        "dev",
+        "cd /dev; for n in full null random tty urandom zero; do stat -c '%n %F %a %t:%T' $n; done",
+    );
+    let expected: String = [("full", 7), ("null", 3), ("random", 8), ("tty", 0), ("urandom", 9), ("zero", 5)]
+        .map(|(name, minor)| {
+            let major = if name == "tty" { 5 } else { 1 };
+            format!("{name} character special file 666 {major}:{minor}\n")
+        })
+        .concat();
+    assert_eq!(said, expected);
+    let modes = guest.says("dev", "cd /dev; stat -c '%n %F %a' console pts pts/ptmx shm");
+    assert_eq!(
+        modes,
+        "console regular empty file 620\npts directory 755\npts/ptmx character special file 666\nshm directory 1777\n"
+    );
+    // A node that a container's root makes is no device, not even a harmless one.
+    // (On a VM's share none can be made in the first place.)
+    let places =
+        if guest.kind == Kind::Vm { &["/dev", "/dev/shm"][..] } else { &["/dev", "/dev/shm", "/tmp"] };
+    for place in places {
+        let outcome = guest.sh("dev", &format!("mknod {place}/node c 1 5 && head -c 1 {place}/node"));
+        assert!(outcome.stderr.contains("Permission denied"), "{place}: {outcome:?}");
+        guest.says("dev", &format!("rm {place}/node"));
+    }
     guest.says(
         "dev",
         "echo x >/dev/null; head -c 4 /dev/zero >/dev/shm/zero; head -c 4 /dev/urandom >/dev/shm/random",
@@ -103,6 +140,13 @@ pub fn nothing_of_the_guest_is_in_sight(guest: &Guest) {
         "ls /run/hyperinit /image /dev/vport* /dev/kmsg /dev/hvc* /dev/sd* /dev/vd* 2>/dev/null",
     );
     assert_eq!(outcome.stdout, "");
+    // Nothing of the share but the container's own image, neither beside it nor above.
+    let other = guest.image("sight-other");
+    std::fs::write(other.join("secret"), "").unwrap();
+    assert_eq!(guest.sh("sight", "find / -name secret -o -name sight-other 2>/dev/null").stdout, "");
+    let root = "awk '$5 == \"/\" { print $4 }' /proc/self/mountinfo";
+    assert!(guest.says("sight", root).ends_with("image/rootfs\n"), "the mount is the image's part alone");
+    assert_eq!(guest.says("sight", "ls /../../../"), guest.says("sight", "ls /"));
     // The pod init is the only process of the guest's own that is in the pod, and is not looked into.
     assert_eq!(guest.says("sight", "cat /proc/1/comm"), "podinit\n");
     assert_ne!(guest.sh("sight", "ls /proc/1/root/ /proc/1/cwd/").status, 0);

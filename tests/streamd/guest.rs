@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -326,9 +326,13 @@ impl Host {
             if let Some(frame) = self.decoder.next_frame().expect("streamd keeps the protocol") {
                 return Some((frame.tag, frame.payload.to_vec()));
             }
-            match self.socket.read(&mut chunk).expect("a frame in time") {
-                0 => return None,
-                count => self.decoder.push(&chunk[..count]),
+            match self.socket.read(&mut chunk) {
+                // A read with a timeout is not begun again after a signal (signal(7)), as of a child's end.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => match read.expect("a frame in time") {
+                    0 => return None,
+                    count => self.decoder.push(&chunk[..count]),
+                },
             }
         }
     }

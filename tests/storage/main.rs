@@ -5,6 +5,8 @@ mod disks;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod images;
+mod servers;
+mod shares;
 
 use hyperinit::command::{Command, File, WriteFile};
 use serde_json::Value;

@@ -29,7 +29,7 @@ run: initrd rootfs ## boots a VM and runs a container that says where it is
 
 .PHONY: test
 test: check sizes initrd rootfs vsock ## checks and tests everything
-	@scripts/need qemu-system-x86 e2fsprogs iproute2 nftables xfsprogs
+	@scripts/need qemu-system-x86 qemu-system-common e2fsprogs iproute2 nfs-ganesha nfs-ganesha-vfs nftables xfsprogs
 	$(runner) cargo test --locked
 	scripts/deny $(cache)/tools
 

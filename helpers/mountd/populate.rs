@@ -38,6 +38,9 @@ pub const SCRATCH: &str = ".hyperinit-new";
 const DEPTH: usize = 128;
 /// How many files with more links than were met are remembered; beyond that each link is a file of its own.
 const LINKS: usize = 16_384;
+/// How often a name may be met that was copied already: a directory that changes while it is read shows some twice, and
+/// one that never stops changing may never end.
+const REPEATS: usize = 1024;
 /// How much is copied at once, in bytes. A hole is at least as large.
 const CHUNK: usize = 64 << 10;
 
@@ -138,6 +141,8 @@ struct Population {
     file: Option<Copy>,
     /// Files that will be met again, by device and inode: where the first is, below the scratch.
     links: BTreeMap<(u64, u64), PathBuf>,
+    /// How many names were met again.
+    repeats: usize,
 }
 
 /// A directory that is being copied.
@@ -192,6 +197,7 @@ impl Population {
             levels: Vec::new(),
             file: None,
             links: BTreeMap::new(),
+            repeats: 0,
         };
         let clones =
             population.image.try_clone().and_then(|from| Ok((from, population.scratch.try_clone()?)));
@@ -248,7 +254,13 @@ impl Population {
             Some(Err(errno)) => Err((c"".to_owned(), errno)),
             Some(Ok(entry)) => match entry.file_name() {
                 name if name == c"." || name == c".." => Ok(()),
-                name => self.entry(home, name).map_err(|errno| (name.to_owned(), errno)),
+                name => match self.entry(home, name) {
+                    Err(Errno::EEXIST) if self.repeats < REPEATS => {
+                        self.repeats += 1;
+                        Ok(())
+                    }
+                    result => result.map_err(|errno| (name.to_owned(), errno)),
+                },
             },
         }
     }
@@ -258,7 +270,7 @@ impl Population {
         let Some(level) = self.levels.last() else { return Ok(()) };
         let as_path = Path::new(OsStr::from_bytes(name.to_bytes()));
         let look = libc_flags(OFlag::O_PATH | OFlag::O_NOFOLLOW);
-        let found = match openat2(&level.from, as_path, look, 0, Resolve::NoMounts) {
+        let found = match openat2(&level.from, as_path, look, 0, Resolve::Name) {
             Ok(found) => found,
             // It has gone meanwhile.
             Err(Errno::ENOENT) => return Ok(()),
@@ -270,8 +282,8 @@ impl Population {
             SFlag::S_IFDIR => {
                 mkdirat(&level.to, name, Mode::S_IRWXU)?;
                 let flags = libc_flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
-                let from = openat2(&found, Path::new("."), flags, 0, Resolve::NoMounts)?;
-                let to = openat2(&level.to, as_path, flags, 0, Resolve::NoMounts)?;
+                let from = openat2(&found, Path::new("."), flags, 0, Resolve::Name)?;
+                let to = openat2(&level.to, as_path, flags, 0, Resolve::Name)?;
                 self.enter(name.to_owned(), from, to)
             }
             SFlag::S_IFREG => self.file(home, name, path, &found, stat),
@@ -305,12 +317,12 @@ impl Population {
             let first = openat2(&self.scratch, first, libc_flags(OFlag::O_PATH), 0, Resolve::NoMounts)?;
             return linkat(&first, c"", &level.to, name, AtFlags::AT_EMPTY_PATH);
         }
+        let flags = libc_flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW);
+        let as_path = Path::new(OsStr::from_bytes(name.to_bytes()));
+        let to = openat2(&level.to, as_path, flags, 0o600, Resolve::Name)?;
         if stat.st_nlink > 1 && self.links.len() < LINKS {
             self.links.insert(id, path);
         }
-        let flags = libc_flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW);
-        let as_path = Path::new(OsStr::from_bytes(name.to_bytes()));
-        let to = openat2(&level.to, as_path, flags, 0o600, Resolve::NoMounts)?;
         let from = home.reopen(found, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
         self.file = Some(Copy { name: name.to_owned(), stat, from, to, count: 0 });
         Ok(())
@@ -350,7 +362,7 @@ impl Population {
         }
         remove(&self.volume.root, SCRATCH.as_ref(), 0)?;
         let flags = libc_flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
-        let data = openat2(&self.volume.data, Path::new("."), flags, 0, Resolve::NoMounts)?;
+        let data = openat2(&self.volume.data, Path::new("."), flags, 0, Resolve::Name)?;
         keep_metadata(&self.image, &data, &fstat(&self.image)?)
     }
 
@@ -457,9 +469,9 @@ fn remove(parent: impl AsFd, name: &OsStr, depth: usize) -> Result<(), Errno> {
         Err(errno) => return Err(errno),
     }
     let flags = libc_flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
-    let directory = openat2(parent.as_fd(), Path::new(name), flags, 0, Resolve::NoMounts)?;
+    let directory = openat2(parent.as_fd(), Path::new(name), flags, 0, Resolve::Name)?;
     loop {
-        let again = openat2(&directory, Path::new("."), flags, 0, Resolve::NoMounts)?;
+        let again = openat2(&directory, Path::new("."), flags, 0, Resolve::Name)?;
         // Removing while reading may skip some, so it is read again until nothing is left.
         let names: Vec<CString> = Dir::from_fd(again)?
             .iter()

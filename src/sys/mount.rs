@@ -21,6 +21,9 @@ pub enum Resolve {
     NoLinks,
     /// The same, and no other filesystem than the directory's: what is mounted there is none of its.
     NoMounts,
+    /// One name right in the directory, no link, and nothing that is mounted there. Unlike with the others, what is moved out of
+    /// the directory meanwhile is no error: it was there.
+    Name,
 }
 
 fn c_path(path: &Path) -> Result<CString, Errno> {
@@ -43,6 +46,9 @@ pub fn openat2(
     mode: u32,
     resolve: Resolve,
 ) -> Result<OwnedFd, Errno> {
+    if resolve == Resolve::Name && (path.as_os_str().as_bytes().contains(&b'/') || path == Path::new("..")) {
+        return Err(Errno::EINVAL);
+    }
     let path = c_path(path)?;
     // SAFETY: an all-zero open_how is a valid one.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
@@ -51,6 +57,7 @@ pub fn openat2(
     how.resolve = match resolve {
         Resolve::InRoot => libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS,
         Resolve::NoLinks => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS,
+        Resolve::Name => libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV,
         Resolve::NoMounts => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV,
     };
     loop {

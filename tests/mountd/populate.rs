@@ -337,6 +337,8 @@ fn an_image_that_changes_leads_nobody_out() {
                     fs::rename(turn.join("er"), data.join("deep/er")).unwrap();
                 }
             });
+            // A panic here has to end the other thread too.
+            let _stop = Stop(&stop);
             for number in 0..60 {
                 let volume = format!("volume{number}");
                 fs::create_dir(share.join(&volume)).unwrap();
@@ -346,7 +348,15 @@ fn an_image_that_changes_leads_nobody_out() {
                 assert!(!at.join("path/file").exists() || fs::read_link(at.join("path")).is_ok());
                 gone(&mut pod, "web");
             }
-            stop.store(true, Ordering::Relaxed);
         });
     });
+}
+
+/// Ends a thread that looks at it, also when a test unwinds.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

@@ -46,6 +46,8 @@ pub struct Control {
     deaf: bool,
     /// Edge-triggered readiness that has not been used up.
     readable: bool,
+    /// The decoder may have whole frames, which nobody had room for.
+    whole: bool,
     /// The same of the listening socket: a stranger was refused, and others may wait behind it.
     callers: bool,
     /// The host of a device is away, and that has been said.
@@ -68,6 +70,7 @@ impl Control {
             decoder: ControlDecoder::default(),
             deaf: false,
             readable: false,
+            whole: false,
             callers: false,
             away: false,
             silence: Silence::default(),
@@ -92,7 +95,7 @@ impl Control {
 
     /// Whether [`Control::turn`] has something to do without a new event.
     pub fn wants_turn(&self) -> bool {
-        self.callers || (self.readable && self.waiting < OUT_MAX)
+        self.callers || ((self.readable || self.whole) && self.waiting < OUT_MAX)
     }
 
     /// An event of the token came. What a host does that leaves is said; that one on a line begins anew is only guessed.
@@ -104,7 +107,8 @@ impl Control {
             self.host_left();
         }
         let speaks = events.contains(EpollFlags::EPOLLIN) && self.silence.ends(Instant::now());
-        if speaks && matches!(self.port, Port::Line(_)) {
+        // If frames wait for room, then it is us who were silent.
+        if speaks && !self.whole && matches!(self.port, Port::Line(_)) {
             self.decoder.reset();
             self.deaf = false;
         }
@@ -116,13 +120,17 @@ impl Control {
         })
     }
 
-    /// Writes what waits, reads one portion if `take` says so, takes a new connection if there is none, and says what came. Call again while
-    /// [`Control::wants_turn`].
-    pub fn turn(&mut self, epoll: &Epoll, take: bool) -> Vec<Input> {
+    /// Writes what waits, takes at most `room` frames, of what was read before or else of one portion more, takes a new
+    /// connection if there is none, and says what came. Call again while [`Control::wants_turn`].
+    pub fn turn(&mut self, epoll: &Epoll, room: usize) -> Vec<Input> {
         let mut inputs = Vec::new();
         self.flush();
-        if take && self.readable && self.waiting < OUT_MAX {
-            self.read(&mut inputs);
+        if room > 0 && self.waiting < OUT_MAX {
+            if self.whole {
+                self.decode(&[], room, &mut inputs);
+            } else if self.readable {
+                self.read(room, &mut inputs);
+            }
         }
         if self.connection.is_none() && self.accept(epoll) {
             inputs.push(Input::Connected);
@@ -210,7 +218,7 @@ impl Control {
         }
     }
 
-    fn read(&mut self, inputs: &mut Vec<Input>) {
+    fn read(&mut self, room: usize, inputs: &mut Vec<Input>) {
         let mut chunk = [0; CHUNK];
         let Some(fd) = self.fd() else {
             self.readable = false;
@@ -220,7 +228,7 @@ impl Control {
             Ok(0) => self.host_left(),
             Ok(count) => {
                 self.credit(count);
-                self.decode(chunk.get(..count).unwrap_or_default(), inputs);
+                self.decode(chunk.get(..count).unwrap_or_default(), room, inputs);
             }
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => {
@@ -242,12 +250,13 @@ impl Control {
         }
     }
 
-    fn decode(&mut self, bytes: &[u8], inputs: &mut Vec<Input>) {
+    fn decode(&mut self, bytes: &[u8], room: usize, inputs: &mut Vec<Input>) {
+        self.whole = false;
         if self.deaf {
             return;
         }
         self.decoder.push(bytes);
-        loop {
+        while inputs.len() < room {
             match self.decoder.next_frame() {
                 Ok(Some(frame)) => inputs.push(Input::Frame(frame.tag, frame.payload.to_vec())),
                 Ok(None) => return,
@@ -261,12 +270,14 @@ impl Control {
                 }
             }
         }
+        self.whole = true;
     }
 
     /// The host hung up. What waits for it is kept; half a frame in either direction is not.
     fn host_left(&mut self) {
         self.connection = None;
         self.readable = false;
+        self.whole = false;
         self.decoder.reset();
         self.deaf = false;
         self.sent = 0;
@@ -274,6 +285,7 @@ impl Control {
 
     /// A new connection: credits and replies were owed to the old one, events and READY are anybody's.
     fn start_over(&mut self) {
+        self.whole = false;
         self.decoder.reset();
         self.deaf = false;
         self.sent = 0;

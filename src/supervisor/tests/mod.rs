@@ -4,6 +4,7 @@ mod commands;
 mod ends;
 mod files;
 mod helpers;
+mod limits;
 mod network;
 mod walk;
 

@@ -333,3 +333,58 @@ fn edges(token: u64) -> EpollEvent {
     let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
     EpollEvent::new(flags, token)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::epoll::EpollCreateFlags;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    /// One read may hold thousands of commands, and the guest has room for a few.
+    #[test]
+    fn no_more_commands_are_taken_than_there_is_room_for() {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let (host, guest) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        let mut control = Control::new(Port::Device(guest), 0);
+        assert_eq!(control.open(&epoll).unwrap(), [Input::Connected]);
+        let all: Vec<u8> = (0..1000_u32).flat_map(|id| frame::control(id, b"").unwrap()).collect();
+        assert_eq!(write(&host, &all), Ok(all.len()));
+        assert!(control.turn(&epoll, 0).is_empty() && control.wants_turn());
+        let mut next = 0..1000_u32;
+        while next.start < next.end {
+            assert!(control.wants_turn());
+            let inputs = control.turn(&epoll, 7);
+            assert!((1..=7).contains(&inputs.len()));
+            for input in inputs {
+                assert_eq!(Some(input), next.next().map(|id| Input::Frame(id, Vec::new())));
+            }
+        }
+        // All of it was one read, and has one credit.
+        let mut said = [0; 64];
+        let count = read(&host, &mut said).unwrap();
+        let credit = u32::try_from(all.len()).unwrap().to_be_bytes();
+        assert_eq!(said[..count], frame::control(Message::Next, &credit).unwrap());
+        assert!(control.turn(&epoll, 7).is_empty() && !control.wants_turn());
+    }
+
+    /// runV waits for the NEXT of what it has written; a host that does not read them is not read either.
+    #[test]
+    fn credits_that_nobody_reads_have_an_end() {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let (host, guest) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        let mut control = Control::new(Port::Device(guest), 0);
+        control.open(&epoll).unwrap();
+        let ping = frame::control(Message::Ping, b"").unwrap();
+        let mut taken = 0_usize;
+        while write(&host, &ping).is_ok() {
+            control.ready(EpollFlags::EPOLLIN);
+            while control.wants_turn() && control.readable {
+                taken += control.turn(&epoll, 256).len();
+                control.send(Message::Ack, b"");
+            }
+        }
+        assert!(taken > OUT_MAX / 40 && control.waiting <= OUT_MAX + 64, "{taken}, {}", control.waiting);
+    }
+}

@@ -10,13 +10,18 @@ use serde::{Deserialize, Serialize};
 use crate::fault::Fault;
 use crate::frame::Message;
 use crate::ids::{ContainerId, ProcessId, Signal};
-use crate::spec::{Container, Interface, Pod, Process, Route};
+use crate::spec::{Container, Interface, PATH_MAX, Pod, Process, ROUTES_MAX, Route};
 
 /// The longest JSON in bytes. The kernel takes 2 MiB of arguments and environment for one process (a quarter of
 /// the usual stack limit), and JSON's escapes make that longer; parsed, JSON grows up to sixteenfold.
 pub const JSON_MAX: usize = 4 << 20;
+/// How much more of init's memory a JSON may take than it has bytes: strings are short, and objects mostly empty, at worst.
+/// (The fuzz target `command` measures it.)
+const JSON_WEIGHT: usize = 4;
 /// How many unknown keys one command may have named in the log; there may be millions.
 const UNKNOWN_NAMED: usize = 8;
+/// As much of each is named, in characters.
+const UNKNOWN_LEN: usize = 64;
 
 /// What a host asks for: one variant for each command of protocol.md.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,6 +141,7 @@ pub struct File {
     /// In which container.
     pub container: ContainerId,
     /// Its path there.
+    #[serde(deserialize_with = "crate::spec::text::<PATH_MAX, _>")]
     pub file: String,
 }
 
@@ -152,8 +158,16 @@ pub struct WriteFile {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetupRoute {
     /// The routes to add.
-    #[serde(default, deserialize_with = "crate::spec::null_is_default")]
+    #[serde(default, deserialize_with = "crate::spec::list::<ROUTES_MAX, _, _>")]
     pub routes: Vec<Route>,
+}
+
+/// What a command counts for of what a host can have init hold, in bytes.
+pub fn weight(id: u32, payload: &[u8]) -> usize {
+    match Message::from_id(id) {
+        Some(Message::WriteFile) => payload.len(),
+        _ => payload.len().saturating_mul(JSON_WEIGHT),
+    }
 }
 
 /// The command in a control frame; the fault is what ERROR tells the host.
@@ -260,7 +274,7 @@ impl Unknown {
     fn note(&mut self, key: &serde_ignored::Path<'_>) {
         self.count += 1;
         if self.named.len() < UNKNOWN_NAMED {
-            self.named.push(key.to_string());
+            self.named.push(key.to_string().chars().take(UNKNOWN_LEN).collect());
         }
     }
 

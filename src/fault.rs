@@ -6,6 +6,10 @@ use std::io;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+/// The longest part of a fault in bytes: what it is about may be quoted, and the host's names can be as long as its
+/// messages. So an ERROR is below four of these, and a helper's fault below what its reader may hold.
+pub const PART_MAX: usize = 1 << 10;
+
 /// An error as a person reads it and as it travels between processes.
 ///
 /// `who` is a process of hyperinit (`mountd`), `doing` a verb phrase (`mounting the rootfs`), `to` the
@@ -34,6 +38,13 @@ impl Fault {
             why: why.into(),
             errno: None,
         }
+        .clipped()
+    }
+
+    /// The same without what is too long of it. For who gets one that somebody else has made.
+    pub fn clipped(mut self) -> Fault {
+        [&mut self.who, &mut self.doing, &mut self.to, &mut self.why].into_iter().for_each(clip);
+        self
     }
 
     /// A fault whose reason is the kernel's.
@@ -52,6 +63,18 @@ impl Fault {
     /// Whether the kernel's answer was `errno`.
     pub fn is(&self, errno: Errno) -> bool {
         self.errno == Some(errno as i32)
+    }
+}
+
+/// Cuts a text to [`PART_MAX`], and says so.
+fn clip(text: &mut String) {
+    const MARK: &str = "…";
+    if text.len() > PART_MAX {
+        let end = (0..=PART_MAX - MARK.len()).rev().find(|&at| text.is_char_boundary(at));
+        text.truncate(end.unwrap_or(0));
+        text.push_str(MARK);
+        // The memory of what is gone, too.
+        text.shrink_to_fit();
     }
 }
 
@@ -96,5 +119,17 @@ mod tests {
         assert_eq!(fault.to_string(), "mountd: mounting /dev/sda: No such device or address");
         assert!(fault.is(Errno::ENXIO) && !fault.is(Errno::EPERM));
         assert_eq!(Fault::new("syncing", "", "no disk").to_string(), "mountd: syncing: no disk");
+    }
+
+    #[test]
+    fn a_fault_is_short_whatever_it_quotes() {
+        let long = "ä".repeat(1 << 20);
+        let fault = Fault::new("reading", &long, long.clone());
+        for part in [&fault.to, &fault.why] {
+            assert!(part.len() <= PART_MAX && part.capacity() <= 2 * PART_MAX && part.ends_with("ä…"));
+        }
+        assert_eq!(Fault { why: long, ..fault.clone() }.clipped(), fault);
+        let whole = "x".repeat(PART_MAX);
+        assert_eq!(Fault::new("reading", "", whole.clone()).why, whole);
     }
 }

@@ -20,6 +20,11 @@ fn check(id: &str) -> Result<(), &'static str> {
     }
 }
 
+/// As much of an id as an error quotes: what is too long to be one is too long to be told.
+fn shown(id: &str) -> String {
+    id.chars().take(ID_MAX).collect()
+}
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -37,7 +42,7 @@ macro_rules! id {
         impl TryFrom<String> for $name {
             type Error = String;
             fn try_from(id: String) -> Result<Self, String> {
-                check(&id).map_err(|why| format!("the id {id:?} {why}"))?;
+                check(&id).map_err(|why| format!("the id {:?} {why}", shown(&id)))?;
                 Ok($name(id))
             }
         }
@@ -156,6 +161,8 @@ mod tests {
         for bad in ["", ".", "..", ".hidden", "a/b", "a\0b", "a\nb", &"x".repeat(129)] {
             assert!(ContainerId::try_from(bad.to_owned()).is_err(), "{bad:?}");
         }
+        let long = ContainerId::try_from("x".repeat(1 << 20)).unwrap_err();
+        assert!(long.len() < 2 * ID_MAX && long.ends_with("is longer than 128 bytes"), "{long}");
         for good in ["a", "say \"hi\"", "ä", &"x".repeat(128)] {
             assert!(ContainerId::try_from(good.to_owned()).is_ok(), "{good:?}");
         }

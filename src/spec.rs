@@ -6,31 +6,34 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ContainerId, ProcessId, StreamId};
+pub use bounds::*;
+
+mod bounds;
 
 /// STARTPOD's payload.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Pod {
     /// The UTS name of the pod and the content of its `/etc/hostname`.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "text::<HOSTNAME_MAX, _>")]
     pub hostname: String,
     /// Old style: containers started with the pod, in order.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "list::<CONTAINERS_MAX, _, _>")]
     pub containers: Vec<Container>,
     /// NICs to configure.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "list::<INTERFACES_MAX, _, _>")]
     pub interfaces: Vec<Interface>,
     /// `nameserver` lines of resolv.conf.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "list::<DNS_MAX, _, _>")]
     pub dns: Vec<String>,
     /// The `search` line of resolv.conf.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "list::<DNS_MAX, _, _>")]
     pub dns_search: Vec<String>,
     /// The `options` line of resolv.conf.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "list::<DNS_MAX, _, _>")]
     pub dns_options: Vec<String>,
     /// Routes to add once the interfaces are up.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "list::<ROUTES_MAX, _, _>")]
     pub routes: Vec<Route>,
     /// The 9p mount tag of the share; empty: no share.
     #[serde(deserialize_with = "null_is_default")]
@@ -47,10 +50,10 @@ pub struct Pod {
 #[serde(rename_all = "camelCase", default)]
 pub struct PortmappingWhiteLists {
     /// CIDRs that may reach every port.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "list::<NETWORKS_MAX, _, _>")]
     pub internal_networks: Vec<String>,
     /// CIDRs that may reach mapped ports.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "list::<NETWORKS_MAX, _, _>")]
     pub external_networks: Vec<String>,
 }
 
@@ -73,13 +76,13 @@ pub struct Container {
     #[serde(default, deserialize_with = "null_is_default")]
     pub fstype: String,
     /// Block devices and network filesystems to mount.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default, deserialize_with = "list::<VOLUMES_MAX, _, _>")]
     pub volumes: Vec<Volume>,
     /// Files and directories of the share to bind.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default, deserialize_with = "list::<VOLUMES_MAX, _, _>")]
     pub fsmap: Vec<Fsmap>,
     /// Sysctls by dotted name, set once the container is the root of its namespace.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default, deserialize_with = "map::<SYSCTLS_MAX, _>")]
     pub sysctl: std::collections::BTreeMap<String, String>,
     /// The container's init.
     pub process: Process,
@@ -93,7 +96,7 @@ pub struct Container {
     #[serde(default, deserialize_with = "null_is_default")]
     pub restart_policy: String,
     /// Ports to open with the container.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default, deserialize_with = "list::<PORTS_MAX, _, _>")]
     pub ports: Vec<Port>,
 }
 
@@ -111,7 +114,7 @@ pub struct Process {
     #[serde(default, deserialize_with = "null_is_default")]
     pub group: String,
     /// Names or numbers.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default, deserialize_with = "list::<GROUPS_MAX, _, _>")]
     pub additional_groups: Vec<String>,
     /// Whether the process has a tty.
     #[serde(default)]
@@ -123,16 +126,16 @@ pub struct Process {
     #[serde(default)]
     pub stderr: u64,
     /// The program and its arguments; at least one.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default, deserialize_with = "list::<ARGS_MAX, _, _>")]
     pub args: Vec<String>,
     /// Environment over the defaults of protocol.md «EXECCMD».
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default, deserialize_with = "list::<ARGS_MAX, _, _>")]
     pub envs: Vec<Env>,
     /// The working directory; empty: `/`.
     #[serde(default, deserialize_with = "null_is_default")]
     pub workdir: String,
     /// Resource limits.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default, deserialize_with = "list::<RLIMITS_MAX, _, _>")]
     pub rlimits: Vec<Rlimit>,
 }
 
@@ -251,12 +254,13 @@ pub struct Fsmap {
 #[serde(rename_all = "camelCase", default)]
 pub struct Interface {
     /// Its name now.
+    #[serde(deserialize_with = "text::<NAME_MAX, _>")]
     pub device: String,
     /// Its name to be; empty or equal: unchanged.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "text::<NAME_MAX, _>")]
     pub new_device_name: String,
     /// Addresses to add, or with a leading `-` to remove.
-    #[serde(deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "list::<ADDRESSES_MAX, _, _>")]
     pub ip_addresses: Vec<IpAddress>,
     /// Old style: one address.
     #[serde(deserialize_with = "null_is_default")]
@@ -355,17 +359,4 @@ impl std::fmt::Display for Protocol {
             Protocol::Sctp => "sctp",
         })
     }
-}
-
-/// Go's encoder writes an empty slice, map or pointer as `null`; it means the default.
-pub(crate) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    if !deserializer.is_human_readable() {
-        // Between processes a value is always there: postcard and bincode carry no nulls.
-        return T::deserialize(deserializer);
-    }
-    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }

@@ -8,6 +8,7 @@ use hyperinit::ids::Pid;
 use hyperinit::logger;
 use hyperinit::paths;
 use hyperinit::sandbox::{CapSet, Policy};
+use hyperinit::spec::HOSTNAME_MAX;
 use hyperinit::sys::process::{self, Cloned, clone_sibling};
 use hyperinit::sys::signal;
 use nix::errno::Errno;
@@ -19,9 +20,6 @@ use nix::sys::stat::Mode;
 use nix::unistd::{chdir, pivot_root, sethostname};
 
 use super::report;
-
-/// The kernel's __NEW_UTS_LEN.
-const HOSTNAME_MAX: usize = 64;
 
 /// The namespaces that execd enters with the pod, and leaves with it.
 const KINDS: [(&str, CloneFlags); 3] =

@@ -5,9 +5,8 @@ use std::time::Instant;
 
 use hyperinit::fault::{Fault, OrFault};
 use netlink_packet_core::{
-    ErrorBuffer, NLM_F_ACK, NLM_F_APPEND, NLM_F_CAPPED, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST,
-    NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
-    NlasIterator,
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
@@ -22,6 +21,7 @@ use nix::libc::MSG_DONTWAIT;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use super::answer::{self, Verdict};
 use super::links::{self, Link};
 use super::plan::Step;
 
@@ -32,8 +32,6 @@ const ANSWER_MAX: usize = 32 << 10;
 const BATCH_MAX: usize = 1 << 20;
 /// RTNLGRP_LINK of linux/rtnetlink.h: links that come, go and change.
 const NEWS_OF_LINKS: u32 = 1;
-/// NLMSGERR_ATTR_MSG of linux/netlink.h: the kernel's words for an error.
-const ERROR_TEXT: u16 = 1;
 /// NFNL_SUBSYS_NFTABLES of linux/netfilter/nfnetlink.h.
 const NFTABLES: u16 = 10;
 
@@ -97,19 +95,8 @@ impl Kernel {
         let mut all = Vec::new();
         loop {
             let answer = self.route.receive().fault(DOING, TO)?;
-            let mut rest = answer.as_slice();
-            // A datagram holds many.
-            while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) {
-                let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-                if message.header.sequence_number != first {
-                    continue;
-                }
-                match message.payload {
-                    NetlinkPayload::InnerMessage(message) => all.push(message),
-                    NetlinkPayload::Done(_) => return Ok(all),
-                    _ => return Err(Fault::new(DOING, TO, "the kernel's answer is no list")),
-                }
+            if answer::list(&answer, first, &mut all).map_err(|why| Fault::new(DOING, TO, why))? {
+                return Ok(all);
             }
         }
     }
@@ -143,16 +130,8 @@ impl Kernel {
                 Some(_) => continue,
                 None => {}
             }
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
-                .map_err(|error| Fault::new(DOING, name, format!("the kernel's answer: {error}")))?;
-            if message.header.sequence_number != first {
-                continue;
-            }
-            match message.payload {
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                    return Ok(Link::new(&link));
-                }
-                _ => return Err(Fault::new(DOING, name, "the kernel's answer is no link")),
+            if let Some(link) = answer::link(&answer, first).map_err(|why| Fault::new(DOING, name, why))? {
+                return Ok(link);
             }
         }
     }
@@ -279,56 +258,5 @@ impl Line {
         let mut bytes = Vec::with_capacity(ANSWER_MAX);
         self.socket.recv(&mut bytes, 0)?;
         Ok(bytes)
-    }
-}
-
-/// The kernel's yes or no to the message of that number.
-struct Verdict {
-    sequence: u32,
-    result: Result<(), Refusal>,
-}
-
-/// The kernel's no.
-struct Refusal {
-    errno: Errno,
-    text: Option<String>,
-}
-
-impl Verdict {
-    /// None: the answer is something else.
-    fn read(answer: &[u8]) -> Option<Verdict> {
-        let message = NetlinkBuffer::new_checked(answer).ok()?;
-        if message.message_type() != NLMSG_ERROR {
-            return None;
-        }
-        let payload = message.payload();
-        let code = ErrorBuffer::new_checked(payload).ok()?.code();
-        let result = match code {
-            None => Ok(()),
-            Some(code) => {
-                let capped = message.flags() & NLM_F_CAPPED != 0;
-                let text = if capped { error_text(payload) } else { None };
-                Err(Refusal { errno: Errno::from_raw(code.get().saturating_abs()), text })
-            }
-        };
-        Some(Verdict { sequence: message.sequence_number(), result })
-    }
-}
-
-/// The words behind the error and the header of what it answers.
-fn error_text(payload: &[u8]) -> Option<String> {
-    const WORDS: usize = 4 + 16;
-    let attributes = NlasIterator::new(payload.get(WORDS..)?);
-    let text = attributes.flatten().find(|attribute| attribute.kind() == ERROR_TEXT)?;
-    Some(String::from_utf8_lossy(text.value()).trim_end_matches('\0').to_owned())
-}
-
-impl Refusal {
-    fn fault(self, doing: &str, to: &str) -> Fault {
-        let fault = Fault::errno(doing, to, self.errno);
-        match self.text {
-            Some(text) => Fault { why: format!("{} ({text})", fault.why), ..fault },
-            None => fault,
-        }
     }
 }

@@ -2,6 +2,7 @@
 //! was confined, and nothing else. It remembers nothing between requests: what there is to know is in the kernel.
 
 mod address;
+mod answer;
 mod apply;
 mod kernel;
 mod links;

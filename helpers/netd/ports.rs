@@ -25,6 +25,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hyperinit::fault::Fault;
+use hyperinit::spec::NETWORKS_MAX;
 use hyperinit::wire::netd::{PORTS_MAX, PortMapping};
 use netlink_packet_netfilter::NetfilterMessage;
 use netlink_packet_netfilter::nftables::InetHookNumber;
@@ -43,8 +44,6 @@ const NAT_DST: i32 = -100;
 /// IPPROTO_ICMP and IPPROTO_ICMPV6.
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
-/// How many networks a white list may have. Each is a rule of its own, which every new connection may meet.
-const NETWORKS_MAX: usize = 256;
 /// How many elements one message holds, by far.
 const ELEMENTS_MAX: usize = 1000;
 

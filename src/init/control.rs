@@ -46,6 +46,8 @@ pub struct Control {
     deaf: bool,
     /// Edge-triggered readiness that has not been used up.
     readable: bool,
+    /// The decoder may have whole frames, which nobody had room for.
+    whole: bool,
     /// The same of the listening socket: a stranger was refused, and others may wait behind it.
     callers: bool,
     /// The host of a device is away, and that has been said.
@@ -68,6 +70,7 @@ impl Control {
             decoder: ControlDecoder::default(),
             deaf: false,
             readable: false,
+            whole: false,
             callers: false,
             away: false,
             silence: Silence::default(),
@@ -92,7 +95,7 @@ impl Control {
 
     /// Whether [`Control::turn`] has something to do without a new event.
     pub fn wants_turn(&self) -> bool {
-        self.callers || (self.readable && self.waiting < OUT_MAX)
+        self.callers || ((self.readable || self.whole) && self.waiting < OUT_MAX)
     }
 
     /// An event of the token came. What a host does that leaves is said; that one on a line begins anew is only guessed.
@@ -104,7 +107,8 @@ impl Control {
             self.host_left();
         }
         let speaks = events.contains(EpollFlags::EPOLLIN) && self.silence.ends(Instant::now());
-        if speaks && matches!(self.port, Port::Line(_)) {
+        // If frames wait for room, then it is us who were silent.
+        if speaks && !self.whole && matches!(self.port, Port::Line(_)) {
             self.decoder.reset();
             self.deaf = false;
         }
@@ -116,13 +120,17 @@ impl Control {
         })
     }
 
-    /// Writes what waits, reads one portion if `take` says so, takes a new connection if there is none, and says what came. Call again while
-    /// [`Control::wants_turn`].
-    pub fn turn(&mut self, epoll: &Epoll, take: bool) -> Vec<Input> {
+    /// Writes what waits, takes at most `room` frames, of what was read before or else of one portion more, takes a new
+    /// connection if there is none, and says what came. Call again while [`Control::wants_turn`].
+    pub fn turn(&mut self, epoll: &Epoll, room: usize) -> Vec<Input> {
         let mut inputs = Vec::new();
         self.flush();
-        if take && self.readable && self.waiting < OUT_MAX {
-            self.read(&mut inputs);
+        if room > 0 && self.waiting < OUT_MAX {
+            if self.whole {
+                self.decode(&[], room, &mut inputs);
+            } else if self.readable {
+                self.read(room, &mut inputs);
+            }
         }
         if self.connection.is_none() && self.accept(epoll) {
             inputs.push(Input::Connected);
@@ -210,7 +218,7 @@ impl Control {
         }
     }
 
-    fn read(&mut self, inputs: &mut Vec<Input>) {
+    fn read(&mut self, room: usize, inputs: &mut Vec<Input>) {
         let mut chunk = [0; CHUNK];
         let Some(fd) = self.fd() else {
             self.readable = false;
@@ -220,7 +228,7 @@ impl Control {
             Ok(0) => self.host_left(),
             Ok(count) => {
                 self.credit(count);
-                self.decode(chunk.get(..count).unwrap_or_default(), inputs);
+                self.decode(chunk.get(..count).unwrap_or_default(), room, inputs);
             }
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => {
@@ -242,12 +250,13 @@ impl Control {
         }
     }
 
-    fn decode(&mut self, bytes: &[u8], inputs: &mut Vec<Input>) {
+    fn decode(&mut self, bytes: &[u8], room: usize, inputs: &mut Vec<Input>) {
+        self.whole = false;
         if self.deaf {
             return;
         }
         self.decoder.push(bytes);
-        loop {
+        while inputs.len() < room {
             match self.decoder.next_frame() {
                 Ok(Some(frame)) => inputs.push(Input::Frame(frame.tag, frame.payload.to_vec())),
                 Ok(None) => return,
@@ -261,12 +270,14 @@ impl Control {
                 }
             }
         }
+        self.whole = true;
     }
 
     /// The host hung up. What waits for it is kept; half a frame in either direction is not.
     fn host_left(&mut self) {
         self.connection = None;
         self.readable = false;
+        self.whole = false;
         self.decoder.reset();
         self.deaf = false;
         self.sent = 0;
@@ -274,6 +285,7 @@ impl Control {
 
     /// A new connection: credits and replies were owed to the old one, events and READY are anybody's.
     fn start_over(&mut self) {
+        self.whole = false;
         self.decoder.reset();
         self.deaf = false;
         self.sent = 0;
@@ -320,4 +332,59 @@ impl Control {
 fn edges(token: u64) -> EpollEvent {
     let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
     EpollEvent::new(flags, token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::epoll::EpollCreateFlags;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    /// One read may hold thousands of commands, and the guest has room for a few.
+    #[test]
+    fn no_more_commands_are_taken_than_there_is_room_for() {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let (host, guest) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        let mut control = Control::new(Port::Device(guest), 0);
+        assert_eq!(control.open(&epoll).unwrap(), [Input::Connected]);
+        let all: Vec<u8> = (0..1000_u32).flat_map(|id| frame::control(id, b"").unwrap()).collect();
+        assert_eq!(write(&host, &all), Ok(all.len()));
+        assert!(control.turn(&epoll, 0).is_empty() && control.wants_turn());
+        let mut next = 0..1000_u32;
+        while next.start < next.end {
+            assert!(control.wants_turn());
+            let inputs = control.turn(&epoll, 7);
+            assert!((1..=7).contains(&inputs.len()));
+            for input in inputs {
+                assert_eq!(Some(input), next.next().map(|id| Input::Frame(id, Vec::new())));
+            }
+        }
+        // All of it was one read, and has one credit.
+        let mut said = [0; 64];
+        let count = read(&host, &mut said).unwrap();
+        let credit = u32::try_from(all.len()).unwrap().to_be_bytes();
+        assert_eq!(said[..count], frame::control(Message::Next, &credit).unwrap());
+        assert!(control.turn(&epoll, 7).is_empty() && !control.wants_turn());
+    }
+
+    /// runV waits for the NEXT of what it has written; a host that does not read them is not read either.
+    #[test]
+    fn credits_that_nobody_reads_have_an_end() {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let (host, guest) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        let mut control = Control::new(Port::Device(guest), 0);
+        control.open(&epoll).unwrap();
+        let ping = frame::control(Message::Ping, b"").unwrap();
+        let mut taken = 0_usize;
+        while write(&host, &ping).is_ok() {
+            control.ready(EpollFlags::EPOLLIN);
+            while control.wants_turn() && control.readable {
+                taken += control.turn(&epoll, 256).len();
+                control.send(Message::Ack, b"");
+            }
+        }
+        assert!(taken > OUT_MAX / 40 && control.waiting <= OUT_MAX + 64, "{taken}, {}", control.waiting);
+    }
 }

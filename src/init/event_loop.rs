@@ -150,7 +150,7 @@ impl EventLoop {
 
     /// How long to sleep: until the next deadline, not at all while the control port has more.
     fn timeout(&self) -> EpollTimeout {
-        if self.supervisor.takes_commands() && self.control.wants_turn() {
+        if self.supervisor.room() > 0 && self.control.wants_turn() {
             return EpollTimeout::ZERO;
         }
         let drain = (!self.drained && self.control.wrote_all()).then(|| now() + DRAIN_POLL);
@@ -181,7 +181,7 @@ impl EventLoop {
     }
 
     fn control(&mut self) {
-        let inputs = self.control.turn(&self.epoll, self.supervisor.takes_commands());
+        let inputs = self.control.turn(&self.epoll, self.supervisor.room());
         self.inputs(inputs);
     }
 
@@ -192,7 +192,7 @@ impl EventLoop {
                 Input::Left => Event::HostLeft,
                 Input::Frame(message, payload) => Event::Command {
                     message,
-                    size: payload.len(),
+                    size: command::weight(message, &payload),
                     command: command::parse(message, &payload),
                 },
             };

@@ -3,7 +3,7 @@
 //! The line in [`run`] after which every error is an event and no longer a reason to leave is marked there.
 
 mod boot;
-mod control;
+pub mod control;
 mod event_loop;
 mod helpers;
 mod inbox;

@@ -288,7 +288,7 @@ impl Ask {
             }
             (Role::Execd, HelperReply::Execd(execd::Reply::Done)) if !self.starts() => Some(Answer::Done),
             (Role::Mountd, HelperReply::Mountd(mountd::Reply::NotYet { fault })) => {
-                prepares.then_some(Answer::NotYet(fault))
+                prepares.then(|| Answer::NotYet(fault.clipped()))
             }
             (Role::Mountd, HelperReply::Mountd(mountd::Reply::Populating)) => {
                 prepares.then_some(Answer::Populating)

@@ -8,19 +8,17 @@ use crate::command::{Command, ExecCmd, KillContainer, RemoveContainer, SignalPro
 use crate::fault::Fault;
 use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId};
-use crate::spec;
+use crate::spec::{self, CONTAINERS_MAX};
 use crate::wire::Role;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The protocol version that runV compares (protocol.md «Version»).
 const API: u32 = 4244;
-/// How many containers are remembered, those included that have exited and were not removed.
-const CONTAINERS_MAX: usize = 1024;
 /// How long a disk that is being plugged is awaited (protocol.md «NEWCONTAINER»).
 const PLUG: Duration = Duration::from_secs(2);
 /// How many processes may be unfinished.
-const PROCESSES_MAX: usize = 4096;
+pub(super) const PROCESSES_MAX: usize = 4096;
 /// When after ONLINECPUMEM is looked again for what was plugged: ACPI tells the kernel on its own time.
 const ONLINE_AGAIN: [Duration; 4] =
     [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
@@ -117,7 +115,7 @@ impl Supervisor {
         if !self.config.local {
             // mountd does one thing after the other, so it is done before the pod's files are. A pod whose clock is wrong
             // is better than none.
-            self.lines.ask(Ask::WakeUp, Purpose::Nothing);
+            self.lines.ask_instead(Ask::WakeUp);
         }
         self.pod = Pod::Starting { ticket, spec: pod, init: None, step: None, fault: None };
         self.ask_pod_step(PodStep::Loopback);
@@ -128,7 +126,7 @@ impl Supervisor {
     fn online(&mut self) {
         // A local guest's processors and memory are the machine's.
         if !self.config.local {
-            self.lines.ask(Ask::Online, Purpose::Nothing);
+            self.lines.ask_instead(Ask::Online);
             self.online_again = ONLINE_AGAIN.iter().map(|&after| self.now + after).collect();
         }
     }
@@ -137,7 +135,7 @@ impl Supervisor {
     pub(super) fn look_for_plugged(&mut self) {
         while self.online_again.front().is_some_and(|&at| at <= self.now) {
             self.online_again.pop_front();
-            self.lines.ask(Ask::Online, Purpose::Nothing);
+            self.lines.ask_instead(Ask::Online);
         }
     }
 

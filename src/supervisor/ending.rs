@@ -236,9 +236,13 @@ impl Supervisor {
 impl Supervisor {
     /// DESTROYPOD. A second one is answered with the first.
     pub(super) fn leave(&mut self, ticket: Ticket) {
-        if let Some(leaving) = &mut self.leaving {
-            leaving.tickets.push(ticket);
-            return;
+        match &mut self.leaving {
+            None => {}
+            // The first has been answered, and this one comes before the power goes.
+            Some(Leaving { step: LeavingStep::Said { .. }, .. }) => {
+                return self.replies.close(ticket, Ok(Vec::new()));
+            }
+            Some(leaving) => return leaving.tickets.push(ticket),
         }
         let kill_at = self.now + self.config.grace;
         self.leaving = Some(Leaving {

@@ -1,6 +1,7 @@
 //! The requests to the helpers: queued, sent a few at a time, timed, and asked again of a successor where that is safe.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::mem::discriminant;
 use std::time::Duration;
 
 use super::ask::{Answer, Ask, HelperReply};
@@ -77,6 +78,16 @@ impl Lines {
         self.line(pending.ask.role()).queued.push_back(pending);
     }
 
+    /// Puts a request that nobody waits for at the end of its helper's queue. One like it that has not been sent yet is
+    /// dropped: the later says all that it said. So a host that asks without end fills no queue.
+    pub(super) fn ask_instead(&mut self, ask: Ask) {
+        let pending = self.pending(ask, Purpose::Nothing);
+        let queued = &mut self.line(pending.ask.role()).queued;
+        let kind = discriminant(&pending.ask);
+        queued.retain(|old| old.purpose != Purpose::Nothing || discriminant(&old.ask) != kind);
+        queued.push_back(pending);
+    }
+
     /// Puts a request before all others; a barred helper takes it too.
     pub(super) fn ask_first(&mut self, ask: Ask, purpose: Purpose) {
         let pending = self.pending(ask, purpose);
@@ -123,6 +134,12 @@ impl Lines {
     pub(super) fn up(&mut self, role: Role, pid: Pid, barred: bool) {
         let line = self.line(role);
         (line.state, line.barred, line.killed, line.lied) = (State::Up(pid), barred, false, false);
+    }
+
+    /// How many requests wait to be sent.
+    #[cfg(test)]
+    pub(super) fn waiting(&self, role: Role) -> usize {
+        self.lines.get(&role).map_or(0, |line| line.queued.len())
     }
 
     /// The helper may have everything.
@@ -182,7 +199,7 @@ impl Lines {
             line.since = now;
         }
         let result = match result {
-            Err(fault) => Err(fault),
+            Err(fault) => Err(fault.clipped()),
             Ok(reply) => match pending.ask.answer(reply) {
                 Some(answer) => Ok(answer),
                 None => {

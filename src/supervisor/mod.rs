@@ -56,7 +56,7 @@ pub enum Event {
     Command {
         /// The frame's message id.
         message: u32,
-        /// The payload's length in bytes: what is held of the host's is bounded by it.
+        /// What it counts for in bytes (`command::weight`): what is held of the host's is bounded by it.
         size: usize,
         /// What `command::parse` made of it.
         command: Result<Command, Fault>,
@@ -237,9 +237,9 @@ impl Supervisor {
         deadlines.into_iter().flatten().min()
     }
 
-    /// Whether the control port may be read. While not, the host waits for NEXT: too many replies are due.
-    pub fn takes_commands(&self) -> bool {
-        self.replies.has_room()
+    /// How many more commands are taken now. While none is, the control port is not read: the host waits for NEXT.
+    pub fn room(&self) -> usize {
+        self.replies.room()
     }
 
     /// Whether a process is one that runs for the pod, its init, or a helper that is up.

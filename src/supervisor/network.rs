@@ -129,7 +129,12 @@ impl Supervisor {
         let Some(white_lists) = self.network.white_lists.clone() else { return };
         let open = self.containers.values().filter(|known| known.open);
         let ports = open.flat_map(|known| known.ports.iter().cloned()).collect();
-        self.lines.ask(Ask::SetPorts(Box::new(PortMapping { white_lists, ports })), purpose);
+        let ask = Ask::SetPorts(Box::new(PortMapping { white_lists, ports }));
+        match purpose {
+            // A thousand containers that end at once are a thousand lists of all that is open.
+            Purpose::Nothing => self.lines.ask_instead(ask),
+            purpose => self.lines.ask(ask, purpose),
+        }
     }
 
     /// netd takes back what STARTPOD had it set up; false if that is nothing.

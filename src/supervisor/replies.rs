@@ -83,10 +83,12 @@ impl Replies {
         self.under_way.keys().copied().collect()
     }
 
-    /// Whether more commands are taken.
-    pub(super) fn has_room(&self) -> bool {
-        self.owed.len().max(self.under_way.len()) < COMMANDS_MAX
-            && self.under_way.values().sum::<usize>() < BYTES_MAX
+    /// How many more commands are taken.
+    pub(super) fn room(&self) -> usize {
+        match self.under_way.values().sum::<usize>() < BYTES_MAX {
+            true => COMMANDS_MAX.saturating_sub(self.owed.len().max(self.under_way.len())),
+            false => 0,
+        }
     }
 }
 
@@ -125,14 +127,14 @@ mod tests {
     fn what_is_under_way_is_bounded_in_number_and_bytes() {
         let mut replies = Replies::default();
         let first = replies.open(BYTES_MAX);
-        assert!(!replies.has_room());
+        assert_eq!(replies.room(), 0);
         replies.close(first, Ok(Vec::new()));
-        assert!(replies.has_room());
+        assert_eq!(replies.room(), COMMANDS_MAX - 1, "its reply has not left");
         for _ in 0..COMMANDS_MAX {
             replies.open(0);
         }
-        assert!(!replies.has_room());
+        assert_eq!(replies.room(), 0);
         replies.forget();
-        assert!(!replies.has_room(), "an old connection's commands still cost");
+        assert_eq!(replies.room(), 0, "an old connection's commands still cost");
     }
 }

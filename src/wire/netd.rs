@@ -36,8 +36,7 @@ pub enum Request {
     },
 }
 
-/// How many mapped ports a pod may have: so many fit one transaction of the kernel.
-pub const PORTS_MAX: usize = 4096;
+pub use crate::spec::PORTS_MAX;
 
 /// What a pod lets in.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

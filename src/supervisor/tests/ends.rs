@@ -306,3 +306,16 @@ fn a_dead_pod_init_ends_the_pod_in_order() {
     world.tell(Message::StartPod, "{}");
     assert_eq!(world.asked(Role::Netd), ["up lo"], "the guest goes on");
 }
+
+/// Found by fuzzing: it had no reply.
+#[test]
+fn a_destroypod_behind_the_last_ack_has_its_own() {
+    let mut world = World::new();
+    world.tell(Message::DestroyPod, "null");
+    world.done(Role::Streamd);
+    assert_eq!(world.said(), ["ACK "]);
+    world.tell(Message::DestroyPod, "null");
+    assert_eq!(world.said(), ["ACK "]);
+    world.feed(Event::ControlDrained);
+    assert_eq!(world.did(), [Action::PowerOff]);
+}

@@ -5,6 +5,7 @@ mod door;
 mod ends;
 mod files;
 mod helpers;
+mod limits;
 mod network;
 mod opening;
 mod walk;

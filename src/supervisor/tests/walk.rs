@@ -48,7 +48,7 @@ impl Walk {
     }
 
     fn host(&mut self) {
-        if !self.world.supervisor.takes_commands() {
+        if self.world.supervisor.room() == 0 {
             return;
         }
         self.commands += 1;

@@ -6,18 +6,18 @@ use std::time::Duration;
 use hyperinit::command::Command;
 use hyperinit::frame::{self, Message};
 use hyperinit::sandbox::{CapSet, ContainerProfile};
-use hyperinit::spec::Pod;
 use hyperinit::wire::Profile;
 use serde_json::{Value, json};
 
 use crate::guest::processes::{process, status as status_of};
-use crate::guest::{Guest, Kind, PATIENCE, parse, parse_exec, refusal};
+use crate::guest::{Guest, Kind, PATIENCE, parse_exec, refusal};
 
 /// How long runV waits for the reply to DESTROYPOD (protocol.md).
 const RUNVS_PATIENCE: Duration = Duration::from_secs(10);
 
-fn start_pod(pod: Value) -> Command {
-    Command::StartPod(Box::new(parse::<Pod>(pod)))
+/// STARTPOD with words that the client library would not say.
+fn refused_pod(guest: &Guest, pod: &Value) -> String {
+    refusal(guest.client().send_raw(Message::StartPod.id(), pod.to_string().as_bytes()).wait(PATIENCE))
 }
 
 fn exec_json(stdio: u64, args: &[&str]) -> Vec<u8> {
@@ -28,9 +28,9 @@ fn exec_json(stdio: u64, args: &[&str]) -> Vec<u8> {
 #[test]
 fn a_pod_that_cannot_start_is_undone_and_a_better_one_starts() {
     let guest = Guest::boot(Kind::Local);
-    let text = guest.refused(start_pod(json!({"hostname": "x".repeat(65)})));
+    let text = refused_pod(&guest, &json!({"hostname": "x".repeat(65)}));
     assert!(text.contains("hostname") && text.contains("64"), "{text}");
-    let text = guest.refused(start_pod(json!({"hostname": "pod", "dns": ["1.1.1.1\nnameserver 2.2.2.2"]})));
+    let text = refused_pod(&guest, &json!({"hostname": "pod", "dns": ["1.1.1.1\nnameserver 2.2.2.2"]}));
     assert!(text.contains("dns"), "{text}");
     guest.start_pod();
     let main = guest.sleeper("main");
@@ -50,7 +50,7 @@ fn a_pod_that_fails_late_is_undone_too() {
     let execd = process(&guest, "execd", None);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(execd), nix::sys::signal::Signal::SIGSTOP).unwrap();
     let text =
-        guest.refused(start_pod(json!({"hostname": "late", "shareDir": "share_dir", "dns": ["192.0.2.9"]})));
+        refused_pod(&guest, &json!({"hostname": "late", "shareDir": "share_dir", "dns": ["192.0.2.9"]}));
     assert!(text.contains("execd: it died before it answered"), "{text}");
     let root = format!("/proc/{}/root/run/hyperinit/pod", process(&guest, "init", None));
     assert!(!std::path::Path::new(&root).exists(), "undone before the answer");
@@ -67,7 +67,7 @@ fn a_pod_with_an_interface_that_is_not_there_does_not_start() {
     let guest = Guest::boot(Kind::Local);
     let interface =
         json!({"device": "nosuch0", "ipAddresses": [{"ipAddress": "192.0.2.7", "netMask": "24"}]});
-    let text = guest.refused(start_pod(json!({"hostname": "pod", "interfaces": [interface]})));
+    let text = refused_pod(&guest, &json!({"hostname": "pod", "interfaces": [interface]}));
     assert!(text.contains("interfaces") || text.contains("nosuch0"), "{text}");
     guest.start_pod();
     assert_eq!(guest.container_says("main", "hostname", json!({})), "pod-1\n");

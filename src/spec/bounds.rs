@@ -224,7 +224,7 @@ mod tests {
             assert_eq!(said(message, json, element, max), Ok(()), "{key}");
             let error = said(message, json, element, max + 1).unwrap_err();
             assert!(
-                error.contains(&format!("{key}")) && error.contains(&format!("more than {max}")),
+                error.contains(key) && error.contains(&format!("more than {max}")),
                 "{error}"
             );
         }

@@ -1,5 +1,5 @@
 # hyperinit: `make help` lists what there is. Everything made is below target/ and .cache/; nothing is installed but
-# Debian packages; for `make test` programs are built into .cache/tools: scripts/deny, scripts/vsock.
+# Debian packages; for `make test` programs are built into .cache/tools: scripts/deny, scripts/fuzz, scripts/vsock.
 
 # cargo uses every processor by itself; of apt there can be one.
 .NOTPARALLEL:
@@ -31,12 +31,23 @@ run: initrd rootfs ## boots a VM and runs a container that says where it is
 test: check sizes initrd rootfs vsock ## checks and tests everything
 	@scripts/need qemu-system-x86 qemu-system-common e2fsprogs iproute2 nfs-ganesha nfs-ganesha-vfs nftables xfsprogs
 	$(runner) cargo test --locked
+	@scripts/need g++
+	scripts/fuzz $(cache)/tools quick
 	scripts/deny $(cache)/tools
+
+# How long each fuzz target runs by hand, in seconds: make fuzz seconds=600
+seconds := 120
+
+.PHONY: fuzz
+fuzz: tools ## every fuzz target for two minutes, from the kept corpus
+	@scripts/need g++
+	scripts/fuzz $(cache)/tools $(seconds)
 
 .PHONY: check
 check: tools ## the format and the lints, without a test
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 
 .PHONY: build
 build: tools ## the guest's program and hyperctl, optimised

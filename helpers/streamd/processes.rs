@@ -22,6 +22,10 @@ use super::process::{End, Process, SURVIVOR_GRACE};
 /// How long nothing is taken when there was no memory for it.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How many processes that are over may have survivors whose output is read and thrown away. Of more the oldest's pipes are
+/// closed: init has forgotten these processes, so nothing else would bound them.
+pub const SURVIVORS_MAX: usize = 256;
+
 /// A source of output by process and place.
 type SourceId = (StreamId, usize);
 
@@ -48,6 +52,8 @@ pub struct Processes {
     behind: BTreeSet<StreamId>,
     /// Processes that have exited, and whose end has not been written.
     finishing: BTreeSet<StreamId>,
+    /// Processes whose end has been written and which have survivors, oldest first.
+    over: VecDeque<StreamId>,
     /// Which requests are to be answered when the port has passed which place.
     pub waiting: VecDeque<(u64, u64)>,
     /// There was no memory: until when nothing is taken.
@@ -69,6 +75,7 @@ impl Processes {
             is_ready: BTreeSet::new(),
             behind: BTreeSet::new(),
             finishing: BTreeSet::new(),
+            over: VecDeque::new(),
             waiting: VecDeque::new(),
             paused: None,
             discarded: vec![0; CHUNK],
@@ -154,8 +161,12 @@ impl Processes {
                 return Err(fault);
             }
         }
+        let over = process.end == End::Finished;
         self.by_stdio.insert(stdio, process);
         self.mark_all_ready(stdio);
+        if over {
+            self.has_survivors(stdio);
+        }
         Ok(())
     }
 
@@ -184,6 +195,18 @@ impl Processes {
         }
         self.behind.remove(&stdio);
         self.finishing.remove(&stdio);
+        self.over.retain(|other| *other != stdio);
+    }
+
+    /// A process is over, and somebody can still write to its pipes.
+    fn has_survivors(&mut self, stdio: StreamId) {
+        self.over.push_back(stdio);
+        if self.over.len() > SURVIVORS_MAX
+            && let Some(oldest) = self.over.pop_front()
+        {
+            log::info!("stream {oldest} is over for long: who still writes to it is not read any more");
+            self.remove(oldest);
+        }
     }
 
     /// Closes a source. execd has a duplicate of it, so closing alone would leave it in the epoll set.
@@ -345,6 +368,8 @@ impl Processes {
         self.finishing.remove(&stdio);
         if process.is_silent() {
             self.remove(stdio);
+        } else {
+            self.has_survivors(stdio);
         }
     }
 

@@ -71,6 +71,30 @@ fn a_survivor_has_a_short_time_and_no_sigpipe() {
     streamd.leave_well();
 }
 
+/// Each of them is a process that init has forgotten, so a host could start more of them without end.
+#[test]
+fn so_many_processes_have_survivors_and_no_more() {
+    const SURVIVORS_MAX: u64 = 256;
+    const MORE: u64 = 8;
+    let (mut world, mut host) = World::device();
+    let mut streamd = world.start();
+    let mut survivors = Vec::new();
+    for stream in 1..=SURVIVORS_MAX + MORE {
+        let mut process = world.piped(stream, None);
+        survivors.push(process.stdout.take().unwrap());
+        streamd.finish(stream);
+    }
+    for _ in 1..=SURVIVORS_MAX + MORE {
+        streamd.drained();
+        assert_eq!(host.frame().1, b"");
+    }
+    (1..=SURVIVORS_MAX + MORE).for_each(|stream| world.release(stream));
+    let broken = survivors.iter_mut().filter_map(|stdout| stdout.write_all(b"still here").err());
+    let broken: Vec<_> = broken.map(|error| error.kind()).collect();
+    assert_eq!(broken, [std::io::ErrorKind::BrokenPipe; MORE as usize]);
+    streamd.leave_well();
+}
+
 #[test]
 fn a_survivor_that_never_pauses_does_not_put_the_end_off() {
     let (mut world, mut host) = World::device();

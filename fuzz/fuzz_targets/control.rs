@@ -1,0 +1,139 @@
+//! The control channel over a socket, written in any portions to a guest that has room or not: every byte that was read is
+//! credited by NEXT, no more and no less, every frame comes once and in order, and so does every reply.
+#![no_main]
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use hyperinit::frame::{CONTROL_MAX, ControlDecoder, Message};
+use hyperinit::init::control::{Control, Input};
+use hyperinit::init::ports::Port;
+use hyperinit_fuzz::{Choices, measure};
+use libfuzzer_sys::fuzz_target;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::{read, write};
+
+/// More than a portion can need: a turn takes a frame at least.
+const TURNS_MAX: usize = 1 << 16;
+
+struct Guest {
+    control: Control,
+    epoll: Epoll,
+    host: OwnedFd,
+    /// Of what the guest says.
+    decoder: ControlDecoder,
+    credited: usize,
+    frames: Vec<(u32, Vec<u8>)>,
+    replies: Vec<Vec<u8>>,
+}
+
+fuzz_target!(|data: &[u8]| {
+    let mut choices = Choices::new(data);
+    let sizes = [0; 3].map(|_: u8| 1 + usize::from(choices.byte()));
+    let rooms = [0; 3].map(|_: u8| 1 + choices.below(8));
+    let bytes = choices.rest();
+    let expected = expected(bytes);
+    let mut guest = Guest::new();
+    let mut rest = bytes;
+    let mut written = 0;
+    for turn in 0.. {
+        let (portion, others) = rest.split_at(sizes[turn % sizes.len()].min(rest.len()));
+        if portion.is_empty() {
+            break;
+        }
+        rest = others;
+        assert_eq!(write(&guest.host, portion), Ok(portion.len()));
+        written += portion.len();
+        let ((), held) = measure(|| guest.turns(rooms[turn % rooms.len()]));
+        assert!(held <= 8 * (bytes.len() + 4096) + (256 << 10), "{held} bytes");
+        let violated = matches!(expected, Err(at) if at <= written);
+        if violated {
+            break;
+        }
+        assert_eq!(guest.credited, written, "runV waits for this");
+    }
+    if let Ok(expected) = expected {
+        assert_eq!(guest.frames, expected);
+    }
+    let said: Vec<Vec<u8>> = (0..guest.frames.len()).map(reply).collect();
+    assert_eq!(guest.replies, said, "one for each, in order");
+});
+
+/// The frames, or by which byte at the latest a guest may stop to listen.
+fn expected(bytes: &[u8]) -> Result<Vec<(u32, Vec<u8>)>, usize> {
+    let mut frames = Vec::new();
+    let mut rest = bytes;
+    while let Some((header, others)) = rest.split_first_chunk::<8>() {
+        let [tag, length] =
+            [0, 4].map(|at| u32::from_be_bytes(header[at..at + 4].try_into().expect("4 bytes")));
+        let length = length as usize;
+        if !(8..=CONTROL_MAX).contains(&length) {
+            return Err(bytes.len() - others.len());
+        }
+        if length - 8 > others.len() {
+            break;
+        }
+        let (payload, others) = others.split_at(length - 8);
+        frames.push((tag, payload.to_vec()));
+        rest = others;
+    }
+    Ok(frames)
+}
+
+fn reply(at: usize) -> Vec<u8> {
+    at.to_be_bytes().to_vec()
+}
+
+impl Guest {
+    fn new() -> Guest {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let (host, guest) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a socket");
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("an epoll set");
+        let mut control = Control::new(Port::Device(guest), 0);
+        assert_eq!(control.open(&epoll).expect("it can be watched"), [Input::Connected]);
+        let (frames, replies) = (Vec::new(), Vec::new());
+        Guest { control, epoll, host, decoder: ControlDecoder::default(), credited: 0, frames, replies }
+    }
+
+    /// Until nothing is left to do: as init's loop has it.
+    fn turns(&mut self, room: usize) {
+        for _ in 0..TURNS_MAX {
+            let mut events = [EpollEvent::empty(); 4];
+            let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
+            for event in &events[..count] {
+                assert!(!event.events().contains(EpollFlags::EPOLLHUP));
+                assert_eq!(self.control.ready(event.events()), None);
+            }
+            if !self.control.wants_turn() {
+                return self.hear();
+            }
+            let inputs = self.control.turn(&self.epoll, room);
+            assert!(inputs.len() <= room, "more than there is room for");
+            for input in inputs {
+                let Input::Frame(tag, payload) = input else { panic!("nobody came or left") };
+                self.control.send(Message::Ack, &reply(self.frames.len()));
+                self.frames.push((tag, payload));
+            }
+            self.hear();
+        }
+        panic!("it never has enough");
+    }
+
+    /// What the guest has said.
+    fn hear(&mut self) {
+        let mut chunk = [0; 4096];
+        while let Ok(count @ 1..) = read(self.host.as_fd(), &mut chunk) {
+            self.decoder.push(&chunk[..count]);
+            while let Some(frame) = self.decoder.next_frame().expect("the guest says frames") {
+                match Message::from_id(frame.tag) {
+                    Some(Message::Next) => {
+                        let count: [u8; 4] = frame.payload.try_into().expect("a number");
+                        self.credited += u32::from_be_bytes(count) as usize;
+                    }
+                    Some(Message::Ack) => self.replies.push(frame.payload.to_vec()),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+}

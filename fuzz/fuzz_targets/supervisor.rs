@@ -1,0 +1,335 @@
+//! PID 1's state machine between a host that says anything, helpers that answer, fail, lie and die, and processes that exit:
+//! one reply for each command and in order, no signal for whom it does not know, nothing without bound, and the guest ends.
+#![no_main]
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use hyperinit::channel::Bytes;
+use hyperinit::command;
+use hyperinit::fault::Fault;
+use hyperinit::frame::Message;
+use hyperinit::ids::Pid;
+use hyperinit::supervisor::{Action, Ask, Config, Event, HelperReply, Supervisor};
+use hyperinit::wire::mountd::NinePTransport;
+use hyperinit::wire::{Role, execd, mountd, netd, streamd};
+use hyperinit_fuzz::{Choices, measure};
+use libfuzzer_sys::fuzz_target;
+
+const WARDEN: Pid = Pid(2);
+/// The helpers have numbers below, the pod's processes from here on.
+const FIRST: i32 = 1000;
+/// As supervisor/replies.rs and lines.rs have them.
+const COMMANDS_MAX: usize = 256;
+const WINDOW: usize = 16;
+/// What an input of a few kilobytes can have it hold at most, in bytes.
+const HELD_MAX: usize = 16 << 20;
+
+/// What a command's reply is, if that is known beforehand.
+type Owed = Option<(Message, Vec<u8>)>;
+
+struct World {
+    supervisor: Supervisor,
+    now: Duration,
+    asked: Vec<(u64, Ask)>,
+    alive: BTreeSet<Pid>,
+    released: BTreeSet<Pid>,
+    next_pid: i32,
+    helpers: BTreeMap<Role, Pid>,
+    doomed: BTreeSet<Role>,
+    owed: VecDeque<Owed>,
+    ready: usize,
+    last_ask: u64,
+    off: bool,
+}
+
+fuzz_target!(|data: &[u8]| {
+    let mut world = World::new();
+    let mut choices = Choices::new(data);
+    let ((), held) = measure(|| {
+        while !choices.is_empty() && !world.off {
+            world.step(&mut choices);
+        }
+    });
+    assert!(held <= HELD_MAX, "{held} bytes");
+    world.end();
+});
+
+impl World {
+    fn new() -> World {
+        let config = Config {
+            local: false,
+            nine_p: NinePTransport::Virtio,
+            debug_door: false,
+            grace: Duration::from_secs(3),
+            warden: WARDEN,
+        };
+        let mut world = World {
+            supervisor: Supervisor::new(config),
+            now: Duration::from_secs(1),
+            asked: Vec::new(),
+            alive: BTreeSet::new(),
+            released: BTreeSet::new(),
+            next_pid: FIRST,
+            helpers: BTreeMap::new(),
+            doomed: BTreeSet::new(),
+            owed: VecDeque::new(),
+            ready: 0,
+            last_ask: 0,
+            off: false,
+        };
+        Role::ALL.into_iter().for_each(|role| world.up(role));
+        world.connect();
+        world
+    }
+
+    fn step(&mut self, choices: &mut Choices<'_>) {
+        match choices.below(16) {
+            0..=5 => self.host(choices),
+            6..=10 => self.answer(choices),
+            11 => self.exit(choices.below(256)),
+            12 => {
+                let role = Role::ALL[choices.below(4)];
+                if self.helpers.contains_key(&role) { self.die(role) } else { self.up(role) }
+            }
+            13 => self.pass(Duration::from_millis(100 * u64::from(choices.byte()))),
+            14 => match choices.below(4) {
+                0 => self.connect(),
+                1 => {
+                    self.owed.clear();
+                    self.feed(Event::HostLeft);
+                }
+                _ => self.feed(Event::ControlDrained),
+            },
+            _ => self.lie(choices),
+        }
+    }
+
+    // ---- the host ----
+
+    fn connect(&mut self) {
+        self.owed.clear();
+        let before = self.ready;
+        self.feed(Event::HostConnected);
+        assert_eq!(self.ready, before + 1, "READY");
+    }
+
+    fn host(&mut self, choices: &mut Choices<'_>) {
+        let room = self.supervisor.room();
+        assert!(room <= COMMANDS_MAX);
+        if room == 0 {
+            return;
+        }
+        let [c, p, s] = [4, 5, 6].map(|sides| choices.below(sides));
+        let port = choices.below(4);
+        let process = format!(r#"{{"id":"p{p}","args":["a"],"stdio":{},"stderr":{}}}"#, 2 * s, 2 * s + 1);
+        let (message, json) = match choices.below(18) {
+            0 => (Message::StartPod, format!(r#"{{"hostname":"h","shareDir":"{}"}}"#, &"s"[..p % 2])),
+            1 => (Message::StartPod, r#"{"interfaces":[{"device":"eth0"}],"routes":[{"dest":"any"}],"portmappingWhiteLists":{"internalNetworks":["10.0.0.0/8"]}}"#.to_owned()),
+            2 | 3 => (Message::NewContainer, format!(r#"{{"id":"c{c}","ports":[{{"hostPort":{port},"containerPort":80}}],"process":{process}}}"#)),
+            4 | 5 => (Message::ExecCmd, format!(r#"{{"container":"c{c}","process":{process}}}"#)),
+            6 => (Message::KillContainer, format!(r#"{{"container":"c{c}","signal":9}}"#)),
+            7 => (Message::SignalProcess, format!(r#"{{"container":"c{c}","process":"p{p}","signal":15}}"#)),
+            8 => (Message::RemoveContainer, format!(r#"{{"container":"c{c}"}}"#)),
+            9 => (Message::WinSize, format!(r#"{{"container":"c{c}","process":"p{p}","row":1,"column":1}}"#)),
+            10 => (Message::ReadFile, format!(r#"{{"container":"c{c}","file":"/f"}}"#)),
+            11 => (Message::WriteFile, format!(r#"{{"container":"c{c}","file":"/f"}}data"#)),
+            12 => (Message::SetupInterface, r#"{"device":"eth0"}"#.to_owned()),
+            13 => (Message::OnlineCpuMem, "null".to_owned()),
+            14 => (Message::GetVersion, "null".to_owned()),
+            15 => (Message::DeleteInterface, r#"{"device":"eth0"}"#.to_owned()),
+            16 if choices.below(16) == 0 => (Message::DestroyPod, "null".to_owned()),
+            _ => (Message::Ping, "null".to_owned()),
+        };
+        self.tell(message, &json);
+    }
+
+    fn tell(&mut self, message: Message, json: &str) {
+        self.owed.push_back(match message {
+            Message::GetVersion => Some((Message::Ack, 4244_u32.to_be_bytes().to_vec())),
+            Message::Ping => Some((Message::Ack, Vec::new())),
+            _ => None,
+        });
+        let (message, payload) = (message.id(), json.as_bytes());
+        let size = command::weight(message, payload);
+        self.feed(Event::Command { message, size, command: command::parse(message, payload) });
+    }
+
+    // ---- the helpers ----
+
+    fn up(&mut self, role: Role) {
+        let pid = Pid(10 + Role::ALL.iter().position(|other| *other == role).map_or(0, |at| at as i32));
+        self.helpers.insert(role, pid);
+        self.feed(Event::HelperUp { role, pid });
+    }
+
+    fn die(&mut self, role: Role) {
+        self.helpers.remove(&role);
+        self.doomed.remove(&role);
+        self.asked.retain(|(_, ask)| ask.role() != role);
+        self.feed(Event::HelperGone(role));
+    }
+
+    /// A helper does the oldest thing it was asked, or cannot.
+    fn answer(&mut self, choices: &mut Choices<'_>) {
+        let Some((role, how)) = self.busy(choices.below(4)).zip(Some(choices.below(8))) else { return };
+        let at = self.asked.iter().position(|(_, ask)| ask.role() == role).expect("it is busy");
+        let (id, ask) = self.asked.remove(at);
+        let result = match (&ask, how) {
+            (_, 7) => Err(Fault::new("doing", "it", "no")),
+            (Ask::StartPod { .. } | Ask::StartProcess { .. }, _) => {
+                self.next_pid += 1;
+                let pid = Pid(self.next_pid);
+                if how == 6 {
+                    self.feed(Event::Exited { pid, status: 3 });
+                } else {
+                    self.alive.insert(pid);
+                }
+                Ok(HelperReply::Execd(execd::Reply::Started { pid }))
+            }
+            (Ask::ReadFile { .. } | Ask::ReadOn, _) => {
+                let part = mountd::Reply::Part { bytes: Bytes(b"part".to_vec()), last: how < 3 };
+                Ok(HelperReply::Mountd(part))
+            }
+            (Ask::PrepareContainer(_), 5) => Ok(HelperReply::Mountd(mountd::Reply::Populating)),
+            (Ask::PrepareContainer(_), 6) => {
+                let fault = Fault::new("waiting for", "it", "it is not there");
+                Ok(HelperReply::Mountd(mountd::Reply::NotYet { fault }))
+            }
+            (Ask::HandBack, _) => Ok(HelperReply::Streamd(streamd::Reply::HandedBack)),
+            _ => Ok(done(role)),
+        };
+        self.feed(Event::Reply { role, id, result });
+    }
+
+    /// A helper with something to do: of that number, or the next one.
+    fn busy(&self, first: usize) -> Option<Role> {
+        let roles = Role::ALL.into_iter().cycle().skip(first).take(Role::ALL.len());
+        roles.into_iter().find(|role| self.asked.iter().any(|(_, ask)| ask.role() == *role))
+    }
+
+    /// Somebody says what nobody asked for.
+    fn lie(&mut self, choices: &mut Choices<'_>) {
+        let (role, as_role) = (Role::ALL[choices.below(4)], Role::ALL[choices.below(4)]);
+        if !self.helpers.contains_key(&role) {
+            return;
+        }
+        let id = self.last_ask.saturating_sub(choices.below(8) as u64);
+        let result = match choices.below(4) {
+            0 => Ok(HelperReply::Execd(execd::Reply::Started { pid: Pid(i32::from(choices.byte())) })),
+            1 => Ok(HelperReply::Mountd(mountd::Reply::Part { bytes: Bytes(Vec::new()), last: false })),
+            2 => Ok(HelperReply::Mountd(mountd::Reply::Populating)),
+            _ => Ok(done(as_role)),
+        };
+        // A lie that happens to be what was asked for is an answer.
+        if let Ok(HelperReply::Execd(execd::Reply::Started { pid })) = &result
+            && (self.alive.contains(pid) || pid.0 <= FIRST)
+            && self.asked.iter().any(|(asked, ask)| {
+                *asked == id && matches!(ask, Ask::StartPod { .. } | Ask::StartProcess { .. })
+            })
+        {
+            // init's loop does not believe in a child that is none (event_loop.rs).
+            return;
+        }
+        self.asked.retain(|(asked, ask)| *asked != id || ask.role() != role);
+        self.feed(Event::Reply { role, id, result });
+    }
+
+    // ---- time and processes ----
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.feed(Event::Tick);
+    }
+
+    fn exit(&mut self, nth: usize) {
+        let nth = nth % self.alive.len().max(1);
+        if let Some(&pid) = self.alive.iter().nth(nth) {
+            self.alive.remove(&pid);
+            self.released.remove(&pid);
+            self.feed(Event::Exited { pid, status: 1 });
+        }
+    }
+
+    fn feed(&mut self, event: Event) {
+        for action in self.supervisor.on_event(self.now, event) {
+            match action {
+                Action::Send { message, payload } => self.said(message, payload),
+                Action::Ask { id, ask } => {
+                    assert!(self.helpers.contains_key(&ask.role()), "nobody is there");
+                    assert!(matches!(ask, Ask::Finish { .. } | _ if id > 0));
+                    self.last_ask = self.last_ask.max(id);
+                    self.asked.push((id, ask));
+                }
+                Action::Kill { pid, .. } => assert!(self.alive.contains(&pid), "{pid} is none of the pod's"),
+                Action::Release { pid } => {
+                    assert!(self.alive.contains(&pid) && self.released.insert(pid), "{pid} was let go");
+                }
+                Action::KillHelper { role, .. } => {
+                    self.doomed.insert(role);
+                }
+                Action::PowerOff => self.off = true,
+            }
+        }
+        for role in Role::ALL {
+            let under_way = self.asked.iter().filter(|(_, ask)| ask.role() == role).count();
+            assert!(under_way <= WINDOW, "{under_way} requests to {role}");
+        }
+        let doomed = std::mem::take(&mut self.doomed);
+        doomed.into_iter().for_each(|role| self.die(role));
+    }
+
+    fn said(&mut self, message: Message, payload: Vec<u8>) {
+        match message {
+            Message::Ready => self.ready += 1,
+            Message::ProcessAsyncEvent => {
+                assert!(serde_json::from_slice::<serde_json::Value>(&payload).is_ok())
+            }
+            Message::Ack | Message::Error => {
+                let owed = self.owed.pop_front().expect("a reply that nobody is owed");
+                assert!(owed.is_none_or(|owed| owed == (message, payload)), "somebody else's reply");
+            }
+            other => panic!("{other}"),
+        }
+    }
+
+    /// DESTROYPOD ends it, whatever has been; everything that is owed has been said then.
+    fn end(&mut self) {
+        if self.off {
+            return;
+        }
+        self.tell(Message::DestroyPod, "null");
+        for _ in 0..100_000 {
+            if self.off {
+                break;
+            }
+            Role::ALL
+                .into_iter()
+                .filter(|role| !self.helpers.contains_key(role))
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|role| self.up(role));
+            if !self.asked.is_empty() {
+                self.answer(&mut Choices::new(&[]));
+            } else if !self.alive.is_empty() {
+                self.exit(0);
+            } else if let Some(deadline) = self.supervisor.next_deadline() {
+                self.now = self.now.max(deadline);
+                self.feed(Event::Tick);
+            } else {
+                self.feed(Event::ControlDrained);
+            }
+        }
+        assert!(self.off, "it does not end");
+        assert!(self.owed.is_empty(), "{} commands without a reply", self.owed.len());
+    }
+}
+
+fn done(role: Role) -> HelperReply {
+    match role {
+        Role::Netd => HelperReply::Netd(netd::Reply::Done),
+        Role::Mountd => HelperReply::Mountd(mountd::Reply::Done),
+        Role::Execd => HelperReply::Execd(execd::Reply::Done),
+        Role::Streamd => HelperReply::Streamd(streamd::Reply::Drained),
+    }
+}

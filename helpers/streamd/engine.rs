@@ -178,6 +178,9 @@ impl Engine {
                     let result = self.processes.hand_back(&mut self.buffer).map(|()| Reply::HandedBack);
                     replies.send(Answer { id, result })?;
                 }
+                Ok(Question { id, body: Request::Ping }) => {
+                    replies.send(Answer { id, result: Ok(Reply::Alive) })?;
+                }
                 Err(TryRecvError::Empty) => return Ok(false),
                 Err(TryRecvError::Disconnected) => return Ok(true),
             }

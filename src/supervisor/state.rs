@@ -195,14 +195,17 @@ pub(super) enum Purpose {
     HandBack(Pid),
     /// A new streamd gets the processes' descriptors.
     Resend,
+    /// Whether streamd is alive.
+    Ping,
     /// Nobody waits for it.
     Nothing,
 }
 
 impl Purpose {
-    /// Whether a helper that has just come up needs it before all else, or somebody else who has.
+    /// Whether a helper that has just come up needs it before all else, or somebody else who has; or it tells whether the others
+    /// will ever be answered.
     pub(super) fn comes_first(&self) -> bool {
-        matches!(self, Purpose::Rejoin | Purpose::HandBack(_))
+        matches!(self, Purpose::Rejoin | Purpose::HandBack(_) | Purpose::Ping)
     }
 }
 

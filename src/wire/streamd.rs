@@ -19,6 +19,8 @@ pub enum Request {
     HandBack,
     /// Answer `Drained` when everything accepted so far has been written to the port.
     Flush,
+    /// Answer `Alive` at once: whether it is the host that takes its time, or this helper.
+    Ping,
 }
 
 /// What streamd answers.
@@ -28,6 +30,8 @@ pub enum Reply {
     Drained,
     /// execd finds in the socket what there is.
     HandedBack,
+    /// It is there.
+    Alive,
 }
 
 /// One SEQPACKET message from execd to streamd, or back to a new execd: the streams of a process. Its descriptors follow in

@@ -184,6 +184,7 @@ fn done(ask: &Ask) -> HelperReply {
         Role::Mountd => HelperReply::Mountd(mountd::Reply::Done),
         Role::Execd => HelperReply::Execd(execd::Reply::Done),
         Role::Streamd if *ask == Ask::HandBack => HelperReply::Streamd(streamd::Reply::HandedBack),
+        Role::Streamd if *ask == Ask::Ping => HelperReply::Streamd(streamd::Reply::Alive),
         Role::Streamd => HelperReply::Streamd(streamd::Reply::Drained),
     }
 }
@@ -250,6 +251,7 @@ fn short(ask: &Ask) -> String {
         Ask::HandBack => "hand back".to_owned(),
         Ask::Finish { stdio } => format!("finish {stdio}"),
         Ask::Flush => "flush".to_owned(),
+        Ask::Ping => "ping".to_owned(),
     }
 }
 

@@ -98,7 +98,8 @@ impl Line {
     /// When it is to be asked whether it is alive: it owes answers that may take any time, and has been silent.
     fn ping_at(&self) -> Option<Duration> {
         let up = matches!(self.state, State::Up(_)) && !self.killed;
-        let silent = up && !self.sent.is_empty() && self.sent.iter().all(|pending| pending.ask.limit().is_none());
+        let silent =
+            up && !self.sent.is_empty() && self.sent.iter().all(|pending| pending.ask.limit().is_none());
         silent.then_some(self.heard + WORK)
     }
 }

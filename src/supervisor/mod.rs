@@ -312,7 +312,9 @@ impl Supervisor {
             if self.lines.kill(role, false) {
                 let why = match role {
                     Role::Streamd => "it does not answer",
-                    Role::Netd | Role::Mountd | Role::Execd => "it has been working on one request for too long",
+                    Role::Netd | Role::Mountd | Role::Execd => {
+                        "it has been working on one request for too long"
+                    }
                 };
                 let why = why.to_owned();
                 self.actions.push(Action::KillHelper { role, why, lied: false });

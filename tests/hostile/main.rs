@@ -10,6 +10,7 @@ mod guest;
 mod lies;
 mod meaning;
 mod place;
+mod steps;
 mod warden;
 mod witness;
 

@@ -3,15 +3,14 @@
 use hyperinit::client::{CallError, Pending};
 use hyperinit::frame::Message;
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use serde_json::json;
 
-use super::guest::processes::{kill_hard, process, processes, status};
+use super::guest::processes::{process, status};
 use super::guest::{Guest, Kind, PATIENCE, parse_exec, refusal};
 use super::lies::{DONE, part, reply, started};
 use super::place::Place;
 use super::witness::Witness;
-use super::{answers, is_found_out};
+use super::is_found_out;
 
 /// The number that a process has in the guest.
 fn inside(pid: i32) -> i32 {
@@ -158,33 +157,4 @@ fn a_silent_streamd_is_killed_and_the_end_of_a_process_is_told() {
     running.signal(Signal::SIGKILL as i64);
     assert_eq!(running.end().status, 137);
     is_found_out(&guest, &mut witness, "streamd", place, from, ("silence", "does not answer"));
-}
-
-#[test]
-fn a_helper_that_does_not_come_up_is_killed() {
-    let guest = Guest::with_pod(Kind::Local);
-    let _main = guest.sleeper("main");
-    let mut witness = Witness::new(&guest);
-    let from = guest.log().len();
-    let old = process(&guest, "netd", None);
-    kill_hard(old);
-    // As soon as it has its name it is stopped. If it was up before, once more.
-    let mut last = old;
-    loop {
-        if let [pid] = processes(&guest, "netd")[..]
-            && pid != last
-        {
-            let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGSTOP);
-            last = pid;
-            let up = guest.log()[from..].matches("netd is up as").count();
-            if up == 0 {
-                break;
-            }
-            kill_hard(pid);
-        }
-    }
-    guest.wait_for_log(from, "netd is killed: it does not come up");
-    process(&guest, "netd", Some(last));
-    answers(&guest, "netd");
-    witness.checks("a helper that did not come up", true);
 }

@@ -211,7 +211,10 @@ fn a_streamd_that_does_not_say_that_it_is_alive_is_killed() {
         world.wait();
         assert_eq!(world.asked(Role::Streamd)[before..], ["ping"], "{finished}");
         world.wait();
-        assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Streamd, lied: false, .. }]));
+        assert!(matches!(
+            world.did().as_slice(),
+            [Action::KillHelper { role: Role::Streamd, lied: false, .. }]
+        ));
         world.dies(Role::Streamd);
         world.comes_up(Role::Streamd, 70);
         world.done(Role::Execd);

@@ -56,17 +56,29 @@ impl Streams {
     /// Takes what streamd has handed back to this execd's predecessors and to it.
     pub fn adopt(&mut self) {
         // streamd is not believed to stop: more than this it cannot honestly have sent.
+        let mut empty = 0;
         for _ in 0..ADOPTED_MAX {
             // One byte more than a packet has: a longer one is cut, and refused.
             let mut packet = [0; STREAMS_LEN + 1];
             let (count, fds) = match receive_fds(&self.socket, &mut packet) {
-                Ok((0, _)) | Err(Errno::EAGAIN) => return,
+                Err(Errno::EAGAIN) => return,
+                // An empty packet cannot be told from the end of the socket, which never comes in a guest.
+                Ok((0, _)) if empty > 0 => return,
+                Ok((0, _)) => {
+                    empty += 1;
+                    continue;
+                }
                 Ok(received) => received,
+                Err(Errno::EMSGSIZE) => {
+                    log::error!("{}", Fault::errno("hearing from", "streamd", Errno::EMSGSIZE));
+                    continue;
+                }
                 Err(errno) => {
                     log::error!("{}", Fault::errno("hearing from", "streamd", errno));
                     return;
                 }
             };
+            empty = 0;
             match packet.get(..count).and_then(Packet::decode).and_then(|packet| Ends::new(packet, fds)) {
                 Some(ends) => drop(self.kept.insert(ends.packet.stdio, ends)),
                 None => log::error!("{}", Fault::new("hearing from", "streamd", "a packet of no outputs")),

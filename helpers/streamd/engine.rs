@@ -117,6 +117,7 @@ impl Engine {
             self.processes.tick(&mut self.buffer);
             // One round, then events again: a process or a host that never pauses must not keep init waiting.
             moved = self.host.accept(&mut self.buffer)?;
+            moved |= self.processes.receive_more(&mut self.buffer);
             moved |= self.host.read(&mut self.processes, &mut self.buffer)?;
             moved |= self.processes.take_turns(&mut self.buffer);
             moved |= self.host.send(&mut self.buffer)?;

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+mod between;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod lies;

@@ -7,10 +7,10 @@ use serde_json::json;
 
 use super::guest::processes::{process, status};
 use super::guest::{Guest, Kind, PATIENCE, parse_exec, refusal};
+use super::is_found_out;
 use super::lies::{DONE, part, reply, started};
 use super::place::Place;
 use super::witness::Witness;
-use super::is_found_out;
 
 /// The number that a process has in the guest.
 fn inside(pid: i32) -> i32 {

@@ -5,7 +5,8 @@
 
 mod guest;
 
-use guest::processes::{kill_hard, process, processes};
+use guest::followed::Followed;
+use guest::processes::{kill_hard, process};
 use guest::{Guest, Kind, PATIENCE, Running, kill, refusal};
 use hyperinit::command::Command;
 use hyperinit::frame::Message;
@@ -239,21 +240,94 @@ fn without_a_warden_the_guest_goes_on_with_what_it_has() {
     assert!(guest.wait_for_end().success());
 }
 
-#[test]
-fn a_helper_that_dies_again_and_again_is_closed_and_the_rest_goes_on() {
-    let guest = Guest::with_pod(Kind::Local);
-    let _main = guest.sleeper("main");
-    let mut old = None;
-    while !guest.log().contains("netd died too often: it stays closed") {
-        for pid in processes(&guest, "netd") {
-            if Some(pid) != old {
-                kill_hard(pid);
-                old = Some(pid);
-            }
-        }
-        std::thread::yield_now();
+/// As docs/design.md has it: after so many deaths without an answered request between them a helper is closed.
+const DEATHS: usize = 8;
+
+/// Has a helper die as often as it takes, each time before it has done anything.
+fn close(guest: &Guest, name: &str) {
+    let from = guest.log().len();
+    let closed = format!("{name} died too often: it stays closed");
+    let mut followed = Followed::successor(guest, name);
+    for _ in 2..DEATHS {
+        assert!(!guest.log()[from..].contains(&closed), "{}", guest.log());
+        followed = followed.replace();
     }
+    followed.kill();
+    guest.await_log(&closed);
+    // One that dies at once may have been reaped before init was told who it was.
+    let (gone, soon) = (format!("{name} is gone"), format!("{name} died as soon as it was started"));
+    let log = guest.log();
+    let deaths = log[from..].lines().filter(|line| line.contains(&gone) || line.contains(&soon)).count();
+    assert_eq!(deaths, DEATHS, "{log}");
+}
+
+#[test]
+fn a_netd_that_dies_again_and_again_is_closed_and_the_rest_goes_on() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    close(&guest, "netd");
+    let routes = json!({"routes": [{"dest": "198.51.100.0/24", "device": "lo"}]});
+    let text = guest.refused(Command::SetupRoute(guest::parse(routes)));
+    assert!(text.contains("netd: it died too often: it is closed"), "{text}");
     works(&guest, "after");
+    guest.finish(main);
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+}
+
+#[test]
+fn a_mountd_that_dies_again_and_again_is_closed_and_the_rest_goes_on() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    let talker = talker(&guest, "main");
+    close(&guest, "mountd");
+    let text = refusal(guest.try_container("d", &["true"], json!({})));
+    assert!(text.contains("mountd: it died too often: it is closed"), "{text}");
+    talker.streams.stdin.write(b"still\n").unwrap();
+    talker.read_until("1 still\n");
+    assert_eq!(guest.says("main", "echo new"), "new\n");
+    assert_eq!(talker.outcome().status, 7);
+    guest.call(kill("main", 9));
+    assert_eq!(main.outcome().status, 137);
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+}
+
+#[test]
+fn an_execd_that_dies_again_and_again_is_closed_and_the_rest_goes_on() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    let talker = talker(&guest, "main");
+    close(&guest, "execd");
+    for text in [
+        refusal(guest.try_exec("main", &["true"], json!({}))),
+        refusal(guest.try_container("d", &["true"], json!({}))),
+    ] {
+        assert!(text.contains("execd: it died too often: it is closed"), "{text}");
+    }
+    talker.streams.stdin.write(b"still\n").unwrap();
+    talker.read_until("1 still\n");
+    assert_eq!(talker.outcome().status, 7);
+    guest.call(Command::Ping);
+    guest.call(kill("main", 9));
+    assert_eq!(main.outcome().status, 137);
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+}
+
+#[test]
+fn a_streamd_that_dies_again_and_again_is_closed_and_the_ends_of_processes_are_still_told() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    let other = guest.exec("main", &["sleep", "100000"], json!({}));
+    close(&guest, "streamd");
+    guest.call(Command::Ping);
+    other.signal(9);
+    assert_eq!(other.status(), 137, "there is no output, but there is an end");
+    guest.call(kill("main", 9));
+    assert_eq!(main.status(), 137);
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
 }
 
 #[test]

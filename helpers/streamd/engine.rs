@@ -111,12 +111,13 @@ impl Engine {
             let asked = self.wait(timeout)?;
             if asked {
                 let _ = self.bell.read();
-                over = self.requests(&inbox);
+                over = self.requests(&inbox, &replies)?;
             }
             self.host.tick(&self.buffer);
             self.processes.tick(&mut self.buffer);
             // One round, then events again: a process or a host that never pauses must not keep init waiting.
             moved = self.host.accept(&mut self.buffer)?;
+            moved |= self.processes.receive_more(&mut self.buffer);
             moved |= self.host.read(&mut self.processes, &mut self.buffer)?;
             moved |= self.processes.take_turns(&mut self.buffer);
             moved |= self.host.send(&mut self.buffer)?;
@@ -161,7 +162,11 @@ impl Engine {
     }
 
     /// Takes what init asks; true if it will ask nothing more.
-    fn requests(&mut self, inbox: &Receiver<Question<Request>>) -> bool {
+    fn requests(
+        &mut self,
+        inbox: &Receiver<Question<Request>>,
+        replies: &Replies<Reply>,
+    ) -> Result<bool, Fault> {
         loop {
             match inbox.try_recv() {
                 Ok(Question { id, body: Request::Flush }) => {
@@ -170,8 +175,11 @@ impl Engine {
                 Ok(Question { id, body: Request::Finish { stdio } }) => {
                     self.processes.finish(stdio, id, &mut self.buffer);
                 }
-                Err(TryRecvError::Empty) => return false,
-                Err(TryRecvError::Disconnected) => return true,
+                Ok(Question { id, body: Request::Ping }) => {
+                    replies.send(Answer { id, result: Ok(Reply::Alive) })?;
+                }
+                Err(TryRecvError::Empty) => return Ok(false),
+                Err(TryRecvError::Disconnected) => return Ok(true),
             }
         }
     }

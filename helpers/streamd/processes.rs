@@ -25,6 +25,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How many processes that are over may have survivors whose output is read and thrown away. Of more the oldest's pipes are
 /// closed: init has forgotten these processes, so nothing else would bound them.
 pub const SURVIVORS_MAX: usize = 256;
+/// How many packets of execd's are taken at once: more than it can honestly have sent, so that who is spoken of has come. What is
+/// behind them has to wait for the next round, and the others with it no longer.
+const PACKETS_MAX: usize = 4 * 4096;
+/// Of how many packets that are none it is told.
+const TOLD_MAX: usize = 100;
 
 /// A source of output by process and place.
 type SourceId = (StreamId, usize);
@@ -40,6 +45,10 @@ enum Watched {
 pub struct Processes {
     epoll: Rc<Epoll>,
     socket: Option<OwnedFd>,
+    /// The socket may have more.
+    more: bool,
+    /// How many of its packets were none.
+    refused: usize,
     by_stdio: BTreeMap<StreamId, Process>,
     /// What each epoll token stands for: tokens are never used again.
     tokens: HashMap<u64, (StreamId, Watched)>,
@@ -68,6 +77,8 @@ impl Processes {
         Processes {
             epoll,
             socket,
+            more: false,
+            refused: 0,
             by_stdio: BTreeMap::new(),
             tokens: HashMap::new(),
             next_token: FIRST_TOKEN,
@@ -94,7 +105,9 @@ impl Processes {
     pub fn receive(&mut self, buffer: &mut Buffer) {
         // An empty packet cannot be told from the end of the socket, which never comes in a guest.
         let mut empty = 0;
-        while let Some(socket) = self.socket.as_ref().filter(|_| empty < 2) {
+        self.more = false;
+        for _ in 0..PACKETS_MAX {
+            let Some(socket) = self.socket.as_ref().filter(|_| empty < 2) else { return };
             // One byte more than a packet has: a longer one is cut, and refused.
             let mut packet = [0; STREAMS_LEN + 1];
             // A kill between taking a packet and acting on it must not leave an older process's end to the new one.
@@ -103,22 +116,40 @@ impl Processes {
                 Ok(Some(packet)) if !packet.again => buffer.forget_end(packet.stdio),
                 Ok(_) => {}
                 Err(Errno::EAGAIN) => return,
-                Err(errno) => {
-                    log::error!("{}", Fault::errno("hearing from", "execd", errno));
-                    return;
-                }
+                Err(errno) => return self.refuse(&Fault::errno("hearing from", "execd", errno)),
             }
-            match receive_fds(socket, &mut packet) {
-                Ok((0, _)) => empty += 1,
-                Ok((count, fds)) => {
-                    empty = 0;
-                    let packet = packet.get(..count).unwrap_or_default();
-                    if let Err(fault) = self.take(packet, fds, buffer) {
-                        log::error!("{fault}");
-                    }
+            let added = match receive_fds(socket, &mut packet) {
+                Ok((0, _)) => {
+                    empty += 1;
+                    continue;
                 }
-                Err(errno) => log::error!("{}", Fault::errno("hearing from", "execd", errno)),
+                Ok((count, fds)) => self.take(packet.get(..count).unwrap_or_default(), fds, buffer),
+                Err(errno) => Err(Fault::errno("hearing from", "execd", errno)),
+            };
+            empty = 0;
+            if let Err(fault) = added {
+                self.refuse(&fault);
             }
+        }
+        self.more = true;
+    }
+
+    /// Takes what was left in the socket; true if there was something.
+    pub fn receive_more(&mut self, buffer: &mut Buffer) -> bool {
+        let more = self.more;
+        if more {
+            self.receive(buffer);
+        }
+        more
+    }
+
+    /// The log is not for execd to fill.
+    fn refuse(&mut self, fault: &Fault) {
+        self.refused += 1;
+        match self.refused {
+            ..=TOLD_MAX => log::error!("{fault}"),
+            count if count == TOLD_MAX + 1 => log::error!("{fault}; more of these are not told"),
+            _ => {}
         }
     }
 

@@ -87,6 +87,7 @@ pub enum Ask {
         stdio: StreamId,
     },
     Flush,
+    Ping,
 }
 
 /// The same as it travels: one edge's request.
@@ -111,7 +112,7 @@ pub enum HelperReply {
 
 /// A helper that works on one request for this long without answering hangs. A link that is being plugged is waited for
 /// for two seconds; starting a process reads `/etc/passwd` of a container, from a share that the host may serve slowly.
-const WORK: Duration = Duration::from_secs(10);
+pub(super) const WORK: Duration = Duration::from_secs(10);
 /// mountd waits for disks (2 s), replays journals, and syncs.
 const MOUNT: Duration = Duration::from_secs(30);
 
@@ -151,17 +152,17 @@ impl Ask {
             | Ask::Resize { .. }
             | Ask::Release { .. }
             | Ask::Resend => Role::Execd,
-            Ask::Finish { .. } | Ask::Flush => Role::Streamd,
+            Ask::Finish { .. } | Ask::Flush | Ask::Ping => Role::Streamd,
         }
     }
 
     /// How long the helper may work on it. Not bounded where the host decides: a host that does not read the
-    /// stream port is slow, not wrong.
+    /// stream port is slow, not wrong. Then [`Ask::Ping`] tells which of the two it is.
     pub fn limit(&self) -> Option<Duration> {
         match self.role() {
             Role::Netd | Role::Execd => Some(WORK),
             Role::Mountd => Some(MOUNT),
-            Role::Streamd => None,
+            Role::Streamd => matches!(self, Ask::Ping).then_some(WORK),
         }
     }
 
@@ -236,6 +237,7 @@ impl Ask {
             Ask::Resend => HelperRequest::Execd(execd::Request::Resend),
             Ask::Finish { stdio } => HelperRequest::Streamd(streamd::Request::Finish { stdio }),
             Ask::Flush => HelperRequest::Streamd(streamd::Request::Flush),
+            Ask::Ping => HelperRequest::Streamd(streamd::Request::Ping),
         })
     }
 
@@ -272,6 +274,8 @@ impl Ask {
             | Ask::WriteFile { .. }
             | Ask::StartPod { .. }
             | Ask::StartProcess { .. }
+            // A new streamd is alive.
+            | Ask::Ping
             | Ask::StartInGuest { .. }
             | Ask::Resize { .. } => 1,
         }
@@ -300,7 +304,13 @@ impl Ask {
             }
             (Role::Mountd, HelperReply::Mountd(mountd::Reply::Done)) => (!reads).then_some(Answer::Done),
             (Role::Netd, HelperReply::Netd(netd::Reply::Done)) => Some(Answer::Done),
-            (Role::Streamd, HelperReply::Streamd(streamd::Reply::Drained)) => Some(Answer::Done),
+            (Role::Streamd, HelperReply::Streamd(reply)) => {
+                let expected = match self {
+                    Ask::Ping => streamd::Reply::Alive,
+                    _ => streamd::Reply::Drained,
+                };
+                (reply == expected).then_some(Answer::Done)
+            }
             (Role::Netd | Role::Mountd | Role::Execd | Role::Streamd, _) => None,
         }
     }

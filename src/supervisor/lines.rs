@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::mem::discriminant;
 use std::time::Duration;
 
-use super::ask::{Answer, Ask, HelperReply};
+use super::ask::{Answer, Ask, HelperReply, WORK};
 use super::state::Purpose;
 use crate::fault::Fault;
 use crate::ids::Pid;
@@ -20,6 +20,8 @@ pub(super) struct Pending {
     ask: Ask,
     purpose: Purpose,
     tries: u32,
+    /// When it was sent the last time.
+    sent: Duration,
 }
 
 /// What came of a request, and what it was for.
@@ -51,9 +53,54 @@ struct Line {
     sent: VecDeque<Pending>,
     /// Since when it works on the oldest of `sent`.
     since: Duration,
+    /// When it answered the last time, or got something to do.
+    heard: Duration,
     /// It is being killed; of a liar nothing is believed any more.
     killed: bool,
     lied: bool,
+}
+
+impl Line {
+    /// The next request that can be sent.
+    fn send(&mut self, now: Duration) -> Option<(u64, Ask)> {
+        let first = self.queued.front().is_some_and(|pending| pending.purpose.comes_first());
+        // What comes first is little, and does not wait for a host that lets the others wait.
+        let room = first || (!self.barred && self.sent.len() < WINDOW);
+        if !matches!(self.state, State::Up(_)) || self.killed || !room {
+            return None;
+        }
+        let mut pending = self.queued.pop_front()?;
+        pending.tries += 1;
+        pending.sent = now;
+        if self.sent.is_empty() {
+            (self.since, self.heard) = (now, now);
+        }
+        let sendable = (pending.id, pending.ask.clone());
+        self.sent.push_back(pending);
+        Some(sendable)
+    }
+
+    /// When the oldest request that is not the host's to delay has taken too long. streamd answers what it can; the others
+    /// work on one request after the other.
+    fn deadline(&self, role: Role) -> Option<Duration> {
+        if self.killed {
+            return None;
+        }
+        if role == Role::Streamd {
+            let due = |pending: &Pending| Some(pending.sent + pending.ask.limit()?);
+            return self.sent.iter().filter_map(due).min();
+        }
+        let limit = self.sent.front().and_then(|pending| pending.ask.limit())?;
+        Some(self.since + limit)
+    }
+
+    /// When it is to be asked whether it is alive: it owes answers that may take any time, and has been silent.
+    fn ping_at(&self) -> Option<Duration> {
+        let up = matches!(self.state, State::Up(_)) && !self.killed;
+        let silent =
+            up && !self.sent.is_empty() && self.sent.iter().all(|pending| pending.ask.limit().is_none());
+        silent.then_some(self.heard + WORK)
+    }
 }
 
 /// The way to each helper.
@@ -96,24 +143,15 @@ impl Lines {
 
     fn pending(&mut self, ask: Ask, purpose: Purpose) -> Pending {
         self.last += 1;
-        Pending { id: self.last, ask, purpose, tries: 0 }
+        Pending { id: self.last, ask, purpose, tries: 0, sent: Duration::ZERO }
     }
 
     /// What can be sent now, in order: (id, request).
     pub(super) fn sendable(&mut self, now: Duration) -> Vec<(u64, Ask)> {
         let mut sendable = Vec::new();
         for line in self.lines.values_mut() {
-            while matches!(line.state, State::Up(_)) && !line.killed && line.sent.len() < WINDOW {
-                if line.barred && !line.queued.front().is_some_and(|pending| pending.purpose.comes_first()) {
-                    break;
-                }
-                let Some(mut pending) = line.queued.pop_front() else { break };
-                pending.tries += 1;
-                sendable.push((pending.id, pending.ask.clone()));
-                if line.sent.is_empty() {
-                    line.since = now;
-                }
-                line.sent.push_back(pending);
+            while let Some((id, ask)) = line.send(now) {
+                sendable.push((id, ask));
             }
         }
         sendable
@@ -195,6 +233,7 @@ impl Lines {
             return Err(format!("it answered {id}, which is no request under way"));
         };
         let Some(pending) = line.sent.remove(at) else { return Ok(None) };
+        line.heard = now;
         if at == 0 {
             line.since = now;
         }
@@ -220,20 +259,26 @@ impl Lines {
 
     /// When the oldest request of a helper has taken too long, by role.
     fn deadlines(&self) -> impl Iterator<Item = (Role, Duration)> + '_ {
-        self.lines.iter().filter(|(_, line)| !line.killed).filter_map(|(&role, line)| {
-            let limit = line.sent.front().and_then(|pending| pending.ask.limit())?;
-            Some((role, line.since + limit))
-        })
+        self.lines.iter().filter_map(|(&role, line)| Some((role, line.deadline(role)?)))
     }
 
     /// The deadline that comes first.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
-        self.deadlines().map(|(_, deadline)| deadline).min()
+        let pings = self.lines.values().filter_map(Line::ping_at);
+        self.deadlines().map(|(_, deadline)| deadline).chain(pings).min()
     }
 
     /// The helpers that hang.
     pub(super) fn late(&self, now: Duration) -> Vec<Role> {
         self.deadlines().filter(|&(_, deadline)| deadline <= now).map(|(role, _)| role).collect()
+    }
+
+    /// Asks the helpers whether they are alive whose silence may be the host's.
+    pub(super) fn ping(&mut self, now: Duration) {
+        let silent = |line: &Line| line.ping_at().is_some_and(|at| at <= now);
+        if self.lines.get(&Role::Streamd).is_some_and(silent) {
+            self.ask_first(Ask::Ping, Purpose::Ping);
+        }
     }
 
     /// Whether that process is a helper.

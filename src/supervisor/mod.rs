@@ -307,9 +307,16 @@ impl Supervisor {
 
     fn tick(&mut self) {
         self.look_for_plugged();
+        self.lines.ping(self.now);
         for role in self.lines.late(self.now) {
             if self.lines.kill(role, false) {
-                let why = "it has been working on one request for too long".to_owned();
+                let why = match role {
+                    Role::Streamd => "it does not answer",
+                    Role::Netd | Role::Mountd | Role::Execd => {
+                        "it has been working on one request for too long"
+                    }
+                };
+                let why = why.to_owned();
                 self.actions.push(Action::KillHelper { role, why, lied: false });
             }
         }
@@ -352,6 +359,8 @@ impl Supervisor {
                 warn(result);
                 self.lines.unbar(Role::Streamd);
             }
+            // Without an answer it is killed, and that says enough.
+            Purpose::Ping => {}
             Purpose::Nothing => warn(result),
         }
     }

@@ -226,14 +226,17 @@ pub(super) enum Purpose {
     Rejoin,
     /// A new streamd gets the processes' descriptors.
     Resend,
+    /// Whether streamd is alive.
+    Ping,
     /// Nobody waits for it.
     Nothing,
 }
 
 impl Purpose {
-    /// Whether a helper that has just come up needs it before all else.
+    /// Whether a helper that has just come up needs it before all else; or it tells whether the others
+    /// will ever be answered.
     pub(super) fn comes_first(&self) -> bool {
-        matches!(self, Purpose::Rejoin)
+        matches!(self, Purpose::Rejoin | Purpose::Ping)
     }
 }
 

@@ -16,6 +16,8 @@ pub enum Request {
     },
     /// Answer `Drained` when everything accepted so far has been written to the port.
     Flush,
+    /// Answer `Alive` at once: whether it is the host that takes its time, or this helper.
+    Ping,
 }
 
 /// What streamd answers.
@@ -23,6 +25,8 @@ pub enum Request {
 pub enum Reply {
     /// The EOF frame, or everything, is on the port.
     Drained,
+    /// It is there.
+    Alive,
 }
 
 /// One SEQPACKET message from execd to streamd: the streams of a process. Its descriptors follow in `SCM_RIGHTS` in the

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test file uses its part
 
+pub mod followed;
 pub mod processes;
 pub mod qmp;
 mod raw;

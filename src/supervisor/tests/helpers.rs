@@ -193,7 +193,56 @@ fn a_host_that_reads_slowly_is_no_fault_of_streamd() {
     world.exec("c", "p", 3);
     world.started(Pid(101));
     world.exits(Pid(101), 0);
-    assert_eq!(world.supervisor.next_deadline(), None);
+    for _ in 0..3 {
+        assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
+        world.wait();
+        let (ping, _) = world.asked.remove(1);
+        world.reply(Role::Streamd, ping, Ok(HelperReply::Streamd(streamd::Reply::Alive)));
+        assert!(world.did().is_empty());
+    }
+    world.done(Role::Streamd);
+    assert_eq!(world.said(), ["ACK ".to_owned(), event("c", "p", 0)]);
+    assert_eq!(world.asked(Role::Streamd), [""; 0], "who owes nothing is not asked");
+}
+
+#[test]
+fn a_streamd_that_does_not_say_that_it_is_alive_is_killed() {
+    for finished in [1, 16, 20] {
+        let mut world = World::with_container();
+        for number in 0..finished {
+            world.exec("c", &format!("e{number}"), 11 + 2 * number);
+            world.started(Pid(200 + number as i32));
+            world.exits(Pid(200 + number as i32), 0);
+        }
+        let before = world.asked(Role::Streamd).len();
+        world.wait();
+        assert_eq!(world.asked(Role::Streamd)[before..], ["ping"], "{finished}");
+        world.wait();
+        assert!(matches!(
+            world.did().as_slice(),
+            [Action::KillHelper { role: Role::Streamd, lied: false, .. }]
+        ));
+        world.dies(Role::Streamd);
+        world.comes_up(Role::Streamd, 70);
+        world.done(Role::Execd);
+        assert_eq!(world.asked(Role::Streamd).len(), before, "{finished}: its successor has the same to do");
+    }
+}
+
+#[test]
+fn a_streamd_that_keeps_what_a_new_execd_needs_is_killed_too() {
+    let mut world = World::with_container();
+    for number in 0..16 {
+        world.exec("c", &format!("e{number}"), 11 + 2 * number);
+        world.started(Pid(200 + number as i32));
+        world.exits(Pid(200 + number as i32), 0);
+    }
+    world.dies(Role::Execd);
+    world.comes_up(Role::Execd, 70);
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Streamd)[16..], ["hand back"], "it does not wait for the host");
+    world.wait();
+    assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Streamd, .. }]));
 }
 
 #[test]

@@ -186,6 +186,7 @@ fn done(ask: &Ask) -> HelperReply {
         Role::Netd => HelperReply::Netd(netd::Reply::Done),
         Role::Mountd => HelperReply::Mountd(mountd::Reply::Done),
         Role::Execd => HelperReply::Execd(execd::Reply::Done),
+        Role::Streamd if *ask == Ask::Ping => HelperReply::Streamd(streamd::Reply::Alive),
         Role::Streamd => HelperReply::Streamd(streamd::Reply::Drained),
     }
 }
@@ -253,6 +254,7 @@ fn short(ask: &Ask) -> String {
         Ask::Resend => "resend".to_owned(),
         Ask::Finish { stdio } => format!("finish {stdio}"),
         Ask::Flush => "flush".to_owned(),
+        Ask::Ping => "ping".to_owned(),
     }
 }
 

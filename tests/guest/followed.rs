@@ -1,0 +1,93 @@
+//! A helper of a local guest that is followed call by call (ptrace), to have it die exactly where a test wants.
+
+use nix::sys::ptrace::{self, Options};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::Guest;
+use super::processes::{kill_hard, process};
+
+/// A helper that stops at each call, before and after it.
+pub struct Followed {
+    process: Pid,
+    /// It has the same name until the helper has taken its own.
+    warden: Option<Pid>,
+}
+
+impl Followed {
+    /// The helper that the warden starts in the place of the one of that name, which dies now: before its first instruction.
+    pub fn successor(guest: &Guest, name: &str) -> Followed {
+        let warden = Pid::from_raw(process(guest, "warden", None));
+        Followed::born(warden, || kill_hard(process(guest, name, None)))
+    }
+
+    /// The helper that is born when this one, whose birth was followed, dies.
+    pub fn replace(self) -> Followed {
+        let warden = self.warden.expect("a helper that was born so");
+        Followed::born(warden, || self.kill())
+    }
+
+    fn born(warden: Pid, dies: impl FnOnce()) -> Followed {
+        ptrace::seize(warden, Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACESYSGOOD).unwrap();
+        dies();
+        match waitpid(warden, Some(WaitPidFlag::__WALL)).unwrap() {
+            WaitStatus::PtraceEvent(..) => {}
+            other => panic!("{other:?}"),
+        }
+        let child = Pid::from_raw(i32::try_from(ptrace::getevent(warden).unwrap()).unwrap());
+        waitpid(child, Some(WaitPidFlag::__WALL)).unwrap();
+        ptrace::detach(warden, None).unwrap();
+        Followed { process: child, warden: Some(warden) }
+    }
+
+    /// One that runs.
+    pub fn running(guest: &Guest, name: &str) -> Followed {
+        let pid = Pid::from_raw(process(guest, name, None));
+        ptrace::seize(pid, Options::PTRACE_O_TRACESYSGOOD).unwrap();
+        ptrace::interrupt(pid).unwrap();
+        waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap();
+        Followed { process: pid, warden: None }
+    }
+
+    /// The process.
+    pub fn pid(&self) -> i32 {
+        self.process.as_raw()
+    }
+
+    /// Lets it go on for so many stops, or until `over`. How many there were.
+    pub fn follow(&self, stops: usize, over: impl Fn() -> bool) -> usize {
+        let mut signal = None;
+        for stop in 0..stops {
+            ptrace::syscall(self.process, signal.take()).unwrap();
+            let status = loop {
+                match waitpid(self.process, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)).unwrap() {
+                    WaitStatus::StillAlive if over() => return stop,
+                    WaitStatus::StillAlive => std::thread::yield_now(),
+                    status => break status,
+                }
+            };
+            match status {
+                WaitStatus::Stopped(_, other) => signal = Some(other),
+                WaitStatus::PtraceSyscall(_) | WaitStatus::PtraceEvent(..) => {}
+                other => panic!("it ended by itself: {other:?}"),
+            }
+        }
+        stops
+    }
+
+    /// SIGKILL; only then PID 1 can reap it.
+    pub fn kill(self) {
+        kill_hard(self.process.as_raw());
+        while !matches!(
+            waitpid(self.process, Some(WaitPidFlag::__WALL)),
+            Ok(WaitStatus::Signaled(..) | WaitStatus::Exited(..)) | Err(_)
+        ) {}
+    }
+
+    /// Leaves it to itself, wherever it is.
+    pub fn leave(self) {
+        let _ = ptrace::interrupt(self.process);
+        let _ = waitpid(self.process, Some(WaitPidFlag::__WALL));
+        ptrace::detach(self.process, None).unwrap();
+    }
+}

@@ -33,6 +33,11 @@ test: check sizes initrd rootfs vsock ## checks and tests everything
 	$(runner) cargo test --locked
 	scripts/deny $(cache)/tools
 
+.PHONY: kills
+kills: tools ## a thousand helpers killed at random moments under load, and nothing lost (KILLS=N, KILLS_SEED=N)
+	@scripts/need busybox-static nftables
+	$(runner) KILLS=$(or $(KILLS),1000) cargo test --locked --test kills -- --nocapture
+
 .PHONY: check
 check: tools ## the format and the lints, without a test
 	cargo fmt --check

@@ -262,7 +262,7 @@ impl EventLoop {
                     self.changed(role, change);
                     return;
                 }
-                if !signal::is_child(pid) || !helper.up(pid, Sender::new(role, requests)) {
+                if !signal::is_child(pid) || !helper.up(pid, Sender::new(role, requests), now()) {
                     // Not asked for, or not ours to reap: its channel ends are dropped, so it ends by itself.
                     log::error!("the warden lied about {role}");
                     return;

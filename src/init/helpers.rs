@@ -11,6 +11,9 @@ use crate::wire::{self, Role};
 
 /// Deaths in a row, without one answered request between them, after which a role is closed.
 pub const DEATHS_MAX: u32 = 8;
+/// A helper that has lived for so long has not died in a row with its predecessors: one that nobody asks anything must not
+/// be closed for eight deaths in a year.
+const FORGIVEN: Duration = Duration::from_secs(60);
 /// The longest pause before a restart; the first is immediate, the others double from 50 ms.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const BACKOFF: Duration = Duration::from_millis(50);
@@ -73,7 +76,7 @@ enum State {
     /// The warden was asked.
     Starting { until: Duration },
     /// It answers requests.
-    Up { pid: Pid, sender: Sender, end: End },
+    Up { pid: Pid, sender: Sender, since: Duration, end: End },
     /// It waits for its restart.
     Down { until: Duration },
     /// It died too often.
@@ -129,12 +132,12 @@ impl Helper {
     }
 
     /// The warden started it. False: nobody asked.
-    pub fn up(&mut self, pid: Pid, sender: Sender) -> bool {
+    pub fn up(&mut self, pid: Pid, sender: Sender, now: Duration) -> bool {
         if !matches!(self.state, State::Starting { .. }) {
             return false;
         }
         self.life += 1;
-        self.state = State::Up { pid, sender, end: End::None };
+        self.state = State::Up { pid, sender, since: now, end: End::None };
         true
     }
 
@@ -211,6 +214,10 @@ impl Helper {
     }
 
     fn die(&mut self, now: Duration) -> Change {
+        match self.state {
+            State::Up { since, .. } if now >= since + FORGIVEN && self.deaths < DEATHS_MAX => self.deaths = 0,
+            State::Up { .. } | State::Starting { .. } | State::Down { .. } | State::Closed => {}
+        }
         let pause = match self.deaths {
             0 => Duration::ZERO,
             deaths => BACKOFF_MAX.min(BACKOFF * 2u32.saturating_pow(deaths - 1)),
@@ -240,7 +247,7 @@ mod tests {
         let mut helper = Helper::new(Role::Netd);
         assert_eq!(helper.tick(NOW), Change::Start);
         helper.starting(NOW);
-        assert!(helper.up(Pid(7), sender()));
+        assert!(helper.up(Pid(7), sender(), NOW));
         helper
     }
 
@@ -275,7 +282,7 @@ mod tests {
             now = helper.deadline().unwrap();
             assert_eq!(helper.tick(now), Change::Start);
             helper.starting(now);
-            assert!(helper.up(Pid(7), sender()));
+            assert!(helper.up(Pid(7), sender(), NOW));
         }
         helper.silent(now);
         assert_eq!(helper.reaped(now), Change::Closed);
@@ -290,8 +297,26 @@ mod tests {
             helper.silent(NOW);
             assert_eq!(helper.reaped(NOW), Change::Gone);
             helper.starting(NOW);
-            assert!(helper.up(Pid(7), sender()));
+            assert!(helper.up(Pid(7), sender(), NOW));
         }
+    }
+
+    #[test]
+    fn a_long_life_between_deaths_starts_the_count_again() {
+        let mut helper = up();
+        let mut now = NOW;
+        for _ in 0..3 * DEATHS_MAX {
+            now += FORGIVEN;
+            helper.silent(now);
+            assert_eq!(helper.reaped(now), Change::Gone);
+            assert_eq!(helper.tick(now), Change::Start, "at once");
+            helper.starting(now);
+            assert!(helper.up(Pid(7), sender(), now));
+        }
+        helper.close();
+        now += FORGIVEN;
+        helper.silent(now);
+        assert_eq!(helper.reaped(now), Change::Closed, "nobody is there to start another");
     }
 
     #[test]

@@ -289,7 +289,8 @@ impl Host {
                 }
                 Ok(None) => return Ok(()),
                 Err(violation) => {
-                    return Ok(self.violated(&violation, processes));
+                    self.violated(&violation, processes);
+                    return Ok(());
                 }
             }
         }

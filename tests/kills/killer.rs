@@ -9,15 +9,15 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use super::driver::Counts;
-use super::guest::processes::{process, processes};
+use super::guest::processes::processes;
 use super::guest::{Guest, PATIENCE};
 use super::random::Random;
 use super::work::{self, Worker};
 
 /// The helpers.
-const ROLES: [&str; 4] = ["netd", "mountd", "execd", "streamd"];
+pub const ROLES: [&str; 4] = ["netd", "mountd", "execd", "streamd"];
 /// kill -9, abort, a forbidden system call, and what one ends a program by.
-const SIGNALS: [Signal; 4] = [Signal::SIGKILL, Signal::SIGABRT, Signal::SIGSYS, Signal::SIGTERM];
+pub const SIGNALS: [Signal; 4] = [Signal::SIGKILL, Signal::SIGABRT, Signal::SIGSYS, Signal::SIGTERM];
 /// init closes a helper after eight deaths between which it has answered nothing and not lived for a minute (src/init/helpers.rs). After
 /// so many, something is asked of it first: a host that uses its guest does as much.
 const IN_A_ROW: u32 = 5;
@@ -73,13 +73,7 @@ impl<'a> Killer<'a> {
         let signal = self.random.one_of(&SIGNALS);
         self.last[role] = pid;
         self.in_a_row[role] += 1;
-        counts.kill(ROLES[role], || {
-            kill(Pid::from_raw(pid), signal).unwrap();
-            // A dead process has no descriptors.
-            while std::fs::read_link(format!("/proc/{pid}/fd/2")).is_ok() {
-                std::thread::yield_now();
-            }
-        });
+        counts.kill(ROLES[role], || kill_and_wait(pid, signal));
         true
     }
 
@@ -93,6 +87,15 @@ impl<'a> Killer<'a> {
             _ => self.prober.run_one(work::Plan::small(7)),
         }
         self.in_a_row[role] = 0;
+    }
+}
+
+/// Ends a helper, and waits until it is dead.
+pub fn kill_and_wait(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+    // A dead process has no descriptors.
+    while std::fs::read_link(format!("/proc/{pid}/fd/2")).is_ok() {
+        std::thread::yield_now();
     }
 }
 
@@ -111,9 +114,9 @@ fn answered(reply: Result<Vec<u8>, CallError>) -> bool {
 }
 
 /// The helper of that name, if it is up. A process that execd has just cloned has its name too, but is in the pod.
-fn helper(guest: &Guest, name: &str) -> Option<i32> {
-    let own = depth(process(guest, "init", None));
-    processes(guest, name).into_iter().find(|&pid| depth(pid) == own)
+pub fn helper(guest: &Guest, name: &str) -> Option<i32> {
+    let own = depth(*processes(guest, "init").first()?)?;
+    processes(guest, name).into_iter().find(|&pid| depth(pid) == Some(own))
 }
 
 /// In how many PID namespaces a process is.

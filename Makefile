@@ -43,6 +43,11 @@ fuzz: tools ## every fuzz target for two minutes, from the kept corpus
 	@scripts/need g++
 	scripts/fuzz $(cache)/tools $(seconds)
 
+.PHONY: kills
+kills: tools ## a thousand helpers killed at random moments under load, and nothing lost (KILLS=N, KILLS_SEED=N)
+	@scripts/need busybox-static nftables
+	$(runner) KILLS=$(or $(KILLS),1000) cargo test --locked --test kills -- --nocapture
+
 .PHONY: check
 check: tools ## the format and the lints, without a test
 	cargo fmt --check

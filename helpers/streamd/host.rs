@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use hyperinit::fault::{Fault, OrFault};
-use hyperinit::frame::StreamDecoder;
+use hyperinit::frame::{StreamDecoder, Violation};
 use hyperinit::host::Silence;
 use hyperinit::ids::StreamId;
 use nix::errno::Errno;
@@ -33,6 +33,8 @@ const KNOWN: u64 = 0;
 const READING: u64 = 1;
 /// The host has violated the protocol.
 const VIOLATED: u64 = 2;
+/// As KNOWN, if the pause after which it was believed to begin a frame was none in the middle of one.
+const GUESSED: u64 = 3;
 
 /// How the host is listened to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +56,9 @@ pub struct Host {
     /// What is left of a frame whose beginning went with a predecessor, in bytes.
     skip: usize,
     hearing: Hearing,
+    /// Where its frames begin was guessed from a pause. What looks like a violation may be a bad guess, for on a busy machine a host
+    /// may be held up in the middle of a frame.
+    guessed: bool,
     /// The port may have something, or take something.
     readable: bool,
     writable: bool,
@@ -81,10 +86,11 @@ impl Host {
         let page = buffer.page();
         let place = Place::of_note([SLOT_PLACE, SLOT_PLACE + 1, SLOT_PLACE + 2].map(|slot| page.get(slot)));
         let hearing = match (page.get(SLOT_INPUT), place) {
-            (KNOWN, Some(_)) => Hearing::Frames,
+            (KNOWN | GUESSED, Some(_)) => Hearing::Frames,
             (VIOLATED, _) if !port.is_line() => Hearing::Deaf,
             _ => Hearing::Lost { quiet: now() + QUIET },
         };
+        let guessed = page.get(SLOT_INPUT) == GUESSED;
         let place = place.unwrap_or_default();
         let mut decoder = StreamDecoder::default();
         decoder.push(place.half_header());
@@ -95,6 +101,7 @@ impl Host {
             decoder,
             place,
             hearing,
+            guessed,
             readable: true,
             writable: true,
             hung_up: false,
@@ -163,6 +170,7 @@ impl Host {
 
     fn start_over(&mut self, buffer: &mut Buffer) -> Result<(), Fault> {
         buffer.rewind()?;
+        self.guessed = false;
         self.hear_frames(buffer);
         Ok(())
     }
@@ -180,7 +188,11 @@ impl Host {
         for (slot, number) in (SLOT_PLACE..).zip(self.place.note()) {
             buffer.page().set(slot, number);
         }
-        buffer.page().set(SLOT_INPUT, KNOWN);
+        buffer.page().set(SLOT_INPUT, self.known());
+    }
+
+    fn known(&self) -> u64 {
+        if self.guessed { GUESSED } else { KNOWN }
     }
 
     /// Sends what waits; true if anything went.
@@ -229,7 +241,7 @@ impl Host {
                 Err(errno) => {
                     self.readable = false;
                     if self.hearing == Hearing::Frames {
-                        buffer.page().set(SLOT_INPUT, KNOWN);
+                        buffer.page().set(SLOT_INPUT, self.known());
                     }
                     if errno == Errno::EAGAIN {
                         self.silence.goes_on(Instant::now());
@@ -260,7 +272,7 @@ impl Host {
         // First of all: until it is noted, a kill makes a successor throw away what it reads.
         if self.place.pass(bytes) {
             self.note_place(buffer);
-        } else {
+        } else if !self.guessed {
             buffer.page().set(SLOT_INPUT, VIOLATED);
         }
         let skip = self.skip.min(count);
@@ -277,15 +289,28 @@ impl Host {
                 }
                 Ok(None) => return Ok(()),
                 Err(violation) => {
-                    let line = self.port.is_line();
-                    let until = if line { "pauses" } else { "connects again" };
-                    log::warn!("the host sent {violation}: not listening until it {until}");
-                    self.hearing = if line { Hearing::Lost { quiet: now() + QUIET } } else { Hearing::Deaf };
-                    self.port.hang_up();
+                    self.violated(&violation, processes);
                     return Ok(());
                 }
             }
         }
+    }
+
+    /// The bytes of the host make no sense.
+    fn violated(&mut self, violation: &Violation, processes: &mut Processes) {
+        let line = self.port.is_line();
+        let until = if line || self.guessed { "pauses" } else { "connects again" };
+        log::warn!("the host sent {violation}: not listening until it {until}");
+        if self.guessed {
+            // What was thrown away, or misunderstood, was somebody's.
+            processes.end_inputs();
+        } else {
+            self.port.hang_up();
+        }
+        self.hearing = match line || self.guessed {
+            true => Hearing::Lost { quiet: now() + QUIET },
+            false => Hearing::Deaf,
+        };
     }
 
     /// When [`Host::tick`] has something to do.
@@ -306,6 +331,7 @@ impl Host {
                 self.hearing = Hearing::Lost { quiet: now() + QUIET };
             } else {
                 log::warn!("the host has paused: listening again");
+                self.guessed = true;
                 self.hear_frames(buffer);
             }
         }

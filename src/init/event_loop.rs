@@ -358,7 +358,7 @@ impl EventLoop {
     }
 
     fn helper_up(&mut self, role: Role) {
-        match self.helpers.get_mut(&role).and_then(Helper::up) {
+        match self.helpers.get_mut(&role).and_then(|helper| helper.up(now())) {
             Some(pid) => {
                 log::info!("{role} is up as {pid}");
                 self.supervise(Event::HelperUp { role, pid });

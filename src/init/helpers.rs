@@ -12,6 +12,9 @@ use crate::wire::{self, Role};
 
 /// Deaths in a row, without one answered request between them, after which a role is closed.
 pub const DEATHS_MAX: u32 = 8;
+/// A helper that has lived for so long has not died in a row with its predecessors: one that nobody asks anything must not
+/// be closed for eight deaths in a year.
+const FORGIVEN: Duration = Duration::from_secs(60);
 /// The longest pause before a restart; the first is immediate, the others double from 50 ms.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const BACKOFF: Duration = Duration::from_millis(50);
@@ -76,7 +79,7 @@ enum State {
     /// It was executed, and has not said yet that it is up.
     Coming { pid: Pid, sender: Sender, until: Duration },
     /// It answers requests.
-    Up { pid: Pid, sender: Sender },
+    Up { pid: Pid, sender: Sender, since: Duration },
     /// It waits for its restart.
     Down { until: Duration },
     /// It died too often.
@@ -144,10 +147,10 @@ impl Helper {
     }
 
     /// It says that it is up. Its process; none if it is not the time to say so.
-    pub fn up(&mut self) -> Option<Pid> {
+    pub fn up(&mut self, now: Duration) -> Option<Pid> {
         match std::mem::replace(&mut self.state, State::Closed) {
             State::Coming { pid, sender, .. } => {
-                self.state = State::Up { pid, sender };
+                self.state = State::Up { pid, sender, since: now };
                 Some(pid)
             }
             other => {
@@ -219,6 +222,14 @@ impl Helper {
     }
 
     fn die(&mut self, now: Duration) -> Change {
+        match self.state {
+            State::Up { since, .. } if now >= since + FORGIVEN && self.deaths < DEATHS_MAX => self.deaths = 0,
+            State::Starting { .. }
+            | State::Coming { .. }
+            | State::Up { .. }
+            | State::Down { .. }
+            | State::Closed => {}
+        }
         let pause = match self.deaths {
             0 => Duration::ZERO,
             deaths => BACKOFF_MAX.min(BACKOFF * 2u32.saturating_pow(deaths - 1)),
@@ -254,7 +265,7 @@ mod tests {
 
     fn up() -> Helper {
         let mut helper = coming();
-        assert_eq!(helper.up(), Some(Pid(7)));
+        assert_eq!(helper.up(NOW), Some(Pid(7)));
         helper
     }
 
@@ -273,9 +284,9 @@ mod tests {
     fn nothing_is_asked_of_it_before_it_is_up_and_it_says_so_once() {
         let mut helper = coming();
         assert!(helper.sender().is_none());
-        assert_eq!(helper.up(), Some(Pid(7)));
+        assert_eq!(helper.up(NOW), Some(Pid(7)));
         assert!(helper.sender().is_some());
-        assert_eq!(helper.up(), None);
+        assert_eq!(helper.up(NOW), None);
         assert!(helper.sender().is_some());
     }
 
@@ -299,7 +310,7 @@ mod tests {
             assert_eq!(helper.tick(now), Change::Start);
             helper.starting(now);
             helper.coming(now, Pid(7), sender());
-            assert_eq!(helper.up(), Some(Pid(7)));
+            assert_eq!(helper.up(now), Some(Pid(7)));
         }
         assert_eq!(helper.reaped(now), Change::Closed);
         assert_eq!(helper.deadline(), None);
@@ -313,8 +324,25 @@ mod tests {
             assert_eq!(helper.reaped(NOW), Change::Gone);
             helper.starting(NOW);
             helper.coming(NOW, Pid(7), sender());
-            assert_eq!(helper.up(), Some(Pid(7)));
+            assert_eq!(helper.up(NOW), Some(Pid(7)));
         }
+    }
+
+    #[test]
+    fn a_long_life_between_deaths_starts_the_count_again() {
+        let mut helper = up();
+        let mut now = NOW;
+        for _ in 0..3 * DEATHS_MAX {
+            now += FORGIVEN;
+            assert_eq!(helper.reaped(now), Change::Gone);
+            assert_eq!(helper.tick(now), Change::Start, "at once");
+            helper.starting(now);
+            helper.coming(now, Pid(7), sender());
+            assert_eq!(helper.up(now), Some(Pid(7)));
+        }
+        helper.close();
+        now += FORGIVEN;
+        assert_eq!(helper.reaped(now), Change::Closed, "nobody is there to start another");
     }
 
     #[test]

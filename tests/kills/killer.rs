@@ -9,24 +9,24 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use super::driver::Counts;
-use super::guest::processes::{processes, status};
+use super::guest::processes::processes;
 use super::guest::{Guest, PATIENCE};
 use super::random::Random;
 use super::work::{self, Worker};
 
 /// The helpers.
-const ROLES: [&str; 4] = ["netd", "mountd", "execd", "streamd"];
+pub const ROLES: [&str; 4] = ["netd", "mountd", "execd", "streamd"];
 /// kill -9, abort, a forbidden system call, and what one ends a program by.
-const SIGNALS: [Signal; 4] = [Signal::SIGKILL, Signal::SIGABRT, Signal::SIGSYS, Signal::SIGTERM];
-/// init closes a helper after eight deaths between which it has answered nothing (src/init/helpers.rs). After so many, something is asked
-/// of it first: a host that uses its guest does as much.
+pub const SIGNALS: [Signal; 4] = [Signal::SIGKILL, Signal::SIGABRT, Signal::SIGSYS, Signal::SIGTERM];
+/// init closes a helper after eight deaths between which it has answered nothing and not lived for a minute (src/init/helpers.rs). After
+/// so many, something is asked of it first: a host that uses its guest does as much.
 const IN_A_ROW: u32 = 5;
 
 /// Ends helpers.
 pub struct Killer<'a> {
     guest: &'a Guest,
     random: Random,
-    /// By role: deaths since it is known to have answered, and whom was killed last.
+    /// By role: deaths since it is known to have answered, and who died last.
     in_a_row: [u32; 4],
     last: [i32; 4],
     /// Asks the helpers something.
@@ -73,13 +73,7 @@ impl<'a> Killer<'a> {
         let signal = self.random.one_of(&SIGNALS);
         self.last[role] = pid;
         self.in_a_row[role] += 1;
-        counts.kill(ROLES[role], || {
-            kill(Pid::from_raw(pid), signal).unwrap();
-            // A dead process has no descriptors.
-            while std::fs::read_link(format!("/proc/{pid}/fd/2")).is_ok() {
-                std::thread::yield_now();
-            }
-        });
+        counts.kill(ROLES[role], || kill_and_wait(pid, signal));
         true
     }
 
@@ -93,6 +87,15 @@ impl<'a> Killer<'a> {
             _ => self.prober.run_one(work::Plan::small(7)),
         }
         self.in_a_row[role] = 0;
+    }
+}
+
+/// Ends a helper, and waits until it is dead.
+pub fn kill_and_wait(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+    // A dead process has no descriptors.
+    while std::fs::read_link(format!("/proc/{pid}/fd/2")).is_ok() {
+        std::thread::yield_now();
     }
 }
 
@@ -111,17 +114,12 @@ fn answered(reply: Result<Vec<u8>, CallError>) -> bool {
 }
 
 /// The helper of that name, if it is up. A process that execd has just cloned has its name too, but is in the pod.
-fn helper(guest: &Guest, name: &str) -> Option<i32> {
-    let guests = status_of(guest);
-    processes(guest, name).into_iter().find(|&pid| depth(pid) == Some(guests))
+pub fn helper(guest: &Guest, name: &str) -> Option<i32> {
+    let own = depth(*processes(guest, "init").first()?)?;
+    processes(guest, name).into_iter().find(|&pid| depth(pid) == Some(own))
 }
 
-/// In how many PID namespaces the guest's own processes are.
-fn status_of(guest: &Guest) -> usize {
-    let init = processes(guest, "init");
-    status(init[0], "NSpid").split_whitespace().count()
-}
-
+/// In how many PID namespaces a process is.
 fn depth(pid: i32) -> Option<usize> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;

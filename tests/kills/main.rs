@@ -12,6 +12,7 @@ mod driver;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod killer;
+mod pods;
 mod random;
 mod work;
 
@@ -28,12 +29,33 @@ fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
+/// Numbers of a seed that is said.
+fn random() -> Random {
+    let seed = variable("KILLS_SEED").unwrap_or_else(random::seed);
+    let _ = writeln!(std::io::stderr(), "KILLS_SEED={seed}");
+    Random(seed)
+}
+
+/// How many kills there are.
+fn kills() -> u64 {
+    variable("KILLS").unwrap_or(FEW)
+}
+
 #[test]
 fn nothing_is_lost_whoever_dies() {
-    let seed = variable("KILLS_SEED").unwrap_or_else(random::seed);
-    let kills = variable("KILLS").unwrap_or(FEW);
-    let mut out = std::io::stderr();
-    let _ = writeln!(out, "KILLS_SEED={seed} KILLS={kills}");
-    let counts = Driver::new(Random(seed)).run(kills);
-    let _ = writeln!(out, "{counts}");
+    let counts = Driver::new(random()).run(kills());
+    let _ = writeln!(std::io::stderr(), "{counts}");
+}
+
+#[test]
+fn a_pod_starts_or_does_not_whoever_dies() {
+    pods::starts_or_does_not(random(), kills() / 5);
+}
+
+#[test]
+fn a_pod_ends_in_order_whoever_dies() {
+    let mut random = random();
+    for _ in 0..kills() / 20 {
+        pods::ends_in_order(Random(random.next()));
+    }
 }

@@ -193,6 +193,12 @@ impl World {
         self.kept.remove(&stdio);
     }
 
+    /// As if streamd had been killed while it read from the host (helpers/streamd/buffer.rs: the sixth number of the page).
+    pub fn died_while_it_read(&self) {
+        let reading = 1u64.to_ne_bytes();
+        assert_eq!(nix::sys::uio::pwrite(&self.inherited[&FD_BUFFER_IN], &reading, 6 * 8), Ok(8));
+    }
+
     /// How much memory the buffer holds, in bytes.
     pub fn buffer_size(&self) -> u64 {
         let blocks = nix::sys::stat::fstat(&self.inherited[&FD_BUFFER_IN]).unwrap().st_blocks;

@@ -202,9 +202,9 @@ fn stdin_of_who_comes_after_works() {
         host.close_stdin(stream);
         let got = reading.join().unwrap();
         assert!(pattern(stream, 0, got.len()) == got, "what it got is a beginning of what was sent");
-        // The next process's stdin works: at once, or after the host has paused.
+        // The next process's stdin works: at once, or after the host has paused; a busy machine may need some pauses more.
         let mut works = false;
-        for attempt in 1..=3 {
+        for attempt in 1..=20 {
             let mut new = world.piped(stream + attempt, None);
             host.stdin(stream + attempt, b"hello", 16);
             host.close_stdin(stream + attempt);
@@ -225,7 +225,9 @@ fn stdin_of_who_comes_after_works() {
             // It died while it read. What the host sends is thrown away until it has paused.
             assert!(streamd.says_nothing_for(Duration::from_millis(1500)));
         }
-        assert!(works, "round {round}");
+        if !works {
+            panic!("round {round}: {:?}", streamd.leave());
+        }
         old.exit();
         streamd.finish(stream);
         streamd.drained();
@@ -235,6 +237,45 @@ fn stdin_of_who_comes_after_works() {
         while !host.hears_nothing_for(Duration::from_millis(1)) {
             assert_eq!(host.frame().1, b"");
         }
+    }
+}
+
+/// A streamd that does not know where the host is in its frames takes a pause for the end of one. A host on a busy machine pauses
+/// in the middle of one too: what then looks like a violation is its own mistake, and it waits for the next pause.
+#[test]
+fn a_host_that_was_held_up_in_the_middle_of_a_frame_is_heard_after_the_next_pause() {
+    let (mut world, mut host) = World::device();
+    let _old = world.piped(1, None);
+    world.start().leave_well();
+    let frame = hyperinit::frame::stream(1, &[0xff; 1000]).unwrap();
+    // With one streamd; with a successor after the pause; and after the bytes that make no sense.
+    for stream in [3, 5, 7] {
+        world.died_while_it_read();
+        let mut streamd = world.start();
+        host.socket.write_all(&frame[..500]).unwrap();
+        streamd.ask(r#""Flush""#);
+        streamd.drained();
+        // Longer than it waits.
+        assert!(streamd.says_nothing_for(Duration::from_millis(1500)));
+        if stream == 5 {
+            streamd.kill();
+            streamd = world.start();
+        }
+        host.socket.write_all(&frame[500..]).unwrap();
+        streamd.ask(r#""Flush""#);
+        streamd.drained();
+        if stream == 7 {
+            streamd.kill();
+            streamd = world.start();
+        }
+        assert!(streamd.says_nothing_for(Duration::from_millis(1500)));
+        let mut new = world.piped(stream, None);
+        host.stdin(stream, b"hello", 16);
+        host.close_stdin(stream);
+        let mut got = String::new();
+        new.stdin.as_mut().unwrap().read_to_string(&mut got).unwrap();
+        assert_eq!(got, "hello", "{:?}", streamd.leave());
+        streamd.kill();
     }
 }
 

@@ -230,22 +230,6 @@ fn a_streamd_that_does_not_say_that_it_is_alive_is_killed() {
 }
 
 #[test]
-fn a_streamd_that_keeps_what_a_new_execd_needs_is_killed_too() {
-    let mut world = World::with_container();
-    for number in 0..16 {
-        world.exec("c", &format!("e{number}"), 11 + 2 * number);
-        world.started(Pid(200 + number as i32));
-        world.exits(Pid(200 + number as i32), 0);
-    }
-    world.dies(Role::Execd);
-    world.comes_up(Role::Execd, 70);
-    world.done(Role::Execd);
-    assert_eq!(world.asked(Role::Streamd)[16..], ["hand back"], "it does not wait for the host");
-    world.wait();
-    assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Streamd, .. }]));
-}
-
-#[test]
 fn no_more_is_under_way_than_a_socket_holds() {
     let mut world = World::with_container();
     for number in 0..40 {

@@ -27,7 +27,9 @@ fn boot(append: &str) -> (Guest, std::path::PathBuf) {
     fs::write(&disk, vec![b'D'; 1 << 20]).unwrap();
     // Little memory, so that it is soon gone.
     let options = ["--disk", disk.to_str().unwrap(), "--memory", "256"];
-    let guest = Guest::boot_up(Kind::Vm, append, &options);
+    // The kernel tells at each kill who was there, and a serial line is slow.
+    let append = format!("sysctl.vm.oom_dump_tasks=0 {append}");
+    let guest = Guest::boot_up(Kind::Vm, &append, &options);
     let root = guest.share.join("image/rootfs/bin");
     let program = |name: &str, calls: &[(u64, [u64; 6])]| {
         fs::write(root.join(name), probe::elf_forever(calls)).unwrap();
@@ -110,7 +112,7 @@ fn the_guests_devices_are_nobodys(guest: &Guest) {
 fn the_control_port_is_out_of_reach(guest: &Guest) {
     let script = "ls /dev | grep -E 'vport|hvc|ttyS|kmsg|vsock|mem|port'
         grep -r sh.hyper.channel /sys/class/virtio-ports/*/name | wc -l
-        cut -c 54- /proc/net/unix | grep -v Path | grep .";
+        awk 'NR > 1 && NF > 7 { print $8 }' /proc/net/unix";
     let outcome = guest.container("port", &["sh", "-c", script], json!({})).outcome();
     // Both ports are there; no socket has a name in the network namespace that the pod shares with the guest.
     assert_eq!(outcome.stdout, "2\n", "{}", outcome.stderr);
@@ -131,11 +133,11 @@ fn the_memory_killer_takes_containers(guest: &Guest) {
 /// Memory hogs, alone and by hundreds, with private memory and with the pod's shared memory.
 fn a_memory_hog_starves_nobody(guest: &Guest) {
     let main = guest.sleeper("hog");
-    for _ in 0..3 {
+    for _ in 0..2 {
         assert_eq!(guest.exec("hog", &["hog"], json!({})).outcome().status, 137);
         is_well(guest);
     }
-    let hogs: Vec<_> = (0..8).map(|_| guest.exec("hog", &["hog"], json!({}))).collect();
+    let hogs: Vec<_> = (0..4).map(|_| guest.exec("hog", &["hog"], json!({}))).collect();
     guest.call(Command::Ping);
     for hog in hogs {
         assert_eq!(hog.outcome().status, 137);
@@ -147,9 +149,10 @@ fn a_memory_hog_starves_nobody(guest: &Guest) {
     guest.says("hog", "rm -f /dev/shm/*");
     is_well(guest);
     let swarm = guest.exec("hog", &["swarm"], json!({}));
-    assert_eq!(swarm.status(), 137, "the first of many");
+    guest.await_log("(swarm)");
     guest.call(Command::Ping);
     end(guest, "hog", main);
+    assert_eq!(swarm.end().status, 137);
     is_well(guest);
 }
 

@@ -25,9 +25,14 @@ fn machine(guest: &Guest) -> (u64, u64) {
 fn processors_and_memory_are_plugged() {
     // Some kernels bring memory online by themselves.
     let qemu = "-smp 1,maxcpus=2 -m 512,slots=2,maxmem=1G";
-    let guest = Guest::boot_up(Kind::Vm, "memhp_default_state=offline", &["--qemu", qemu]);
+    // Privileged, to see what the pod may have.
+    let append = "memhp_default_state=offline hyper_profile=privileged";
+    let guest = Guest::boot_up(Kind::Vm, append, &["--qemu", qemu]);
     guest.start_pod();
     let sleeper = guest.sleeper("c");
+    guest.says("c", "mkdir /cg; mount -t cgroup2 cgroup2 /cg");
+    let limit = || guest.says("c", "cat /cg/pod/memory.max").trim().parse::<u64>().unwrap();
+    let limited = limit();
     let (processors, memory) = machine(&guest);
     assert_eq!(processors, 1);
     // Nothing plugged is no error.
@@ -51,7 +56,7 @@ fn processors_and_memory_are_plugged() {
     loop {
         let (processors, now) = machine(&guest);
         // The kernel keeps a few per cent of new memory to itself.
-        if processors == 2 && now >= memory + (240 << 10) {
+        if processors == 2 && now >= memory + (240 << 10) && limit() >= limited + (240 << 20) {
             break;
         }
         assert!(Instant::now() < deadline, "{processors} processors, {now} kB\n{}", guest.log());

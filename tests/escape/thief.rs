@@ -107,7 +107,6 @@ fn a_process_that_is_being_started_cannot_be_robbed() {
     let outcome = thief.end();
     assert_eq!(outcome.status, 0, "{}", outcome.stderr);
     let seen: usize = said(&outcome.stdout, "seen").parse().unwrap();
-    say(&format!("the thief has met {seen}"));
     assert!(seen >= 10, "it has met {seen} processes only");
     assert_eq!(said(&outcome.stdout, "robbed"), "[]");
     guest.finish(other);

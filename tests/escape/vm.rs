@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command as Program;
 
 use hyperinit::command::{Command, RemoveContainer};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::json;
 
-use crate::guest::{Guest, Kind, Running, container_id, kill, scratch};
+use crate::guest::{Guest, Kind, Running, container_id, kill, make_rootfs, scratch};
 use crate::probe;
 
 /// x86_64's numbers.
@@ -21,13 +22,16 @@ const AT_ONCE: u64 = 0x8022;
 const A_MEGABYTE: (u64, [u64; 6]) = (MMAP, [0, 1 << 20, WRITABLE, AT_ONCE, u64::MAX, 0]);
 
 /// A VM with a disk that is no container's, and attackers in its image.
-fn boot(append: &str) -> (Guest, std::path::PathBuf) {
+fn boot(append: &str) -> (Guest, PathBuf) {
     let directory = scratch();
     let disk = directory.join("disk.img");
     fs::write(&disk, vec![b'D'; 1 << 20]).unwrap();
+    let root = root_disk(&directory);
     // Little memory, so that it is soon gone.
-    let options = ["--disk", disk.to_str().unwrap(), "--memory", "256"];
-    let guest = Guest::boot_up(Kind::Vm, append, &options);
+    let options = ["--disk", disk.to_str().unwrap(), "--disk", root.to_str().unwrap(), "--memory", "256"];
+    // The kernel tells at each kill who was there, and a serial line is slow.
+    let append = format!("sysctl.vm.oom_dump_tasks=0 {append}");
+    let guest = Guest::boot_up(Kind::Vm, &append, &options);
     let root = guest.share.join("image/rootfs/bin");
     let program = |name: &str, calls: &[(u64, [u64; 6])]| {
         fs::write(root.join(name), probe::elf_forever(calls)).unwrap();
@@ -38,6 +42,19 @@ fn boot(append: &str) -> (Guest, std::path::PathBuf) {
     program("swarm", &[A_MEGABYTE, (FORK, [0; 6])]);
     guest.start_pod();
     (guest, directory)
+}
+
+/// An ext4 image with a root filesystem in it.
+fn root_disk(directory: &Path) -> PathBuf {
+    let (root, image) = (directory.join("root"), directory.join("root.img"));
+    make_rootfs(&root.join("rootfs"));
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let mut program = Program::new("mke2fs");
+    let words = ["-q", "-t", "ext4", "-d"];
+    let made =
+        program.args(words).arg(&root).arg(&image).env("PATH", "/sbin:/usr/sbin:/bin:/usr/bin").status();
+    assert!(made.expect("mke2fs is missing: apt-get install e2fsprogs").success());
+    image
 }
 
 /// The guest's processes are those that came up at boot, and do what they have to.
@@ -67,32 +84,43 @@ fn a_hostile_container_in_a_vm() {
     fs::remove_dir_all(directory).unwrap();
 }
 
-/// mknod of the guest's disks, of its memory, of its ports to the host: a node made by a root process, or brought by an image,
-/// opens nothing.
-fn the_guests_devices_are_nobodys(guest: &Guest) {
-    let main = guest.sleeper("nodes");
-    let devices = guest.says(
-        "nodes",
-        "for f in /sys/class/block/*/dev; do echo b:$(cat $f); done
-        for f in /sys/class/virtio-ports/*/dev /sys/class/mem/*/dev /sys/class/misc/*/dev; do echo c:$(cat $f); done",
-    );
+/// What the kernel has of disks, ports to the host, memory and the like: `b:MAJOR:MINOR` or `c:MAJOR:MINOR`, one a line.
+fn devices(guest: &Guest, container: &str) -> String {
+    let script = "for f in /sys/class/block/*/dev; do echo b:$(cat $f); done
+        for f in /sys/class/virtio-ports/*/dev /sys/class/mem/*/dev /sys/class/misc/*/dev; do echo c:$(cat $f); done";
+    let devices = guest.says(container, script);
     assert!(
         devices.contains("b:25") && devices.contains("c:1:1\n") && devices.lines().count() > 5,
         "{devices}"
     );
-    let listed = devices.lines().collect::<Vec<_>>().join(" ");
-    // The share's host may have no such device, and then refuses it. /dev/null and its like are no devices there either.
-    let script = format!(
-        "for d in {listed}; do for at in / /dev /dev/shm; do
+    devices
+}
+
+/// A script that makes a node of each device at each place, and says which can be used.
+fn make_nodes(devices: &str, places: &str) -> String {
+    let devices = devices.lines().collect::<Vec<_>>().join(" ");
+    format!(
+        "for d in {devices}; do for at in {places}; do
             n=$at/node; rest=${{d#*:}}
-            mknod $n ${{d%%:*}} ${{rest%:*}} ${{rest#*:}} 2>/dev/null || {{ [ $at = / ] && continue; exit 1; }}
+            mknod $n ${{d%%:*}} ${{rest%:*}} ${{rest#*:}} || exit 1
             head -c 1 $n >/dev/null 2>&1 && echo $d was read at $at
             {{ echo x >$n; }} 2>/dev/null && echo $d was written at $at
             rm $n
-        done; done"
-    );
-    assert_eq!(guest.says("nodes", &script), "");
+        done; done; true"
+    )
+}
+
+/// mknod of the guest's disks, of its memory, of its ports to the host: a node made by a root process, or brought by an image,
+/// opens nothing.
+fn the_guests_devices_are_nobodys(guest: &Guest) {
+    let main = guest.sleeper("nodes");
+    // /dev/null and its like are among them, and are no devices there either.
+    let devices = devices(guest, "nodes");
+    assert_eq!(guest.says("nodes", &make_nodes(&devices, "/dev /dev/shm")), "");
     guest.finish(main);
+    // The share's server has an opinion of its own on nodes; a disk's filesystem has none.
+    let on_disk = json!({"image": "vdb", "fstype": "ext4", "rootfs": "rootfs"});
+    assert_eq!(guest.container_says("disk", &make_nodes(&devices, "/ /tmp /root"), on_disk), "");
     let root = guest.image("brought");
     for (number, device) in devices.lines().enumerate() {
         let mut parts = device.split(':');
@@ -110,7 +138,7 @@ fn the_guests_devices_are_nobodys(guest: &Guest) {
 fn the_control_port_is_out_of_reach(guest: &Guest) {
     let script = "ls /dev | grep -E 'vport|hvc|ttyS|kmsg|vsock|mem|port'
         grep -r sh.hyper.channel /sys/class/virtio-ports/*/name | wc -l
-        cut -c 54- /proc/net/unix | grep -v Path | grep .";
+        awk 'NR > 1 && NF > 7 { print $8 }' /proc/net/unix";
     let outcome = guest.container("port", &["sh", "-c", script], json!({})).outcome();
     // Both ports are there; no socket has a name in the network namespace that the pod shares with the guest.
     assert_eq!(outcome.stdout, "2\n", "{}", outcome.stderr);
@@ -131,11 +159,11 @@ fn the_memory_killer_takes_containers(guest: &Guest) {
 /// Memory hogs, alone and by hundreds, with private memory and with the pod's shared memory.
 fn a_memory_hog_starves_nobody(guest: &Guest) {
     let main = guest.sleeper("hog");
-    for _ in 0..3 {
+    for _ in 0..2 {
         assert_eq!(guest.exec("hog", &["hog"], json!({})).outcome().status, 137);
         is_well(guest);
     }
-    let hogs: Vec<_> = (0..8).map(|_| guest.exec("hog", &["hog"], json!({}))).collect();
+    let hogs: Vec<_> = (0..4).map(|_| guest.exec("hog", &["hog"], json!({}))).collect();
     guest.call(Command::Ping);
     for hog in hogs {
         assert_eq!(hog.outcome().status, 137);
@@ -147,9 +175,10 @@ fn a_memory_hog_starves_nobody(guest: &Guest) {
     guest.says("hog", "rm -f /dev/shm/*");
     is_well(guest);
     let swarm = guest.exec("hog", &["swarm"], json!({}));
-    assert_eq!(swarm.status(), 137, "the first of many");
+    guest.await_log("(swarm)");
     guest.call(Command::Ping);
     end(guest, "hog", main);
+    assert_eq!(swarm.end().status, 137);
     is_well(guest);
 }
 
@@ -218,6 +247,11 @@ fn a_privileged_container_in_a_vm() {
     let kills =
         |cgroup: &str| guest.says("main", &format!("sed -n 's/^oom_kill //p' /cg/{cgroup}/memory.events"));
     assert_eq!((kills("pod").as_str(), kills("guest").as_str()), ("1\n", "0\n"));
+    // Where nodes are devices they are used: what the default profile's container tries works.
+    guest.says("main", "mkdir /nodes; mount -t tmpfs tmpfs /nodes");
+    let disk = guest.says("main", "cat /sys/class/block/vda/dev");
+    let used = guest.says("main", &make_nodes(&format!("b:{}", disk.trim()), "/nodes"));
+    assert_eq!(used.lines().count(), 2, "{used}");
     // The ports are open already, and are nobody else's to open.
     let opened = guest.sh("main", "for p in /devices/vport*; do cat $p; done");
     assert_eq!(opened.stderr.matches("Device or resource busy").count(), 2, "{}", opened.stderr);

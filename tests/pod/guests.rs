@@ -147,6 +147,11 @@ fn destroypod_lets_processes_end_by_themselves_and_kills_the_others() {
 }
 
 #[test]
+fn a_crowd_to_the_end() {
+    crate::scenarios::crowd::a_crowd_to_the_end(Guest::with_pod(Kind::Local));
+}
+
+#[test]
 fn what_a_process_says_at_the_end_is_told_before_the_end() {
     let mut guest = Guest::with_pod(Kind::Local);
     // One that stays until it is killed: the end of its init would end the container, and the polite process with it.

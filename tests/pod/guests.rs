@@ -42,6 +42,25 @@ fn a_pod_that_cannot_start_is_undone_and_a_better_one_starts() {
 }
 
 #[test]
+fn a_pod_has_its_resolver_and_its_share() {
+    let guest = Guest::boot(Kind::Local);
+    guest.call(start_pod(json!({
+        "hostname": "own", "shareDir": "share_dir", "restartPolicy": "never",
+        "dns": ["192.0.2.1", "2001:db8::1"], "dnsSearch": ["a.test", "b.test"], "dnsOptions": ["ndots:2", "rotate"],
+    })));
+    assert_eq!(
+        guest.container_says("main", "hostname; cat /etc/resolv.conf", json!({})),
+        "own\nnameserver 192.0.2.1\nnameserver 2001:db8::1\nsearch a.test b.test\noptions ndots:2 rotate\n"
+    );
+    let guest = Guest::boot(Kind::Local);
+    guest.call(start_pod(json!({"hostname": "bare"})));
+    let text = refusal(guest.try_container("main", &["true"], json!({})));
+    assert!(text.contains("opening the root filesystem image"), "{text}");
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+}
+
+#[test]
 fn a_pod_that_fails_late_is_undone_too() {
     let guest = Guest::boot(Kind::Local);
     // READY does not wait for the helpers, and what is asked of one that is not up yet is asked of its successor too.

@@ -77,6 +77,12 @@ fn a_crowd_leaves_nothing() {
     assert!(guest.wait_for_end().success());
 }
 
+/// A VM of 512 MB, as hyperctl makes it, has room for a crowd.
+#[test]
+fn a_crowd_to_the_end() {
+    scenarios::crowd::a_crowd_to_the_end(Guest::with_pod(Kind::Vm));
+}
+
 /// DESTROYPOD on a port that has to be drained, and a machine that goes off.
 #[test]
 fn the_end() {

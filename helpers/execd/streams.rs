@@ -1,12 +1,13 @@
 //! The processes' output as execd keeps it: duplicates of what streamd reads, for a streamd that comes after it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::StreamId;
 use hyperinit::sys::fd::send_fds;
+use hyperinit::sys::spawn::duplicate_above;
 use hyperinit::sys::tty;
 use hyperinit::wire::streamd::{Streams as Packet, forget};
 use nix::errno::Errno;
@@ -16,6 +17,10 @@ use super::vault::{Entry, Vault};
 
 /// How long streamd may leave its socket full: it does nothing that takes long.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Duplicates have numbers from here on. Below, where a start's descriptors are, there is room: the process that is started
+/// takes over all numbers up to its own ones.
+const KEPT_FROM: RawFd = 128;
 
 /// The ends of one process that streamd works with.
 pub struct Ends {
@@ -44,6 +49,13 @@ pub struct Streams {
 }
 
 impl Ends {
+    /// Outputs that are kept, with high numbers.
+    fn out_of_the_way(mut self) -> Ends {
+        self.output = out_of_the_way(self.output);
+        self.stderr = self.stderr.map(out_of_the_way);
+        self
+    }
+
     /// The outputs, in a packet's order.
     fn outputs(&self) -> Vec<BorrowedFd<'_>> {
         [Some(&self.output), self.stderr.as_ref()].into_iter().flatten().map(AsFd::as_fd).collect()
@@ -68,7 +80,7 @@ impl Streams {
                 let number = entry.number;
                 let known = kept.get(&stdio).map_or(0, |kept: &Kept| kept.number);
                 if let Some(ends) = ends(entry).filter(|_| number > known) {
-                    kept.insert(stdio, Kept { number, ends });
+                    kept.insert(stdio, Kept { number, ends: ends.out_of_the_way() });
                 }
             } else {
                 others.push(stdio);
@@ -98,7 +110,7 @@ impl Streams {
         let stdin = ends.stdin.take();
         let fds: Vec<_> = stdin.iter().map(AsFd::as_fd).chain(ends.outputs()).collect();
         self.tell(&handed.encode(), &fds, handed.stdio)?;
-        self.kept.insert(handed.stdio, Kept { number, ends });
+        self.kept.insert(handed.stdio, Kept { number, ends: ends.out_of_the_way() });
         Ok(())
     }
 
@@ -166,4 +178,9 @@ impl Streams {
 fn ends(entry: Entry) -> Option<Ends> {
     let mut fds = entry.fds.into_iter();
     Some(Ends { packet: entry.packet, stdin: None, output: fds.next()?, stderr: fds.next() })
+}
+
+/// The same descriptor with a high number, or if there is none left as it is.
+fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
+    duplicate_above(&fd, KEPT_FROM).unwrap_or(fd)
 }

@@ -112,7 +112,14 @@ impl Client {
         processes: &[(u64, u64)],
     ) -> Result<(Client, Vec<ProcessStreams>), Fault> {
         let (control, stream) = Client::sockets(directory)?;
-        Client::start(control, stream, processes)
+        Client::start(control, stream, processes, false)
+    }
+
+    /// Connects to a guest that others use too, one after the other: what processes write that they have started is thrown
+    /// away meanwhile.
+    pub fn visit(directory: &Path) -> Result<Client, Fault> {
+        let (control, stream) = Client::sockets(directory)?;
+        Client::start(control, stream, &[], true).map(|(client, _)| client)
     }
 
     /// Both channels as they are, for who speaks the protocol by hand: control, stream.
@@ -145,16 +152,17 @@ impl Client {
 
     /// Speaks over two connected sockets.
     pub fn over(control: UnixStream, stream: UnixStream) -> Result<Client, Fault> {
-        Client::start(control, stream, &[]).map(|(client, _)| client)
+        Client::start(control, stream, &[], false).map(|(client, _)| client)
     }
 
     fn start(
         control: UnixStream,
         stream: UnixStream,
         processes: &[(u64, u64)],
+        shared: bool,
     ) -> Result<(Client, Vec<ProcessStreams>), Fault> {
         let (control, mut threads) = control::start(control)?;
-        let (streams, known, reader) = streams::start(stream, processes)?;
+        let (streams, known, reader) = streams::start(stream, processes, shared)?;
         threads.push(reader);
         Ok((Client { control, streams, threads }, known))
     }

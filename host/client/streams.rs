@@ -31,6 +31,8 @@ pub(super) struct Streams {
 #[derive(Debug, Default)]
 struct State {
     sinks: HashMap<u64, Sink>,
+    /// Streams that nobody has asked for are somebody else's, and no violation.
+    shared: bool,
     broken: Option<String>,
 }
 
@@ -73,14 +75,17 @@ pub struct Output {
     number: u64,
 }
 
-/// Starts to read what comes for `known`, and for the processes that are asked for later.
+/// Starts to read what comes for `known`, and for the processes that are asked for later. If the guest is `shared`, what
+/// comes for others is thrown away.
 pub(super) fn start(
     socket: UnixStream,
     known: &[(u64, u64)],
+    shared: bool,
 ) -> Result<(Arc<Streams>, Vec<ProcessStreams>, JoinHandle<()>), Fault> {
     let clone = || socket.try_clone().fault("duplicating", "the stream socket");
     let (writer, mut reader) = (Mutex::new(clone()?), clone()?);
-    let streams = Arc::new(Streams { state: Mutex::default(), changed: Condvar::new(), writer, socket });
+    let state = Mutex::new(State { shared, ..State::default() });
+    let streams = Arc::new(Streams { state, changed: Condvar::new(), writer, socket });
     let known = known.iter().map(|&(stdio, stderr)| of_process(&streams, stdio, stderr)).collect();
     let for_reader = Arc::clone(&streams);
     let thread = std::thread::spawn(move || {
@@ -162,7 +167,11 @@ impl Streams {
                 state.end(number);
                 break;
             }
+            let shared = state.shared;
             let Some(sink) = state.sinks.get_mut(&number) else {
+                if shared {
+                    return Ok(());
+                }
                 return Err(format!("the guest sent {} bytes on stream {number}, nobody's", payload.len()));
             };
             if sink.ended {

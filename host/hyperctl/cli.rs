@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// The exit status when hyperctl itself fails.
 const FAILED: u8 = 1;
-/// The same of `run`, whose other statuses are the container's; docker's has the same number.
+/// The same of `run` and `exec`, whose other statuses are the program's; docker's has the same number.
 const RUN_FAILED: u8 = 125;
 /// The exit status when the command line makes no sense.
 const USAGE: u8 = 2;
@@ -35,6 +35,8 @@ pub enum Command {
     Up(Up),
     /// Sends one command to a guest that is up and prints its reply
     Call(Call),
+    /// Runs a program in a container of a guest that is up; exits with its status, or with 125
+    Exec(Exec),
     /// Prints a guest's log, also of one that has ended
     Logs(Logs),
     /// Makes the guest's initramfs: init, its helpers and the kernel modules that they need
@@ -50,7 +52,7 @@ impl Command {
     /// The exit status when this subcommand fails.
     pub fn failed(&self) -> ExitCode {
         ExitCode::from(match self {
-            Command::Run(_) => RUN_FAILED,
+            Command::Run(_) | Command::Exec(_) => RUN_FAILED,
             Command::Bench(_)
             | Command::Call(_)
             | Command::Initrd(_)
@@ -120,6 +122,35 @@ pub struct Call {
     /// Its payload; WRITEFILE takes the file's content from standard input
     #[arg(value_name = "JSON", default_value = "null")]
     pub json: String,
+}
+
+/// `hyperctl exec`.
+#[derive(Debug, PartialEq, Args)]
+pub struct Exec {
+    /// The guest's directory, as `up` was told
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Give the program a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Pass standard input on; without it, the program's is empty
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Set an environment variable
+    #[arg(short, long, value_name = "K=V", value_parser = env)]
+    pub env: Vec<Env>,
+    /// The working directory, which is there
+    #[arg(short, long, value_name = "DIR", default_value = "")]
+    pub workdir: String,
+    /// The user and group, by names or numbers of the container
+    #[arg(short, long, value_name = "USER[:GROUP]", default_value = "")]
+    pub user: String,
+    /// The container's id, as NEWCONTAINER was told
+    #[arg(value_name = "CONTAINER")]
+    pub container: String,
+    /// The program and its arguments
+    #[arg(required = true, last = true, value_name = "CMD")]
+    pub command: Vec<String>,
 }
 
 /// `hyperctl logs`.
@@ -283,7 +314,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, ExitCo
         let _ = error.print();
         match error.exit_code() {
             0 => ExitCode::SUCCESS,
-            _ if args.get(1).is_some_and(|word| word == "run") => ExitCode::from(RUN_FAILED),
+            _ if args.get(1).is_some_and(|word| word == "run" || word == "exec") => {
+                ExitCode::from(RUN_FAILED)
+            }
             _ => ExitCode::from(USAGE),
         }
     })
@@ -381,6 +414,12 @@ mod tests {
             Err(ErrorKind::ArgumentConflict)
         );
         assert_eq!(parse("logs --dir d -f"), Ok(Command::Logs(Logs { dir: "d".into(), follow: true })));
+        let Ok(Command::Exec(exec)) = parse("exec --dir d -ti -u web c1 -- sh -c x") else {
+            panic!("not an exec")
+        };
+        assert!(exec.tty && exec.interactive);
+        assert_eq!((exec.container.as_str(), exec.command.len()), ("c1", 3));
+        assert_eq!(parse("exec --dir d -- true"), Err(ErrorKind::MissingRequiredArgument));
         assert_eq!(
             parse("call --dir d ping"),
             Ok(Command::Call(Call { dir: "d".into(), command: Message::Ping, json: "null".to_owned() }))

@@ -1,11 +1,13 @@
 //! hyperctl: starts guests and speaks to them. `cli` declares what it takes, one file each does it.
 
+mod attached;
 mod bench;
 mod call;
 mod cgroup;
 mod cli;
 mod compression;
 mod events;
+mod exec;
 mod guest;
 mod initrd;
 mod kernel;
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     let done = match command {
         cli::Command::Bench(options) => bench::bench(&options),
         cli::Command::Call(options) => call::call(&options),
+        cli::Command::Exec(options) => exec::exec(&options),
         cli::Command::Initrd(options) => initrd::initrd(&options),
         cli::Command::Logs(options) => logs::logs(&options),
         cli::Command::Run(options) => run::run(&options),

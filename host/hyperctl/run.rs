@@ -3,36 +3,32 @@
 //! One thread speaks with the guest, from the first connection to DESTROYPOD's reply; this one waits for what it comes
 //! to, for signals, and for the guest's own end.
 
-use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use hyperinit::client::{CallError, Client};
-use hyperinit::command::{Command, SignalProcess, WinSize};
+use hyperinit::client::Client;
+use hyperinit::command::Command;
 use hyperinit::fault::Fault;
-use hyperinit::ids::{self, ContainerId, ProcessId};
+use hyperinit::ids::{ContainerId, ProcessId};
 use hyperinit::spec::{Container, Pod, Process};
 use nix::sys::signal::Signal;
 
+use super::attached::{self, End, Target, failed};
 use super::cli::Run;
 use super::events::{self, Event, Failure};
 use super::guest::{Guest, SHARE_TAG};
 use super::progress::Progress;
-use super::terminal::{self, Terminal};
+use super::terminal::Terminal;
 use super::up::{died, plan};
-use super::{local, network, places, pump};
+use super::{local, network, places};
 
 /// How long a guest may take to come up; an emulated one on a busy machine takes many seconds.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 /// The kernel tells of a dead guest's sockets before its parent hears of its end.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
-/// A container runs as long as it does; this is how often the wait for it begins again.
-const WAIT: Duration = Duration::from_secs(24 * 3600);
-/// A person who asks this often wants out, whatever the container makes of it.
-const LAST_SIGNAL: u32 = 3;
 /// The container's id, and its pod's hostname.
 const NAME: &str = "hyperinit";
 /// The streams' numbers: the pod has one process.
@@ -56,7 +52,14 @@ pub fn run(options: &Run) -> Result<ExitCode, Fault> {
     let _restore = terminal.restore_later();
     let ended = events.clone();
     let guest = Guest::start(plan, move |status| drop(ended.send(Event::GuestEnded(status))))?;
+    let target = Target {
+        what: "the container",
+        container: container.id.clone(),
+        process: container.process.id.clone(),
+        tty: options.tty,
+    };
     let session = Session {
+        target: target.clone(),
         directory: scratch.path().to_owned(),
         pod: pod(options),
         container,
@@ -71,7 +74,13 @@ pub fn run(options: &Run) -> Result<ExitCode, Fault> {
         // Nobody waits any more: hyperctl is ending.
         let _ = events.send(Event::Done(status));
     });
-    let status = attend(&queue, options.tty, scratch.path());
+    let end = attached::attend(&target, &queue);
+    let status = match end? {
+        End::Done(result) => result.map_err(|failure| why(failure, &queue, scratch.path())),
+        End::GuestEnded(status) => Err(died(scratch.path(), status)),
+        // The guest ends with hyperctl.
+        End::Left(signal, _) => Ok(attached::status_of(signal)),
+    };
     drop(guest);
     status.map(ExitCode::from)
 }
@@ -126,6 +135,7 @@ fn process_id() -> Result<ProcessId, Fault> {
 
 /// What the thread that speaks with the guest has.
 struct Session {
+    target: Target,
     directory: std::path::PathBuf,
     pod: Pod,
     container: Container,
@@ -141,78 +151,12 @@ impl Session {
         client.ready(BOOT_TIMEOUT).map_err(failed("waiting for", "the guest"))?;
         client.call(Command::StartPod(Box::new(self.pod.clone()))).map_err(failed("starting", "the pod"))?;
         drop(progress);
-        let status = self.container(&client)?;
+        let Session { container, events, .. } = &self;
+        let start = Command::NewContainer(Box::new(container.clone()));
+        let terminal = self.interactive.then_some(&self.terminal);
+        let status = attached::run(&self.target, &container.process, start, &client, terminal, events)?;
         client.call(Command::DestroyPod).map_err(failed("ending", "the pod"))?;
         Ok(status)
-    }
-
-    /// Starts the container, passes its streams on and waits for its end.
-    fn container(&self, client: &Arc<Client>) -> Result<u8, Failure> {
-        let Session { container, events, .. } = self;
-        let (id, process) = (&container.id, &container.process);
-        // Asked for before anything can come.
-        let streams = client.streams(process.stdio, process.stderr);
-        if process.terminal && self.interactive {
-            self.terminal.make_raw()?;
-        }
-        client
-            .call(Command::NewContainer(Box::new(container.clone())))
-            .map_err(failed("starting", "the container"))?;
-        // Whoever waits for it is there until Done.
-        let _ = events.send(Event::Running(Arc::clone(client)));
-        if self.interactive {
-            pump::stdin(streams.stdin);
-        } else if !process.terminal {
-            streams.stdin.close().map_err(failed("closing", "the container's stdin"))?;
-        }
-        let out = pump::output(streams.stdout, io::stdout(), events.clone());
-        let err = streams.stderr.map(|stderr| pump::output(stderr, io::stderr(), events.clone()));
-        let status = loop {
-            match client.finished(id, &process.id, WAIT) {
-                Err(CallError::Late(_)) => {}
-                finished => break finished.map_err(failed("waiting for", "the container"))?,
-            }
-        };
-        for pump in [Some(out), err].into_iter().flatten() {
-            // The stream's end came before the event; only a panic is lost here.
-            let _ = pump.join();
-        }
-        Ok(status)
-    }
-}
-
-fn failed(doing: &'static str, to: &'static str) -> impl Fn(CallError) -> Failure {
-    move |error| Failure {
-        fault: Fault::new(doing, to, error.to_string()),
-        lost: matches!(error, CallError::Broken(_)),
-    }
-}
-
-/// Waits for the end, and passes signals and sizes on until then.
-fn attend(queue: &Receiver<Event>, tty: bool, directory: &Path) -> Result<u8, Fault> {
-    let mut client: Option<Arc<Client>> = None;
-    let mut signals = 0;
-    loop {
-        let event = queue.recv().map_err(|_| Fault::new("waiting for", "the container", "nobody is left"))?;
-        match event {
-            Event::Done(Ok(status)) => return Ok(status),
-            Event::Done(Err(failure)) => return Err(why(failure, queue, directory)),
-            Event::GuestEnded(status) => return Err(died(directory, status)),
-            Event::Unread => return Ok(128 + signal_number(Signal::SIGPIPE)),
-            Event::Running(running) => {
-                client = Some(running);
-                resize(client.as_deref().filter(|_| tty));
-            }
-            Event::Signal(Signal::SIGWINCH) => resize(client.as_deref().filter(|_| tty)),
-            // With a terminal the keys are the container's, and signals are hyperctl's.
-            Event::Signal(signal) => {
-                signals += 1;
-                match client.as_deref().filter(|_| !tty && signals < LAST_SIGNAL) {
-                    Some(client) => forward(client, signal),
-                    None => return Ok(128 + signal_number(signal)),
-                }
-            }
-        }
     }
 }
 
@@ -226,26 +170,4 @@ fn why(failure: Failure, queue: &Receiver<Event>, directory: &Path) -> Fault {
         }
     }
     failure.fault
-}
-
-fn signal_number(signal: Signal) -> u8 {
-    u8::try_from(signal as i32).unwrap_or_default()
-}
-
-/// Sends the container's process group a signal; the reply is nobody's business.
-fn forward(client: &Client, signal: Signal) {
-    if let (Ok(container), Ok(process), Ok(signal)) =
-        (container_id(), process_id(), ids::Signal::try_from(i64::from(signal as i32)))
-    {
-        drop(client.send(Command::SignalProcess(SignalProcess { container, process, signal })));
-    }
-}
-
-/// Makes the container's terminal as large as the caller's.
-fn resize(client: Option<&Client>) {
-    if let (Some(client), Some((row, column)), Ok(container), Ok(process)) =
-        (client, terminal::size(), container_id(), process_id())
-    {
-        drop(client.send(Command::WinSize(WinSize { container, process, row, column })));
-    }
 }

@@ -27,6 +27,8 @@ pub use rootfs::make_rootfs;
 
 /// How long anything may take before a test gives up; nothing is asserted about speed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a guest may take to come up: an emulated machine among many others takes its time.
+pub const BOOT: Duration = Duration::from_secs(180);
 
 /// Where a guest runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +63,7 @@ impl Guest {
     /// The same with more options of `hyperctl up`.
     pub fn boot_up(kind: Kind, append: &str, options: &[&str]) -> Guest {
         let guest = Guest::boot_to(kind, append, options, &Client::connect);
-        guest.client().ready(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", guest.log()));
+        guest.client().ready(BOOT).unwrap_or_else(|error| panic!("{error}\n{}", guest.log()));
         guest
     }
 
@@ -97,7 +99,7 @@ impl Guest {
         // From here on its end is Drop's, also when it does not come up.
         let hyperctl = program.spawn().unwrap();
         let mut guest = Guest { kind, client: None, directory, share, hyperctl };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + BOOT;
         loop {
             match connect(&guest.at()) {
                 Ok(client) => {

@@ -10,10 +10,14 @@ use hyperinit::wire::Profile;
 use serde_json::{Value, json};
 
 use crate::guest::processes::{process, status as status_of};
-use crate::guest::{Guest, Kind, PATIENCE, parse_exec, refusal};
+use crate::guest::{Guest, Kind, PATIENCE, parse, parse_exec, refusal};
 
 /// How long runV waits for the reply to DESTROYPOD (protocol.md).
 const RUNVS_PATIENCE: Duration = Duration::from_secs(10);
+
+fn start_pod(pod: Value) -> Command {
+    Command::StartPod(Box::new(parse(pod)))
+}
 
 /// STARTPOD with words that the client library would not say.
 fn refused_pod(guest: &Guest, pod: &Value) -> String {
@@ -39,6 +43,25 @@ fn a_pod_that_cannot_start_is_undone_and_a_better_one_starts() {
         "pod-1\nnameserver 192.0.2.1\nsearch a.test\n"
     );
     guest.finish(main);
+}
+
+#[test]
+fn a_pod_has_its_resolver_and_its_share() {
+    let guest = Guest::boot(Kind::Local);
+    guest.call(start_pod(json!({
+        "hostname": "own", "shareDir": "share_dir", "restartPolicy": "never",
+        "dns": ["192.0.2.1", "2001:db8::1"], "dnsSearch": ["a.test", "b.test"], "dnsOptions": ["ndots:2", "rotate"],
+    })));
+    assert_eq!(
+        guest.container_says("main", "hostname; cat /etc/resolv.conf", json!({})),
+        "own\nnameserver 192.0.2.1\nnameserver 2001:db8::1\nsearch a.test b.test\noptions ndots:2 rotate\n"
+    );
+    let guest = Guest::boot(Kind::Local);
+    guest.call(start_pod(json!({"hostname": "bare"})));
+    let text = refusal(guest.try_container("main", &["true"], json!({})));
+    assert!(text.contains("opening the root filesystem image"), "{text}");
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
 }
 
 #[test]
@@ -144,6 +167,11 @@ fn destroypod_lets_processes_end_by_themselves_and_kills_the_others() {
     assert_eq!(deaf.end().status, 137);
     ended.wait(RUNVS_PATIENCE).unwrap();
     assert!(guest.wait_for_end().success());
+}
+
+#[test]
+fn a_crowd_to_the_end() {
+    crate::scenarios::crowd::a_crowd_to_the_end(Guest::with_pod(Kind::Local));
 }
 
 #[test]

@@ -71,3 +71,15 @@ pub fn unknown_words_are_overlooked(guest: &Guest) {
     assert_eq!(guest.client().finished(&container_id("unknown"), &process, PATIENCE), Ok(0));
     guest.finish(main);
 }
+
+/// What runV still sends though it is deprecated, and ports where no white list gives them a meaning.
+pub fn what_means_nothing_is_overlooked(guest: &Guest) {
+    let more = json!({
+        "restartPolicy": "always",
+        "ports": [{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}],
+    });
+    for _ in 0..2 {
+        // The same ports once more: the first container is gone, and was not started again.
+        assert_eq!(guest.container_says("nothing", "echo once", more.clone()), "once\n");
+    }
+}

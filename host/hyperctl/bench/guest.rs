@@ -18,12 +18,13 @@ use super::report::Report;
 use super::{BOOT_TIMEOUT, BYTES, PROGRAM, floor_of, median, rate, start};
 
 /// How long one thing may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// For how long an idle guest is watched.
 const IDLE: Duration = Duration::from_secs(5);
 
-struct Session {
-    client: Client,
+/// The host of a guest that is measured.
+pub(super) struct Session {
+    pub(super) client: Client,
     next_stream: u64,
     /// Processes that are started for a row.
     execs: u32,
@@ -57,12 +58,12 @@ pub fn measure(
     if options.local {
         processes(directory, report)?;
     }
-    session.client.call(Command::DestroyPod).map_err(failed("ending the pod"))?;
+    session.crowd(report)?;
     drop(guest);
     Ok(())
 }
 
-fn failed(doing: &'static str) -> impl Fn(CallError) -> Fault {
+pub(super) fn failed(doing: &'static str) -> impl Fn(CallError) -> Fault {
     move |error| Fault::new(doing, "", error.to_string())
 }
 
@@ -84,7 +85,7 @@ fn boot(console: &Path, report: &mut Report) {
 
 impl Session {
     /// A process with streams of its own.
-    fn process(&mut self, id: &str, args: &[&str], more: Value) -> Result<Process, Fault> {
+    pub(super) fn process(&mut self, id: &str, args: &[&str], more: Value) -> Result<Process, Fault> {
         self.next_stream += 2;
         let mut value =
             json!({"id": id, "args": args, "stdio": self.next_stream, "stderr": self.next_stream + 1});
@@ -95,13 +96,17 @@ impl Session {
     }
 
     /// Starts a process; what is to be waited for.
-    fn exec(&mut self, container: &str, process: Process) -> Result<(ProcessStreams, Pending), Fault> {
+    pub(super) fn exec(
+        &mut self,
+        container: &str,
+        process: Process,
+    ) -> Result<(ProcessStreams, Pending), Fault> {
         let streams = self.client.streams(process.stdio, process.stderr);
         let exec = ExecCmd { container: id(container)?, process: Box::new(process) };
         Ok((streams, self.client.send(Command::ExecCmd(exec))))
     }
 
-    fn start_container(&mut self, name: &str, args: &[&str]) -> Result<Duration, Fault> {
+    pub(super) fn start_container(&mut self, name: &str, args: &[&str]) -> Result<Duration, Fault> {
         let process = self.process("init", args, json!({}))?;
         let container: Container =
             parse(json!({"id": name, "image": "", "rootfs": "", "process": process, "initialize": false}))?;

@@ -3,6 +3,7 @@
 //! The same VM is booted twice: with the floor in the place of init, then with the guest. Ratios to the floor carry over
 //! to other machines; milliseconds do not.
 
+mod crowd;
 mod floor;
 mod guest;
 mod report;

@@ -1,0 +1,139 @@
+//! A process of a guest with hyperctl's standard streams, signals and terminal.
+
+use std::io;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Duration;
+
+use hyperinit::client::{CallError, Client};
+use hyperinit::command::{Command, SignalProcess, WinSize};
+use hyperinit::fault::Fault;
+use hyperinit::ids::{self, ContainerId, ProcessId};
+use hyperinit::spec::Process;
+use nix::sys::signal::Signal;
+
+use super::events::{Event, Failure};
+use super::pump;
+use super::terminal::{self, Terminal};
+
+/// A process runs as long as it does; this is how often the wait for it begins again.
+const WAIT: Duration = Duration::from_secs(24 * 3600);
+/// A person who asks this often wants out, whatever the process makes of it.
+const LAST_SIGNAL: u32 = 3;
+
+/// Who it is.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// What a person calls it.
+    pub what: &'static str,
+    pub container: ContainerId,
+    pub process: ProcessId,
+    /// It has a terminal.
+    pub tty: bool,
+}
+
+/// How it ended, or that hyperctl leaves it.
+pub enum End {
+    /// It has exited with this status, or could not be run.
+    Done(Result<u8, Failure>),
+    /// Its guest is gone.
+    GuestEnded(ExitStatus),
+    /// hyperctl is told to end by this signal, or has nobody to write for any more (SIGPIPE); the process runs if there is
+    /// somebody to say that to.
+    Left(Signal, Option<Arc<Client>>),
+}
+
+/// Starts a process by a command, passes its streams on and waits for its end; its exit status.
+pub fn run(
+    target: &Target,
+    process: &Process,
+    start: Command,
+    client: &Arc<Client>,
+    terminal: Option<&Terminal>,
+    events: &Sender<Event>,
+) -> Result<u8, Failure> {
+    // Asked for before anything can come.
+    let streams = client.streams(process.stdio, process.stderr);
+    if let Some(terminal) = terminal.filter(|_| target.tty) {
+        terminal.make_raw()?;
+    }
+    client.call(start).map_err(failed("starting", target.what))?;
+    // Whoever waits for it is there until Done.
+    let _ = events.send(Event::Running(Arc::clone(client)));
+    if terminal.is_some() {
+        pump::stdin(streams.stdin);
+    } else if !target.tty {
+        streams.stdin.close().map_err(failed("closing the stdin of", target.what))?;
+    }
+    let out = pump::output(streams.stdout, io::stdout(), events.clone());
+    let err = streams.stderr.map(|stderr| pump::output(stderr, io::stderr(), events.clone()));
+    let status = loop {
+        match client.finished(&target.container, &target.process, WAIT) {
+            Err(CallError::Late(_)) => {}
+            finished => break finished.map_err(failed("waiting for", target.what))?,
+        }
+    };
+    for pump in [Some(out), err].into_iter().flatten() {
+        // The stream's end came before the event; only a panic is lost here.
+        let _ = pump.join();
+    }
+    Ok(status)
+}
+
+/// A call that failed, as a failure of hyperctl.
+pub fn failed(doing: &'static str, to: &'static str) -> impl Fn(CallError) -> Failure {
+    move |error| Failure {
+        fault: Fault::new(doing, to, error.to_string()),
+        lost: matches!(error, CallError::Broken(_)),
+    }
+}
+
+/// Waits for the end, and passes signals and sizes on until then.
+pub fn attend(target: &Target, queue: &Receiver<Event>) -> Result<End, Fault> {
+    let mut client: Option<Arc<Client>> = None;
+    let mut signals = 0;
+    loop {
+        let event = queue.recv().map_err(|_| Fault::new("waiting for", target.what, "nobody is left"))?;
+        match event {
+            Event::Done(result) => return Ok(End::Done(result)),
+            Event::GuestEnded(status) => return Ok(End::GuestEnded(status)),
+            Event::Unread => return Ok(End::Left(Signal::SIGPIPE, client)),
+            Event::Running(running) => {
+                client = Some(running);
+                target.resize(client.as_deref());
+            }
+            Event::Signal(Signal::SIGWINCH) => target.resize(client.as_deref()),
+            // With a terminal the keys are the process's, and signals are hyperctl's.
+            Event::Signal(signal) => {
+                signals += 1;
+                match client.as_deref().filter(|_| !target.tty && signals < LAST_SIGNAL) {
+                    Some(client) => drop(target.signal(client, signal)),
+                    None => return Ok(End::Left(signal, client)),
+                }
+            }
+        }
+    }
+}
+
+impl Target {
+    /// Sends its process group a signal. The reply is nobody's business: it may have ended.
+    pub fn signal(&self, client: &Client, signal: Signal) -> Option<hyperinit::client::Pending> {
+        let signal = ids::Signal::try_from(i64::from(signal as i32)).ok()?;
+        let (container, process) = (self.container.clone(), self.process.clone());
+        Some(client.send(Command::SignalProcess(SignalProcess { container, process, signal })))
+    }
+
+    /// Makes its terminal as large as the caller's.
+    fn resize(&self, client: Option<&Client>) {
+        if let (true, Some(client), Some((row, column))) = (self.tty, client, terminal::size()) {
+            let (container, process) = (self.container.clone(), self.process.clone());
+            drop(client.send(Command::WinSize(WinSize { container, process, row, column })));
+        }
+    }
+}
+
+/// A shell's status of what a signal ended.
+pub fn status_of(signal: Signal) -> u8 {
+    128 + u8::try_from(signal as i32).unwrap_or_default()
+}

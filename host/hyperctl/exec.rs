@@ -1,0 +1,92 @@
+//! `hyperctl exec`: one more process in a container of a guest that is up, and its exit status.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyperinit::client::Client;
+use hyperinit::command::{Command, ExecCmd};
+use hyperinit::fault::Fault;
+use hyperinit::ids::{ContainerId, ProcessId};
+use hyperinit::spec::Process;
+use nix::sys::signal::Signal;
+
+use super::attached::{self, End, Target};
+use super::cli::Exec;
+use super::events::{self, Event};
+use super::terminal::Terminal;
+
+/// How long the guest may take to hear that hyperctl leaves.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Runs a program in a container that is there.
+pub fn exec(options: &Exec) -> Result<ExitCode, Fault> {
+    use Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
+    let (events, queue) = events::queue(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH])?;
+    let process = process(options)?;
+    let container = ContainerId::try_from(options.container.clone())
+        .map_err(|why| Fault::new("naming", "the container", why))?;
+    let target =
+        Target { what: "the program", container, process: process.id.clone(), tty: process.terminal };
+    let client = Arc::new(Client::visit(&options.dir)?);
+    let terminal = Terminal::default();
+    let _restore = terminal.restore_later();
+    let (whose, interactive) = (target.clone(), options.interactive);
+    std::thread::spawn(move || {
+        let start = ExecCmd { container: whose.container.clone(), process: Box::new(process.clone()) };
+        let terminal = interactive.then_some(&terminal);
+        let status = attached::run(&whose, &process, Command::ExecCmd(start), &client, terminal, &events);
+        // Nobody waits any more: hyperctl is ending.
+        let _ = events.send(Event::Done(status));
+    });
+    let status = match attached::attend(&target, &queue)? {
+        End::Done(result) => result.map_err(|failure| failure.fault)?,
+        // It is not this hyperctl's guest: the connection breaks instead.
+        End::GuestEnded(status) => {
+            return Err(Fault::new("running", "the program", format!("its guest ended ({status})")));
+        }
+        End::Left(signal, running) => {
+            if let Some(client) = running {
+                leave(&target, &client, signal);
+            }
+            attached::status_of(signal)
+        }
+    };
+    Ok(ExitCode::from(status))
+}
+
+/// What a program of this machine would get in its place: SIGPIPE for what it writes, SIGHUP when its terminal goes; one
+/// that heeds no signal is killed.
+fn leave(target: &Target, client: &Client, signal: Signal) {
+    let signal = match signal {
+        Signal::SIGPIPE => Signal::SIGPIPE,
+        _ if target.tty => Signal::SIGHUP,
+        _ => Signal::SIGKILL,
+    };
+    // It may have ended, and so may the guest.
+    let _ = target.signal(client, signal).map(|pending| pending.wait(GOODBYE));
+}
+
+/// EXECCMD's process, with names that nobody else's has.
+fn process(options: &Exec) -> Result<Process, Fault> {
+    // Streams are numbers of 64 bits that the host chooses; each hasher has random keys of its own.
+    let random = RandomState::new().build_hasher().finish() | 1 << 63;
+    let (stdio, stderr) = (random & !1, random | 1);
+    let id = ProcessId::try_from(format!("hyperctl-{random:x}"))
+        .map_err(|why| Fault::new("naming", "the process", why))?;
+    let (user, group) = options.user.split_once(':').unwrap_or((&options.user, ""));
+    Ok(Process {
+        id,
+        user: user.to_owned(),
+        group: group.to_owned(),
+        additional_groups: Vec::new(),
+        terminal: options.tty,
+        stdio,
+        stderr: if options.tty { 0 } else { stderr },
+        args: options.command.clone(),
+        envs: options.env.clone(),
+        workdir: options.workdir.clone(),
+        rlimits: Vec::new(),
+    })
+}

@@ -1,0 +1,135 @@
+//! docs/protocol-coverage.md is complete and true: every command and every key has a row, every row names tests, and
+//! every test that is named is one.
+
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use hyperinit::frame::Message;
+
+const DOCUMENT: &str = "docs/protocol-coverage.md";
+/// Where the types of the host's JSON are.
+const TYPES: [&str; 2] = ["src/spec.rs", "src/command.rs"];
+/// What runs each of them, in namespaces and in a VM.
+const SCENARIOS: &str = "tests/scenarios/";
+
+/// A line of the table.
+struct Row {
+    line: String,
+    /// What it is about: the words in backticks.
+    what: Vec<String>,
+    /// File and name.
+    tests: Vec<(String, String)>,
+}
+
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The words in backticks.
+fn quoted(cell: &str) -> Vec<String> {
+    cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+fn rows() -> Vec<Row> {
+    let text = read(DOCUMENT);
+    let lines = text.lines().filter(|line| line.starts_with("| ")).skip(1);
+    lines
+        .map(|line| {
+            let cells: Vec<&str> = line.trim_matches('|').split(" | ").collect();
+            let [what, tests] = cells[..] else { panic!("not two cells: {line}") };
+            let mut file = None;
+            let mut named = Vec::new();
+            for word in quoted(tests) {
+                if word.ends_with(".rs") {
+                    file = Some(word);
+                } else {
+                    named.push((
+                        file.clone().unwrap_or_else(|| panic!("no file before {word}: {line}")),
+                        word,
+                    ));
+                }
+            }
+            Row { line: line.to_owned(), what: quoted(what), tests: named }
+        })
+        .collect()
+}
+
+/// `Type.key` of each key that the guest reads, by the names that the host uses.
+fn keys() -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    for path in TYPES {
+        let (mut owner, mut renamed, mut serialized) = (String::new(), None, false);
+        for line in read(path).lines().map(str::trim) {
+            if let Some(attributes) = line.strip_prefix("#[derive(") {
+                serialized = attributes.contains("Deserialize");
+            } else if let Some(rest) = line.strip_prefix("pub struct ") {
+                owner = if serialized { rest.trim_end_matches([' ', '{']).to_owned() } else { String::new() };
+            } else if line == "}" {
+                owner.clear();
+            } else if let Some((_, name)) = line.split_once("rename = \"") {
+                renamed = name.split('"').next().map(str::to_owned);
+            } else if let (Some(field), false) = (line.strip_prefix("pub "), owner.is_empty()) {
+                let Some((name, _)) = field.split_once(':') else { continue };
+                keys.insert(format!("{owner}.{}", renamed.take().unwrap_or_else(|| camel(name))));
+            }
+        }
+    }
+    keys
+}
+
+/// camelCase, as serde makes it.
+fn camel(name: &str) -> String {
+    let mut words = name.split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |all, word| all + &word[..1].to_uppercase() + &word[1..])
+}
+
+/// Whether a file has a test of that name.
+fn is_test(file: &str, name: &str) -> bool {
+    let text = read(file);
+    let Some(at) = text.find(&format!("fn {name}(")) else { return false };
+    if file.starts_with(SCENARIOS) {
+        let word =
+            |text: &str| text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name);
+        // Those that end their guest are called by name.
+        return word(&read("tests/scenarios/mod.rs"))
+            || ["tests/pod/guests.rs", "tests/vm.rs"].into_iter().all(|caller| word(&read(caller)));
+    }
+    text[..at].trim_end().ends_with("#[test]")
+}
+
+#[test]
+fn every_row_names_tests_and_every_test_is_one() {
+    let rows = rows();
+    assert!(rows.len() > 50, "{} rows", rows.len());
+    for row in rows {
+        assert!(!row.tests.is_empty(), "no test: {}", row.line);
+        for (file, name) in row.tests {
+            assert!(is_test(&file, &name), "{file} has no test {name}");
+        }
+    }
+}
+
+#[test]
+fn every_command_has_a_row() {
+    let what: BTreeSet<String> = rows().into_iter().flat_map(|row| row.what).collect();
+    let missing: Vec<_> =
+        Message::ALL.into_iter().map(Message::name).filter(|name| !what.contains(*name)).collect();
+    assert!(missing.is_empty(), "{DOCUMENT} says nothing of {missing:?}");
+}
+
+#[test]
+fn every_key_has_a_row_and_no_other_is_spoken_of() {
+    let keys = keys();
+    for known in ["Pod.portmappingWhiteLists", "Rlimit.type", "IpAddress.netMask", "WinSize.column"] {
+        assert!(keys.contains(known), "{keys:?}");
+    }
+    let what: BTreeSet<String> =
+        rows().into_iter().flat_map(|row| row.what).filter(|word| word.contains('.')).collect();
+    assert_eq!(keys.difference(&what).collect::<Vec<_>>(), Vec::<&String>::new(), "keys without a row");
+    assert_eq!(what.difference(&keys).collect::<Vec<_>>(), Vec::<&String>::new(), "rows without a key");
+}

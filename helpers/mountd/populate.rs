@@ -152,7 +152,7 @@ enum Stage {
     /// What a mountd that died has left is removed.
     Clear,
     /// The image is copied.
-    Copy(Tree),
+    Copy(Box<Tree>),
     /// The copy is moved to its place, by passes over its directory; whether this one has moved anything.
     Move { from: OwnedFd, names: OwningIter, moved: bool },
     /// All is in its place, and the rest is removed.
@@ -255,7 +255,7 @@ impl Population {
         if remove(&self.volume.root, SCRATCH.as_ref(), 0, until)? {
             mkdirat(&self.volume.root, SCRATCH, Mode::S_IRWXU)?;
             let scratch = openat2(&self.volume.root, Path::new(SCRATCH), directory(), 0, Resolve::Name)?;
-            self.stage = Stage::Copy(Tree::begin(clone(image)?, scratch)?);
+            self.stage = Stage::Copy(Box::new(Tree::begin(clone(image)?, scratch)?));
         }
         Ok(())
     }

@@ -262,9 +262,16 @@ impl Population {
 
     /// From here on it is moved to its place, whatever dies.
     fn complete(&mut self) -> Result<(), Errno> {
-        let root = &self.volume.root;
+        let (root, Stage::Copy(tree)) = (&self.volume.root, &self.stage) else { return Ok(()) };
         rename(root, SCRATCH, root, WHOLE)?;
         let whole = openat2(root, Path::new(WHOLE), directory(), 0, Resolve::Name)?;
+        let id = |file: &OwnedFd| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
+        if id(&whole)? != id(&tree.scratch)? {
+            // Of two guests that fill one export, or one container that plays with the share: this is another's.
+            rename(root, WHOLE, root, SCRATCH)?;
+            self.stage = Stage::Clear;
+            return Err(Errno::EBUSY);
+        }
         self.stage = Stage::moving(whole)?;
         Ok(())
     }
@@ -300,10 +307,9 @@ impl Population {
 
     /// The volume is as it was, or will be whole.
     fn undo(self) {
-        if matches!(self.stage, Stage::Move { .. } | Stage::Tidy) {
-            return;
-        }
-        drop(self.stage);
+        // What there is to clear is not of our making.
+        let Stage::Copy(tree) = self.stage else { return };
+        drop(tree);
         if let Err(errno) = remove(&self.volume.root, SCRATCH.as_ref(), 0, Instant::now() + UNDO) {
             log::warn!("{}", Fault::errno("clearing the volume for", self.at.display(), errno));
         }

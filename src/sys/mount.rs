@@ -195,3 +195,18 @@ fn namespace_number(namespace: &OwnedFd) -> u64 {
 
 /// linux/nsfs.h: _IOR(0xb7, 5, __u64).
 const NS_GET_MNTNS_ID: libc::Ioctl = 0x8008_b705_u32 as libc::Ioctl;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_no_path() {
+        let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
+        let name = |name: &str| openat2(&root, Path::new(name), libc::O_PATH, 0, Resolve::Name);
+        for bad in ["..", "usr/bin", "/usr", "usr/"] {
+            assert_eq!(name(bad).unwrap_err(), Errno::EINVAL, "{bad:?}");
+        }
+        assert!(name(".").is_ok() && name("usr").is_ok());
+    }
+}

@@ -358,6 +358,29 @@ fn a_large_volume_takes_many_slices_and_can_be_given_up() {
     });
 }
 
+#[test]
+fn what_takes_the_place_of_a_copy_is_not_taken_for_it() {
+    guest(|guest| {
+        let root = image("web");
+        fs::create_dir(root.join("data")).unwrap();
+        for number in 0..20_000 {
+            fs::write(root.join(format!("data/{number}")), "").unwrap();
+        }
+        let volume = Path::new(paths::LOCAL_SHARE).join("volume");
+        fs::create_dir(&volume).unwrap();
+        let mut pod = Pod::start(guest);
+        assert_eq!(ask(&mut pod, "web", "volume"), Reply::Populating);
+        fs::rename(volume.join(".hyperinit-new"), volume.join("aside")).unwrap();
+        fs::create_dir(volume.join(".hyperinit-new")).unwrap();
+        fs::write(volume.join(".hyperinit-new/another's"), "").unwrap();
+        let map = json!({"source": "volume", "path": "/data", "dockerVolume": true});
+        let fault = pod.prepare("web", json!({"initialize": true, "fsmap": [map]})).unwrap_err();
+        assert!(fault.is(Errno::EBUSY), "{fault}");
+        assert_eq!(names(volume.join("_data")), [].into());
+        assert_eq!(names(volume.join(".hyperinit-new")), ["another's".to_owned()].into());
+    });
+}
+
 /// Somebody in another container plays with the image while it is copied.
 #[test]
 fn an_image_that_changes_leads_nobody_out() {

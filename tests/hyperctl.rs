@@ -288,6 +288,88 @@ fn a_program_that_heeds_no_signal_is_ended_by_the_third() {
     assert_eq!(left(&directory), Vec::<PathBuf>::new());
 }
 
+/// Two directories for volumes beside a run's root filesystem, each with a file.
+fn two_directories(directory: &Path) -> [PathBuf; 2] {
+    ["one", "two"].map(|name| {
+        let path = directory.join(name);
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("file"), format!("{name}\n")).unwrap();
+        path
+    })
+}
+
+#[test]
+fn directories_of_the_host_are_volumes() {
+    let beside = scratch();
+    let [one, two] = two_directories(beside.path());
+    let volumes = [format!("{}:/mnt/one", one.display()), format!("{}:/mnt/two:ro", two.display())];
+    let script =
+        "cat /mnt/one/file /mnt/two/file; echo new >/mnt/one/new; touch /mnt/two/new 2>/dev/null || echo ro";
+    let (command, directory) = run(&["-v", &volumes[0], "--volume", &volumes[1]], script);
+    let said = output(command);
+    assert_eq!(text(&said.stdout), "one\ntwo\nro\n", "{}", text(&said.stderr));
+    assert_eq!(fs::read_to_string(one.join("new")).unwrap(), "new\n");
+    assert_eq!(left(&directory), Vec::<PathBuf>::new());
+    assert!(directory.path().join("rootfs/bin/busybox").exists(), "what was bound is where it was");
+
+    let image = beside.path().join("image");
+    fs::write(&image, "").unwrap();
+    for (source, says) in [
+        (&image, "only a VM has disks, a local guest has none"),
+        (&beside.path().join("nothing"), "No such file or directory"),
+    ] {
+        let (command, directory) = run(&["-v", &format!("{}:/mnt", source.display())], "true");
+        let said = output(command);
+        assert_eq!(said.status.code(), Some(125));
+        assert!(text(&said.stderr).contains(says), "{}", text(&said.stderr));
+        assert_eq!(left(&directory), Vec::<PathBuf>::new());
+    }
+}
+
+#[test]
+fn without_root_a_directory_is_bound_all_the_same() {
+    let directory = scratch();
+    let [one, two] = two_directories(directory.path());
+    let line =
+        format!("tied --bind {} {} -- /bin/busybox cat {}/file", one.display(), two.display(), two.display());
+    let mut command = elsewhere(directory.path(), &line);
+    command.uid(65_534).gid(65_534);
+    let said = output(command);
+    assert_eq!((text(&said.stdout), text(&said.stderr)), ("one\n", ""));
+    assert_eq!(fs::read_to_string(two.join("file")).unwrap(), "two\n", "nobody else sees it");
+}
+
+#[test]
+fn a_vm_has_directories_and_disks() {
+    let beside = scratch();
+    let [one, _] = two_directories(beside.path());
+    let image = |name: &str, program: &str, size: u64| {
+        let path = beside.path().join(name);
+        File::create(&path).unwrap().set_len(size).unwrap();
+        let made =
+            Command::new(program).arg("-q").arg(&path).env("PATH", "/sbin:/usr/sbin:/bin:/usr/bin").status();
+        assert!(made.unwrap_or_else(|error| panic!("{program}: {error}")).success());
+        path
+    };
+    let (ext2, xfs) = (image("ext2.img", "mkfs.ext2", 16 << 20), image("xfs.img", "mkfs.xfs", 300 << 20));
+    let volume = |source: &Path, rest: &str| format!("{}:{rest}", source.display());
+    // The disks of volumes come after it.
+    let mut options = vec!["--vm", "--disk", xfs.to_str().unwrap()];
+    let volumes = [volume(&one, "/mnt/one"), volume(&ext2, "/ext2")];
+    options.extend(volumes.iter().flat_map(|volume| ["-v", volume]));
+    let script = "cat /mnt/one/file; echo word >/mnt/one/word; echo kept >/ext2/file; grep /ext2 /proc/mounts | cut -d ' ' -f 1,3";
+    let said = output(run(&options, script).0);
+    assert_eq!(text(&said.stdout), "one\n/dev/vdb ext4\n", "{}", text(&said.stderr));
+    assert_eq!(fs::read_to_string(one.join("word")).unwrap(), "word\n");
+
+    let volumes = [volume(&ext2, "/ext2:ro,fstype=ext4"), volume(&xfs, "/xfs")];
+    let options: Vec<&str> =
+        ["--vm"].into_iter().chain(volumes.iter().flat_map(|volume| ["-v", volume])).collect();
+    let script = "cat /ext2/file; touch /ext2/new 2>/dev/null || echo ro; stat -f -c %T /xfs";
+    let said = output(run(&options, script).0);
+    assert_eq!(text(&said.stdout), "kept\nro\nxfs\n", "{}", text(&said.stderr));
+}
+
 /// Starts a run on a pty; the caller's end of it, the terminal itself, and the child.
 fn run_on_tty(script: &str) -> (File, OwnedFd, Running, tempfile::TempDir) {
     let pty = openpty(None, None).unwrap();

@@ -164,6 +164,48 @@ fn a_container_in_the_making_is_undone_and_its_id_free() {
     }
 }
 
+/// Whatever a mountd that dies leaves of a volume that it fills: the next start finds it new, or whole.
+#[test]
+fn a_volume_is_new_or_whole_when_mountd_dies_over_it() {
+    const FILES: usize = 2_000;
+    let guest = Guest::with_pod(Kind::Local);
+    let data = guest.image("docker").join("data");
+    std::fs::create_dir(&data).unwrap();
+    for number in 0..FILES {
+        std::fs::write(data.join(number.to_string()), "").unwrap();
+    }
+    for (number, stage) in [".hyperinit-new/1", ".hyperinit-whole"].into_iter().enumerate() {
+        let volume = format!("volume{number}");
+        let at = guest.share.join(&volume);
+        std::fs::create_dir(&at).unwrap();
+        let map = json!({"source": volume, "path": "/data", "dockerVolume": true});
+        let more = json!({"image": "docker", "initialize": true, "fsmap": [map]});
+        let mountd = process(&guest, "mountd", None);
+        let script = ["sh", "-c", "ls -A /data | wc -l"];
+        std::thread::scope(|scope| {
+            let start = scope.spawn(|| guest.try_container("docker", &script, more.clone()));
+            while !at.join(stage).exists() && !start.is_finished() {}
+            kill_hard(mountd);
+            match start.join().unwrap() {
+                // A fast machine may be done before it is seen.
+                Ok(container) => {
+                    assert_eq!(container.outcome().stdout, format!("{FILES}\n"));
+                    guest.remove("docker");
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    assert!(text.contains("mountd: it died before it answered"), "{text}\n{}", guest.log());
+                }
+            }
+        });
+        process(&guest, "mountd", Some(mountd));
+        let files = std::fs::read_dir(at.join("_data")).unwrap().count();
+        assert!(files == 0 || at.join(".hyperinit-whole").exists(), "{files} and nobody who knows");
+        assert_eq!(guest.container_says("docker", script[2], more), format!("{FILES}\n"), "{stage}");
+        assert_eq!(std::fs::read_dir(&at).unwrap().count(), 1, "nothing else is left");
+    }
+}
+
 #[test]
 fn all_at_once_and_the_pod_still_ends_in_order() {
     let guest = Guest::with_pod(Kind::Local);

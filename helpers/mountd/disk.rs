@@ -124,6 +124,10 @@ fn rescan_scsi() -> Result<(), Fault> {
 
 /// A disk's filesystem, mounted nowhere yet. A filesystem that is mounted is mounted once more.
 pub fn mount(disk: Disk<'_>, fstype: &str, access: Access) -> Result<OwnedFd, Fault> {
+    if !has_disk(fstype)? {
+        let why = "it is the kernel's own and has no disk";
+        return Err(Fault::new(format!("mounting {fstype} from"), disk, why));
+    }
     let name = disk.name().ok_or_else(|| Fault::errno("looking for the disk", disk, Errno::ENOENT))?;
     let path = format!("/dev/{name}");
     let mount = |read_only: bool| {
@@ -150,6 +154,14 @@ pub fn mount(disk: Disk<'_>, fstype: &str, access: Access) -> Result<OwnedFd, Fa
         }),
     };
     mounted.fault(&format!("mounting {fstype} from"), path)
+}
+
+/// Whether that kind of filesystem is on disks: a proc or a devtmpfs would be a container's way to what is the guest's. One that the
+/// kernel does not know fails by itself.
+fn has_disk(fstype: &str) -> Result<bool, Fault> {
+    const KNOWN: &str = "/proc/filesystems";
+    let known = fs::read_to_string(KNOWN).fault("reading", KNOWN)?;
+    Ok(!known.lines().any(|line| line.strip_prefix("nodev").is_some_and(|name| name.trim() == fstype)))
 }
 
 /// An export of an NFS server, `server:/path`.

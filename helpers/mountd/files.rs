@@ -23,6 +23,8 @@ const FLAGS: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY);
 
 /// A file that init has not read to its end.
 pub struct Reading {
+    /// Whose it is.
+    pub container: ContainerId,
     file: OwnedFd,
     path: String,
     /// What was handed out, in bytes.
@@ -41,7 +43,7 @@ impl Reading {
             }
             home.reopen(&file, OFlag::O_RDONLY | FLAGS).fault("opening", path)
         })?;
-        Ok(Reading { file, path: path.to_owned(), count: 0 })
+        Ok(Reading { container: container.clone(), file, path: path.to_owned(), count: 0 })
     }
 
     /// The next part.

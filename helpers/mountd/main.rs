@@ -92,6 +92,8 @@ impl Mountd {
             Request::KillContainer { container } => kill::container(&self.home, &container)?,
             Request::RemoveContainer { container } => {
                 self.populations.forget(&container);
+                // The host may take a disk away now: nothing of the container is held open.
+                self.reading.take_if(|reading| reading.container == container);
                 container::remove(&container)?;
             }
             Request::DestroyPod => {

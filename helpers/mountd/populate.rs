@@ -1,18 +1,20 @@
 //! A new volume gets what the image has at its place (protocol.md «Volumes»).
 //!
 //! It takes as long as it takes, so it is done in slices: the other containers have requests too. What is copied is put
-//! together in a directory of our own beside the data and moved there when all of it is there: a volume is new, or whole.
+//! together in a directory of our own beside the data (`SCRATCH`), gets another name when all of it is there (`WHOLE`), and is moved to
+//! the data then. A mountd that dies leaves the one, which its successor removes, or the other, which it moves on: a volume is new, or
+//! whole.
 //!
 //! Somebody may change the image meanwhile, and a volume too. So every name is resolved once, right below a descriptor, through no
 //! link; what is found is looked at (O_PATH opens nothing), and then it is that which is opened, if it is a file. Memory
-//! is bounded: a descriptor or two for each level, one buffer, so many links.
+//! is bounded: a descriptor or two for each level, one buffer, so much for links.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::ContainerId;
@@ -32,12 +34,19 @@ use super::container::Source;
 use super::tree::{Home, kind, libc_flags};
 use super::volumes::{Bind, Content, Volume, content};
 
-/// Where a copy is put together. Not what a mountd that died has left of it: that is removed.
+/// Where a copy is put together.
 pub const SCRATCH: &str = ".hyperinit-new";
+/// Where it is until all of it is in its place.
+pub const WHOLE: &str = ".hyperinit-whole";
 /// How deep an image's directory may be.
 const DEPTH: usize = 128;
-/// How many files with more links than were met are remembered; beyond that each link is a file of its own.
-const LINKS: usize = 16_384;
+/// How much is remembered of files with more links than were met, in bytes of their paths; beyond that each link is a file of
+/// its own.
+const LINKS: usize = 2 << 20;
+/// The longest path that the kernel takes, in bytes, with its end (limits.h).
+const PATH_MAX: usize = 4096;
+/// How long undoing may take at once. What is left then is removed before the volume is populated the next time.
+const UNDO: Duration = Duration::from_secs(1);
 /// How often a name may be met that was copied already: a directory that changes while it is read shows some twice, and
 /// one that never stops changing may never end.
 const REPEATS: usize = 1024;
@@ -100,7 +109,6 @@ impl Populations {
                 if !current.advance(home, until)? {
                     return Ok(false);
                 }
-                current.finish()?;
                 progress.current = None;
             }
             progress.done += 1;
@@ -134,13 +142,32 @@ struct Population {
     /// For faults.
     at: PathBuf,
     volume: Volume,
-    /// The image's directory.
-    image: OwnedFd,
+    /// The image's directory, if it has one there.
+    image: Option<OwnedFd>,
+    stage: Stage,
+}
+
+/// What is done with it now.
+enum Stage {
+    /// What a mountd that died has left is removed.
+    Clear,
+    /// The image is copied.
+    Copy(Box<Tree>),
+    /// The copy is moved to its place, by passes over its directory; whether this one has moved anything.
+    Move { from: OwnedFd, names: OwningIter, moved: bool },
+    /// All is in its place, and the rest is removed.
+    Tidy,
+}
+
+/// A copy that is made.
+struct Tree {
     scratch: OwnedFd,
     levels: Vec<Level>,
     file: Option<Copy>,
     /// Files that will be met again, by device and inode: where the first is, below the scratch.
     links: BTreeMap<(u64, u64), PathBuf>,
+    /// How long these paths are together.
+    links_size: usize,
     /// How many names were met again.
     repeats: usize,
 }
@@ -164,7 +191,7 @@ struct Copy {
 }
 
 impl Population {
-    /// Begins, if the volume is new and the image has a directory at its place.
+    /// Begins, if the volume is new and the image has a directory at its place; or goes on with one that is nearly whole.
     fn begin(source: &Source<'_>, bind: &Bind<'_>, volume: Volume) -> Result<Option<Population>, Fault> {
         let fault = |doing: &'static str| {
             move |errno| Fault::errno(format!("{doing} the volume for"), bind.at.display(), errno)
@@ -172,59 +199,158 @@ impl Population {
         let is_new = match content(&volume.data) {
             Ok(content) => content == Content::New,
             // A file of the share.
-            Err(Errno::ENOTDIR) => false,
+            Err(Errno::ENOTDIR) => return Ok(None),
             Err(errno) => return Err(fault("looking into")(errno)),
         };
-        if !is_new {
+        let whole = match openat2(&volume.root, Path::new(WHOLE), directory(), 0, Resolve::Name) {
+            Ok(whole) => Some(whole),
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => None,
+            Err(errno) => return Err(fault("looking into")(errno)),
+        };
+        if !is_new && whole.is_none() {
             return Ok(None);
         }
-        let flags = libc_flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
         // The image as it is: what is mounted over it in a container is not the image's.
-        let image = match openat2(source.open()?, bind.at, flags, 0, Resolve::InRoot) {
-            Ok(image) => image,
-            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
+        let image = match openat2(source.open()?, bind.at, directory(), 0, Resolve::InRoot) {
+            Ok(image) => Some(image),
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => None,
             Err(errno) => return Err(fault("looking at the image for")(errno)),
         };
-        remove(&volume.root, SCRATCH.as_ref(), 0).map_err(fault("clearing"))?;
-        mkdirat(&volume.root, SCRATCH, Mode::S_IRWXU).map_err(fault("populating"))?;
-        let scratch = openat2(&volume.root, Path::new(SCRATCH), flags, 0, Resolve::NoLinks)
-            .map_err(fault("populating"))?;
-        let mut population = Population {
-            at: bind.at.to_owned(),
-            volume,
-            image,
-            scratch,
-            levels: Vec::new(),
-            file: None,
-            links: BTreeMap::new(),
-            repeats: 0,
+        let stage = match (whole, &image) {
+            (Some(whole), _) => Stage::moving(whole).map_err(fault("populating"))?,
+            (None, Some(_)) => Stage::Clear,
+            (None, None) => return Ok(None),
         };
-        let clones =
-            population.image.try_clone().and_then(|from| Ok((from, population.scratch.try_clone()?)));
-        let (from, to) = clones.fault("populating", bind.at.display())?;
-        population.enter(c"".to_owned(), from, to).map_err(fault("populating"))?;
-        Ok(Some(population))
+        Ok(Some(Population { at: bind.at.to_owned(), volume, image, stage }))
     }
 
-    /// Copies until then; whether all is copied.
+    /// Goes on until then; whether it is whole.
     fn advance(&mut self, home: &Home, until: Instant) -> Result<bool, Fault> {
         loop {
-            if self.file.is_some() {
-                self.copy_on().map_err(|(name, errno)| self.fault(&name, errno))?;
-            } else if self.levels.is_empty() {
-                return Ok(true);
-            } else {
-                self.step(home).map_err(|(name, errno)| self.fault(&name, errno))?;
-            }
+            let step = match &mut self.stage {
+                Stage::Clear => self.clear(until),
+                Stage::Copy(tree) if tree.is_complete() => self.complete(),
+                Stage::Copy(tree) => match tree.advance(home, &self.at) {
+                    Ok(()) => Ok(()),
+                    Err((path, errno)) => {
+                        let doing = format!("populating the volume for {} with", self.at.display());
+                        return Err(Fault::errno(doing, path.display(), errno));
+                    }
+                },
+                Stage::Move { .. } => self.move_on(),
+                Stage::Tidy => match remove(&self.volume.root, WHOLE.as_ref(), 0, until) {
+                    Ok(true) => return Ok(true),
+                    result => result.map(drop),
+                },
+            };
+            step.fault("populating the volume for", self.at.display())?;
             if Instant::now() >= until {
                 return Ok(false);
             }
         }
     }
 
-    fn fault(&self, name: &CStr, errno: Errno) -> Fault {
-        let path = self.path(name);
-        Fault::errno(format!("populating the volume for {} with", self.at.display()), path.display(), errno)
+    fn clear(&mut self, until: Instant) -> Result<(), Errno> {
+        let Some(image) = &self.image else { return Err(Errno::ENOENT) };
+        if remove(&self.volume.root, SCRATCH.as_ref(), 0, until)? {
+            mkdirat(&self.volume.root, SCRATCH, Mode::S_IRWXU)?;
+            let scratch = openat2(&self.volume.root, Path::new(SCRATCH), directory(), 0, Resolve::Name)?;
+            self.stage = Stage::Copy(Box::new(Tree::begin(clone(image)?, scratch)?));
+        }
+        Ok(())
+    }
+
+    /// From here on it is moved to its place, whatever dies.
+    fn complete(&mut self) -> Result<(), Errno> {
+        let (root, Stage::Copy(tree)) = (&self.volume.root, &self.stage) else { return Ok(()) };
+        rename(root, SCRATCH, root, WHOLE)?;
+        let whole = openat2(root, Path::new(WHOLE), directory(), 0, Resolve::Name)?;
+        let id = |file: &OwnedFd| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
+        if id(&whole)? != id(&tree.scratch)? {
+            // Of two guests that fill one export, or one container that plays with the share: this is another's.
+            rename(root, WHOLE, root, SCRATCH)?;
+            self.stage = Stage::Clear;
+            return Err(Errno::EBUSY);
+        }
+        self.stage = Stage::moving(whole)?;
+        Ok(())
+    }
+
+    /// The next name.
+    fn move_on(&mut self) -> Result<(), Errno> {
+        let Stage::Move { from, names, moved } = &mut self.stage else { return Ok(()) };
+        match names.next() {
+            Some(entry) => {
+                let entry = entry?;
+                let name = entry.file_name();
+                if name == c"." || name == c".." {
+                    return Ok(());
+                }
+                match rename(from, name, &self.volume.data, name) {
+                    Ok(()) => *moved = true,
+                    // What another container has made there meanwhile is not overwritten.
+                    Err(Errno::EEXIST) => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+            // What is moved while it is read may hide others.
+            None if *moved => self.stage = Stage::moving(clone(from)?)?,
+            None => {
+                let image = self.image.as_ref().unwrap_or(from);
+                let data = openat2(&self.volume.data, Path::new("."), directory(), 0, Resolve::Name)?;
+                keep_metadata(image, &data, &fstat(image)?)?;
+                self.stage = Stage::Tidy;
+            }
+        }
+        Ok(())
+    }
+
+    /// The volume is as it was, or will be whole.
+    fn undo(self) {
+        // What there is to clear is not of our making.
+        let Stage::Copy(tree) = self.stage else { return };
+        drop(tree);
+        if let Err(errno) = remove(&self.volume.root, SCRATCH.as_ref(), 0, Instant::now() + UNDO) {
+            log::warn!("{}", Fault::errno("clearing the volume for", self.at.display(), errno));
+        }
+    }
+}
+
+impl Stage {
+    fn moving(from: OwnedFd) -> Result<Stage, Errno> {
+        let names = openat2(&from, Path::new("."), directory(), 0, Resolve::Name)?;
+        Ok(Stage::Move { from, names: Dir::from_fd(names)?.into_iter(), moved: false })
+    }
+}
+
+fn directory() -> i32 {
+    libc_flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+}
+
+fn clone(file: &OwnedFd) -> Result<OwnedFd, Errno> {
+    file.try_clone().map_err(|_| Errno::EMFILE)
+}
+
+impl Tree {
+    fn begin(image: OwnedFd, scratch: OwnedFd) -> Result<Tree, Errno> {
+        let to = clone(&scratch)?;
+        let (levels, links) = (Vec::new(), BTreeMap::new());
+        let mut tree = Tree { scratch, levels, file: None, links, links_size: 0, repeats: 0 };
+        tree.enter(c"".to_owned(), image, to)?;
+        Ok(tree)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.levels.is_empty() && self.file.is_none()
+    }
+
+    /// The next chunk of a file, or the next name. A fault's path is that below the volume.
+    fn advance(&mut self, home: &Home, at: &Path) -> Result<(), (PathBuf, Errno)> {
+        let done = match self.file {
+            Some(_) => self.copy_on(),
+            None => self.step(home, at),
+        };
+        done.map_err(|(name, errno)| (self.path(&name), errno))
     }
 
     /// The path below the scratch of what has this name in the directory that is being copied.
@@ -236,14 +362,13 @@ impl Population {
 
     fn enter(&mut self, name: CString, from: OwnedFd, to: OwnedFd) -> Result<(), Errno> {
         let stat = fstat(&from)?;
-        let again = from.try_clone().map_err(|_| Errno::EMFILE)?;
-        let entries = Dir::from_fd(again)?.into_iter();
+        let entries = Dir::from_fd(clone(&from)?)?.into_iter();
         self.levels.push(Level { name, stat, from, entries, to });
         Ok(())
     }
 
     /// The next name of the directory, or its end.
-    fn step(&mut self, home: &Home) -> Result<(), (CString, Errno)> {
+    fn step(&mut self, home: &Home, at: &Path) -> Result<(), (CString, Errno)> {
         let Some(level) = self.levels.last_mut() else { return Ok(()) };
         match level.entries.next() {
             None => {
@@ -254,7 +379,7 @@ impl Population {
             Some(Err(errno)) => Err((c"".to_owned(), errno)),
             Some(Ok(entry)) => match entry.file_name() {
                 name if name == c"." || name == c".." => Ok(()),
-                name => match self.entry(home, name) {
+                name => match self.entry(home, at, name) {
                     Err(Errno::EEXIST) if self.repeats < REPEATS => {
                         self.repeats += 1;
                         Ok(())
@@ -265,7 +390,7 @@ impl Population {
         }
     }
 
-    fn entry(&mut self, home: &Home, name: &CStr) -> Result<(), Errno> {
+    fn entry(&mut self, home: &Home, at: &Path, name: &CStr) -> Result<(), Errno> {
         let path = self.path(name);
         let Some(level) = self.levels.last() else { return Ok(()) };
         let as_path = Path::new(OsStr::from_bytes(name.to_bytes()));
@@ -297,7 +422,7 @@ impl Population {
             }
             _ => {
                 // A volume's devices would not work: it is mounted with nodev.
-                log::info!("{}: the device {} is left out", self.at.display(), path.display());
+                log::info!("{}: the device {} is left out", at.display(), path.display());
                 Ok(())
             }
         }
@@ -320,7 +445,9 @@ impl Population {
         let flags = libc_flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW);
         let as_path = Path::new(OsStr::from_bytes(name.to_bytes()));
         let to = openat2(&level.to, as_path, flags, 0o600, Resolve::Name)?;
-        if stat.st_nlink > 1 && self.links.len() < LINKS {
+        let length = path.as_os_str().len();
+        if stat.st_nlink > 1 && length < PATH_MAX && self.links_size + length <= LINKS {
+            self.links_size += length;
             self.links.insert(id, path);
         }
         let from = home.reopen(found, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
@@ -338,39 +465,6 @@ impl Population {
                 Ok(())
             }
             Err(errno) => Err((copy.name, errno)),
-        }
-    }
-
-    /// Moves what was copied to its place.
-    fn finish(&self) -> Result<(), Fault> {
-        self.move_all().fault("populating the volume for", self.at.display())
-    }
-
-    fn move_all(&self) -> Result<(), Errno> {
-        let mut entries = Dir::from_fd(self.scratch.try_clone().map_err(|_| Errno::EMFILE)?)?;
-        for entry in entries.iter() {
-            let entry = entry?;
-            let name = entry.file_name();
-            if name == c"." || name == c".." {
-                continue;
-            }
-            match rename(&self.scratch, &self.volume.data, name) {
-                // What another container has made there meanwhile is not overwritten.
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        remove(&self.volume.root, SCRATCH.as_ref(), 0)?;
-        let flags = libc_flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
-        let data = openat2(&self.volume.data, Path::new("."), flags, 0, Resolve::Name)?;
-        keep_metadata(&self.image, &data, &fstat(&self.image)?)
-    }
-
-    /// The volume is as it was.
-    fn undo(self) {
-        drop(self.levels);
-        if let Err(errno) = remove(&self.volume.root, SCRATCH.as_ref(), 0) {
-            log::warn!("{}", Fault::errno("clearing the volume for", self.at.display(), errno));
         }
     }
 }
@@ -404,9 +498,9 @@ impl Copy {
 }
 
 /// Of a name only where there is none yet; not every filesystem has that.
-fn rename(from: &OwnedFd, to: &OwnedFd, name: &CStr) -> Result<(), Errno> {
-    match renameat2(from, name, to, name, RenameFlags::RENAME_NOREPLACE) {
-        Err(Errno::EINVAL) => renameat(from, name, to, name),
+fn rename<P: ?Sized + nix::NixPath>(from: &OwnedFd, name: &P, to: &OwnedFd, new: &P) -> Result<(), Errno> {
+    match renameat2(from, name, to, new, RenameFlags::RENAME_NOREPLACE) {
+        Err(Errno::EINVAL) => renameat(from, name, to, new),
         result => result,
     }
 }
@@ -460,31 +554,34 @@ fn keep_attributes(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Removes what has a name in a directory, with all that is in it; what is not there is no error.
-fn remove(parent: impl AsFd, name: &OsStr, depth: usize) -> Result<(), Errno> {
+/// Removes what has a name in a directory, with all that is in it, until then; whether it is gone. What is not there is no error.
+fn remove(parent: impl AsFd, name: &OsStr, depth: usize, until: Instant) -> Result<bool, Errno> {
     match unlinkat(parent.as_fd(), name, UnlinkatFlags::NoRemoveDir) {
-        Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+        Ok(()) | Err(Errno::ENOENT) => return Ok(true),
         // Which of them it is differs by filesystem.
         Err(Errno::EISDIR | Errno::EPERM) if depth <= DEPTH => {}
         Err(errno) => return Err(errno),
     }
-    let flags = libc_flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
-    let directory = openat2(parent.as_fd(), Path::new(name), flags, 0, Resolve::Name)?;
+    let opened = openat2(parent.as_fd(), Path::new(name), directory(), 0, Resolve::Name)?;
     loop {
-        let again = openat2(&directory, Path::new("."), flags, 0, Resolve::Name)?;
+        let again = openat2(&opened, Path::new("."), directory(), 0, Resolve::Name)?;
         // Removing while reading may skip some, so it is read again until nothing is left.
         let names: Vec<CString> = Dir::from_fd(again)?
             .iter()
             .flatten()
             .map(|entry| entry.file_name().to_owned())
             .filter(|name| name.as_c_str() != c"." && name.as_c_str() != c"..")
-            .take(1024)
+            .take(256)
             .collect();
         if names.is_empty() {
-            return unlinkat(parent.as_fd(), name, UnlinkatFlags::RemoveDir);
+            return unlinkat(parent.as_fd(), name, UnlinkatFlags::RemoveDir).map(|()| true);
         }
         for name in names {
-            remove(&directory, OsStr::from_bytes(name.to_bytes()), depth + 1)?;
+            let gone = remove(&opened, OsStr::from_bytes(name.to_bytes()), depth + 1, until)?;
+            // At least one is gone each time.
+            if !gone || Instant::now() >= until {
+                return Ok(false);
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat};
 
 use super::disk::{self, Access, Disk, Export, is_word};
-use super::populate::SCRATCH;
+use super::populate::{SCRATCH, WHOLE};
 use super::tree::{Home, file_to_mount_over, kind, libc_flags, make_directories};
 
 const NODEV: u64 = nix::libc::MOUNT_ATTR_NODEV;
@@ -197,7 +197,7 @@ fn names(directory: &OwnedFd, count: usize) -> Result<Vec<String>, Errno> {
     let readable = openat2(directory, Path::new("."), flags, 0, Resolve::NoLinks)?;
     let mut entries = nix::dir::Dir::from_fd(readable)?;
     let names = entries.iter().map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-    let ours = |name: &Result<String, Errno>| !matches!(name.as_deref(), Ok("." | ".." | SCRATCH));
+    let ours = |name: &Result<String, Errno>| !matches!(name.as_deref(), Ok("." | ".." | SCRATCH | WHOLE));
     names.filter(ours).take(count).collect()
 }
 

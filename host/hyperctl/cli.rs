@@ -9,6 +9,7 @@ use hyperinit::frame::Message;
 use hyperinit::spec::Env;
 
 use super::network::Forward;
+use super::volumes::{self, Drive, Volume};
 use super::{call, modules, network};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -93,6 +94,10 @@ pub struct Run {
     /// Mount the root filesystem read-only
     #[arg(long)]
     pub read_only: bool,
+    /// Put a directory of this machine at a path of the container, or the directory _data of a disk image (a file or block
+    /// device, VM only). Options: ro, and of an image fstype=NAME, if it is neither ext2-4 nor xfs
+    #[arg(short, long, value_name = "SOURCE:PATH[:OPTION,…]", value_parser = volumes::volume)]
+    pub volume: Vec<Volume>,
     /// A nameserver of the container; by default that of the network `user`, if the VM is on it
     #[arg(long, value_name = "ADDRESS")]
     pub dns: Vec<IpAddr>,
@@ -209,6 +214,9 @@ pub struct GuestOptions {
     /// A raw image that the VM has as a disk: /dev/vda, the next /dev/vdb, …
     #[arg(long, value_name = "FILE", conflicts_with = "local")]
     pub disk: Vec<PathBuf>,
+    /// More disks, for the volumes of `run`.
+    #[arg(skip)]
+    pub drives: Vec<Drive>,
     /// A NIC that the VM has, the first is eth0: `user` (QEMU's own network, which needs no root), or another -netdev of
     /// QEMU's, such as tap,ifname=tap0,script=no
     #[arg(long, value_name = "NETDEV", conflicts_with = "local", value_parser = network::netdev)]
@@ -301,6 +309,9 @@ pub struct Tied {
     /// The cgroup v2 directory to move to before
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
+    /// Bind a directory on another before, in a mount namespace of its own; may be repeated
+    #[arg(long, num_args = 2, value_names = ["FROM", "TO"])]
+    pub bind: Vec<PathBuf>,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true)]
     pub program: Vec<OsString>,
@@ -379,6 +390,8 @@ mod tests {
             "-p 1:2/tcp/udp",
             "--net ,id=x",
             "--dns here",
+            "-v a",
+            "-v a:b",
         ] {
             assert_eq!(parse(&format!("run {bad} -- true")), Err(ErrorKind::ValueValidation), "{bad}");
         }

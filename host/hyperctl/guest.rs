@@ -20,6 +20,7 @@ use nix::unistd::Pid;
 
 use super::cgroup::Cgroup;
 use super::service::Service;
+use super::volumes::Bind;
 
 /// The guest's log, and what QEMU has to complain about.
 pub const CONSOLE: &str = "console.log";
@@ -47,6 +48,8 @@ pub struct Plan {
     pub arguments: Vec<std::ffi::OsString>,
     /// Whether it is PID 1 of namespaces of its own.
     pub namespaces: bool,
+    /// What is bound for it before it starts, where it alone sees it.
+    pub binds: Vec<Bind>,
     /// What has to run before it and as long as it does.
     pub service: Option<Service>,
 }
@@ -149,6 +152,9 @@ fn command(plan: &Plan, cgroup: Option<&Cgroup>) -> Command {
     }
     if let Some(cgroup) = cgroup {
         command.arg("--cgroup").arg(cgroup.directory());
+    }
+    for bind in &plan.binds {
+        command.arg("--bind").args([&bind.from, &bind.to]);
     }
     command.arg("--").arg(&plan.program).args(&plan.arguments).current_dir(&plan.directory);
     command

@@ -16,6 +16,7 @@ pub fn plan(directory: &Path, share: &Path, append: &str) -> Result<Plan, Fault>
         program: beside("hyperinit")?,
         arguments: arguments(share, append),
         namespaces: true,
+        binds: Vec::new(),
         service: None,
     })
 }

@@ -24,6 +24,7 @@ mod terminal;
 mod tied;
 mod up;
 mod vm;
+mod volumes;
 
 use std::io::Write;
 use std::process::ExitCode;

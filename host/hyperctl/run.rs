@@ -17,13 +17,13 @@ use hyperinit::spec::{Container, Pod, Process};
 use nix::sys::signal::Signal;
 
 use super::attached::{self, End, Target, failed};
-use super::cli::Run;
+use super::cli::{GuestOptions, Run};
 use super::events::{self, Event, Failure};
 use super::guest::{Guest, SHARE_TAG};
 use super::progress::Progress;
 use super::terminal::Terminal;
 use super::up::{died, plan};
-use super::{local, network, places};
+use super::{local, network, places, volumes};
 
 /// How long a guest may take to come up; an emulated one on a busy machine takes many seconds.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
@@ -46,8 +46,14 @@ pub fn run(options: &Run) -> Result<ExitCode, Fault> {
     let rootfs = places::ROOTFS.find(options.rootfs.as_deref())?;
     let scratch = tempfile::Builder::new().prefix("hyperctl-").tempdir();
     let scratch = scratch.map_err(|error| Fault::io("making", "a temporary directory", &error))?;
-    let container = container(options)?;
-    let plan = plan(options.local, scratch.path(), &rootfs, &options.options)?;
+    let share = scratch.path().join("share");
+    let disks = (!options.local).then_some(options.options.disk.len());
+    let volumes = volumes::plan(&options.volume, disks, &rootfs, &share)?;
+    let mut container = container(options)?;
+    volumes.say(&mut container);
+    let guest = GuestOptions { drives: volumes.drives.clone(), ..options.options.clone() };
+    let mut plan = plan(options.local, scratch.path(), volumes.share(&rootfs, &share), &guest)?;
+    plan.binds = volumes.binds;
     let terminal = Terminal::default();
     let _restore = terminal.restore_later();
     let ended = events.clone();
@@ -92,7 +98,7 @@ fn pod(options: &Run) -> Pod {
     pod
 }
 
-/// NEWCONTAINER's payload. The share is the root filesystem itself, so there is no way to it.
+/// NEWCONTAINER's payload, without its volumes. The share is the root filesystem itself, so there is no way to it.
 fn container(options: &Run) -> Result<Container, Fault> {
     let (user, group) = options.user.split_once(':').unwrap_or((&options.user, ""));
     let process = Process {

@@ -4,12 +4,15 @@
 //! parent, even if that is killed, and is in its namespaces before its own first instruction.
 
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use hyperinit::fault::{Fault, OrFault};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use nix::unistd::{getegid, geteuid};
 
 use super::cli::Tied;
 
@@ -30,9 +33,47 @@ pub fn tied(options: &Tied) -> Result<ExitCode, Fault> {
             | CloneFlags::CLONE_NEWUTS;
         unshare(all).fault("making", "namespaces")?;
     }
+    if !options.bind.is_empty() {
+        bind(&options.bind, options.namespaces)?;
+    }
     let [program, arguments @ ..] = options.program.as_slice() else {
         return Err(Fault::new("executing", "", "no program"));
     };
     let error = Command::new(program).args(arguments).exec();
     Err(Fault::io("executing", program.display(), &error))
+}
+
+/// Binds each directory on the one behind it, in a mount namespace that ends with the program.
+fn bind(pairs: &[PathBuf], namespaces: bool) -> Result<(), Fault> {
+    if !namespaces && geteuid().is_root() {
+        unshare(CloneFlags::CLONE_NEWNS).fault("making", "a mount namespace")?;
+    } else if !namespaces {
+        own_user_namespace()?;
+    }
+    let none = None::<&str>;
+    // Or the machine would see them too.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).fault("making private", "/")?;
+    for pair in pairs.chunks_exact(2) {
+        let [from, to] = pair else { continue };
+        // Part of a tree cannot be taken out of a namespace that is not one's own.
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+        mount(Some(from), to, none, flags, none).fault("binding", from.display())?;
+    }
+    Ok(())
+}
+
+/// A mount namespace without root: in a user namespace, in which the caller is who he is and nobody else is anybody.
+fn own_user_namespace() -> Result<(), Fault> {
+    let (user, group) = (geteuid(), getegid());
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
+        .fault("making", "a user namespace, which sharing a directory needs without root")?;
+    for (file, text) in [
+        ("setgroups", "deny".to_owned()),
+        ("uid_map", format!("{user} {user} 1")),
+        ("gid_map", format!("{group} {group} 1")),
+    ] {
+        let path = format!("/proc/self/{file}");
+        std::fs::write(&path, text).fault("writing to", path)?;
+    }
+    Ok(())
 }

@@ -10,6 +10,7 @@ use hyperinit::fault::{Fault, OrFault};
 use super::cli::{Accel, GuestOptions, Transport};
 use super::guest::{CONSOLE, Plan, QMP_SOCKET, SHARE_TAG, VHOST_SOCKET};
 use super::service::Service;
+use super::volumes::Drive;
 use super::{kernel, network, places};
 
 /// The emulator; Debian has it in the package of the message below.
@@ -25,12 +26,15 @@ pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Pl
     let kernel = kernel::bootable(&places::KERNEL.find(options.kernel.as_deref())?);
     let initrd = places::INITRD.find(options.initrd.as_deref())?;
     let disk = |disk: &PathBuf| disk.canonicalize().fault("looking up the disk", disk.display());
-    let disks: Vec<PathBuf> = options.disk.iter().map(disk).collect::<Result<_, _>>()?;
+    let disk = |path: &PathBuf| Ok(Drive { file: disk(path)?, read_only: false });
+    let mut disks = options.disk.iter().map(disk).collect::<Result<Vec<Drive>, Fault>>()?;
+    disks.extend(options.drives.iter().cloned());
     Ok(Plan {
         directory: directory.to_owned(),
         program: in_path(QEMU)?,
         arguments: arguments(&kernel, &initrd, share, &disks, options)?,
         namespaces: false,
+        binds: Vec::new(),
         service: match options.transport {
             Transport::Virtio | Transport::Serial => None,
             Transport::Vsock => Some(vsock_device()?),
@@ -62,7 +66,7 @@ fn arguments(
     kernel: &Path,
     initrd: &Path,
     share: &Path,
-    disks: &[PathBuf],
+    disks: &[Drive],
     options: &GuestOptions,
 ) -> Result<Vec<OsString>, Fault> {
     let accel = match options.accel {
@@ -90,8 +94,9 @@ fn arguments(
         add(option, value.into());
     }
     for (number, disk) in disks.iter().enumerate() {
-        let mut drive = OsString::from(format!("if=none,id=disk{number},format=raw,file="));
-        drive.push(escaped(disk));
+        let read_only = if disk.read_only { "readonly=on," } else { "" };
+        let mut drive = OsString::from(format!("if=none,id=disk{number},format=raw,{read_only}file="));
+        drive.push(escaped(&disk.file));
         add("-drive", drive);
         add("-device", format!("virtio-blk-pci,drive=disk{number}").into());
     }
@@ -177,6 +182,7 @@ mod tests {
             kernel: None,
             initrd: None,
             disk: Vec::new(),
+            drives: Vec::new(),
             memory: 256,
             cpus: 2,
             net: vec!["user".to_owned()],
@@ -190,9 +196,10 @@ mod tests {
 
     #[test]
     fn the_command_line_of_qemu() {
+        let disks =
+            [("/d,1", false), ("/d2", true)].map(|(file, read_only)| Drive { file: file.into(), read_only });
         let all =
-            arguments(Path::new("/k"), Path::new("/i"), Path::new("/srv/a,b"), &["/d,1".into()], &options())
-                .unwrap();
+            arguments(Path::new("/k"), Path::new("/i"), Path::new("/srv/a,b"), &disks, &options()).unwrap();
         let text = all.join(OsStr::new(" ")).into_string().unwrap();
         for part in [
             "-nodefaults -no-user-config -no-reboot -display none",
@@ -203,6 +210,7 @@ mod tests {
             "file,id=console,path=console.log,append=on -serial chardev:console",
             "-qmp unix:qmp.sock,server=on,wait=off",
             "-drive if=none,id=disk0,format=raw,file=/d,,1 -device virtio-blk-pci,drive=disk0",
+            "-drive if=none,id=disk1,format=raw,readonly=on,file=/d2 -device virtio-blk-pci,drive=disk1",
             "-device virtio-rng-pci",
             "mount_tag=share_dir -netdev user,id=net0 -device virtio-net-pci,netdev=net0,romfile= -rtc base=utc",
         ] {

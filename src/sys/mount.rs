@@ -26,6 +26,9 @@ pub enum Resolve {
     Name,
 }
 
+/// How often a path is looked up anew.
+const RACES: u32 = 1000;
+
 fn c_path(path: &Path) -> Result<CString, Errno> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)
 }
@@ -60,6 +63,7 @@ pub fn openat2(
         Resolve::Name => libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV,
         Resolve::NoMounts => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV,
     };
+    let mut races = 0;
     loop {
         // SAFETY: `path` and `how` outlive the call, which is told the size of `how`.
         let result = unsafe {
@@ -72,8 +76,9 @@ pub fn openat2(
             )
         };
         match owned(result) {
-            // A rename raced with `..`; the kernel asks to be asked again.
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            // A rename, anywhere, raced with `..`; the kernel asks to be asked again. Somebody could see to it that it never ends.
+            Err(Errno::EAGAIN) if races < RACES => races += 1,
+            Err(Errno::EINTR) => {}
             result => return result,
         }
     }
@@ -190,3 +195,18 @@ fn namespace_number(namespace: &OwnedFd) -> u64 {
 
 /// linux/nsfs.h: _IOR(0xb7, 5, __u64).
 const NS_GET_MNTNS_ID: libc::Ioctl = 0x8008_b705_u32 as libc::Ioctl;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_no_path() {
+        let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
+        let name = |name: &str| openat2(&root, Path::new(name), libc::O_PATH, 0, Resolve::Name);
+        for bad in ["..", "usr/bin", "/usr", "usr/"] {
+            assert_eq!(name(bad).unwrap_err(), Errno::EINVAL, "{bad:?}");
+        }
+        assert!(name(".").is_ok() && name("usr").is_ok());
+    }
+}

@@ -69,6 +69,28 @@ fn a_file_is_what_was_written() {
 }
 
 #[test]
+fn a_container_that_is_gone_has_no_file_open() {
+    guest(|guest| {
+        image("web");
+        let disk = super::disk::Disk::ext4("volume", 16, None);
+        let volume = json!({"device": disk.name, "fstype": "ext4", "mount": "/data"});
+        let mut pod = web(guest, json!({"volumes": [volume]}));
+        write(&mut pod, "/data/large", &vec![7; 2 * PART_MAX]).unwrap();
+        let request = Request::ReadFile { container: id("web"), file: "/data/large".to_owned() };
+        assert!(matches!(pod.mountd.ask(&request), Ok(Reply::Part { last: false, .. })));
+        pod.mountd(&Request::RemoveContainer { container: id("other") }).unwrap();
+        assert!(matches!(pod.mountd.ask(&Request::ReadOn), Ok(Reply::Part { last: false, .. })));
+        pod.mountd(&Request::RemoveContainer { container: id("web") }).unwrap();
+        let open = fs::read_dir(format!("/proc/{}/fd", pod.mountd.pid())).unwrap().flatten();
+        let files: Vec<_> = open.filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+        assert!(!files.iter().any(|file| file.ends_with("large")), "{files:?}");
+        let fault = pod.mountd.ask::<_, Reply>(&Request::ReadOn).unwrap_err();
+        assert_eq!(fault.why, "no file is being read");
+        disk.detach();
+    });
+}
+
+#[test]
 fn procfs_is_read_to_its_end_and_never_waited_for() {
     guest(|guest| {
         image("web");

@@ -189,6 +189,61 @@ fn a_part_of_the_share_is_populated_too() {
 }
 
 #[test]
+fn a_mountd_that_died_while_it_moved_leaves_a_volume_that_becomes_whole() {
+    guest(|guest| {
+        let root = image("web");
+        fs::create_dir_all(root.join("data/sub")).unwrap();
+        for name in ["moved", "left", "sub/file"] {
+            fs::write(root.join("data").join(name), "the image's").unwrap();
+        }
+        chown(root.join("data"), Some(33), Some(34)).unwrap();
+        let share = Path::new(paths::LOCAL_SHARE);
+        let volume = share.join("volume");
+        fs::create_dir_all(volume.join("_data")).unwrap();
+        fs::create_dir_all(volume.join(".hyperinit-whole/sub")).unwrap();
+        fs::write(volume.join("_data/moved"), "the image's").unwrap();
+        for name in ["left", "sub/file"] {
+            fs::write(volume.join(".hyperinit-whole").join(name), "the image's").unwrap();
+        }
+        let mut pod = Pod::start(guest);
+        let map = json!({"source": "volume", "path": "/data", "dockerVolume": true});
+        pod.prepare("web", json!({"initialize": true, "fsmap": [map]})).unwrap();
+        assert_eq!(names(&volume), ["_data".to_owned()].into());
+        assert_eq!(names(volume.join("_data")), ["left", "moved", "sub"].map(String::from).into());
+        assert_eq!(fs::read_to_string(volume.join("_data/sub/file")).unwrap(), "the image's");
+        assert_eq!(fs::metadata(volume.join("_data")).unwrap().uid(), 33);
+    });
+}
+
+#[test]
+fn what_a_mountd_that_died_has_left_is_removed_in_slices() {
+    guest(|guest| {
+        let root = image("web");
+        fs::create_dir(root.join("data")).unwrap();
+        fs::write(root.join("data/file"), "the image's").unwrap();
+        let volume = Path::new(paths::LOCAL_SHARE).join("volume");
+        // No machine removes so many in a tenth of a second.
+        for number in 0..200 {
+            let directory = volume.join(format!(".hyperinit-new/{number}"));
+            fs::create_dir_all(&directory).unwrap();
+            for number in 0..200 {
+                fs::write(directory.join(number.to_string()), "").unwrap();
+            }
+        }
+        let mut pod = Pod::start(guest);
+        assert_eq!(ask(&mut pod, "web", "volume"), Reply::Populating);
+        let mut before = names(volume.join(".hyperinit-new")).len();
+        while ask(&mut pod, "web", "volume") == Reply::Populating {
+            let after = names(volume.join(".hyperinit-new")).len();
+            assert!(after <= before);
+            before = after;
+        }
+        assert_eq!(names(&volume), ["_data".to_owned()].into());
+        assert_eq!(names(volume.join("_data")), ["file".to_owned()].into());
+    });
+}
+
+#[test]
 fn an_image_that_has_no_directory_there_populates_nothing() {
     guest(|guest| {
         fs::create_dir("/run/outside").unwrap();
@@ -300,6 +355,29 @@ fn a_large_volume_takes_many_slices_and_can_be_given_up() {
         assert_eq!(ask(&mut pod, "one", "volume"), Reply::Done, "it is not new any more");
         assert_eq!(pod.shell("one", "ls /data | wc -l"), FILES.to_string());
         assert_eq!(pod.mountd.log(), "");
+    });
+}
+
+#[test]
+fn what_takes_the_place_of_a_copy_is_not_taken_for_it() {
+    guest(|guest| {
+        let root = image("web");
+        fs::create_dir(root.join("data")).unwrap();
+        for number in 0..20_000 {
+            fs::write(root.join(format!("data/{number}")), "").unwrap();
+        }
+        let volume = Path::new(paths::LOCAL_SHARE).join("volume");
+        fs::create_dir(&volume).unwrap();
+        let mut pod = Pod::start(guest);
+        assert_eq!(ask(&mut pod, "web", "volume"), Reply::Populating);
+        fs::rename(volume.join(".hyperinit-new"), volume.join("aside")).unwrap();
+        fs::create_dir(volume.join(".hyperinit-new")).unwrap();
+        fs::write(volume.join(".hyperinit-new/another's"), "").unwrap();
+        let map = json!({"source": "volume", "path": "/data", "dockerVolume": true});
+        let fault = pod.prepare("web", json!({"initialize": true, "fsmap": [map]})).unwrap_err();
+        assert!(fault.is(Errno::EBUSY), "{fault}");
+        assert_eq!(names(volume.join("_data")), [].into());
+        assert_eq!(names(volume.join(".hyperinit-new")), ["another's".to_owned()].into());
     });
 }
 

@@ -152,6 +152,8 @@ fn a_volume_that_cannot_be_had_leaves_nothing() {
         for (bad, words) in [
             (volume(&disk, "xfs", "/data", json!({})), "mounting xfs from /dev/loop"),
             (volume(&disk, "nofs", "/data", json!({})), "mounting nofs from /dev/loop"),
+            (volume(&disk, "devtmpfs", "/data", json!({})), "it is the kernel's own and has no disk"),
+            (volume(&disk, "proc", "/data", json!({})), "it is the kernel's own and has no disk"),
             (
                 volume(&disk, "ext4", "/data", json!({"device": "nothing"})),
                 "waiting for the disk /dev/nothing",

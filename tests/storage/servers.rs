@@ -66,7 +66,11 @@ pub fn virtiofs(scratch: &Path, directory: &Path, tag: &str, megabytes: u32) -> 
         [&socket_path, "-f", "-o", &source, "-o", "sandbox=chroot", "-o", "xattr", "--rlimit-nofile=0"];
     let log = scratch.join("virtiofsd.log");
     let up = || socket.exists();
-    let server = Server::start("/usr/lib/qemu/virtiofsd", "qemu-system-common", &arguments, log, &up);
+    // QEMU's own, or the one that came after it.
+    let programs = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
+    let program = programs.into_iter().find(|path| Path::new(path).exists()).unwrap_or(programs[0]);
+    let package = "qemu-system-common, or virtiofsd where it has none";
+    let server = Server::start(program, package, &arguments, log, &up);
     let words = format!(
         "-object memory-backend-memfd,id=memory,size={megabytes}M,share=on -numa node,memdev=memory \
          -chardev socket,id=virtiofs,path={} -device vhost-user-fs-pci,chardev=virtiofs,tag={tag}",

@@ -20,7 +20,8 @@ fn a_share_by_virtiofs_and_volumes_by_nfs() {
     fs::create_dir(&export).unwrap();
     let (_virtiofsd, virtiofs) = servers::virtiofs(&directory, &share, "by-virtiofs", MEMORY);
     let (_nfs, netdev) = servers::nfs(&directory, &export);
-    let guest = Guest::boot_up(Kind::Vm, "", &["--net", &netdev, "--qemu", &virtiofs]);
+    let guest =
+        Guest::boot_up(Kind::Vm, "hyper_profile=privileged", &["--net", &netdev, "--qemu", &virtiofs]);
     let pod = |tag: &str| {
         let addresses = [json!({"ipAddress": "10.0.2.15", "netMask": "255.255.255.0"})];
         let pod = json!({"hostname": "pod-1", "shareDir": tag, "interfaces": [{"device": "eth0", "ipAddresses": addresses}]});
@@ -55,9 +56,21 @@ fn a_share_by_virtiofs_and_volumes_by_nfs() {
     files(&guest);
 
     volumes(&guest, &export, script, said);
+    settings(&guest);
     guest.call(Command::DestroyPod);
     assert!(guest.wait_for_end().success());
     fs::remove_dir_all(directory).unwrap();
+}
+
+/// In the profile `privileged` also those of the whole guest.
+fn settings(guest: &Guest) {
+    let script = "cat /proc/sys/kernel/core_pattern /proc/sys/kernel/shmmni /proc/sys/vm/overcommit_memory";
+    let sysctl =
+        json!({"kernel.core_pattern": "a-core", "kernel.shmmni": "1234", "vm.overcommit_memory": "1"});
+    assert_eq!(guest.container_says("settings", script, json!({"sysctl": sysctl})), "a-core\n1234\n1\n");
+    let none = json!({"sysctl": {"kernel.no_such": "1"}});
+    let text = refusal(guest.try_container("settings", &["true"], none));
+    assert_eq!(text, "mountd: opening the sysctl kernel.no_such: No such file or directory");
 }
 
 fn files(guest: &Guest) {

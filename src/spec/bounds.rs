@@ -223,10 +223,7 @@ mod tests {
         ] {
             assert_eq!(said(message, json, element, max), Ok(()), "{key}");
             let error = said(message, json, element, max + 1).unwrap_err();
-            assert!(
-                error.contains(key) && error.contains(&format!("more than {max}")),
-                "{error}"
-            );
+            assert!(error.contains(key) && error.contains(&format!("more than {max}")), "{error}");
         }
     }
 

@@ -16,7 +16,7 @@ use crate::spec::{Container, Interface, PATH_MAX, Pod, Process, ROUTES_MAX, Rout
 /// the usual stack limit), and JSON's escapes make that longer; parsed, JSON grows up to sixteenfold.
 pub const JSON_MAX: usize = 4 << 20;
 /// How much more of init's memory a JSON may take than it has bytes: strings are short, and objects mostly empty, at worst.
-/// (The fuzz target `command` measures it.)
+/// An estimate: what is bounded by it is bounded all the same by the lists of src/spec/bounds.rs.
 const JSON_WEIGHT: usize = 4;
 /// How many unknown keys one command may have named in the log; there may be millions.
 const UNKNOWN_NAMED: usize = 8;

@@ -50,6 +50,9 @@ const UNDO: Duration = Duration::from_secs(1);
 /// How often a name may be met that was copied already: a directory that changes while it is read shows some twice, and
 /// one that never stops changing may never end.
 const REPEATS: usize = 1024;
+/// How many volumes are filled beside each other; more wait for one of these. Each remembers links and has descriptors for its
+/// depth, and the host may ask for as many as there are commands under way.
+const AT_ONCE: usize = 8;
 /// How much is copied at once, in bytes. A hole is at least as large.
 const CHUNK: usize = 64 << 10;
 
@@ -99,8 +102,8 @@ impl Populations {
         for bind in binds.iter().filter(|bind| bind.docker).skip(progress.done) {
             if progress.current.is_none() {
                 let volume = bind.open()?;
-                if self.has(&volume) {
-                    // Another container's start fills it.
+                // Another container's start fills it; or too many others are filled.
+                if self.has(&volume) || self.under_way().count() >= AT_ONCE {
                     return Ok(false);
                 }
                 progress.current = Population::begin(source, bind, volume)?;
@@ -116,10 +119,14 @@ impl Populations {
         Ok(true)
     }
 
+    /// What others fill.
+    fn under_way(&self) -> impl Iterator<Item = &Population> {
+        self.0.values().filter_map(|progress| progress.current.as_ref())
+    }
+
     fn has(&self, volume: &Volume) -> bool {
         let id = |file: &OwnedFd| fstat(file).map(|stat| (stat.st_dev, stat.st_ino)).ok();
-        let all = self.0.values().filter_map(|progress| progress.current.as_ref());
-        let mut ids = all.map(|population| id(&population.volume.data));
+        let mut ids = self.under_way().map(|population| id(&population.volume.data));
         ids.any(|other| other.is_some() && other == id(&volume.data))
     }
 

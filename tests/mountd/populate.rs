@@ -381,6 +381,32 @@ fn what_takes_the_place_of_a_copy_is_not_taken_for_it() {
     });
 }
 
+/// A host can ask for as many at once as it likes.
+#[test]
+fn so_many_volumes_are_filled_at_once_and_the_others_wait() {
+    guest(|guest| {
+        let root = image("web");
+        fs::create_dir(root.join("data")).unwrap();
+        // No machine makes so many in a tenth of a second.
+        (0..20_000).for_each(|number| fs::write(root.join(format!("data/{number}")), "").unwrap());
+        const AT_ONCE: usize = 8;
+        let share = Path::new(paths::LOCAL_SHARE);
+        let volume = |number: usize| format!("volume{number}");
+        let mut pod = Pod::start(guest);
+        for number in 0..=AT_ONCE {
+            fs::create_dir(share.join(volume(number))).unwrap();
+            assert_eq!(ask(&mut pod, &format!("c{number}"), &volume(number)), Reply::Populating);
+        }
+        let begun = |number: usize| names(share.join(volume(number))).contains(".hyperinit-new");
+        assert!((0..AT_ONCE).all(begun) && !begun(AT_ONCE));
+        pod.mountd(&Request::RemoveContainer { container: id("c3") }).unwrap();
+        let last = format!("c{AT_ONCE}");
+        assert_eq!(ask(&mut pod, &last, &volume(AT_ONCE)), Reply::Populating);
+        assert!(begun(AT_ONCE) && !begun(3));
+        assert_eq!(pod.mountd.log(), "");
+    });
+}
+
 /// Somebody in another container plays with the image while it is copied.
 #[test]
 fn an_image_that_changes_leads_nobody_out() {

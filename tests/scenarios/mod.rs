@@ -33,7 +33,7 @@ macro_rules! for_all {
                 a_stream_belongs_to_one_process, both_ways_at_once, eight_megabytes_out_and_in, sixty_four_at_once, stdin_ends_when_the_host_says_so,
                 stdin_ends_once, stdout_and_stderr_are_apart;
             terminal: an_empty_frame_does_not_close_it, eight_megabytes_through_it, its_size_is_any;
-            words: a_wrong_word_is_named, only_the_guest_says_that, unknown_words_are_overlooked, what_means_nothing_is_overlooked;
+            words: a_wrong_word_is_named, only_the_guest_says_that, unknown_words_are_overlooked, what_is_too_much_is_refused, what_means_nothing_is_overlooked;
         }
     };
 }

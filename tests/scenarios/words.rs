@@ -83,3 +83,23 @@ pub fn what_means_nothing_is_overlooked(guest: &Guest) {
         assert_eq!(guest.container_says("nothing", "echo once", more.clone()), "once\n");
     }
 }
+
+/// docs/limits.md: an ERROR for each, and the guest goes on. An ERROR that quoted all of an id was too long to be sent.
+pub fn what_is_too_much_is_refused(guest: &Guest) {
+    let refused = |message: Message, payload: Value| {
+        let call = guest.client().send_raw(message.id(), payload.to_string().as_bytes());
+        let text = refusal(call.wait(PATIENCE));
+        assert!(text.len() < 4096, "{} bytes", text.len());
+        text
+    };
+    let routes = vec![json!({}); 4097];
+    assert!(refused(Message::SetupRoute, json!({ "routes": routes })).contains("routes: more than 4096"));
+    let path = "/".repeat(4097);
+    let text = refused(Message::ReadFile, json!({"container": "c", "file": path}));
+    assert!(text.contains("file: longer than 4096 bytes"), "{text}");
+    let id = "\x7f".repeat(3 << 20);
+    let text = refused(Message::RemoveContainer, json!({ "container": id }));
+    assert!(text.contains("is longer than 128 bytes"), "{text}");
+    let pings: Vec<_> = (0..2000).map(|_| guest.client().send_raw(Message::Ping.id(), b"null")).collect();
+    pings.into_iter().for_each(|ping| assert_eq!(ping.wait(PATIENCE), Ok(vec![])));
+}

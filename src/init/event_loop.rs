@@ -218,6 +218,9 @@ impl EventLoop {
     }
 
     fn exited(&mut self, exit: Exit) {
+        if exit.by_filter {
+            log::error!("{} was ended by its filter (SIGSYS)", self.who(exit.pid));
+        }
         if exit.pid == self.warden_pid {
             log::error!("the warden is gone ({}): a helper that dies now stays dead", exit.status);
             self.warden_pid = Pid(0);
@@ -243,6 +246,16 @@ impl EventLoop {
                 let change = self.helpers.get_mut(&role).map_or(Change::None, |helper| helper.reaped(now));
                 self.changed(role, change);
             }
+        }
+    }
+
+    /// A child, for the log.
+    fn who(&self, pid: Pid) -> String {
+        let helper = self.helpers.values().find(|helper| helper.killable() == Some(pid));
+        match helper {
+            Some(helper) => helper.role.to_string(),
+            None if pid == self.warden_pid => "the warden".to_owned(),
+            None => self.supervisor.who(pid),
         }
     }
 

@@ -2,8 +2,6 @@
 //!
 //! Everything here is async-signal-safe: no allocation, no lock, one write.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 
@@ -12,7 +10,6 @@ use crate::logger;
 
 /// (number, name) of the target's system calls, by number.
 static NAMES: &[(i64, &str)] = include!(concat!(env!("OUT_DIR"), "/syscalls.rs"));
-static DIES: AtomicBool = AtomicBool::new(true);
 
 /// What follows a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,12 +22,16 @@ pub enum Then {
 
 /// Installs the handler. A blocked SIGSYS would end the process without a word, so it is unblocked as well.
 pub fn install(then: Then) -> Result<(), Fault> {
-    DIES.store(then == Then::Die, Ordering::Relaxed);
+    // Which of the two follows is in the kernel's memory and not in this process's, whoever writes there.
+    let handler = match then {
+        Then::Die => die as *const (),
+        Then::Fail => fail as *const (),
+    };
     // SAFETY: an all-zero sigaction is a valid one.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = handle as *const () as usize;
+    action.sa_sigaction = handler as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-    // SAFETY: `action` is complete and `handle` has the signature that SA_SIGINFO asks for.
+    // SAFETY: `action` is complete and both handlers have the signature that SA_SIGINFO asks for.
     let result = unsafe { libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut()) };
     Errno::result(result).map(drop).fault("handling", "SIGSYS")?;
     SigSet::from(Signal::SIGSYS).thread_unblock().fault("unblocking", "SIGSYS")
@@ -47,15 +48,21 @@ struct SigsysInfo {
     arch: u32,
 }
 
-extern "C" fn handle(_signal: i32, info: *const libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn die(_signal: i32, info: *const libc::siginfo_t, context: *mut libc::c_void) {
+    tell(info, context);
+    // SAFETY: async-signal-safe; 128 + SIGSYS as a shell would say it.
+    unsafe { libc::_exit(128 + libc::SIGSYS) };
+}
+
+extern "C" fn fail(_signal: i32, info: *const libc::siginfo_t, context: *mut libc::c_void) {
+    tell(info, context);
+    refuse(context);
+}
+
+fn tell(info: *const libc::siginfo_t, context: *const libc::c_void) {
     // SAFETY: the kernel passes a siginfo_t of SIGSYS, of which SigsysInfo is the documented layout.
     let number = i64::from(unsafe { (*info.cast::<SigsysInfo>()).syscall });
-    report(number, arguments(context.cast_const().cast()));
-    if DIES.load(Ordering::Relaxed) {
-        // SAFETY: async-signal-safe; 128 + SIGSYS as a shell would say it.
-        unsafe { libc::_exit(128 + libc::SIGSYS) };
-    }
-    fail(context);
+    report(number, arguments(context.cast()));
 }
 
 /// The first four arguments of the interrupted call, which are the ones that policies look at: their low 32 bits, so that
@@ -76,7 +83,7 @@ fn arguments(context: *const libc::ucontext_t) -> [u32; 4] {
 }
 
 /// The interrupted call returns -EPERM.
-fn fail(context: *mut libc::c_void) {
+fn refuse(context: *mut libc::c_void) {
     let context = context.cast::<libc::ucontext_t>();
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the kernel passes the interrupted context, writable until the handler returns.

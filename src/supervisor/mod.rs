@@ -247,6 +247,15 @@ impl Supervisor {
         self.lines.has(pid) || self.pod.init() == Some(pid) || self.pids.contains_key(&pid)
     }
 
+    /// What a child is that is no helper, for the log.
+    pub fn who(&self, pid: Pid) -> String {
+        match self.pids.get(&pid) {
+            Some((container, process)) => format!("process {process} of container {container}"),
+            None if self.pod.init() == Some(pid) => "the pod init".to_owned(),
+            None => format!("process {pid}"),
+        }
+    }
+
     /// After every event: what can go on now, what a closed helper cannot do, and what may leave.
     fn settle(&mut self) {
         loop {

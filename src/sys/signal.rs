@@ -11,6 +11,8 @@ pub struct Exit {
     pub pid: Pid,
     /// Its exit code, or 128+n when signal n killed it (protocol.md «Streams»).
     pub status: u8,
+    /// Whether SIGSYS ended it: it made a call that its filter ends a process for.
+    pub by_filter: bool,
 }
 
 /// Reaps one child if one has exited; never waits. ECHILD when there is no child at all.
@@ -29,7 +31,8 @@ pub fn reap() -> Result<Option<Exit>, Errno> {
         libc::CLD_EXITED => value & 0xff,
         _ => 128 + (value & 0x7f),
     };
-    Ok(Some(Exit { pid: Pid(pid), status: u8::try_from(status).unwrap_or(255) }))
+    let by_filter = info.si_code != libc::CLD_EXITED && value & 0x7f == libc::SIGSYS;
+    Ok(Some(Exit { pid: Pid(pid), status: u8::try_from(status).unwrap_or(255), by_filter }))
 }
 
 /// Whether `pid` is a child of this process that has not been reaped yet.

@@ -91,3 +91,13 @@ impl Followed {
         ptrace::detach(self.process, None).unwrap();
     }
 }
+
+impl Drop for Followed {
+    /// A guest cannot end while somebody of it is followed by a test that has failed.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = nix::sys::signal::kill(self.process, nix::sys::signal::Signal::SIGKILL);
+            let _ = waitpid(self.process, Some(WaitPidFlag::__WALL));
+        }
+    }
+}

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod between;
+mod filters;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod lies;

@@ -14,6 +14,7 @@ mod probe;
 mod program;
 mod races;
 mod thief;
+#[cfg(target_arch = "x86_64")]
 mod vm;
 
 use std::collections::BTreeMap;

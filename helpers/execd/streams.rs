@@ -89,7 +89,10 @@ impl Streams {
             true
         })?;
         self.kept = kept;
-        others.into_iter().try_for_each(|stdio| self.tell(&forget(stdio), &[], stdio))?;
+        if let Err(fault) = others.into_iter().try_for_each(|stdio| self.tell(&forget(stdio), &[], stdio)) {
+            // It keeps what nobody asks for, until the number is used again.
+            log::warn!("{fault}");
+        }
         self.sweep()
     }
 

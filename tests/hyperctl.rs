@@ -130,6 +130,7 @@ fn a_wrong_command_line_is_told_apart_from_what_a_container_says() {
         ("initrd -o f", 2),
         ("brew", 2),
         ("run --vm", 125),
+        ("exec --dir d c", 125),
         ("run --local --memory 512 -- true", 125),
     ] {
         let output = output(hyperctl(line));
@@ -184,6 +185,8 @@ fn what_is_missing_is_named_with_what_makes_it() {
         ("initrd --modules . -o f", "`depmod"),
         ("call --dir . PING", "connecting to ./ctl.sock: No such file or directory"),
         ("call --dir . PING {", "reading the JSON"),
+        ("exec --dir . c -- true", "connecting to ./ctl.sock: No such file or directory"),
+        ("exec --dir . ../c -- true", "naming the container"),
     ] {
         let output = output(elsewhere(directory.path(), line));
         assert!(text(&output.stderr).contains(says), "{line}: {}", text(&output.stderr));

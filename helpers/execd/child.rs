@@ -4,14 +4,14 @@
 //! It is not dumpable (execd is not, and a clone inherits that), so nothing in the container can trace it or take its
 //! descriptors while it still has execd's.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::sandbox::{CapSet, ContainerProfile, caps};
 use hyperinit::spec::Process;
 use hyperinit::sys::mount::{Resolve, clone_tree, move_mount, openat2};
-use hyperinit::sys::process::{Program, become_standard, default_sigpipe, exit, keep_only};
+use hyperinit::sys::process::{Program, become_standard, default_sigpipe, exit, keep_only, own_descriptors};
 use hyperinit::sys::tty;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
@@ -38,8 +38,17 @@ pub struct Stdio {
     pub stderr: Option<OwnedFd>,
 }
 
+impl Stdio {
+    /// Those that are there.
+    pub fn all(&self) -> impl Iterator<Item = &OwnedFd> {
+        [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten()
+    }
+}
+
 /// Everything that a start needs, worked out before the clone.
 pub struct Start<'a> {
+    /// The highest descriptor of execd's that it needs.
+    pub last: RawFd,
     /// The container's mount namespace.
     pub namespace: &'a OwnedFd,
     /// The container's profile.
@@ -85,6 +94,8 @@ impl Start<'_> {
     /// Enters the container, and gives up every descriptor that leads out of it before the first path of an image is
     /// followed: `/proc/self/fd/N/..` is a path too (CVE-2024-21626). Returns the way back to execd.
     fn enter(&self, report: &OwnedFd) -> Result<OwnedFd, Fault> {
+        // First of all: until now execd's descriptors are its own too, and it must change none.
+        own_descriptors(self.last).fault("taking", "descriptors of its own")?;
         self.be_killable();
         setns(self.namespace, CloneFlags::CLONE_NEWNS).fault("entering", "the container")?;
         let Stdio { stdin, stdout, stderr } = &self.stdio;

@@ -40,7 +40,7 @@ pub struct Ready {
 
 /// Waits until the process is ready; returns what it says. One that is not ready in time is killed.
 pub fn await_ready(pid: Pid, pidfd: &OwnedFd, socket: &OwnedFd) -> Result<Ready, Fault> {
-    let ready = receive(pid, socket);
+    let ready = receive(pid, pidfd, socket);
     if ready.is_err() {
         // Whatever it is doing: it must not go on. It is dead already if it said why.
         let _ = process::kill(pidfd);
@@ -48,11 +48,15 @@ pub fn await_ready(pid: Pid, pidfd: &OwnedFd, socket: &OwnedFd) -> Result<Ready,
     ready
 }
 
-fn receive(pid: Pid, socket: &OwnedFd) -> Result<Ready, Fault> {
-    wait(socket, READY_TIMEOUT)
+fn receive(pid: Pid, pidfd: &OwnedFd, socket: &OwnedFd) -> Result<Ready, Fault> {
+    wait(pidfd, socket, READY_TIMEOUT)
         .map_err(|errno| Fault::errno("waiting for", format!("process {pid}"), errno))?;
     let mut packet = [0; REPORT_MAX];
-    let (count, fds) = receive_fds(socket, &mut packet).fault("hearing from", format!("process {pid}"))?;
+    let (count, fds) = match receive_fds(socket, &mut packet) {
+        // It is dead, and has said nothing.
+        Err(Errno::EAGAIN) => (0, Vec::new()),
+        received => received.fault("hearing from", format!("process {pid}"))?,
+    };
     match packet.get(..count) {
         Some([READY, passwd @ ..]) => {
             Ok(Ready { tty: fds.into_iter().next(), passwd: serde_json::from_slice(passwd).ok() })
@@ -64,11 +68,12 @@ fn receive(pid: Pid, socket: &OwnedFd) -> Result<Ready, Fault> {
     }
 }
 
-/// Waits until something can be read; ETIMEDOUT if nothing comes.
-fn wait(socket: &OwnedFd, limit: Duration) -> Result<(), Errno> {
+/// Waits until something can be read, or the process is dead: execd has the socket's other end open itself. ETIMEDOUT if
+/// nothing comes.
+fn wait(pidfd: &OwnedFd, socket: &OwnedFd, limit: Duration) -> Result<(), Errno> {
     let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
     loop {
-        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [socket, pidfd].map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
         match poll(&mut fds, timeout) {
             Ok(0) => return Err(Errno::ETIMEDOUT),
             Ok(_) => return Ok(()),

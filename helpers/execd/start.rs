@@ -1,6 +1,6 @@
 //! execd's side of a start: the pipes, the clone, the way to streamd.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::{ContainerId, Pid, StreamId};
@@ -10,6 +10,7 @@ use hyperinit::sys::process::{self, Cloned, clone_sibling};
 use hyperinit::wire::streamd::Streams as Packet;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::libc::CLONE_FILES;
 use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 
@@ -41,10 +42,15 @@ impl Execd {
         let cgroup = cgroup(container)?;
         let pipes = Pipes::new(&packet)?;
         let (ours, theirs) = report::pair()?;
-        match clone_sibling(0, cgroup.as_ref().map(AsFd::as_fd)).fault("cloning for", container)? {
+        let needs = [&namespace, &self.proc, &theirs].into_iter().chain(pipes.theirs.all());
+        let last = needs.map(AsRawFd::as_raw_fd).max().unwrap_or_default();
+        // It shares execd's descriptors until it has its own: to copy and close what is kept for streamd would make each start
+        // slower than the one before. Until it says that it is ready nothing of theirs may be closed here.
+        match clone_sibling(CLONE_FILES, cgroup.as_ref().map(AsFd::as_fd)).fault("cloning for", container)? {
             // The process closes its copies of execd's ends itself: it must see it when execd is gone.
             Cloned::Child => {
                 let start = child::Start {
+                    last,
                     namespace: &namespace,
                     profile: &self.profile,
                     keep: self.keep,
@@ -59,10 +65,10 @@ impl Execd {
                 start.run(theirs)
             }
             Cloned::Parent { pid, pidfd } => {
+                let ready = report::await_ready(pid, &pidfd, &ours)?;
                 drop(theirs);
                 let Pipes { stdin, output, stderr, theirs } = pipes;
                 drop(theirs);
-                let ready = report::await_ready(pid, &pidfd, &ours)?;
                 if let Some(passwd) = ready.passwd {
                     self.passwds.keep(container, passwd);
                 }

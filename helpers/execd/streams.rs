@@ -1,12 +1,13 @@
 //! The processes' output as execd keeps it: duplicates of what streamd reads, for a streamd that comes after it.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::StreamId;
 use hyperinit::sys::fd::{receive_fds, send_fds};
+use hyperinit::sys::spawn::duplicate_above;
 use hyperinit::sys::tty;
 use hyperinit::wire::streamd::{STREAMS_LEN, Streams as Packet};
 use nix::errno::Errno;
@@ -17,6 +18,10 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// init knows of 4096 processes at the most, and an earlier execd may have died before it took them.
 const ADOPTED_MAX: usize = 4 * 4096;
+
+/// Duplicates have numbers from here on. Below, where a start's descriptors are, there is room: the process that is started
+/// takes over all numbers up to its own ones.
+const KEPT_FROM: RawFd = 128;
 
 /// The ends of one process that streamd works with.
 pub struct Ends {
@@ -53,6 +58,12 @@ impl Streams {
         Streams { socket, kept: BTreeMap::new() }
     }
 
+    fn keep(&mut self, mut ends: Ends) {
+        ends.output = out_of_the_way(ends.output);
+        ends.stderr = ends.stderr.map(out_of_the_way);
+        self.kept.insert(ends.packet.stdio, ends);
+    }
+
     /// Takes what streamd has handed back to this execd's predecessors and to it.
     pub fn adopt(&mut self) {
         // streamd is not believed to stop: more than this it cannot honestly have sent.
@@ -68,7 +79,7 @@ impl Streams {
                 }
             };
             match packet.get(..count).and_then(Packet::decode).and_then(|packet| Ends::new(packet, fds)) {
-                Some(ends) => drop(self.kept.insert(ends.packet.stdio, ends)),
+                Some(ends) => self.keep(ends),
                 None => log::error!("{}", Fault::new("hearing from", "streamd", "a packet of no outputs")),
             }
         }
@@ -80,7 +91,7 @@ impl Streams {
         ends.stdin = None;
         ends.packet.stdin = false;
         ends.packet.again = true;
-        self.kept.insert(ends.packet.stdio, ends);
+        self.keep(ends);
         Ok(())
     }
 
@@ -129,4 +140,9 @@ impl Streams {
             Err(errno) => Err(Fault::errno("waiting for", "streamd", errno)),
         }
     }
+}
+
+/// The same descriptor with a high number, or if there is none left as it is.
+fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
+    duplicate_above(&fd, KEPT_FROM).unwrap_or(fd)
 }

@@ -21,12 +21,19 @@ struct Guest {
 }
 
 fn pair() -> (Client, Guest) {
+    let (control, stream, guest) = sockets();
+    (Client::over(control, stream).unwrap(), guest)
+}
+
+/// The host's ends, and the guest.
+fn sockets() -> (UnixStream, UnixStream, Guest) {
     let (host_control, control) = UnixStream::pair().unwrap();
     let (host_stream, stream) = UnixStream::pair().unwrap();
     control.set_read_timeout(Some(SOON)).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
-    let client = Client::over(host_control, host_stream).unwrap();
-    (client, Guest { control, stream, decoder: ControlDecoder::default(), streams: StreamDecoder::default() })
+    let guest =
+        Guest { control, stream, decoder: ControlDecoder::default(), streams: StreamDecoder::default() };
+    (host_control, host_stream, guest)
 }
 
 impl Guest {
@@ -267,6 +274,20 @@ fn output_that_nobody_asked_for_is_a_violation() {
     guest.output(9, b"x");
     assert!(known.stdout.recv().unwrap_err().to_string().contains("1 bytes on stream 9, nobody's"));
     assert!(client.broken().is_some());
+}
+
+#[test]
+fn a_visitor_hears_its_own_and_nobody_elses() {
+    let (control, stream, mut guest) = sockets();
+    let (client, _) = Client::start(control, stream, &[], true).unwrap();
+    let own = client.streams(1, 2);
+    guest.output(9, b"somebody else's");
+    guest.output(1, b"own");
+    guest.output(9, b"");
+    guest.output(9, b"and who has the number next");
+    guest.output(1, b"");
+    assert_eq!(own.stdout.read_to_end(SOON).unwrap(), b"own");
+    assert_eq!(client.broken(), None);
 }
 
 #[test]

@@ -46,15 +46,15 @@ pub fn check_single_threaded() -> Result<(), Errno> {
     Errno::result(unsafe { libc::unshare(libc::CLONE_THREAD) }).map(drop)
 }
 
-/// Clones a sibling: a child of the caller's parent, which reaps it. `namespaces` are CLONE_NEW* flags; `cgroup` is a
-/// cgroup v2 directory to be born in.
+/// Clones a sibling: a child of the caller's parent, which reaps it. `flags` are CLONE_NEW* flags, and CLONE_FILES for a child
+/// that begins with [`own_descriptors`]; `cgroup` is a cgroup v2 directory to be born in.
 ///
 /// For a process that has one thread ([`check_single_threaded`]): what another one's locks guard, the child could never
 /// use.
-pub fn clone_sibling(namespaces: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
+pub fn clone_sibling(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
-        flags: u64::from((libc::CLONE_PARENT | libc::CLONE_PIDFD | namespaces).cast_unsigned()),
+        flags: u64::from((libc::CLONE_PARENT | libc::CLONE_PIDFD | flags).cast_unsigned()),
         pidfd: ptr::from_mut(&mut pidfd) as u64,
         ..CloneArgs::default()
     };
@@ -89,6 +89,15 @@ pub fn kill(pidfd: &OwnedFd) -> Result<(), Errno> {
             0,
         )
     };
+    Errno::result(result).map(drop)
+}
+
+/// Gives a process that was cloned with CLONE_FILES descriptors of its own: those up to `last`. What its parent has above is
+/// neither copied nor closed, so that this costs the same however much that is.
+pub fn own_descriptors(last: RawFd) -> Result<(), Errno> {
+    let first = u32::try_from(last).map_err(|_| Errno::EBADF)? + 1;
+    // SAFETY: takes numbers only, and closes none of the parent's: what is closed is a copy that nobody has used.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_UNSHARE) };
     Errno::result(result).map(drop)
 }
 

@@ -32,6 +32,11 @@ fn status(number: usize) -> usize {
     number % 100
 }
 
+/// How many descriptors a new process has room for: it is born with a table as large as what it takes over.
+fn table_size(guest: &Guest) -> String {
+    guest.exec(&container(0), &["grep", "FDSize", "/proc/self/status"], json!({})).outcome().stdout
+}
+
 /// Ends a pod that nobody else uses.
 pub fn a_crowd_to_the_end(guest: Guest) {
     let start = |number: usize| {
@@ -39,12 +44,14 @@ pub fn a_crowd_to_the_end(guest: Guest) {
         guest.container(&container(number), &["sh", "-c", &script], json!({}))
     };
     let inits: Vec<Running<'_>> = (0..CONTAINERS).map(start).collect();
+    let alone = table_size(&guest);
     let start = |number: usize| {
         let script = script(&format!("process {number}"), status(number));
         guest.exec(&container(number), &["sh", "-c", &script], json!({}))
     };
     let mut early: Vec<Running<'_>> = (0..PROCESSES).map(start).collect();
     let late = early.split_off(EARLY);
+    assert_eq!(table_size(&guest), alone, "a start copies nothing of what execd has of the others");
 
     for (number, process) in early.iter().enumerate() {
         process.streams.stdin.write(format!("word {number}\n").as_bytes()).unwrap();

@@ -15,12 +15,15 @@ use crate::fault::Fault;
 use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal, StreamId};
 
-/// How long after the kill DESTROYPOD waits for output to leave. runV gives up ten seconds after it has asked.
+/// How long DESTROYPOD waits after the kill, and after each process whose output has left, for the next one's. runV gives up
+/// ten seconds after it has asked, so nothing here is waited for longer than [`END`] after the kill.
 const OUTPUT: Duration = Duration::from_secs(2);
-/// How long after that it waits for files to be unmounted.
-const FILES: Duration = Duration::from_secs(2);
+/// How long files always have to be unmounted.
+const FILES: Duration = Duration::from_millis(1500);
+/// How long after the kill everything is given up.
+const END: Duration = Duration::from_millis(5500);
 /// How long the last frame may take to leave.
-const LAST_FRAME: Duration = Duration::from_secs(1);
+const LAST_FRAME: Duration = Duration::from_millis(500);
 
 /// How long, and for how many finished processes, execd keeps duplicates if nothing is started.
 const RELEASE: Duration = Duration::from_secs(1);
@@ -59,6 +62,13 @@ impl Supervisor {
         self.lines.ask(Ask::Finish { stdio }, purpose);
     }
 
+    /// The host reads: what others wrote is not given up yet.
+    fn output_moves(&mut self) {
+        if let Some(Leaving { abandon_at, give_up_at, .. }) = &mut self.leaving {
+            *abandon_at = (self.now + OUTPUT).max(*abandon_at).min(*give_up_at - FILES);
+        }
+    }
+
     /// Everything that an exited process wrote has left, or never will.
     pub(super) fn output_left(
         &mut self,
@@ -66,6 +76,9 @@ impl Supervisor {
         process: &ProcessId,
         result: Result<Answer, Fault>,
     ) {
+        if result.is_ok() {
+            self.output_moves();
+        }
         warn(result);
         let Some(known) = self.containers.get_mut(container) else { return };
         if known.init.as_ref() == Some(process) {
@@ -249,7 +262,7 @@ impl Supervisor {
             tickets: vec![ticket],
             kill_at,
             abandon_at: kill_at + OUTPUT,
-            give_up_at: kill_at + OUTPUT + FILES,
+            give_up_at: kill_at + END,
             step: LeavingStep::Term,
         });
         self.signal_all(Signal::TERM);

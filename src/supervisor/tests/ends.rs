@@ -250,6 +250,32 @@ fn destroypod_kills_what_was_started_meanwhile() {
 }
 
 #[test]
+fn destroypod_waits_for_output_that_moves() {
+    let mut world = World::with_container();
+    for number in 0..8 {
+        world.exec("c", &format!("e{number}"), 11 + 2 * number);
+        world.started(Pid(200 + number as i32));
+    }
+    world.said();
+    world.tell(Message::DestroyPod, "null");
+    for number in 0..8 {
+        world.exits(Pid(200 + number), 0);
+    }
+    world.now += GRACE;
+    world.feed(Event::Tick);
+    for number in 0..3 {
+        // A quiet host would be given up after two of these.
+        world.now += Duration::from_millis(1000);
+        world.feed(Event::Tick);
+        world.done(Role::Streamd);
+        assert_eq!(world.said(), [event("c", &format!("e{number}"), 0)]);
+    }
+    world.wait();
+    assert_eq!(world.said().len(), 5, "but not for as long as the host likes");
+    assert!(world.now < Duration::from_secs(1008));
+}
+
+#[test]
 fn destroypod_gives_output_up_that_nobody_reads() {
     let mut world = World::with_container();
     world.tell(Message::DestroyPod, "null");

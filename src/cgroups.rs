@@ -43,8 +43,7 @@ pub fn share_out() {
 
 /// Makes a container's, with its share of the pod's. NotFound: the kernel has no cgroup v2.
 ///
-/// Processor time is divided evenly between containers that want it. One container cannot have all of the pod's tasks: the
-/// others can still start some.
+/// One container cannot have all of the pod's tasks: the others can still start some.
 pub fn make_container(id: &ContainerId) -> io::Result<()> {
     let cgroup = paths::container_cgroup(id);
     fs::create_dir(&cgroup)?;
@@ -73,8 +72,7 @@ fn enable(cgroup: &str, controller: &str) -> Result<(), Fault> {
 }
 
 fn weigh() -> Result<(), Fault> {
-    set(paths::GUEST_CGROUP, "cpu.weight", WEIGHT)?;
-    enable(paths::POD_CGROUP, "cpu")
+    set(paths::GUEST_CGROUP, "cpu.weight", WEIGHT)
 }
 
 fn share_memory() -> Result<(), Fault> {

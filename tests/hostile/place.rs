@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use hyperinit::sys::fd::{receive_bytes, send_fds};
-use hyperinit::wire::bootstrap::{FD_PARK_IN, FD_PARK_OUT, FD_SOCKET};
+use hyperinit::wire::bootstrap::{FD_PARK_IN, FD_PARK_OUT, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -67,7 +67,7 @@ impl Place {
         // The warden keeps its helpers' above.
         let others: &[i32] = match name {
             "streamd" => &[FD_SOCKET, FD_PARK_IN, FD_PARK_OUT],
-            "execd" => &[FD_SOCKET],
+            "execd" => &[FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT],
             _ => &[],
         };
         let mut numbers = sockets(pid);

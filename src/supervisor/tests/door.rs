@@ -39,11 +39,7 @@ fn it_is_closed_unless_it_was_opened() {
 fn it_needs_no_pod_and_its_processes_outlive_one() {
     let mut world = with_process();
     world.tell(Message::StartPod, "{}");
-    world.done(Role::Netd);
-    world.done(Role::Mountd);
-    world.started(POD_INIT);
-    world.done(Role::Mountd);
-    world.done(Role::Execd);
+    world.pod_starts();
     assert_eq!(world.said(), ["ACK "]);
     world.exits(POD_INIT, 1);
     world.done(Role::Mountd);

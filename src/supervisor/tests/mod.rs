@@ -62,13 +62,18 @@ impl World {
     fn with_pod() -> World {
         let mut world = World::new();
         world.tell(Message::StartPod, r#"{"hostname":"pod","shareDir":"s"}"#);
-        world.done(Role::Netd);
-        world.done(Role::Mountd);
-        world.started(POD_INIT);
-        world.done(Role::Mountd);
-        world.done(Role::Execd);
+        world.pod_starts();
         assert_eq!(world.said(), ["ACK "]);
         world
+    }
+
+    /// The steps of STARTPOD of a pod without a network.
+    fn pod_starts(&mut self) {
+        self.done(Role::Netd);
+        self.done(Role::Mountd);
+        self.started(POD_INIT);
+        self.done(Role::Mountd);
+        self.done(Role::Execd);
     }
 
     /// With a pod and a container `c`, whose init is 100 with streams 1 and 2.

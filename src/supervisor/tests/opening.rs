@@ -18,18 +18,10 @@ pub fn pod(ids: &[&str], stdio: u64) -> String {
 fn opening() -> World {
     let mut world = World::new();
     world.tell(Message::StartPod, &pod(&["a", "b"], 1));
-    pod_runs(&mut world);
+    world.pod_starts();
     assert!(world.said().is_empty());
     assert_eq!(world.asked(Role::Mountd), ["prepare a"]);
     world
-}
-
-fn pod_runs(world: &mut World) {
-    world.done(Role::Netd);
-    world.done(Role::Mountd);
-    world.started(POD_INIT);
-    world.done(Role::Mountd);
-    world.done(Role::Execd);
 }
 
 /// The pod that could not be opened goes, with `running` that had been started, and the host hears why.
@@ -112,7 +104,7 @@ fn one_that_makes_no_sense_takes_all_with_it() {
     for (ids, why) in [(["a", "a"], "it exists"), (["a", "hyperstart"], "the guest's own")] {
         let mut world = World::new();
         world.tell(Message::StartPod, &pod(&ids, 1));
-        pod_runs(&mut world);
+        world.pod_starts();
         world.done(Role::Mountd);
         world.started(Pid(100));
         is_undone(&mut world, Some((Pid(100), "a")), why);

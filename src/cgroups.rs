@@ -43,7 +43,8 @@ pub fn share_out() {
 
 /// Makes a container's, with its share of the pod's. NotFound: the kernel has no cgroup v2.
 ///
-/// One container cannot have all of the pod's tasks: the others can still start some.
+/// Processor time is divided evenly between containers that want it. One container cannot have all of the pod's tasks: the
+/// others can still start some.
 pub fn make_container(id: &ContainerId) -> io::Result<()> {
     let cgroup = paths::container_cgroup(id);
     fs::create_dir(&cgroup)?;
@@ -72,7 +73,9 @@ fn enable(cgroup: &str, controller: &str) -> Result<(), Fault> {
 }
 
 fn weigh() -> Result<(), Fault> {
-    set(paths::GUEST_CGROUP, "cpu.weight", WEIGHT)
+    set(paths::GUEST_CGROUP, "cpu.weight", WEIGHT)?;
+    // Between containers too: beside a fork bomb of another's nothing would start.
+    enable(paths::POD_CGROUP, "cpu")
 }
 
 fn share_memory() -> Result<(), Fault> {

@@ -30,6 +30,9 @@ pub struct PolicyFile {
     pub user: User,
     /// Whether execve gains nothing.
     pub no_new_privs: bool,
+    /// Whether it leaves every mount of the guest for an empty directory: it opens nothing by a path any more.
+    #[serde(default)]
+    pub empty_root: bool,
     /// What it may do.
     pub capabilities: Vec<CapabilityRule>,
     /// Which system calls it may make.

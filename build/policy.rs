@@ -103,6 +103,7 @@ impl<'a> Files<'a> {
             uid: file.user.uid,
             gid: file.user.gid,
             no_new_privs: file.no_new_privs,
+            empty_root: file.empty_root,
             capabilities: CapSet(capabilities.keys().fold(0, |set, bit| set | 1 << bit)),
             program: bpf::program(&answers, &file.seccomp.default.action(), arch)
                 .map_err(|why| Place::of_key(source, "seccomp").error(name, &why))?,

@@ -64,6 +64,9 @@ pub struct CapabilityRule {
     pub of: Option<String>,
     /// What for.
     pub why: String,
+    /// As a rule's.
+    #[serde(default)]
+    pub unseen: Option<String>,
 }
 
 impl CapabilityRule {
@@ -116,6 +119,9 @@ pub struct Rule {
     /// Not every architecture has the call.
     #[serde(default)]
     pub optional: bool,
+    /// Why it stays although no test on a machine sees it used: tests/minimal reads it.
+    #[serde(default)]
+    pub unseen: Option<String>,
 }
 
 /// What a container's files are like.

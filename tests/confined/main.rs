@@ -198,13 +198,13 @@ fn act(text: &str) -> ! {
             0
         }
         ("thread", _) => {
-            let thread = std::thread::Builder::new().name("one".to_owned()).spawn(|| 7);
+            let thread = std::thread::Builder::new().spawn(|| 7);
             thread.ok().and_then(|thread| thread.join().ok()).map_or(1, |value| i32::from(value != 7))
         }
         ("stay", _) => {
             say("ready");
             if policy == "podinit" {
-                nix::unistd::pause();
+                let _ = nix::sys::signal::SigSet::from(nix::sys::signal::Signal::SIGCHLD).wait();
             }
             let _ = std::io::stdin().read_line(&mut String::new());
             0

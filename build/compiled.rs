@@ -20,6 +20,8 @@ pub struct CompiledPolicy {
     pub gid: u32,
     /// Whether it and all that it executes may gain nothing by execve.
     pub no_new_privs: bool,
+    /// Whether it is in a mount namespace of its own with nothing in it.
+    pub empty_root: bool,
     /// What it may do.
     pub capabilities: CapSet,
     /// Its filter. With the ones that it inherits, the strictest answer counts.

@@ -30,6 +30,9 @@ pub struct PolicyFile {
     pub user: User,
     /// Whether execve gains nothing.
     pub no_new_privs: bool,
+    /// Whether it leaves every mount of the guest for an empty directory: it opens nothing by a path any more.
+    #[serde(default)]
+    pub empty_root: bool,
     /// What it may do.
     pub capabilities: Vec<CapabilityRule>,
     /// Which system calls it may make.
@@ -61,6 +64,9 @@ pub struct CapabilityRule {
     pub of: Option<String>,
     /// What for.
     pub why: String,
+    /// As a rule's.
+    #[serde(default)]
+    pub unseen: Option<String>,
 }
 
 impl CapabilityRule {
@@ -113,6 +119,9 @@ pub struct Rule {
     /// Not every architecture has the call.
     #[serde(default)]
     pub optional: bool,
+    /// Why it stays although no test on a machine sees it used: tests/minimal reads it.
+    #[serde(default)]
+    pub unseen: Option<String>,
 }
 
 /// What a container's files are like.

@@ -103,6 +103,7 @@ impl<'a> Files<'a> {
             uid: file.user.uid,
             gid: file.user.gid,
             no_new_privs: file.no_new_privs,
+            empty_root: file.empty_root,
             capabilities: CapSet(capabilities.keys().fold(0, |set, bit| set | 1 << bit)),
             program: bpf::program(&answers, &file.seccomp.default.action(), arch)
                 .map_err(|why| Place::of_key(source, "seccomp").error(name, &why))?,
@@ -266,12 +267,17 @@ fn check_capabilities(rules: &[CapabilityRule], source: &Source) -> Result<(), S
         if key <= last {
             return error("is not in alphabetical order, or there twice");
         }
-        if rule.why.trim().is_empty() {
+        if rule.why.trim().is_empty() || blank(rule.unseen.as_ref()) {
             return error("is not explained");
         }
         last = key;
     }
     Ok(())
+}
+
+/// Whether a reason was left out that was begun.
+fn blank(reason: Option<&String>) -> bool {
+    reason.is_some_and(|reason| reason.trim().is_empty())
 }
 
 fn check_rules(rules: &[Placed<'_>], default: Default_) -> Result<(), String> {
@@ -281,7 +287,7 @@ fn check_rules(rules: &[Placed<'_>], default: Default_) -> Result<(), String> {
         if rule.syscall.as_str() <= last {
             return error("is not in alphabetical order, or there twice");
         }
-        if rule.why.trim().is_empty() {
+        if rule.why.trim().is_empty() || blank(rule.unseen.as_ref()) {
             return error("is not explained");
         }
         if !rule.when.is_empty() && !rule.unless.is_empty() {

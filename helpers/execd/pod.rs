@@ -13,11 +13,11 @@ use hyperinit::sys::process::{self, Cloned, clone_sibling};
 use hyperinit::sys::signal;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::stat::Mode;
-use nix::unistd::{chdir, pivot_root, sethostname};
+use nix::unistd::sethostname;
 
 use super::report;
 
@@ -88,20 +88,6 @@ pub fn start(home: &Namespaces, policy: &Policy, hostname: &str) -> Result<Pid, 
     }
 }
 
-/// Moves to a mount namespace with nothing in it. PID 1 of the pod can be seen from every container: by its number anybody
-/// reads which mounts it has, and whoever may trace it gets to what is in them.
-fn leave_the_guest() -> Result<(), Fault> {
-    unshare(CloneFlags::CLONE_NEWNS).fault("making", "a mount namespace")?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY;
-    // Somewhere: what is there is left behind with everything else.
-    mount(Some("tmpfs"), "/proc", Some("tmpfs"), flags, Some("size=4k,mode=555"))
-        .fault("mounting tmpfs on", "/proc")?;
-    chdir("/proc").fault("entering", "an empty directory")?;
-    pivot_root(".", ".").fault("changing", "the root")?;
-    umount2(".", MntFlags::MNT_DETACH).fault("leaving", "the guest's root")?;
-    chdir("/").fault("entering", "/")
-}
-
 fn live(policy: &Policy, hostname: &str, report: &OwnedFd) -> Result<Infallible, Fault> {
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).fault("making private", "/")?;
@@ -115,9 +101,10 @@ fn live(policy: &Policy, hostname: &str, report: &OwnedFd) -> Result<Infallible,
     if !report::released(report::POD_RELEASE_TIMEOUT) {
         return Err(Fault::new("waiting for", "init", "it was not told of this process"));
     }
-    leave_the_guest()?;
     // Nothing of execd's is used, or dropped, from here on.
     process::close_all_but_log().fault("closing", "execd's descriptors")?;
+    // PID 1 of the pod can be seen from every container: by its number anybody reads which mounts it has, and whoever may
+    // trace it gets to what is in them. So its policy leaves it none.
     policy.confine(CapSet::default())?;
     loop {
         match signal::reap() {

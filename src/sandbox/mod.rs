@@ -7,6 +7,7 @@
 pub mod caps;
 #[path = "../../build/compiled.rs"]
 mod compiled;
+mod empty;
 mod sigsys;
 
 use std::fmt;
@@ -48,11 +49,15 @@ impl Policy {
         self.0.capabilities
     }
 
-    /// Drops every capability but the policy's and becomes its user, then installs its filter. There is no way back.
+    /// Leaves the guest's mounts if the policy says so, drops every capability but the policy's and becomes its user, then
+    /// installs its filter. There is no way back.
     /// A violation is then told by name and ends the process. `grants` are capabilities that it must hold because
     /// what it executes may have them (its bounding set); most processes execute nothing.
     pub fn confine(&self, grants: CapSet) -> Result<(), Fault> {
         sigsys::install(sigsys::Then::Die)?;
+        if self.0.empty_root {
+            empty::enter()?;
+        }
         self.drop_privileges(grants)?;
         self.load_filter()
     }
@@ -94,6 +99,9 @@ impl Policy {
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}\nuser {}:{}", self.0.about, self.0.uid, self.0.gid)?;
+        if self.0.empty_root {
+            writeln!(f, "an empty directory for a root")?;
+        }
         let rules = self.0.rules.iter().map(|(what, why)| format!("{what}: {why}"));
         f.write_str(&rules.collect::<Vec<_>>().join("\n"))
     }

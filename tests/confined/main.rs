@@ -198,13 +198,13 @@ fn act(text: &str) -> ! {
             0
         }
         ("thread", _) => {
-            let thread = std::thread::Builder::new().name("one".to_owned()).spawn(|| 7);
+            let thread = std::thread::Builder::new().spawn(|| 7);
             thread.ok().and_then(|thread| thread.join().ok()).map_or(1, |value| i32::from(value != 7))
         }
         ("stay", _) => {
             say("ready");
             if policy == "podinit" {
-                nix::unistd::pause();
+                let _ = nix::sys::signal::SigSet::from(nix::sys::signal::Signal::SIGCHLD).wait();
             }
             let _ = std::io::stdin().read_line(&mut String::new());
             0
@@ -373,6 +373,7 @@ fn a_process_has_what_is_declared_and_no_more() {
             .any(|line| line.is_ok_and(|line| line == "ready"));
         assert!(ready, "{policy}: {:?}", child.wait_with_output());
         let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", child.id())).unwrap();
         let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
@@ -385,6 +386,7 @@ fn a_process_has_what_is_declared_and_no_more() {
         assert_eq!(caps("CapBnd"), grants(&policy).0 & had, "{policy}");
         assert_eq!((caps("CapInh"), caps("CapAmb")), (0, 0), "{policy}");
         assert_eq!(field(&status, "Seccomp"), ["2"], "{policy}");
+        assert_eq!(mounts.lines().count() == 1, compiled.empty_root, "{policy}: {mounts}");
         assert_eq!(field(&status, "NoNewPrivs"), [u8::from(meaning.no_new_privs).to_string()], "{policy}");
         let (uid, gid) = (meaning.user.0.to_string(), meaning.user.1.to_string());
         assert_eq!(field(&status, "Uid"), [uid.as_str(); 4], "{policy}");

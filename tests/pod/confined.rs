@@ -210,6 +210,31 @@ fn each_port_to_the_host_is_in_one_process() {
 }
 
 #[test]
+fn who_opens_nothing_has_no_file_to_open() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    let mut empty = 0;
+    for name in NAMES {
+        let pid = process(&guest, name, None);
+        let entries = |path: &str| fs::read_dir(format!("/proc/{pid}/{path}")).unwrap().count();
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+        let found = (entries("root"), entries("cwd"), mounts.lines().count());
+        if file(name)["empty_root"] == true {
+            assert_eq!(found, (0, 0, 1), "{name}:\n{mounts}");
+            let options: Vec<_> = mounts.split(' ').nth(5).unwrap().split(',').collect();
+            for option in ["ro", "nosuid", "nodev", "noexec"] {
+                assert!(options.contains(&option), "{name}: {mounts}");
+            }
+            empty += 1;
+        } else {
+            assert!(found.0 > 0 && found.2 > 1, "{name}: {found:?}");
+        }
+    }
+    assert_eq!(empty, 3, "netd, streamd and the pod init");
+    guest.finish(main);
+}
+
+#[test]
 fn nobody_outside_sees_into_a_helper() {
     let guest = Guest::with_pod(Kind::Local);
     for name in NAMES {

@@ -22,6 +22,7 @@ mod files;
 mod machine;
 #[allow(dead_code)]
 mod meaning;
+mod never;
 mod programs;
 
 use files::{policies, sources, table};

@@ -87,6 +87,11 @@ impl Rule {
         self.when.is_empty() && self.unless.is_empty()
     }
 
+    /// Whether the call fails where it holds.
+    pub fn fails(&self) -> bool {
+        self.errno.is_some()
+    }
+
     /// Whether it holds for these.
     pub fn holds(&self, arguments: &[u64; 6]) -> bool {
         let all = |conditions: &Vec<Condition>| {
@@ -112,16 +117,30 @@ pub struct Meaning {
 }
 
 impl Meaning {
+    /// The rules of one file, a policy's or a list's, without those that it includes.
+    pub fn own(name: &str, sources: &[Source]) -> Vec<(String, Rule)> {
+        let file = read(name, sources);
+        let rules = file["rules"].as_array().or(file["seccomp"]["rules"].as_array()).unwrap();
+        rules.iter().map(|rule| (rule["syscall"].as_str().unwrap().to_owned(), parse(rule))).collect()
+    }
+
+    /// The lists that a policy includes.
+    pub fn includes(name: &str, sources: &[Source]) -> Vec<String> {
+        let file = read(name, sources);
+        let lists = file["seccomp"]["include"].as_array().into_iter().flatten();
+        lists.map(|list| list.as_str().unwrap().to_owned()).collect()
+    }
+
     /// What the files say of one policy.
     pub fn of(name: &str, sources: &[Source]) -> Meaning {
-        let read = |name: &str| -> Value {
-            serde_json::from_str(&sources.iter().find(|source| source.name == name).unwrap().text).unwrap()
-        };
-        let file = read(name);
+        let file = read(name, sources);
         let mut rules: Vec<Value> = Vec::new();
         for list in file["seccomp"]["include"].as_array().into_iter().flatten() {
             rules.extend(
-                read(&format!("lists/{}", list.as_str().unwrap()))["rules"].as_array().unwrap().clone(),
+                read(&format!("lists/{}", list.as_str().unwrap()), sources)["rules"]
+                    .as_array()
+                    .unwrap()
+                    .clone(),
             );
         }
         rules.extend(file["seccomp"]["rules"].as_array().unwrap().clone());
@@ -158,6 +177,10 @@ impl Meaning {
             (Some(_), false) => Verdict::Errno(1),
         }
     }
+}
+
+fn read(name: &str, sources: &[Source]) -> Value {
+    serde_json::from_str(&sources.iter().find(|source| source.name == name).unwrap().text).unwrap()
 }
 
 fn parse(rule: &Value) -> Rule {

@@ -8,6 +8,7 @@
 mod failing;
 #[path = "../guest/mod.rs"]
 mod guest;
+mod limits;
 #[allow(dead_code)] // the rest is for those who lie
 #[path = "../hostile/witness.rs"]
 mod witness;
@@ -47,6 +48,16 @@ fn replied(what: &str, reply: Result<Vec<u8>, CallError>) -> Result<Vec<u8>, Str
     }
 }
 
+/// A file of a container's.
+fn data_file() -> File {
+    File { container: container_id("main"), file: "/tmp/file".to_owned() }
+}
+
+/// So much is written to it.
+fn write(size: usize) -> Command {
+    Command::WriteFile(WriteFile { file: data_file(), data: vec![b'x'; size] })
+}
+
 /// A container that writes, a file, and its end: everything that the helpers are for. The refusals.
 fn everything(guest: &Guest, mark: &str) -> Vec<String> {
     let mut refusals = Vec::new();
@@ -61,13 +72,11 @@ fn everything(guest: &Guest, mark: &str) -> Vec<String> {
         }
         Err(error) => panic!("{mark}: {error}"),
     };
-    let file = || File { container: container_id("main"), file: "/tmp/file".to_owned() };
-    let data = vec![b'x'; SIZE];
-    let write = Command::WriteFile(WriteFile { file: file(), data: data.clone() });
-    let written = replied(mark, guest.client().send(write).wait(PATIENCE));
-    let read = replied(mark, guest.client().send(Command::ReadFile(file())).wait(PATIENCE));
+    let written = replied(mark, guest.client().send(write(SIZE)).wait(PATIENCE));
+    let read = replied(mark, guest.client().send(Command::ReadFile(data_file())).wait(PATIENCE));
     if let (Ok(_), Ok(read)) = (&written, &read) {
-        assert!(*read == data, "{mark}: {} bytes are not what was written", read.len());
+        let same = read.len() == SIZE && read.iter().all(|&byte| byte == b'x');
+        assert!(same, "{mark}: {} bytes are not what was written", read.len());
     }
     refusals.extend([written.err(), read.err()].into_iter().flatten());
     if let Some(running) = running {

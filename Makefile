@@ -48,6 +48,11 @@ kills: tools ## a thousand helpers killed at random moments under load, and noth
 	@scripts/need busybox-static nftables
 	$(runner) KILLS=$(or $(KILLS),1000) cargo test --locked --test kills -- --nocapture
 
+.PHONY: soak
+soak: initrd rootfs ## half an hour of mixed load in a VM, and nobody in it has grown (SOAK=SECONDS)
+	@scripts/need qemu-system-x86
+	$(runner) SOAK=$(or $(SOAK),1800) cargo test --locked --test soak -- --nocapture
+
 .PHONY: check
 check: tools ## the format and the lints, without a test
 	cargo fmt --check

@@ -5,9 +5,8 @@
 mod guest;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use cpio::NewcBuilder;
 use guest::processes::process;
 use guest::{Guest, Kind, Outcome, PATIENCE, Running, kill, parse, parse_exec, refusal, scratch};
 use hyperinit::command::Command;
@@ -29,31 +28,13 @@ fn in_namespaces() {
 #[test]
 fn in_a_vm() {
     let directory = scratch();
-    let image = image_with_busybox(&directory);
+    let image = guest::image::with_busybox(&directory);
     let guest = Guest::boot_up(Kind::Vm, "hyper_debug", &["--initrd", image.to_str().unwrap()]);
     the_door(&guest, "/bin/busybox");
     old_style(&guest);
     the_door_in_a_pod(&guest, "/bin/busybox");
     the_end(guest, "/bin/busybox");
     fs::remove_dir_all(directory).unwrap();
-}
-
-/// The guest's image with what `hyperctl initrd --tool /bin/busybox` adds: the kernel unpacks archives that follow each
-/// other.
-fn image_with_busybox(directory: &Path) -> PathBuf {
-    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/initrd.img");
-    let mut bytes = fs::read(image).expect("no .cache/initrd.img: make initrd");
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    let busybox = fs::read("/bin/busybox").expect("busybox is missing: apt-get install busybox-static");
-    for (path, mode, content) in [("bin", 0o040_755, &[][..]), ("bin/busybox", 0o100_755, &busybox)] {
-        let mut file = NewcBuilder::new(path).mode(mode).write(&mut bytes, content.len() as u32);
-        std::io::Write::write_all(&mut file, content).unwrap();
-        file.finish().unwrap();
-    }
-    cpio::newc::trailer(&mut bytes).unwrap();
-    let with = directory.join("initrd.img");
-    fs::write(&with, bytes).unwrap();
-    with
 }
 
 // ---- the debugging door ----

@@ -92,7 +92,9 @@ impl Vault {
             let front = match peek_fds(&self.take, &mut packet) {
                 Ok((count, fds)) => packet.get(..count).map(|packet| (packet, fds)),
                 // Too long, and not only without a number left for its descriptors.
-                Err(Errno::EMSGSIZE) if peek(&self.take, &mut packet) == Ok(packet.len()) => None,
+                Err(Errno::EMSGSIZE | Errno::EMFILE) if peek(&self.take, &mut packet) == Ok(packet.len()) => {
+                    None
+                }
                 Err(errno) => return Err(Fault::errno("sweeping", "the vault", errno)),
             };
             let done = front.as_ref().is_some_and(|(packet, _)| *packet == mark.to_be_bytes());
@@ -138,7 +140,10 @@ fn as_keeper<T>(work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
 }
 
 fn only_cut(errno: Errno) -> Result<(), Errno> {
-    if errno == Errno::EMSGSIZE { Ok(()) } else { Err(errno) }
+    match errno {
+        Errno::EMSGSIZE | Errno::EMFILE => Ok(()),
+        _ => Err(errno),
+    }
 }
 
 fn encode(number: u64, packet: &Packet) -> [u8; ENTRY_LEN] {

@@ -330,11 +330,12 @@ impl Covers<'_> {
 fn null(home: &Home) -> Result<OwnedFd, Fault> {
     let null = open("/dev/null", OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
         .fault("opening", "/dev/null")?;
-    let looks = |fd: &OwnedFd| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
-    match (looks(&null), looks(&home.null)) {
-        (Ok(this), Ok(checked)) if this == checked => Ok(null),
-        _ => Err(Fault::new("opening", "/dev/null", "it is another file than at the start")),
+    let looks =
+        |fd: &OwnedFd| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).fault("looking at", "/dev/null");
+    if looks(&null)? != looks(&home.null)? {
+        return Err(Fault::new("opening", "/dev/null", "it is another file than at the start"));
     }
+    Ok(null)
 }
 
 fn make_read_only(proc: &OwnedFd, sys: &OwnedFd, path: &str) -> Result<(), Fault> {

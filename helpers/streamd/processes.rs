@@ -31,6 +31,15 @@ const PACKETS_MAX: usize = 4 * 4096;
 /// Of how many packets that are none it is told.
 const TOLD_MAX: usize = 100;
 
+/// What the kernel says when descriptors cannot be taken or watched for want of room, not because they are none.
+const WANT: [Errno; 4] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOSPC];
+
+/// Ends this process. Whose descriptors it could not take would have no output, and nobody would know: a successor gets them all again.
+fn give_up(fault: &Fault) -> ! {
+    log::error!("{fault}: a successor is needed");
+    std::process::exit(1)
+}
+
 /// A source of output by process and place.
 type SourceId = (StreamId, usize);
 
@@ -127,8 +136,10 @@ impl Processes {
                 Err(errno) => Err(Fault::errno("hearing from", "execd", errno)),
             };
             empty = 0;
-            if let Err(fault) = added {
-                self.refuse(&fault);
+            match added {
+                Ok(()) => {}
+                Err(fault) if WANT.iter().any(|&errno| fault.is(errno)) => give_up(&fault),
+                Err(fault) => self.refuse(&fault),
             }
         }
         self.more = true;

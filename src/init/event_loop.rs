@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::Boot;
 use super::control::{Control, Input};
-use super::helpers::{Change, Helper, Sender};
+use super::helpers::{Change, Helper, Sender, Sent};
 use super::inbox::{self, Buffer, Heard};
 use super::ports::Port;
 use super::settings::Settings;
@@ -44,6 +44,8 @@ const REAPED_MAX: usize = 256;
 const WORDS_MAX: usize = 32;
 /// A warden that has lied so often is not heard any more.
 const WARDENS_LIES_MAX: u32 = 8;
+/// Why a request cannot be made.
+const NO_MEMORY: &str = "no memory to share";
 /// While the last frame has not left the port, how often a device is asked whether it has.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
@@ -491,21 +493,25 @@ impl EventLoop {
         }
     }
 
-    /// Sends a request. One that cannot be made is answered here; one that cannot be sent is answered by the end of
-    /// its helper, which is dying.
+    /// Sends a request. One that cannot be made is answered here; one to a helper that is dying is answered by its end.
     fn ask(&mut self, id: u64, ask: Ask) {
         let role = ask.role();
-        // ipc-channel asserts that shared memory can be had.
+        // ipc-channel asserts that shared memory can be had: when it is made, and when it is put into a message.
         let request = catch_unwind(AssertUnwindSafe(|| ask.into_request()))
-            .unwrap_or_else(|_| Err(Fault::new("asking", role, "no memory to share")));
-        match request {
-            Err(fault) => self.supervise(Event::Reply { role, id, result: Err(fault) }),
-            Ok(request) => {
-                let sent =
-                    self.helpers.get(&role).and_then(Helper::sender).map(|sender| sender.send(id, request));
-                if let Some(Err(fault)) = sent {
-                    log::info!("{role}: {fault}");
-                }
+            .unwrap_or_else(|_| Err(Fault::new("asking", role, NO_MEMORY)));
+        let request = match request {
+            Err(fault) => return self.supervise(Event::Reply { role, id, result: Err(fault) }),
+            Ok(request) => request,
+        };
+        let Some(sender) = self.helpers.get(&role).and_then(Helper::sender) else { return };
+        let sent = catch_unwind(AssertUnwindSafe(|| sender.send(id, request)))
+            .unwrap_or_else(|_| Sent::Unsent(NO_MEMORY.to_owned()));
+        match sent {
+            Sent::Whole => {}
+            Sent::Dying(why) => log::info!("asking {role}: {why}"),
+            Sent::Unsent(why) => {
+                let fault = Fault::new("asking", role, why);
+                self.supervise(Event::Unsent { role, id, fault });
             }
         }
     }

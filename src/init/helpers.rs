@@ -1,11 +1,13 @@
 //! The lives of the helpers: starting, coming up, up, down, and after too many deaths in a row closed.
 
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use ipc_channel::IpcError;
 use ipc_channel::ipc::{IpcSender, OpaqueIpcSender};
+use nix::errno::Errno;
 
-use crate::fault::Fault;
 use crate::ids::Pid;
 use crate::supervisor::HelperRequest;
 use crate::wire::{self, Role};
@@ -41,7 +43,7 @@ impl Sender {
     }
 
     /// Sends one request. Requests are small and few at a time (channel.rs), so this does not wait.
-    pub fn send(&self, id: u64, request: HelperRequest) -> Result<(), Fault> {
+    pub fn send(&self, id: u64, request: HelperRequest) -> Sent {
         let sent = match (self, request) {
             (Sender::Netd(sender), HelperRequest::Netd(body)) => sender.send(wire::Request { id, body }),
             (Sender::Mountd(sender), HelperRequest::Mountd(body)) => sender.send(wire::Request { id, body }),
@@ -55,9 +57,40 @@ impl Sender {
                 | HelperRequest::Mountd(_)
                 | HelperRequest::Execd(_)
                 | HelperRequest::Streamd(_),
-            ) => return Err(Fault::new("asking", "a helper", "the request is another helper's")),
+            ) => return Sent::Unsent("the request is another helper's".to_owned()),
         };
-        sent.map_err(|error| Fault::new("asking", "a helper", error.to_string()))
+        match sent {
+            Ok(()) => Sent::Whole,
+            Err(IpcError::Disconnected) => Sent::Dying("it has gone".to_owned()),
+            Err(IpcError::Io(error)) => Sent::of(&error),
+            Err(error @ IpcError::SerializationError(_)) => Sent::Unsent(error.to_string()),
+        }
+    }
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub enum Sent {
+    /// The helper has it.
+    Whole,
+    /// Nobody will ever read it: the helper's end is closed.
+    Dying(String),
+    /// The helper lives and has not got it; why.
+    Unsent(String),
+}
+
+impl Sent {
+    fn of(error: &std::io::Error) -> Sent {
+        match error.kind() {
+            ErrorKind::BrokenPipe
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionRefused
+            | ErrorKind::NotConnected => Sent::Dying(error.to_string()),
+            _ => Sent::Unsent(match error.raw_os_error() {
+                Some(errno) => Errno::from_raw(errno).desc().to_owned(),
+                None => error.to_string(),
+            }),
+        }
     }
 }
 

@@ -86,7 +86,13 @@ pub fn warden(socket: &OwnedFd) -> Heard<(warden::Reply, Vec<OwnedFd>)> {
 
 fn no_packet<T>(errno: Errno) -> Heard<T> {
     match errno {
-        Errno::EAGAIN | Errno::EINTR => Heard::Nothing,
+        // The kernel's own want of memory is nobody's end: what waits is received later.
+        Errno::EAGAIN | Errno::EINTR | Errno::ENOMEM | Errno::ENOBUFS => Heard::Nothing,
+        // Lost, but no lie: its descriptors could not be taken, and whoever waits for them has his time limit.
+        Errno::EMFILE => {
+            log::error!("no descriptor is left for what was sent");
+            Heard::Nothing
+        }
         Errno::EBADMSG => Heard::Lie("descriptors that nobody asked for".to_owned()),
         Errno::EMSGSIZE => Heard::Lie("a packet that is longer than any of its edge".to_owned()),
         // ECONNRESET: it died and had not read everything.

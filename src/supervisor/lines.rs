@@ -250,6 +250,12 @@ impl Lines {
         Ok(Some(Outcome { purpose: pending.purpose, result, answered: true }))
     }
 
+    /// Whether that request, which is under way, is one that a successor is asked again.
+    pub(super) fn is_repeated(&self, role: Role, id: u64) -> bool {
+        let sent = self.lines.get(&role).into_iter().flat_map(|line| &line.sent);
+        sent.filter(|pending| pending.id == id).any(|pending| pending.ask.tries() > 1)
+    }
+
     /// The helper is being killed; true if it was not yet.
     pub(super) fn kill(&mut self, role: Role, lied: bool) -> bool {
         let line = self.line(role);

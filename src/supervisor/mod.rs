@@ -81,6 +81,15 @@ pub enum Event {
         /// What came of it.
         result: Result<HelperReply, Fault>,
     },
+    /// A request could not be sent to a helper that lives: the kernel had no memory for it.
+    Unsent {
+        /// To whom.
+        role: Role,
+        /// The request's number.
+        id: u64,
+        /// Why.
+        fault: Fault,
+    },
     /// A child was reaped.
     Exited {
         /// Its number, free again.
@@ -222,6 +231,7 @@ impl Supervisor {
                 Ok(None) => {}
                 Err(why) => self.kill_liar(role, why),
             },
+            Event::Unsent { role, id, fault } => self.unsent_request(role, id, fault),
             Event::Exited { pid, status } => self.exited(pid, status),
             Event::ControlDrained => self.drained(),
             Event::Tick => self.tick(),
@@ -311,6 +321,18 @@ impl Supervisor {
     fn kill_liar(&mut self, role: Role, why: String) {
         if self.lines.kill(role, true) {
             self.actions.push(Action::KillHelper { role, why, lied: true });
+        }
+    }
+
+    /// What is asked once fails. What must not be given up is asked again of a successor, which gets all that was asked; nothing
+    /// else would make a helper hear of it.
+    fn unsent_request(&mut self, role: Role, id: u64, fault: Fault) {
+        if !self.lines.is_repeated(role, id) {
+            if let Ok(Some(outcome)) = self.lines.answered(self.now, role, id, Err(fault)) {
+                self.go_on(outcome);
+            }
+        } else if self.lines.kill(role, false) {
+            self.actions.push(Action::KillHelper { role, why: fault.to_string(), lied: false });
         }
     }
 

@@ -44,7 +44,7 @@ pub fn send_fds(socket: impl AsFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> Res
 }
 
 /// Receives one packet and its descriptors; never waits (EAGAIN). 0 bytes: the other end is gone. A packet or a set
-/// of descriptors that was cut is EMSGSIZE; whatever came is closed.
+/// of descriptors that was cut is EMSGSIZE, or EMFILE if this process can have no more of them; whatever came is closed.
 pub fn receive_fds(socket: impl AsFd, packet: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
     receive(socket, packet, MsgFlags::empty())
 }
@@ -96,6 +96,12 @@ fn receive(socket: impl AsFd, packet: &mut [u8], flags: MsgFlags) -> Result<(usi
     // SAFETY: the kernel has filled in `message`, whose control buffer is still there.
     let fds = unsafe { take_rights(&message) };
     let cut = MsgFlags::from_bits_retain(message.msg_flags);
+    // Fewer came than there was room for: this process may have no more.
+    // SAFETY: a number's length makes a number; nothing is read.
+    let room = size_of_val(&control) - unsafe { libc::CMSG_LEN(0) } as usize;
+    if cut.contains(MsgFlags::MSG_CTRUNC) && size_of_val(fds.as_slice()) + size_of::<OwnedFd>() <= room {
+        return Err(Errno::EMFILE);
+    }
     if cut.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
         return Err(Errno::EMSGSIZE);
     }

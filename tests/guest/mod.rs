@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test file uses its part
 
 pub mod followed;
+pub mod image;
 pub mod processes;
 pub mod qmp;
 mod raw;

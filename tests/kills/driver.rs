@@ -42,7 +42,7 @@ pub struct Counts {
     cut: AtomicU64,
     /// When, in deaths of streamd, a stdin was whole: from there on it is known where the host is in its frames.
     whole_at: AtomicU64,
-    seconds: AtomicU64,
+    pub seconds: AtomicU64,
 }
 
 impl Counts {
@@ -83,6 +83,15 @@ impl fmt::Display for Counts {
     }
 }
 
+/// A pod with what the workers need.
+pub fn start_pod(guest: &Guest) {
+    std::fs::write(guest.share.join("image/rootfs/pattern"), &**PATTERN).unwrap();
+    // White lists: containers have ports, and netd has work.
+    let lists = json!({"internalNetworks": ["10.1.0.0/16"], "externalNetworks": ["10.2.0.0/16"]});
+    let pod = json!({"hostname": "pod-1", "shareDir": "share_dir", "portmappingWhiteLists": lists});
+    guest.call(Command::StartPod(Box::new(parse(pod))));
+}
+
 /// A guest and what is done to it.
 pub struct Driver {
     guest: Guest,
@@ -101,11 +110,7 @@ impl Drop for Gone<'_> {
 impl Driver {
     pub fn new(random: Random) -> Driver {
         let guest = Guest::boot(Kind::Local);
-        std::fs::write(guest.share.join("image/rootfs/pattern"), &**PATTERN).unwrap();
-        // White lists: containers have ports, and netd has work.
-        let lists = json!({"internalNetworks": ["10.1.0.0/16"], "externalNetworks": ["10.2.0.0/16"]});
-        let pod = json!({"hostname": "pod-1", "shareDir": "share_dir", "portmappingWhiteLists": lists});
-        guest.call(Command::StartPod(Box::new(parse(pod))));
+        start_pod(&guest);
         Driver { guest, random }
     }
 

@@ -201,3 +201,26 @@ fn as_many_ports_as_there_may_be() {
         assert!(map(netd, lists, json!(ports)).unwrap_err().to_string().ends_with("more than 4096"));
     });
 }
+
+/// netd remembers nothing, however often it is asked.
+#[test]
+fn a_thousand_mappings_leave_netd_as_it_was() {
+    guest(|_| {
+        let mut netd = Helper::start(Role::Netd, &[], None);
+        let memory = |netd: &Helper| -> u64 {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", netd.pid().0)).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse().unwrap()
+        };
+        let mut some = |times: u32| {
+            for turn in 0..times {
+                let ports = json!([{"hostPort": 8000 + turn % 100, "containerPort": 80, "protocol": "tcp"}]);
+                map(&mut netd, lists(), ports).unwrap();
+                map(&mut netd, lists(), json!([])).unwrap();
+            }
+            memory(&netd)
+        };
+        let (warm, after) = (some(100), some(1000));
+        assert!(after <= warm + 64, "{warm} kB before, {after} kB after");
+    });
+}

@@ -176,6 +176,32 @@ fn a_helper_that_hangs_is_killed_and_what_waited_behind_it_has_its_own_time() {
 }
 
 #[test]
+fn a_request_that_could_not_be_sent_fails_at_once_or_is_asked_of_a_successor() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    let unsent = |role, id| Event::Unsent { role, id, fault: Fault::new("asking", role, "no memory") };
+    let (id, _) = world.take(Role::Execd);
+    world.feed(unsent(Role::Execd, id));
+    assert!(world.said().join("").ends_with("asking execd: no memory"));
+    assert!(world.did().is_empty());
+    // Its number and its streams are free.
+    world.exec("c", "p", 3);
+    world.started(Pid(101));
+    world.said();
+    // Nobody would ever hear of the end of a stream.
+    world.exits(Pid(101), 1);
+    let (id, _) = world.take(Role::Streamd);
+    world.feed(unsent(Role::Streamd, id));
+    assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Streamd, lied: false, .. }]));
+    world.dies(Role::Streamd);
+    world.comes_up(Role::Streamd, 70);
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
+    world.done(Role::Streamd);
+    assert_eq!(world.said(), [event("c", "p", 1)]);
+}
+
+#[test]
 fn a_reply_that_comes_after_all_counts() {
     let mut world = World::with_container();
     world.exec("c", "p", 3);

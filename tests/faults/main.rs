@@ -1,0 +1,162 @@
+//! Calls of the kernel that fail: no memory, no descriptor, no space, an error of input or output. Each call in turn that a process of
+//! the guest makes for a request fails once (ptrace: the process is the real one, in its place and confined), and what then may happen is an ERROR
+//! that says so, or a clean death of a helper; never a hang, a lie, or the death of PID 1.
+
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+#![cfg(target_arch = "x86_64")]
+
+mod failing;
+#[path = "../guest/mod.rs"]
+mod guest;
+mod limits;
+#[allow(dead_code)] // the rest is for those who lie
+#[path = "../hostile/witness.rs"]
+mod witness;
+
+use std::io::Write;
+
+use failing::{Failed, Failing};
+use guest::processes::process;
+use guest::{Guest, Kind, PATIENCE, container_id, parse};
+use hyperinit::client::CallError;
+use hyperinit::command::{Command, File, WriteFile};
+use serde_json::json;
+use witness::Witness;
+
+/// How much is written to a file and read again: it travels in shared memory, and comes back in parts.
+const SIZE: usize = 150_000;
+
+/// Has the role answer something, so that its deaths are not in a row.
+fn answers(guest: &Guest, name: &str) {
+    match name {
+        "netd" => {
+            let routes = json!({"routes": [{"dest": "198.51.100.0/24", "device": "no-such-link"}]});
+            let route = Command::SetupRoute(parse(routes));
+            assert!(guest.refused(route).contains("netd"));
+        }
+        "mountd" => assert_eq!(guest.container_says("other", "echo other", json!({})), "other\n"),
+        _ => assert_eq!(guest.says("main", "echo new"), "new\n"),
+    }
+}
+
+/// A reply, whatever it is: none is the failure that this is about.
+fn replied(what: &str, reply: Result<Vec<u8>, CallError>) -> Result<Vec<u8>, String> {
+    match reply {
+        Ok(payload) => Ok(payload),
+        Err(CallError::Refused(text)) => Err(text),
+        Err(error) => panic!("{what}: {error}"),
+    }
+}
+
+/// A file of a container's.
+fn data_file() -> File {
+    File { container: container_id("main"), file: "/tmp/file".to_owned() }
+}
+
+/// So much is written to it.
+fn write(size: usize) -> Command {
+    Command::WriteFile(WriteFile { file: data_file(), data: vec![b'x'; size] })
+}
+
+/// A container that writes, a file, and its end: everything that the helpers are for. The refusals.
+fn everything(guest: &Guest, mark: &str) -> Vec<String> {
+    let mut refusals = Vec::new();
+    let ports = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
+    let args = ["sh", "-c", "echo said; read word; exit 3"];
+    let more = json!({"ports": ports});
+    let running = match guest.try_container("short", &args, more) {
+        Ok(running) => Some(running),
+        Err(CallError::Refused(text)) => {
+            refusals.push(text);
+            None
+        }
+        Err(error) => panic!("{mark}: {error}"),
+    };
+    let written = replied(mark, guest.client().send(write(SIZE)).wait(PATIENCE));
+    let read = replied(mark, guest.client().send(Command::ReadFile(data_file())).wait(PATIENCE));
+    if let (Ok(_), Ok(read)) = (&written, &read) {
+        let same = read.len() == SIZE && read.iter().all(|&byte| byte == b'x');
+        assert!(same, "{mark}: {} bytes are not what was written", read.len());
+    }
+    refusals.extend([written.err(), read.err()].into_iter().flatten());
+    if let Some(running) = running {
+        let outcome = running.outcome();
+        assert_eq!((outcome.stdout.as_str(), outcome.status), ("said\n", 3), "{mark}");
+        guest.remove("short");
+    }
+    refusals
+}
+
+/// Every call of a process fails in its turn.
+fn each_call_fails(name: &str, stride: usize) {
+    let guest = Guest::boot(Kind::Local);
+    let lists = json!({"internalNetworks": ["10.1.0.0/16"], "externalNetworks": ["10.2.0.0/16"]});
+    let pod = json!({"hostname": "pod-1", "shareDir": "share_dir", "portmappingWhiteLists": lists});
+    guest.call(Command::StartPod(Box::new(parse(pod))));
+    let _main = guest.sleeper("main");
+    assert!(everything(&guest, "before").is_empty());
+    let mut witness = Witness::new(&guest);
+    let (mut errors, mut deaths, mut unseen) = (0, 0, 0);
+    for nth in (0..).step_by(stride) {
+        let from = guest.log().len();
+        let streamd = process(&guest, "streamd", None);
+        let failing = Failing::seize(process(&guest, name, None));
+        let pid = failing.pid();
+        let (failed, refusals) = std::thread::scope(|scope| {
+            let host = scope.spawn(|| everything(&guest, &format!("{name}, call {nth}")));
+            let failed = failing.fail(nth, || host.is_finished());
+            let refusals = host.join();
+            (failed, refusals.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let Some(Failed { call, errno, died }) = failed else { break };
+        let what = format!("{name}, call {nth} ({call}: {errno})");
+        let _ = writeln!(std::io::stderr(), "{what}: {refusals:?}{}", if died { ", died" } else { "" });
+        let known = |text: &String| {
+            let why = [errno.desc(), "it died before it answered", "no memory to share", "no such "];
+            why.iter().any(|why| text.contains(why))
+        };
+        assert!(refusals.iter().all(known), "{what}: {refusals:?}\n{}", &guest.log()[from..]);
+        if name == "init" {
+            assert!(!died, "{what}: PID 1 died");
+        } else if died {
+            process(&guest, name, Some(pid));
+        }
+        for helper in ["netd", "mountd", "execd"] {
+            answers(&guest, helper);
+        }
+        assert!(everything(&guest, &what).is_empty(), "{what}: something is left");
+        if process(&guest, "streamd", None) != streamd {
+            // It took the stdin of the witness's process along.
+            witness = Witness::new(&guest);
+        }
+        witness.checks(&what, true);
+        deaths += u32::from(died);
+        errors += u32::from(!refusals.is_empty());
+        unseen += u32::from(refusals.is_empty() && !died);
+    }
+    let _ = writeln!(
+        std::io::stderr(),
+        "{name}: {errors} with an ERROR, {deaths} deaths, {unseen} that nobody saw"
+    );
+    assert!(errors + deaths > 1, "{name}: it made no calls");
+}
+
+#[test]
+fn each_call_of_netd_fails() {
+    each_call_fails("netd", 1);
+}
+
+#[test]
+fn each_call_of_mountd_fails() {
+    each_call_fails("mountd", 3);
+}
+
+#[test]
+fn each_call_of_execd_fails() {
+    each_call_fails("execd", 2);
+}
+
+#[test]
+fn each_call_of_init_fails() {
+    each_call_fails("init", 1);
+}

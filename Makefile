@@ -53,6 +53,11 @@ soak: initrd rootfs ## half an hour of mixed load in a VM, and nobody in it has 
 	@scripts/need qemu-system-x86
 	$(runner) SOAK=$(or $(SOAK),1800) cargo test --locked --test soak -- --nocapture
 
+.PHONY: minimal
+minimal: tools ## what the policies allow is used: the tests in namespaces once more, recorded by the kernel's tracer
+	@scripts/need busybox-static e2fsprogs iproute2 nftables xfsprogs
+	$(runner) cargo test --locked --test minimal
+
 .PHONY: check
 check: tools ## the format and the lints, without a test
 	cargo fmt --check

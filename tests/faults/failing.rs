@@ -78,7 +78,11 @@ impl Failing {
         // Whether the call that it is in is the one.
         let mut this = None;
         loop {
-            ptrace::syscall(self.0, signal.take()).ok()?;
+            // ESRCH: it was killed while it stood, and whoever traces it has to hear of that before its parent can.
+            match ptrace::syscall(self.0, signal.take()) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => panic!("{errno}"),
+            }
             let status = loop {
                 match waitpid(self.0, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)).unwrap() {
                     WaitStatus::StillAlive if over() => {

@@ -1,6 +1,7 @@
 //! A root filesystem on a block device; the disks of the other tests.
 
 use super::*;
+use std::cell::Cell;
 use std::process::Command;
 
 /// A loop device with a filesystem. It detaches itself when nobody uses it any more.
@@ -8,6 +9,7 @@ pub struct Disk {
     /// Its name under /dev.
     pub name: String,
     file: String,
+    attached: Cell<bool>,
 }
 
 fn run(command: &str, arguments: &[&str], package: &str) -> String {
@@ -63,7 +65,7 @@ impl Disk {
             support::guest::node(&format!("loop{number}"), nix::sys::stat::SFlag::S_IFBLK, 7, number);
         }
         let device = run("losetup", &[&["--find", "--show"], options, &[file.as_str()]].concat(), "mount");
-        Disk { name: device.strip_prefix("/dev/").unwrap().to_owned(), file }
+        Disk { name: device.strip_prefix("/dev/").unwrap().to_owned(), file, attached: Cell::new(true) }
     }
 
     /// Looks at it from outside of all containers.
@@ -76,15 +78,18 @@ impl Disk {
         result
     }
 
-    /// Lets go of it: the kernel detaches it with its last mount.
+    /// Lets go of it: the kernel detaches it with its last mount. Once, for its number may be another test's then.
     pub fn detach(&self) {
+        assert!(self.attached.replace(false));
         run("losetup", &["-d", &format!("/dev/{}", self.name)], "mount");
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["-d", &format!("/dev/{}", self.name)]).output();
+        if self.attached.get() {
+            let _ = Command::new("losetup").args(["-d", &format!("/dev/{}", self.name)]).output();
+        }
     }
 }
 

@@ -196,7 +196,7 @@ impl World {
                 let fault = Fault::new("waiting for", "it", "it is not there");
                 Ok(HelperReply::Mountd(mountd::Reply::NotYet { fault }))
             }
-            (Ask::HandBack, _) => Ok(HelperReply::Streamd(streamd::Reply::HandedBack)),
+            (Ask::Ping, _) => Ok(HelperReply::Streamd(streamd::Reply::Alive)),
             _ => Ok(done(role)),
         };
         self.feed(Event::Reply { role, id, result });

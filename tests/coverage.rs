@@ -134,6 +134,36 @@ fn the_threat_model_names_tests_that_exist() {
     assert!(count > 50, "{count}");
 }
 
+/// docs/limits.md names constants, each by its module.
+#[test]
+fn every_limit_is_a_constant_of_that_name() {
+    let sources =
+        ["src", "helpers"].map(|directory| sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(directory)));
+    let sources = sources.concat();
+    let words = quoted(&read("docs/limits.md")).into_iter();
+    let named: Vec<_> = words.filter_map(|word| Some(word.rsplit_once("::")?.1.to_owned())).collect();
+    let named: Vec<_> =
+        named.iter().filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_')).collect();
+    assert!(named.len() > 15, "{named:?}");
+    for name in named {
+        assert!(sources.contains(&format!("const {name}:")), "no constant is called {name}");
+    }
+}
+
+/// The text of all source files below a directory.
+fn sources(directory: &Path) -> String {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .map(|path| match path.is_dir() {
+            true => sources(&path),
+            false if path.extension().is_some_and(|extension| extension == "rs") => {
+                fs::read_to_string(path).unwrap()
+            }
+            false => String::new(),
+        })
+        .collect()
+}
+
 #[test]
 fn every_command_has_a_row() {
     let what: BTreeSet<String> = rows().into_iter().flat_map(|row| row.what).collect();

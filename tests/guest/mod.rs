@@ -187,11 +187,7 @@ impl Guest {
 
     /// Waits until the guest's log says that.
     pub fn await_log(&self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.log().contains(text) {
-            assert!(Instant::now() < deadline, "the log does not say {text:?}\n{}", self.log());
-            std::thread::yield_now();
-        }
+        self.wait_for_log(0, text);
     }
 
     /// A command that must succeed.

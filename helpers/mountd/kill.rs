@@ -1,7 +1,7 @@
 //! The end of everything in a container.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Seek};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -35,11 +35,12 @@ pub fn container(_home: &Home, id: &ContainerId) -> Result<(), Fault> {
 /// cgroup.events changes when the last process, zombies not counted, is gone; poll(2) tells.
 fn until_empty(cgroup: &Path, id: &ContainerId) -> Result<(), Fault> {
     let path = cgroup.join("cgroup.events");
-    let file = fs::File::open(&path).fault("opening", path.display())?;
+    let mut file = fs::File::open(&path).fault("opening", path.display())?;
     let deadline = Instant::now() + TIMEOUT;
     loop {
-        // Opened anew for its text; the first descriptor is the one that polls.
-        let text = fs::read_to_string(&path).fault("reading", path.display())?;
+        // The kernel wakes whoever polls for what has changed since that very descriptor was read.
+        let mut text = String::new();
+        file.rewind().and_then(|()| file.read_to_string(&mut text)).fault("reading", path.display())?;
         if text.lines().any(|line| line == "populated 0") {
             return Ok(());
         }

@@ -214,6 +214,30 @@ fn kill_and_remove(guest: &Guest, cgroups: bool) {
     assert_eq!(pod.shell("web", "echo again"), "again");
 }
 
+/// Who spins while many die takes the processor that they need for it.
+#[test]
+fn the_end_of_many_is_waited_for_asleep() {
+    guest_with_cgroups(|guest| {
+        image("web");
+        let mut pod = Pod::start(guest);
+        pod.prepare("web", json!({})).unwrap();
+        let many = "i=0; while [ $i -lt 300 ]; do sleep 1000 & i=$((i+1)); done; echo up; wait";
+        let running = pod.exec("web", json!({"args": ["/bin/sh", "-c", many]})).unwrap();
+        support::read_to(&running.out, "up\n");
+        let mountd = pod.mountd.pid();
+        let reads = || {
+            let io = fs::read_to_string(format!("/proc/{mountd}/io")).unwrap();
+            let line = io.lines().find_map(|line| line.strip_prefix("syscr: ")).unwrap();
+            line.parse::<u32>().unwrap()
+        };
+        let before = reads();
+        pod.mountd(&Request::KillContainer { container: id("web") }).unwrap();
+        let reads = reads() - before;
+        assert!(reads < 20, "{reads} reads, for one request and one change of cgroup.events");
+        assert_eq!(guest.wait(running.pid), 128 + 9);
+    });
+}
+
 #[test]
 fn a_pod_that_is_destroyed_leaves_nothing() {
     guest_with_cgroups(|guest| {

@@ -25,9 +25,11 @@ const END: Duration = Duration::from_millis(5500);
 /// How long the last frame may take to leave.
 const LAST_FRAME: Duration = Duration::from_millis(500);
 
-/// How long, and for how many finished processes, execd keeps duplicates if nothing is started.
+/// How long, and for how many finished processes, execd keeps duplicates if nothing is started. To throw some out it looks at all
+/// that it keeps, so there are to be as many as still run; the list of them travels in a message.
 const RELEASE: Duration = Duration::from_secs(1);
-const RELEASE_MAX: usize = 16;
+const RELEASE_MIN: usize = 16;
+const RELEASE_MAX: usize = 512;
 
 /// PROCESSASYNCEVENT's payload.
 #[derive(Serialize)]
@@ -119,8 +121,8 @@ impl Supervisor {
 
     /// The same without a start, when none comes.
     pub(super) fn release(&mut self) {
-        let due = self.release_at.is_some_and(|at| at <= self.now) || self.finished.len() >= RELEASE_MAX;
-        if due {
+        let enough = self.pids.len().clamp(RELEASE_MIN, RELEASE_MAX);
+        if self.release_at.is_some_and(|at| at <= self.now) || self.finished.len() >= enough {
             let finished = self.take_finished();
             self.lines.ask(Ask::Release { finished }, Purpose::Nothing);
         }

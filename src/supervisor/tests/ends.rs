@@ -49,6 +49,27 @@ fn execd_hears_of_ends_though_nothing_is_started() {
     assert_eq!(world.asked(Role::Execd).len(), 1, "sixteen are enough to be told at once");
 }
 
+/// For each time that it hears of some, execd looks at all that it keeps.
+#[test]
+fn execd_hears_of_many_ends_now_and_then() {
+    let mut world = World::with_container();
+    for number in 0..1000 {
+        world.exec("c", &format!("p{number}"), 3 + 2 * number);
+        world.started(Pid(200 + i32::try_from(number).unwrap()));
+    }
+    for number in 0..1000 {
+        world.exits(Pid(200 + number), 0);
+        world.done(Role::Streamd);
+    }
+    let released = world.asked.iter().filter_map(|(_, ask)| match ask {
+        Ask::Release { finished } => Some(finished.len()),
+        _ => None,
+    });
+    let released: Vec<usize> = released.collect();
+    assert!(released.iter().sum::<usize>() > 980 && released.len() < 8, "{released:?}");
+    assert!(released.iter().all(|&count| count <= 512), "they travel in one message: {released:?}");
+}
+
 #[test]
 fn an_end_that_comes_before_its_start_is_not_lost() {
     let mut world = World::with_container();

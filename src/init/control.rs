@@ -17,6 +17,8 @@ use crate::sys::socket;
 
 /// How much is read at once; runV writes at most 512 bytes before it waits for their NEXT.
 const CHUNK: usize = 64 << 10;
+/// As much as is written at once, in bytes: whole frames, but for one that is longer.
+const TOGETHER: usize = 16 << 10;
 /// While more than this waits for a host that does not read, nothing more is read from it: in bytes.
 const OUT_MAX: usize = 1 << 20;
 
@@ -46,6 +48,8 @@ pub struct Control {
     deaf: bool,
     /// Edge-triggered readiness that has not been used up.
     readable: bool,
+    /// The port takes no more until an event says that it does.
+    blocked: bool,
     /// The decoder may have whole frames, which nobody had room for.
     whole: bool,
     /// The same of the listening socket: a stranger was refused, and others may wait behind it.
@@ -59,6 +63,8 @@ pub struct Control {
     /// Bytes in `out`.
     waiting: usize,
     token: u64,
+    /// What is read arrives here: made once, for to clear it each time would cost more than the read.
+    chunk: Vec<u8>,
 }
 
 impl Control {
@@ -70,6 +76,7 @@ impl Control {
             decoder: ControlDecoder::default(),
             deaf: false,
             readable: false,
+            blocked: false,
             whole: false,
             callers: false,
             away: false,
@@ -78,6 +85,7 @@ impl Control {
             sent: 0,
             waiting: 0,
             token,
+            chunk: vec![0; CHUNK],
         }
     }
 
@@ -112,7 +120,9 @@ impl Control {
             self.decoder.reset();
             self.deaf = false;
         }
-        self.readable = true;
+        // Not by EPOLLOUT alone, which tells of each frame that the host of a device has taken.
+        self.readable |= events.intersects(!EpollFlags::EPOLLOUT);
+        self.blocked &= events == EpollFlags::EPOLLIN;
         left.then(|| {
             log::info!("the host has left the control port");
             self.forget_replies();
@@ -165,7 +175,7 @@ impl Control {
         true
     }
 
-    /// Queues a frame and writes what can be written. READY goes before all else, also before what an earlier
+    /// Queues a frame; [`Control::flush`] writes it. READY goes before all else, also before what an earlier
     /// connection left.
     pub fn send(&mut self, message: Message, payload: &[u8]) {
         let bytes = match frame::control(message, payload) {
@@ -182,7 +192,6 @@ impl Control {
         } else {
             self.out.push_back(out);
         }
-        self.flush();
     }
 
     /// Whether everything sent so far has left: written, and for a device also taken by the host.
@@ -219,27 +228,26 @@ impl Control {
     }
 
     fn read(&mut self, room: usize, inputs: &mut Vec<Input>) {
-        let mut chunk = [0; CHUNK];
-        let Some(fd) = self.fd() else {
-            self.readable = false;
-            return;
-        };
-        match read(fd, &mut chunk) {
-            Ok(0) => self.host_left(),
-            Ok(count) => {
+        let mut chunk = std::mem::take(&mut self.chunk);
+        let got = self.fd().map(|fd| read(fd, &mut chunk));
+        match got {
+            None => self.readable = false,
+            Some(Ok(0)) => self.host_left(),
+            Some(Ok(count)) => {
                 self.credit(count);
                 self.decode(chunk.get(..count).unwrap_or_default(), room, inputs);
             }
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => {
+            Some(Err(Errno::EINTR)) => {}
+            Some(Err(Errno::EAGAIN)) => {
                 self.readable = false;
                 self.silence.goes_on(Instant::now());
             }
-            Err(errno) => {
+            Some(Err(errno)) => {
                 log::warn!("{}", Fault::errno("reading", "the control port", errno));
                 self.host_left();
             }
         }
+        self.chunk = chunk;
     }
 
     /// Says how much was read, at once: runV waits for it before it writes on.
@@ -247,6 +255,7 @@ impl Control {
         if !self.deaf {
             let count = u32::try_from(count).unwrap_or(u32::MAX);
             self.send(Message::Next, &count.to_be_bytes());
+            self.flush();
         }
     }
 
@@ -289,6 +298,7 @@ impl Control {
         self.decoder.reset();
         self.deaf = false;
         self.sent = 0;
+        self.blocked = false;
         self.readable = true;
         self.out.retain(|out| out.message == Message::ProcessAsyncEvent);
         self.count_waiting();
@@ -304,27 +314,56 @@ impl Control {
         self.waiting = self.out.iter().map(|out| out.bytes.len()).sum();
     }
 
-    fn flush(&mut self) {
-        while let Some(first) = self.out.front() {
+    /// Writes what can be written: small frames together, for each write to a device is work for the host and wakes init again.
+    pub fn flush(&mut self) {
+        while let Some(first) = self.out.front().filter(|_| !self.blocked) {
             let rest = first.bytes.get(self.sent..).unwrap_or_default();
             let Some(fd) = self.fd() else { return };
-            match write(fd, rest) {
-                Ok(count) => {
-                    self.sent += count;
-                    if self.sent >= first.bytes.len() {
-                        self.waiting = self.waiting.saturating_sub(first.bytes.len());
-                        self.sent = 0;
-                        self.out.pop_front();
-                    }
-                }
+            let wrote = if rest.len() >= TOGETHER || self.out.len() == 1 {
+                write(fd, rest)
+            } else {
+                write(fd, &self.together())
+            };
+            match wrote {
+                Ok(count) => self.wrote(count),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return,
+                Err(Errno::EAGAIN) => self.blocked = true,
                 Err(errno) => {
                     log::info!("{}", Fault::errno("writing", "the control port", errno));
                     self.host_left();
                     return;
                 }
             }
+        }
+    }
+
+    /// What is left of the first frame, and those behind it that fit into a write with it.
+    fn together(&self) -> Vec<u8> {
+        let mut together = Vec::with_capacity(TOGETHER);
+        let mut sent = self.sent;
+        for out in &self.out {
+            let rest = out.bytes.get(sent..).unwrap_or_default();
+            if together.len() + rest.len() > TOGETHER {
+                break;
+            }
+            together.extend_from_slice(rest);
+            sent = 0;
+        }
+        together
+    }
+
+    /// So many bytes have left.
+    fn wrote(&mut self, mut count: usize) {
+        while let Some(first) = self.out.front() {
+            let rest = first.bytes.len().saturating_sub(self.sent);
+            if count < rest {
+                self.sent += count;
+                return;
+            }
+            count -= rest;
+            self.waiting = self.waiting.saturating_sub(first.bytes.len());
+            self.sent = 0;
+            self.out.pop_front();
         }
     }
 }
@@ -368,6 +407,52 @@ mod tests {
         assert!(control.turn(&epoll, 7).is_empty() && !control.wants_turn());
     }
 
+    /// Each message of this socket is one write.
+    #[test]
+    fn small_frames_leave_together_and_in_order() {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let (host, guest) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        let mut control = Control::new(Port::Device(guest), 0);
+        let payloads = [10, 5000, 8, 7000, 9000, TOGETHER, 3, TOGETHER * 2, 1].map(|len| vec![b'x'; len]);
+        let mut all = Vec::new();
+        for payload in &payloads {
+            all.extend(frame::control(Message::Ack, payload).unwrap());
+            control.send(Message::Ack, payload);
+        }
+        control.flush();
+        assert!(control.wrote_all() && control.waiting == 0);
+        let (mut said, mut sizes) = (Vec::new(), Vec::new());
+        let mut chunk = vec![0; 4 * TOGETHER];
+        while let Ok(count) = read(&host, &mut chunk) {
+            sizes.push(count);
+            said.extend_from_slice(&chunk[..count]);
+        }
+        assert!(said == all);
+        let header = 8;
+        let expected = [12_018 + 4 * header, 9000 + header, TOGETHER + header, 3 + header];
+        assert_eq!(sizes[..4], expected);
+        assert_eq!(sizes.len(), 6);
+    }
+
+    #[test]
+    fn a_write_may_end_anywhere() {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let (_host, guest) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+        let lengths = [0, 5, 1];
+        let all: usize = lengths.iter().map(|len| len + 8).sum();
+        for first in 0..=all {
+            let mut control = Control::new(Port::Device(guest.try_clone().unwrap()), 0);
+            for len in lengths {
+                control.send(Message::Ack, &vec![b'y'; len]);
+            }
+            let whole = control.together();
+            control.wrote(first);
+            assert_eq!(control.together(), whole[first..]);
+            control.wrote(all - first);
+            assert!(control.wrote_all() && control.waiting == 0 && control.sent == 0);
+        }
+    }
+
     /// runV waits for the NEXT of what it has written; a host that does not read them is not read either.
     #[test]
     fn credits_that_nobody_reads_have_an_end() {
@@ -383,6 +468,7 @@ mod tests {
             while control.wants_turn() && control.readable {
                 taken += control.turn(&epoll, 256).len();
                 control.send(Message::Ack, b"");
+                control.flush();
             }
         }
         assert!(taken > OUT_MAX / 40 && control.waiting <= OUT_MAX + 64, "{taken}, {}", control.waiting);

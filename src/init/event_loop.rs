@@ -148,6 +148,7 @@ impl EventLoop {
         }
         self.control();
         self.tick(now());
+        self.control.flush();
     }
 
     /// How long to sleep: until the next deadline, not at all while the control port has more.

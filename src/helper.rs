@@ -4,19 +4,24 @@
 //! prints one JSON reply per line, confined; `--policy` prints what the helper may do; `--unconfined` leaves the
 //! confinement out and says so.
 
-use std::io::{BufRead, Write};
+use std::io::{Stdin, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
 use ipc_channel::ipc::{IpcReceiver, IpcSender};
 use log::LevelFilter;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::read;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::fault::{Fault, OrFault};
 use crate::logger;
 use crate::sandbox::{CapSet, Policy};
-use crate::sys::fd::inherited;
+use crate::sys::fd::{inherited, receive_bytes};
 use crate::wire::bootstrap::{self, FD_REPLIES, FD_REQUESTS};
+use crate::wire::packet::{self, PACKET_MAX};
 use crate::wire::{Profile, Reply, Request, Role, Said};
 
 /// The command line of a helper.
@@ -100,8 +105,30 @@ impl Options {
 pub enum Requests<Q> {
     /// init.
     Ipc(IpcReceiver<Request<Q>>),
-    /// Lines on standard input, numbered from 1.
-    Stdio(u64),
+    /// init, for who waits for more than requests: its packets, which ipc-channel does not let anybody wait for.
+    Packets(OwnedFd, Vec<u8>),
+    /// By hand.
+    Stdio(Input),
+}
+
+/// Requests by hand: lines on standard input.
+pub struct Input {
+    stdin: Stdin,
+    /// The last one's number; the first has 1.
+    count: u64,
+    /// What was read of the next ones.
+    text: Vec<u8>,
+}
+
+/// What [`Requests::take`] found.
+#[derive(Debug)]
+pub enum Asked<Q> {
+    /// This.
+    Request(Request<Q>),
+    /// Nothing for now.
+    Nothing,
+    /// There will be no more.
+    Over,
 }
 
 /// Where replies go.
@@ -113,28 +140,107 @@ pub enum Replies<R> {
 }
 
 impl<Q: Serialize + DeserializeOwned> Requests<Q> {
-    /// The next request; none when init (or standard input) is gone. A line that is not one is answered at once.
+    /// The next request, which is waited for; none when init (or standard input) is gone. A line that is not one is answered at once.
     pub fn next<R: Serialize>(&mut self, replies: &Replies<R>) -> Option<Request<Q>> {
+        if let Requests::Ipc(receiver) = self {
+            return receiver.recv().ok();
+        }
+        loop {
+            match self.take(replies) {
+                Ok(Asked::Request(request)) => return Some(request),
+                Ok(Asked::Nothing) => self.wait(PollTimeout::NONE).ok().map(drop)?,
+                Ok(Asked::Over) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// What to wait for before [`Requests::take`]; none where only [`Requests::next`] can wait.
+    pub fn watched(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Requests::Ipc(receiver) => receiver.recv().ok(),
-            Requests::Stdio(count) => loop {
-                let mut line = String::new();
-                if std::io::stdin().lock().read_line(&mut line).ok()? == 0 {
-                    return None;
-                }
-                if line.trim().is_empty() {
-                    continue;
-                }
-                *count += 1;
-                match serde_json::from_str(&line) {
-                    Ok(body) => return Some(Request { id: *count, body }),
+            Requests::Ipc(_) => None,
+            Requests::Packets(socket, _) => Some(socket.as_fd()),
+            Requests::Stdio(input) => Some(input.stdin.as_fd()),
+        }
+    }
+
+    /// The next request, if one is there. A line that is not one is answered at once.
+    pub fn take<R: Serialize>(&mut self, replies: &Replies<R>) -> Result<Asked<Q>, Fault> {
+        match self {
+            Requests::Ipc(receiver) => Ok(receiver.recv().map_or(Asked::Over, Asked::Request)),
+            Requests::Packets(socket, packet) => match receive_bytes(&*socket, packet) {
+                Ok(0) | Err(Errno::ECONNRESET) => Ok(Asked::Over),
+                Ok(count) => packet::decode(packet.get(..count).unwrap_or_default())
+                    .map(Asked::Request)
+                    .map_err(|why| Fault::new("hearing", "init", why)),
+                Err(Errno::EAGAIN | Errno::EINTR) => Ok(Asked::Nothing),
+                Err(errno) => Err(Fault::errno("hearing", "init", errno)),
+            },
+            Requests::Stdio(..) => self.take_line(replies),
+        }
+    }
+
+    fn take_line<R: Serialize>(&mut self, replies: &Replies<R>) -> Result<Asked<Q>, Fault> {
+        loop {
+            let Requests::Stdio(input) = self else { return Ok(Asked::Over) };
+            if let Some(line) = input.line() {
+                let id = input.count;
+                match serde_json::from_slice(&line) {
+                    Ok(body) => return Ok(Asked::Request(Request { id, body })),
                     Err(error) => {
                         let fault = Fault::new("reading", "the request", error.to_string());
-                        replies.send(Reply { id: *count, result: Err(fault) }).ok()?;
+                        replies.send(Reply { id, result: Err(fault) })?;
                     }
                 }
-            },
+            } else if !self.wait(PollTimeout::ZERO)? {
+                return Ok(Asked::Nothing);
+            } else if let Requests::Stdio(input) = self
+                && !input.read()?
+            {
+                return Ok(Asked::Over);
+            }
         }
+    }
+
+    /// Waits until there is something to take; false when there is not in time.
+    fn wait(&self, timeout: PollTimeout) -> Result<bool, Fault> {
+        let Some(watched) = self.watched() else { return Ok(true) };
+        let mut fds = [PollFd::new(watched, PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(count) => Ok(count > 0),
+            Err(Errno::EINTR) => Ok(false),
+            Err(errno) => Err(Fault::errno("waiting for", "requests", errno)),
+        }
+    }
+}
+
+impl Input {
+    /// The next whole line that is not empty.
+    fn line(&mut self) -> Option<Vec<u8>> {
+        loop {
+            let end = self.text.iter().position(|&byte| byte == b'\n')?;
+            let line: Vec<u8> = self.text.drain(..=end).collect();
+            if !line.trim_ascii().is_empty() {
+                self.count += 1;
+                return Some(line);
+            }
+        }
+    }
+
+    /// Reads what is there; false at the end. A last line without its end is one.
+    fn read(&mut self) -> Result<bool, Fault> {
+        let mut chunk = [0; 4096];
+        let count = loop {
+            match read(&self.stdin, &mut chunk) {
+                Err(Errno::EINTR) => {}
+                count => break count.fault("reading", "standard input")?,
+            }
+        };
+        if count == 0 && !self.text.is_empty() {
+            self.text.push(b'\n');
+            return Ok(true);
+        }
+        self.text.extend_from_slice(chunk.get(..count).unwrap_or_default());
+        Ok(count > 0)
     }
 }
 
@@ -179,16 +285,22 @@ impl<R: Serialize> Replies<R> {
 }
 
 /// Takes the ends that the warden left, with `--ipc`.
-fn connect<Q, R>(door: &DoorKind) -> Result<(Requests<Q>, Replies<R>), Fault>
+fn connect<Q, R>(role: Role, door: &DoorKind) -> Result<(Requests<Q>, Replies<R>), Fault>
 where
     Q: Serialize + DeserializeOwned,
     R: Serialize + DeserializeOwned,
 {
     if *door != DoorKind::Ipc {
-        return Ok((Requests::Stdio(0), Replies::Stdio));
+        let input = Input { stdin: std::io::stdin(), count: 0, text: Vec::new() };
+        return Ok((Requests::Stdio(input), Replies::Stdio));
     }
     let end =
         |number| inherited(number).fault("taking", format!("descriptor {number}, an end of init's channel"));
+    // streamd waits for its processes too, and no request of its is large enough to come in shared memory.
+    if role == Role::Streamd {
+        let outbox = bootstrap::sender(end(FD_REPLIES)?)?;
+        return Ok((Requests::Packets(end(FD_REQUESTS)?, vec![0; PACKET_MAX]), Replies::Ipc(outbox)));
+    }
     let (inbox, outbox) = bootstrap::ends(end(FD_REQUESTS)?, end(FD_REPLIES)?)?;
     Ok((Requests::Ipc(inbox), Replies::Ipc(outbox)))
 }
@@ -223,7 +335,7 @@ where
         }
         let granted = grants(&options)?;
         let state = open(&options)?;
-        let (requests, replies) = connect(&options.door)?;
+        let (requests, replies) = connect(role, &options.door)?;
         if options.unconfined {
             log::warn!("UNCONFINED: no capability dropped, no seccomp filter");
         } else {

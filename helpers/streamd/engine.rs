@@ -3,12 +3,10 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::Duration;
 
 use hyperinit::fault::{Fault, OrFault};
-use hyperinit::helper::{Replies, Requests};
+use hyperinit::helper::{Asked, Replies, Requests};
 use hyperinit::sys::fd::inherited;
 use hyperinit::wire::bootstrap::{
     FD_BUFFER_IN, FD_BUFFER_OUT, FD_PARK_IN, FD_PARK_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT, FD_SOCKET,
@@ -18,7 +16,6 @@ use hyperinit::wire::{Reply as Answer, Request as Question};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::time::{ClockId, clock_gettime};
@@ -30,8 +27,8 @@ use super::park::Park;
 use super::port::Port;
 use super::processes::Processes;
 
-/// The epoll token of the bell that a request rings.
-const BELL: u64 = 0;
+/// The epoll token of init's requests.
+const REQUESTS: u64 = 0;
 /// Of the socket from execd.
 const SOCKET: u64 = 1;
 /// Of the stream port, or of the connection.
@@ -40,19 +37,12 @@ pub const PORT: u64 = 2;
 pub const LISTENER: u64 = 3;
 /// The first of the processes'.
 pub const FIRST_TOKEN: u64 = 4;
-/// Requests that wait for the loop; init has at most 16 under way.
-const REQUESTS: usize = 32;
-/// Of the thread that reads requests, in bytes.
-const STACK: usize = 256 << 10;
-
 /// Everything streamd has.
 pub struct Engine {
     epoll: Rc<Epoll>,
     buffer: Buffer,
     host: Host,
     processes: Processes,
-    /// Rung by the thread that reads requests.
-    bell: Arc<EventFd>,
 }
 
 impl Engine {
@@ -94,24 +84,20 @@ impl Engine {
         if let Some(socket) = processes.socket() {
             epoll.add(socket, edges(SOCKET)).fault("watching", "the socket from execd")?;
         }
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let bell = Arc::new(EventFd::from_flags(flags).fault("opening", "an eventfd")?);
-        epoll.add(&*bell, edges(BELL)).fault("watching", "requests")?;
-        Ok(Engine { epoll, buffer, host, processes, bell })
+        Ok(Engine { epoll, buffer, host, processes })
     }
 
     /// The loop: ends when there are no more requests, which is when init is gone, and all have been answered.
-    pub fn run(mut self, requests: Requests<Request>, replies: Replies<Reply>) -> Result<(), Fault> {
-        let inbox = read_requests(requests, replies.clone(), Arc::clone(&self.bell))?;
+    pub fn run(mut self, mut requests: Requests<Request>, replies: Replies<Reply>) -> Result<(), Fault> {
+        let unwatched = self.watch(&requests)?;
         // The processes that execd has handed over already.
         self.processes.receive(&mut self.buffer);
         let (mut moved, mut over) = (true, false);
         loop {
-            let timeout = if moved { EpollTimeout::ZERO } else { self.timeout() };
+            let timeout = if moved || (unwatched && !over) { EpollTimeout::ZERO } else { self.timeout() };
             let asked = self.wait(timeout)?;
-            if asked {
-                let _ = self.bell.read();
-                over = self.requests(&inbox, &replies)?;
+            if (asked || unwatched) && !over {
+                over = self.requests(&mut requests, &replies)?;
             }
             self.host.tick(&self.buffer);
             self.processes.tick(&mut self.buffer);
@@ -129,6 +115,14 @@ impl Engine {
         }
     }
 
+    /// Requests join the set; true for what cannot, because it always has something: a file by hand.
+    fn watch(&self, requests: &Requests<Request>) -> Result<bool, Fault> {
+        match requests.watched().map(|watched| self.epoll.add(watched, edges(REQUESTS))) {
+            None | Some(Err(Errno::EPERM)) => Ok(true),
+            Some(added) => added.map(|()| false).fault("watching", "requests"),
+        }
+    }
+
     /// Waits for events and sorts them; true if there are requests.
     fn wait(&mut self, timeout: EpollTimeout) -> Result<bool, Fault> {
         let mut events = [EpollEvent::empty(); 64];
@@ -140,7 +134,7 @@ impl Engine {
         let mut asked = false;
         for event in events.iter().take(count) {
             match event.data() {
-                BELL => asked = true,
+                REQUESTS => asked = true,
                 SOCKET => self.processes.receive(&mut self.buffer),
                 PORT => self.host.event(event.events()),
                 // Every round looks for a connection when there is none.
@@ -164,22 +158,19 @@ impl Engine {
     /// Takes what init asks; true if it will ask nothing more.
     fn requests(
         &mut self,
-        inbox: &Receiver<Question<Request>>,
+        requests: &mut Requests<Request>,
         replies: &Replies<Reply>,
     ) -> Result<bool, Fault> {
         loop {
-            match inbox.try_recv() {
-                Ok(Question { id, body: Request::Flush }) => {
-                    self.processes.waiting.push_back((self.buffer.end(), id));
-                }
-                Ok(Question { id, body: Request::Finish { stdio } }) => {
-                    self.processes.finish(stdio, id, &mut self.buffer);
-                }
-                Ok(Question { id, body: Request::Ping }) => {
-                    replies.send(Answer { id, result: Ok(Reply::Alive) })?;
-                }
-                Err(TryRecvError::Empty) => return Ok(false),
-                Err(TryRecvError::Disconnected) => return Ok(true),
+            let Question { id, body } = match requests.take(replies)? {
+                Asked::Request(question) => question,
+                Asked::Nothing => return Ok(false),
+                Asked::Over => return Ok(true),
+            };
+            match body {
+                Request::Flush => self.processes.waiting.push_back((self.buffer.end(), id)),
+                Request::Finish { stdio } => self.processes.finish(stdio, id, &mut self.buffer),
+                Request::Ping => replies.send(Answer { id, result: Ok(Reply::Alive) })?,
             }
         }
     }
@@ -225,26 +216,4 @@ fn own_buffer(copied: bool) -> Result<Buffer, Fault> {
         .fault("opening again", "the output buffer")?;
     let (pipe_out, pipe_in) = pipe2(OFlag::O_CLOEXEC).fault("making", "a pipe")?;
     Buffer::open(input, output, pipe_out, pipe_in, copied)
-}
-
-/// The thread that reads requests, for ipc-channel cannot join an epoll set. Replies are the loop's own; only a line by
-/// hand that is no request is answered by the thread.
-fn read_requests(
-    mut requests: Requests<Request>,
-    replies: Replies<Reply>,
-    bell: Arc<EventFd>,
-) -> Result<Receiver<Question<Request>>, Fault> {
-    let (sender, inbox) = sync_channel(REQUESTS);
-    let body = move || {
-        while let Some(request) = requests.next(&replies) {
-            if sender.send(request).is_err() {
-                return;
-            }
-            let _ = bell.write(1);
-        }
-        drop(sender);
-        let _ = bell.write(1);
-    };
-    std::thread::Builder::new().stack_size(STACK).spawn(body).fault("starting", "the reader of requests")?;
-    Ok(inbox)
 }

@@ -109,6 +109,15 @@ struct Ends {
     replies: OpaqueIpcSender,
 }
 
+/// The end for a helper's replies alone, for one that receives with its own hands.
+pub fn sender<R>(replies: OwnedFd) -> Result<IpcSender<R>, Fault>
+where
+    R: Serialize + DeserializeOwned,
+{
+    let (_, sender) = Adopter::<OpaqueIpcSender>::open(&[replies])?;
+    Ok(sender.to())
+}
+
 /// What a helper inherits, as ends of ipc-channel's.
 pub fn ends<Q, R>(requests: OwnedFd, replies: OwnedFd) -> Result<(IpcReceiver<Q>, IpcSender<R>), Fault>
 where

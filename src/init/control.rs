@@ -195,7 +195,7 @@ impl Control {
     }
 
     /// Whether everything sent so far has left: written, and for a device also taken by the host.
-    pub fn drained(&self) -> bool {
+    pub fn drained(&mut self) -> bool {
         if !self.out.is_empty() {
             return false;
         }
@@ -208,9 +208,14 @@ impl Control {
             }
             Port::Line(fd) => socket::unsent(fd).is_ok_and(|unsent| unsent == 0),
             Port::Device(fd) => {
-                // virtio_console is writable again when the host has taken the last buffer.
-                let mut poll_fd = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
-                poll(&mut poll_fd, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+                // virtio_console is writable again when the host has taken the last buffer. To look whether there is something to
+                // read, it takes what has come out of the queue, and the interrupt for that finds nothing then and tells nobody:
+                // who asks must heed the answer.
+                let mut poll_fd = [PollFd::new(fd.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT)];
+                let ready = poll(&mut poll_fd, PollTimeout::ZERO).ok().and_then(|_| poll_fd[0].revents());
+                let ready = ready.unwrap_or(PollFlags::empty());
+                self.readable |= ready.contains(PollFlags::POLLIN);
+                ready.contains(PollFlags::POLLOUT)
             }
         }
     }

@@ -6,22 +6,13 @@
 mod guest;
 
 use guest::followed::Followed;
-use guest::processes::{kill_hard, process};
+use guest::processes::{kill_hard, process, replace};
 use guest::{Guest, Kind, PATIENCE, Running, kill, refusal};
 use hyperinit::command::Command;
 use hyperinit::frame::Message;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::json;
-
-/// Kills helpers at once and waits until others are in their places.
-fn replace(guest: &Guest, names: &[&str]) {
-    let old: Vec<_> = names.iter().map(|&name| (name, process(guest, name, None))).collect();
-    old.iter().for_each(|&(_, pid)| kill_hard(pid));
-    for (name, pid) in old {
-        process(guest, name, Some(pid));
-    }
-}
 
 /// A process that says a number for each line that it is told, and exits with 7 at the end.
 fn talker<'a>(guest: &'a Guest, container: &str) -> Running<'a> {

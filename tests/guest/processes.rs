@@ -58,6 +58,16 @@ pub fn kill_hard(pid: i32) {
     nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
 }
 
+/// Kills helpers at once and waits until others are in their places: what is asked before that may be sent to those that die,
+/// and then is an error.
+pub fn replace(guest: &Guest, names: &[&str]) {
+    let old: Vec<_> = names.iter().map(|&name| (name, process(guest, name, None))).collect();
+    old.iter().for_each(|&(_, pid)| kill_hard(pid));
+    for (name, pid) in old {
+        process(guest, name, Some(pid));
+    }
+}
+
 /// A line of /proc/PID/status, without its key.
 pub fn status(pid: i32, key: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

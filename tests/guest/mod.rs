@@ -27,7 +27,7 @@ pub use raw::Raw;
 pub use rootfs::make_rootfs;
 
 /// How long anything may take before a test gives up; nothing is asserted about speed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 /// How long a guest may take to come up: an emulated machine among many others takes its time.
 pub const BOOT: Duration = Duration::from_secs(180);
 
@@ -193,13 +193,14 @@ impl Guest {
     /// A command that must succeed.
     pub fn call(&self, command: Command) -> Vec<u8> {
         let what = format!("{command:?}");
-        self.client().call(command).unwrap_or_else(|error| panic!("{what}: {error}\n{}", self.log()))
+        let reply = self.client().send(command).wait(PATIENCE);
+        reply.unwrap_or_else(|error| panic!("{what}: {error}\n{}", self.log()))
     }
 
     /// A command that must be refused; the reason.
     pub fn refused(&self, command: Command) -> String {
         let what = format!("{command:?}");
-        match self.client().call(command) {
+        match self.client().send(command).wait(PATIENCE) {
             Err(CallError::Refused(text)) => text,
             other => panic!("{what}: {other:?}\n{}", self.log()),
         }
@@ -270,7 +271,7 @@ impl Guest {
         let container: Container = parse(value);
         let (container_id, process_id) = (container.id.clone(), container.process.id.clone());
         let streams = self.client().streams(stdio, stderr);
-        self.client().call(Command::NewContainer(Box::new(container)))?;
+        self.client().send(Command::NewContainer(Box::new(container))).wait(PATIENCE)?;
         Ok(Running { guest: self, container: container_id, process: process_id, streams })
     }
 
@@ -292,7 +293,7 @@ impl Guest {
         let (container, id) = (container_id(container), process.id.clone());
         let streams = self.client().streams(stdio, stderr);
         let exec = ExecCmd { container: container.clone(), process: Box::new(process) };
-        self.client().call(Command::ExecCmd(exec))?;
+        self.client().send(Command::ExecCmd(exec)).wait(PATIENCE)?;
         Ok(Running { guest: self, container, process: id, streams })
     }
 

@@ -137,10 +137,13 @@ fn a_pod_by_hand_in_a_vm() {
     hand.end();
 }
 
-/// The words of a process of the container that still runs.
-fn runs(hand: &ByHand, words: &str) -> bool {
+/// Waits until no process of the container has these words: hyperctl has sent the signal by which it ends, and has not waited.
+fn wait_for_end(hand: &ByHand, words: &str) {
     let look = format!("ps -o args | grep -v grep | grep -q '{words}'");
-    hand.exec(&["c", "--", "sh", "-c", &look]).status.code() == Some(0)
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while hand.exec(&["c", "--", "sh", "-c", &look]).status.code() != Some(1) {
+        assert!(std::time::Instant::now() < deadline, "{words} still runs");
+    }
 }
 
 #[test]
@@ -164,13 +167,13 @@ fn an_execs_signals_are_its_programs() {
     }
     signal(&child, Signal::SIGINT);
     assert_eq!(finish(child).status.code(), Some(130));
-    assert!(!runs(&hand, ": deaf"));
+    wait_for_end(&hand, ": deaf");
 
     // A reader that leaves ends it too.
     let mut child = spawn(&mut hand.command("exec", &["c", "--", "yes", "long"]));
     child.stdout.take().unwrap().read_exact(&mut [0; 4]).unwrap();
     assert_eq!(finish(child).status.code(), Some(128 + Signal::SIGPIPE as i32));
-    assert!(!runs(&hand, "yes long"));
+    wait_for_end(&hand, "yes long");
     hand.end();
 }
 
@@ -195,6 +198,6 @@ fn an_exec_has_the_callers_terminal() {
     signal(&child, Signal::SIGTERM);
     assert_eq!(finish(child).status.code(), Some(143));
     assert!(tcgetattr(&pty.slave).unwrap() == before, "restored");
-    assert!(!runs(&hand, "echo ready"));
+    wait_for_end(&hand, "echo ready");
     hand.end();
 }

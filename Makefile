@@ -29,7 +29,8 @@ run: initrd rootfs ## boots a VM and runs a container that says where it is
 
 .PHONY: test
 test: check sizes initrd rootfs vsock ## checks and tests everything
-	@scripts/need qemu-system-x86 qemu-system-common e2fsprogs iproute2 nfs-ganesha nfs-ganesha-vfs nftables xfsprogs
+	@scripts/need qemu-system-x86 qemu-system-common e2fsprogs iproute2 nftables xfsprogs
+	@scripts/nfs
 	$(runner) cargo test --locked
 	@scripts/need g++
 	scripts/fuzz $(cache)/tools quick
@@ -63,6 +64,7 @@ check: tools ## the format and the lints, without a test
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	cargo clippy --locked --manifest-path fuzz/Cargo.toml --target-dir $(target)/fuzz --all-targets -- -D warnings
 
 .PHONY: build
 build: tools ## the guest's program and hyperctl, optimised

@@ -7,7 +7,7 @@ mod guest;
 use std::fs;
 use std::path::Path;
 
-use guest::processes::process;
+use guest::processes::replace;
 use guest::{Guest, Kind, Outcome, PATIENCE, Running, kill, parse, parse_exec, refusal, scratch};
 use hyperinit::command::Command;
 use hyperinit::sandbox::{CapSet, ContainerProfile};
@@ -115,8 +115,7 @@ fn the_door_in_a_pod(guest: &Guest, busybox: &str) {
     if guest.kind == Kind::Local {
         let door = script(guest, busybox, "echo up; read word; echo $word", json!({}));
         door.read_until("up\n");
-        let execd = process(guest, "execd", None);
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(execd), nix::sys::signal::Signal::SIGKILL).unwrap();
+        replace(guest, &["execd"]);
         assert_eq!(says(guest, busybox, pid), outside);
         assert_eq!(guest.says("a", "echo a"), "a\n");
         door.streams.stdin.write(b"still here\n").unwrap();

@@ -97,11 +97,15 @@ fn the_end() {
     guest.start_pod();
     assert_eq!(guest.container_says("main", "hostname", json!({})), "pod-1\n");
     deaf(&guest);
+    // Of one that runs to the end too: the host has the whole file with the reply, whatever the guest's kernel still held.
+    guest.says("deaf", "yes written | head -c 4000000 >/written");
     let (first, ping) = (guest.client().send(Command::DestroyPod), guest.client().send(Command::Ping));
     let second = guest.client().send(Command::DestroyPod);
     for pending in [first, ping, second] {
         assert_eq!(pending.wait(guest::PATIENCE), Ok(vec![]));
     }
+    let written = std::fs::read(guest.share.join("image/rootfs/written")).unwrap();
+    assert!(written == b"written\n".repeat(500_000), "{} bytes", written.len());
     assert!(guest.wait_for_end().success(), "after two of them");
 
     let guest = Guest::boot(Kind::Vm);

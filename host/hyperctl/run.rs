@@ -27,8 +27,8 @@ use super::{local, network, places, volumes};
 
 /// How long a guest may take to come up; an emulated one on a busy machine takes many seconds.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
-/// The kernel tells of a dead guest's sockets before its parent hears of its end.
-const END_TIMEOUT: Duration = Duration::from_secs(2);
+/// A guest's end and what it said last are heard by two threads, on a busy machine one well after the other.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// The container's id, and its pod's hostname.
 const NAME: &str = "hyperinit";
 /// The streams' numbers: the pod has one process.
@@ -81,14 +81,33 @@ pub fn run(options: &Run) -> Result<ExitCode, Fault> {
         let _ = events.send(Event::Done(status));
     });
     let end = attached::attend(&target, &queue);
-    let status = match end? {
-        End::Done(result) => result.map_err(|failure| why(failure, &queue, scratch.path())),
-        End::GuestEnded(status) => Err(died(scratch.path(), status)),
-        // The guest ends with hyperctl.
-        End::Left(signal, _) => Ok(attached::status_of(signal)),
-    };
+    let status = outcome(end?, &queue, scratch.path());
     drop(guest);
     status.map(ExitCode::from)
+}
+
+/// The exit status that an end comes to.
+fn outcome(end: End, queue: &Receiver<Event>, directory: &Path) -> Result<u8, Fault> {
+    match end {
+        End::Done(result) => result.map_err(|failure| why(failure, queue, directory)),
+        // It ends in order once it has answered DESTROYPOD: that answer may still be on its way.
+        End::GuestEnded(status) if status.success() => {
+            last_word(queue).ok_or_else(|| died(directory, status))
+        }
+        End::GuestEnded(status) => Err(died(directory, status)),
+        // The guest ends with hyperctl.
+        End::Left(signal, _) => Ok(attached::status_of(signal)),
+    }
+}
+
+/// The container's exit status, if its guest had told it.
+fn last_word(queue: &Receiver<Event>) -> Option<u8> {
+    loop {
+        match queue.recv_timeout(END_TIMEOUT).ok()? {
+            Event::Done(result) => return result.ok(),
+            Event::Running(_) | Event::Unread | Event::GuestEnded(_) | Event::Signal(_) => {}
+        }
+    }
 }
 
 /// STARTPOD's payload.
@@ -176,4 +195,31 @@ fn why(failure: Failure, queue: &Receiver<Event>, directory: &Path) -> Fault {
         }
     }
     failure.fault
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn a_guest_whose_end_is_heard_before_its_last_word_has_said_it_all_the_same() {
+        let (events, queue) = channel();
+        let ended = || End::GuestEnded(ExitStatus::from_raw(0));
+        events.send(Event::Signal(Signal::SIGWINCH)).unwrap();
+        events.send(Event::Done(Ok(9))).unwrap();
+        assert_eq!(outcome(ended(), &queue, Path::new("nowhere")).unwrap(), 9);
+        // One that has not is lost.
+        let lost = failed("waiting for", "the guest")(hyperinit::client::CallError::Broken(String::new()));
+        events.send(Event::Done(Err(lost))).unwrap();
+        let fault = outcome(ended(), &queue, Path::new("nowhere")).unwrap_err().to_string();
+        assert!(fault.contains("it ended (exit status: 0)"), "{fault}");
+        // Nobody waits for the word of one that crashed.
+        events.send(Event::Done(Ok(9))).unwrap();
+        let crashed = End::GuestEnded(ExitStatus::from_raw(9));
+        outcome(crashed, &queue, Path::new("nowhere")).unwrap_err();
+    }
 }

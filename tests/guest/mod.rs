@@ -27,7 +27,7 @@ pub use raw::Raw;
 pub use rootfs::make_rootfs;
 
 /// How long anything may take before a test gives up; nothing is asserted about speed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 /// How long a guest may take to come up: an emulated machine among many others takes its time.
 pub const BOOT: Duration = Duration::from_secs(180);
 
@@ -193,13 +193,14 @@ impl Guest {
     /// A command that must succeed.
     pub fn call(&self, command: Command) -> Vec<u8> {
         let what = format!("{command:?}");
-        self.client().call(command).unwrap_or_else(|error| panic!("{what}: {error}\n{}", self.log()))
+        let reply = self.client().send(command).wait(PATIENCE);
+        reply.unwrap_or_else(|error| panic!("{what}: {error}\n{}", self.log()))
     }
 
     /// A command that must be refused; the reason.
     pub fn refused(&self, command: Command) -> String {
         let what = format!("{command:?}");
-        match self.client().call(command) {
+        match self.client().send(command).wait(PATIENCE) {
             Err(CallError::Refused(text)) => text,
             other => panic!("{what}: {other:?}\n{}", self.log()),
         }
@@ -270,7 +271,7 @@ impl Guest {
         let container: Container = parse(value);
         let (container_id, process_id) = (container.id.clone(), container.process.id.clone());
         let streams = self.client().streams(stdio, stderr);
-        self.client().call(Command::NewContainer(Box::new(container)))?;
+        self.client().send(Command::NewContainer(Box::new(container))).wait(PATIENCE)?;
         Ok(Running { guest: self, container: container_id, process: process_id, streams })
     }
 
@@ -292,7 +293,7 @@ impl Guest {
         let (container, id) = (container_id(container), process.id.clone());
         let streams = self.client().streams(stdio, stderr);
         let exec = ExecCmd { container: container.clone(), process: Box::new(process) };
-        self.client().call(Command::ExecCmd(exec))?;
+        self.client().send(Command::ExecCmd(exec)).wait(PATIENCE)?;
         Ok(Running { guest: self, container, process: id, streams })
     }
 
@@ -355,11 +356,17 @@ impl Running<'_> {
     /// Closes stdin, reads everything, waits for the event.
     pub fn outcome(self) -> Outcome {
         let _ = self.streams.stdin.close();
-        self.end()
+        self.end_before(1)
     }
 
     /// The same without closing stdin.
     pub fn end(self) -> Outcome {
+        self.end_before(0)
+    }
+
+    /// The same of a process that may have ended before the last so many frames for its stdin came: each is then answered by
+    /// a further end of its stream.
+    pub fn end_before(self, frames: u32) -> Outcome {
         let stdout = self.streams.stdout.read_to_end(PATIENCE);
         let stdout = stdout.unwrap_or_else(|error| panic!("stdout: {error}\n{}", self.guest.log()));
         let stderr = self
@@ -369,7 +376,8 @@ impl Running<'_> {
             .map(|stderr| stderr.read_to_end(PATIENCE).unwrap())
             .unwrap_or_default();
         let status = self.status();
-        assert_eq!(self.streams.stdout.eof_frames(), 1, "exactly one EOF frame on stdio");
+        let eofs = self.streams.stdout.eof_frames();
+        assert!((1..=1 + frames).contains(&eofs), "{eofs} EOF frames on stdio\n{}", self.guest.log());
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Outcome { status, stdout: text(stdout), stderr: text(stderr) }
     }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Instant;
 
+use nix::libc;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -56,6 +57,38 @@ pub fn process(guest: &Guest, name: &str, old: Option<i32>) -> i32 {
 /// SIGKILL.
 pub fn kill_hard(pid: i32) {
     nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+}
+
+/// Kills helpers at once and waits until others are in their places: what is asked before that may be sent to those that die,
+/// and then is an error.
+pub fn replace(guest: &Guest, names: &[&str]) {
+    let old: Vec<_> = names.iter().map(|&name| (name, process(guest, name, None))).collect();
+    old.iter().for_each(|&(_, pid)| kill_hard(pid));
+    for (name, pid) in old {
+        process(guest, name, Some(pid));
+    }
+}
+
+/// Waits until PID 1 or a helper has nothing to do: it waits for its next event, or request. The kernel tells of no call while a
+/// process could run, so whatever has been sent to this one before has been dealt with.
+pub fn wait_for_rest(guest: &Guest, name: &str) {
+    // As the C library of either architecture waits for epoll's events.
+    #[cfg(target_arch = "x86_64")]
+    const EVENTS: [i64; 2] = [libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
+    #[cfg(not(target_arch = "x86_64"))]
+    const EVENTS: [i64; 1] = [libc::SYS_epoll_pwait];
+    let calls = if name == "init" { &EVENTS[..] } else { &[libc::SYS_recvmsg] };
+    let pid = process(guest, name, None);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let text = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+        let call = text.split(' ').next().and_then(|number| number.parse().ok());
+        if call.is_some_and(|call: i64| calls.contains(&call)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{name} is always at work: {text}\n{}", guest.log());
+        std::thread::yield_now();
+    }
 }
 
 /// A line of /proc/PID/status, without its key.

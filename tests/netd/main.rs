@@ -5,6 +5,7 @@ mod links;
 mod net;
 mod ports;
 mod routes;
+mod sctp;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -6,6 +6,7 @@ use hyperinit::wire::Role;
 use serde_json::{Value, json};
 
 use super::net::{World, listen, map, nft, reset, set};
+use super::sctp;
 use super::support::guest::guest;
 use super::support::helper::Helper;
 
@@ -85,7 +86,8 @@ fn udp_and_sctp_are_mapped_too() {
             netd,
             lists(),
             json!([{"hostPort": 5353, "containerPort": 53, "protocol": "udp"},
-            {"hostPort": 9, "containerPort": 9, "protocol": "sctp"}]),
+            {"hostPort": 9, "containerPort": 90, "protocol": "sctp"},
+            {"hostPort": 91, "containerPort": 91, "protocol": "tcp"}]),
         )
         .unwrap();
         world.inside(|| {
@@ -98,8 +100,24 @@ fn udp_and_sctp_are_mapped_too() {
         let mut text = [0; 64];
         let count = server.recv(&mut text).unwrap();
         assert_eq!(&text[..count], b"10.2.0.1:7", "the first one came from nowhere");
+        // The same of SCTP: those that are kept out go first, and would come first.
+        let server = sctp::raw();
+        world.inside(|| {
+            for (from, to) in [
+                // From nowhere, by each of its numbers; a port that is TCP's; the external network; the internal one.
+                (7, ("10.3.0.2", 9)),
+                (7, ("10.3.0.2", 90)),
+                (7, ("10.2.0.2", 91)),
+                (8, ("10.2.0.2", 9)),
+                (8, ("10.1.0.2", 4)),
+            ] {
+                sctp::send_init(from, to);
+            }
+        });
+        assert_eq!(sctp::receive(&server), ([10, 2, 0, 1], 8, 90, 1), "it leads to the container's port");
+        assert_eq!(sctp::receive(&server), ([10, 1, 0, 1], 8, 4, 1));
         let table = nft("list table inet hyperstart");
-        assert!(table.contains("sctp . 9") && table.contains("udp . 5353 : 53"), "{table}");
+        assert!(table.contains("sctp . 9 : 90") && table.contains("udp . 5353 : 53"), "{table}");
     });
 }
 

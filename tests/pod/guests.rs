@@ -12,9 +12,6 @@ use serde_json::{Value, json};
 use crate::guest::processes::{process, status as status_of};
 use crate::guest::{Guest, Kind, PATIENCE, parse, parse_exec, refusal};
 
-/// How long runV waits for the reply to DESTROYPOD (protocol.md).
-const RUNVS_PATIENCE: Duration = Duration::from_secs(10);
-
 fn start_pod(pod: Value) -> Command {
     Command::StartPod(Box::new(parse(pod)))
 }
@@ -165,7 +162,7 @@ fn destroypod_lets_processes_end_by_themselves_and_kills_the_others() {
     assert_eq!((outcome.stdout.as_str(), outcome.status), ("goodbye\n", 0));
     assert_eq!(exec.end().status, 143);
     assert_eq!(deaf.end().status, 137);
-    ended.wait(RUNVS_PATIENCE).unwrap();
+    ended.wait(PATIENCE).unwrap();
     assert!(guest.wait_for_end().success());
 }
 

@@ -84,20 +84,22 @@ pub fn a_host_that_reads_late_gets_everything(guest: &Guest) {
 }
 
 pub fn a_process_that_does_not_read_holds_up_no_output(guest: &Guest) {
+    const FRAME: usize = 32 << 10;
+    const COUNT: usize = 128;
     let main = guest.sleeper("deaf");
     let deaf = guest.exec("deaf", &["sleep", "100000"], json!({}));
     let talker = guest.exec("deaf", &["sh", "-c", "while :; do echo talk; done"], json!({}));
     let stdin = deaf.streams.stdin.clone();
     std::thread::scope(|scope| {
         // More than the pipe and the guest's queue hold: this waits until the process is gone.
-        let writer = scope.spawn(move || stdin.write(&vec![0; 4 << 20]));
+        let writer = scope.spawn(move || stdin.write_in(FRAME, &vec![0; COUNT * FRAME]));
         for _ in 0..50 {
             talker.read_until("talk\n");
         }
         deaf.signal(9);
         writer.join().unwrap().unwrap();
     });
-    assert_eq!(deaf.end().status, 137);
+    assert_eq!(deaf.end_before(COUNT as u32).status, 137);
     talker.signal(9);
     assert_eq!(talker.end().status, 137);
     let outcome = guest.exec("deaf", &["cat"], json!({}));
@@ -185,7 +187,8 @@ pub fn stdin_ends_once(guest: &Guest) {
         running.streams.stdin.close().unwrap();
         running.streams.stdin.write(b"after the end").unwrap();
     }
-    assert_eq!(running.end().stdout, "last words\n1\n");
+    // It needs the first of the four frames behind its words.
+    assert_eq!(running.end_before(3).stdout, "last words\n1\n");
     guest.finish(main);
 }
 

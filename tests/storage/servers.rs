@@ -16,19 +16,23 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts it, and waits until it serves.
+    /// Starts it, with libraries of its own, and waits until it serves. `made`: what makes it.
     fn start(
         program: &str,
-        package: &str,
+        made: &str,
+        libraries: Option<&Path>,
         arguments: &[&str],
         log: PathBuf,
         up: &dyn Fn() -> bool,
     ) -> Server {
-        assert!(Path::new(program).exists(), "{program} is missing: apt-get install {package}");
+        assert!(Path::new(program).exists(), "{program} is missing: {made}");
         let output = fs::File::create(&log).unwrap();
         // It dies with the test, also if that is killed.
         let mut command = Command::new(env!("CARGO_BIN_EXE_hyperctl"));
         command.args(["tied", "--", program]).args(arguments).stdin(Stdio::null());
+        if let Some(libraries) = libraries {
+            command.env("LD_LIBRARY_PATH", libraries);
+        }
         let child = command.stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
         let mut server = Server { child, log };
         let deadline = Instant::now() + PATIENCE;
@@ -69,8 +73,8 @@ pub fn virtiofs(scratch: &Path, directory: &Path, tag: &str, megabytes: u32) -> 
     // QEMU's own, or the one that came after it.
     let programs = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
     let program = programs.into_iter().find(|path| Path::new(path).exists()).unwrap_or(programs[0]);
-    let package = "qemu-system-common, or virtiofsd where it has none";
-    let server = Server::start(program, package, &arguments, log, &up);
+    let package = "apt-get install qemu-system-common, or virtiofsd where it has none";
+    let server = Server::start(program, package, None, &arguments, log, &up);
     let words = format!(
         "-object memory-backend-memfd,id=memory,size={megabytes}M,share=on -numa node,memdev=memory \
          -chardev socket,id=virtiofs,path={} -device vhost-user-fs-pci,chardev=virtiofs,tag={tag}",
@@ -84,12 +88,18 @@ pub fn nfs(scratch: &Path, directory: &Path) -> (Server, String) {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let recovery = scratch.join("recovery");
     fs::create_dir(&recovery).unwrap();
+    // Unpacked and not installed (scripts/nfs), below the directory of its architecture.
+    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/nfs/usr");
+    let plugins = fs::read_dir(unpacked.join("lib")).into_iter().flatten().flatten();
+    let plugins = plugins.map(|entry| entry.path().join("ganesha")).find(|path| path.is_dir());
+    let plugins = plugins.expect("no .cache/nfs: scripts/nfs");
     let config = format!(
-        "NFS_Core_Param {{ Protocols = 4; Bind_addr = 127.0.0.1; NFS_Port = {port}; Enable_NLM = false; Enable_RQUOTA = false; }}\n\
+        "NFS_Core_Param {{ Plugins_Dir = \"{}\"; Protocols = 4; Bind_addr = 127.0.0.1; NFS_Port = {port}; Enable_NLM = false; Enable_RQUOTA = false; }}\n\
          NFSv4 {{ Graceless = true; RecoveryRoot = \"{}\"; Only_Numeric_Owners = true; }}\n\
          NFS_KRB5 {{ Active_krb5 = false; }}\n\
          EXPORT {{ Export_Id = 1; Path = \"{}\"; Pseudo = \"/data\"; Protocols = 4; Transports = TCP; Access_Type = RW; \
          Squash = None; SecType = sys; FSAL {{ Name = VFS; }} }}\n",
+        plugins.display(),
         recovery.display(),
         directory.display()
     );
@@ -98,8 +108,10 @@ pub fn nfs(scratch: &Path, directory: &Path) -> (Server, String) {
     let arguments =
         ["-F", "-f", &path("nfs.conf"), "-L", "STDERR", "-p", &path("nfs.pid"), "-N", "NIV_EVENT"];
     let up = || TcpStream::connect(("127.0.0.1", port)).is_ok();
-    let package = "nfs-ganesha nfs-ganesha-vfs";
-    let server = Server::start("/usr/bin/ganesha.nfsd", package, &arguments, scratch.join("nfs.log"), &up);
+    let (program, libraries) = (unpacked.join("bin/ganesha.nfsd"), unpacked.join("lib/ganesha"));
+    let program = program.to_str().unwrap();
+    let log = scratch.join("nfs.log");
+    let server = Server::start(program, "scripts/nfs", Some(&libraries), &arguments, log, &up);
     // QEMU runs it for each connection; its words may have no space.
     let forward = scratch.join("to-nfs");
     fs::write(&forward, format!("#!/bin/sh\nexec /bin/busybox nc 127.0.0.1 {port}\n")).unwrap();

@@ -29,7 +29,7 @@ use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::pipe2;
 
 /// Longer than anything honest takes on a busy machine.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 
 pub fn id(number: u64) -> StreamId {
     StreamId::new(number).unwrap()

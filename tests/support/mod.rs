@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// How long anything may take before the test fails: many times what a loaded machine needs.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Reads until the end (of a pty: until its last process is gone), or until `enough` says so.
 pub fn read_until(mut file: impl Read + AsFd, enough: impl Fn(&[u8]) -> bool) -> String {

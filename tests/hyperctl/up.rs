@@ -1,0 +1,152 @@
+//! `hyperctl up`: a guest and its directory; `logs`: what it says; `call`: one command.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use hyperinit::client::{CallError, Client};
+use nix::sys::signal::Signal;
+
+use super::guest::{BOOT, PATIENCE};
+use super::{HYPERCTL, Running, finish, output, read_until, scratch, signal, spawn, text};
+
+/// A guest that is up in `directory`/guest.
+fn up(directory: &Path) -> (Running, Client) {
+    up_with(directory, &["--local"])
+}
+
+pub fn up_with(directory: &Path, options: &[&str]) -> (Running, Client) {
+    let mut command = Command::new(HYPERCTL);
+    command.arg("up").args(options).arg("--share").arg(directory).arg("--dir").arg(directory.join("guest"));
+    let mut child = spawn(command.stdin(Stdio::null()).stderr(Stdio::piped()));
+    let alive = || match child.try_wait().unwrap() {
+        None => Ok(()),
+        Some(status) => panic!("hyperctl up ended: {status}"),
+    };
+    let client = Client::connect_within(&directory.join("guest"), BOOT, alive).unwrap();
+    if let Err(error) = client.ready(BOOT) {
+        let log = fs::read_to_string(directory.join("guest/console.log"));
+        panic!("{error}; hyperctl up: {:?}; its guest: {log:?}", child.try_wait());
+    }
+    (child, client)
+}
+
+/// Waits until nobody is at the other end any more.
+fn wait_for_hang_up(client: &Client) {
+    match client.event(PATIENCE) {
+        Err(CallError::Broken(_)) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_guest_ends_with_a_signal_and_leaves_its_log_only() {
+    for number in [Signal::SIGTERM, Signal::SIGINT] {
+        let directory = scratch();
+        let (child, client) = up(directory.path());
+        signal(&child, number);
+        wait_for_hang_up(&client);
+        assert_eq!(finish(child).status.code(), Some(0));
+        let names: Vec<_> =
+            fs::read_dir(directory.path().join("guest")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["console.log"]);
+    }
+}
+
+/// The kernel takes ten lines of a program in five seconds unless it is told otherwise.
+#[test]
+fn the_log_of_a_vm_is_complete() {
+    let directory = scratch();
+    let (child, client) = up_with(directory.path(), &["--vm", "--append", "hyper_log=debug"]);
+    drop(client);
+    let log = fs::read(directory.path().join("guest/console.log")).unwrap();
+    let log = String::from_utf8_lossy(&log);
+    let loaded = log.lines().filter(|line| line.contains(".ko took ")).count();
+    assert!(loaded > 20 && log.contains("init: up after"), "{loaded} modules\n{log}");
+    signal(&child, Signal::SIGTERM);
+    assert_eq!(finish(child).status.code(), Some(0));
+}
+
+#[test]
+fn a_guest_dies_with_a_hyperctl_that_is_killed() {
+    let directory = scratch();
+    let (child, client) = up(directory.path());
+    signal(&child, Signal::SIGKILL);
+    wait_for_hang_up(&client);
+    assert_eq!(finish(child).status.signal(), Some(9));
+    // A dying guest's connections end before its listening socket does.
+    while std::os::unix::net::UnixStream::connect(directory.path().join("guest/ctl.sock")).is_ok() {
+        std::thread::yield_now();
+    }
+    // Its directory is free again, whatever was left there; what was left of its cgroup goes with the next one.
+    let (child, client) = up(directory.path());
+    drop(client);
+    signal(&child, Signal::SIGTERM);
+    assert_eq!(finish(child).status.code(), Some(0));
+}
+
+#[test]
+fn a_directory_has_one_guest() {
+    let directory = scratch();
+    let (child, _client) = up(directory.path());
+    let mut second = Command::new(HYPERCTL);
+    second.args(["up", "--local", "--share"]).arg(directory.path());
+    second.arg("--dir").arg(directory.path().join("guest")).stdin(Stdio::null());
+    let output = output(second);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).ends_with("a guest is running there\n"), "{}", text(&output.stderr));
+    assert!(directory.path().join("guest/ctl.sock").exists(), "the first one's");
+    signal(&child, Signal::SIGTERM);
+    assert_eq!(finish(child).status.code(), Some(0));
+}
+
+#[test]
+fn the_log_is_followed_to_its_end() {
+    let directory = scratch();
+    let logs = |more: &[&str]| {
+        let mut command = Command::new(HYPERCTL);
+        command.args(["logs", "--dir"]).arg(directory.path().join("guest")).args(more).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let none = output(logs(&[]));
+    assert_eq!(none.status.code(), Some(1));
+    assert!(text(&none.stderr).contains("console.log"), "{}", text(&none.stderr));
+
+    let (child, client) = up_with(directory.path(), &["--local", "--append", "hyper_log=info"]);
+    let mut followed = spawn(&mut logs(&["-f"]));
+    let mut out = followed.0.as_mut().unwrap().stdout.take().unwrap();
+    let mut begun = read_until(&mut out, "up after");
+    client.call(hyperinit::command::Command::DestroyPod).unwrap();
+    assert_eq!(finish(child).status.code(), Some(0));
+    // It ends with the guest, and has missed nothing.
+    out.read_to_string(&mut begun).unwrap();
+    assert_eq!(finish(followed).status.code(), Some(0));
+    let log = fs::read_to_string(directory.path().join("guest/console.log")).unwrap();
+    assert_eq!(begun, log);
+    // The guest is gone, its log is not.
+    assert_eq!(text(&output(logs(&[])).stdout), log);
+}
+
+#[test]
+fn one_command_by_hand() {
+    let directory = scratch();
+    let (child, client) = up(directory.path());
+    drop(client);
+    let call = |words: &[&str]| {
+        let mut command = Command::new(HYPERCTL);
+        command.args(["call", "--dir"]).arg(directory.path().join("guest")).args(words).stdin(Stdio::null());
+        output(command)
+    };
+    assert_eq!(text(&call(&["getversion"]).stdout), "4244\n");
+    let ping = call(&["PING"]);
+    assert_eq!((ping.status.code(), ping.stdout, ping.stderr), (Some(0), vec![], vec![]));
+    let refused = call(&["KILLCONTAINER", r#"{"container":"c","signal":9}"#]);
+    assert_eq!(refused.status.code(), Some(1));
+    let says = text(&refused.stderr);
+    assert!(says.starts_with("hyperctl: calling KILLCONTAINER: ") && says.lines().count() == 1, "{says}");
+    assert_eq!(call(&["DESTROYPOD"]).status.code(), Some(0));
+    assert_eq!(finish(child).status.code(), Some(0));
+}

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use ipc_channel::ipc::{IpcSender, OpaqueIpcSender};
+use ipc_channel::ipc::{IpcSender, IpcSharedMemory, OpaqueIpcSender};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
@@ -60,6 +60,7 @@ pub struct EventLoop {
     warden_replies: Option<OwnedFd>,
     warden_lies: u32,
     adopter: Adopter<OpaqueIpcSender>,
+    memory: Adopter<IpcSharedMemory>,
     buffer: Buffer,
     helpers: BTreeMap<Role, Helper>,
     supervisor: Supervisor,
@@ -94,6 +95,7 @@ impl EventLoop {
             warden_replies: Some(warden.replies),
             warden_lies: 0,
             adopter: Adopter::new()?,
+            memory: Adopter::for_memory()?,
             buffer: Buffer::new(),
             helpers: Role::ALL.into_iter().map(|role| (role, Helper::new(role))).collect(),
             supervisor: Supervisor::new(Config {
@@ -496,14 +498,12 @@ impl EventLoop {
     /// Sends a request. One that cannot be made is answered here; one to a helper that is dying is answered by its end.
     fn ask(&mut self, id: u64, ask: Ask) {
         let role = ask.role();
-        // ipc-channel asserts that shared memory can be had: when it is made, and when it is put into a message.
-        let request = catch_unwind(AssertUnwindSafe(|| ask.into_request()))
-            .unwrap_or_else(|_| Err(Fault::new("asking", role, NO_MEMORY)));
-        let request = match request {
+        let request = match ask.into_request(&self.memory) {
             Err(fault) => return self.supervise(Event::Reply { role, id, result: Err(fault) }),
             Ok(request) => request,
         };
         let Some(sender) = self.helpers.get(&role).and_then(Helper::sender) else { return };
+        // ipc-channel asserts that shared memory can be mapped once more to put it into a message.
         let sent = catch_unwind(AssertUnwindSafe(|| sender.send(id, request)))
             .unwrap_or_else(|_| Sent::Unsent(NO_MEMORY.to_owned()));
         match sent {

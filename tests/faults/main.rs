@@ -9,6 +9,10 @@ mod failing;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod limits;
+mod memory;
+#[path = "../support/probe.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod probe;
 #[allow(dead_code)] // the rest is for those who lie
 #[path = "../hostile/witness.rs"]
 mod witness;

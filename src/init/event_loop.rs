@@ -334,9 +334,7 @@ impl EventLoop {
 
     /// A helper was executed: it is listened to.
     fn comes(&mut self, role: Role, pid: Pid, requests: OwnedFd, voice: OwnedFd) -> Result<(), Fault> {
-        let adopter = &self.adopter;
-        let requests = catch_unwind(AssertUnwindSafe(|| adopter.adopt(requests)))
-            .unwrap_or_else(|_| Err(Fault::new("taking", "a socket", "it is none of ipc-channel's")))?;
+        let requests = self.adopter.adopt(requests)?;
         let place = Role::ALL.iter().position(|&other| other == role).unwrap_or_default() as u64;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, HELPERS + place);
         self.epoll.add(&voice, event).fault("watching", role)?;
@@ -441,7 +439,10 @@ impl EventLoop {
             Change::Kill => self.kill_helper(role, "it does not come up"),
             Change::Gone => self.supervise(Event::HelperGone(role)),
             Change::Closed => {
-                log::error!("{role} died too often: it stays closed");
+                match self.warden {
+                    Some(_) => log::error!("{role} died too often: it is closed for a while"),
+                    None => log::error!("{role} stays closed: nobody starts another"),
+                }
                 self.supervise(Event::HelperClosed(role));
             }
         }

@@ -80,7 +80,7 @@ impl<T: Serialize + DeserializeOwned> Adopter<T> {
     }
 
     /// One descriptor, as ipc-channel has it. It asserts that what it needs can be had; then this is a fault.
-    fn adopt_one(&self, fd: OwnedFd, what: &str) -> Result<T, Fault> {
+    fn adopt_one(&self, fd: OwnedFd, what: &str, why: &str) -> Result<T, Fault> {
         while self.stale.get() {
             let taken = catch_unwind(AssertUnwindSafe(|| self.inside.try_recv()));
             self.stale.set(!matches!(taken, Ok(Err(TryRecvError::Empty))));
@@ -91,7 +91,7 @@ impl<T: Serialize + DeserializeOwned> Adopter<T> {
         send(&self.door, &[fd])?;
         self.stale.set(true);
         let taken = catch_unwind(AssertUnwindSafe(|| self.inside.recv()))
-            .map_err(|_| Fault::new("taking", what, "ipc-channel could not"))?
+            .map_err(|_| Fault::new("taking", what, why))?
             .map_err(|error| Fault::new("taking", what, error.to_string()))?;
         self.stale.set(false);
         Ok(taken)
@@ -119,7 +119,7 @@ impl Adopter<OpaqueIpcSender> {
         if kind != SFlag::S_IFSOCK.bits() {
             return Err(Fault::new("taking", "a socket", "it is none"));
         }
-        self.adopt_one(end, "a socket")
+        self.adopt_one(end, "a socket", "it is none of ipc-channel's")
     }
 }
 
@@ -132,7 +132,7 @@ impl Adopter<IpcSharedMemory> {
     /// Bytes that travel in shared memory. ipc-channel writes them into a mapping, and where there is no memory that is the end
     /// of who writes (SIGBUS); here they are written to the file, and that is an error.
     pub fn share(&self, bytes: &[u8]) -> Result<IpcSharedMemory, Fault> {
-        self.adopt_one(memory(bytes)?, "shared memory")
+        self.adopt_one(memory(bytes)?, "shared memory", "no memory to share")
     }
 }
 

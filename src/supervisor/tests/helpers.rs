@@ -157,6 +157,23 @@ fn a_closed_role_answers_error_and_the_rest_goes_on() {
 }
 
 #[test]
+fn a_closed_role_that_comes_back_has_everything_asked_of_it() {
+    let mut world = World::with_container();
+    world.feed(Event::HelperClosed(Role::Execd));
+    world.exec("c", "p", 3);
+    assert!(world.said().join("").contains("it died too often: it is closed"));
+    world.feed(Event::HelperClosed(Role::Execd));
+    world.asked.clear();
+    world.comes_up(Role::Execd, 70);
+    world.exec("c", "q", 5);
+    assert_eq!(world.asked(Role::Execd), ["join 1"], "it has to enter the pod first");
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Execd), ["start c q"]);
+    world.started(Pid(101));
+    assert_eq!(world.said(), ["ACK "]);
+}
+
+#[test]
 fn a_helper_that_hangs_is_killed_and_what_waited_behind_it_has_its_own_time() {
     let mut world = World::with_container();
     world.exec("c", "p", 3);

@@ -47,7 +47,7 @@ static RESERVE: Mutex<Reserve> = Mutex::new(Reserve { start: 0, regions: [EMPTY;
 
 /// Sets the range aside. Fails where the kernel counts it after all: it was told so before this process began.
 pub fn reserve() -> Result<(), Errno> {
-    // One thread needs one arena, and when memory is short there is nothing to make another of. And what is large is mapped, and
+    // One arena is enough for so few threads, and when memory is short there is nothing to make another of. And what is large is mapped, and
     // the kernel's again when it is freed: of itself the C library takes one large block for a habit, and keeps up to 64 MiB.
     #[cfg(target_env = "gnu")]
     for (what, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, 128 << 10)] {

@@ -162,3 +162,31 @@ fn a_container_that_has_all_memory_promised_costs_errors() {
     guest.call(Command::DestroyPod);
     assert!(guest.wait_for_end().success());
 }
+
+/// The guest's own cgroup may have no more than it has, for a while: who may do that (CAP_SYS_ADMIN) may do worse, but this passes.
+#[test]
+fn a_guest_without_memory_of_its_own_goes_on_when_it_has_some() {
+    // The kernel tells at each want who was there, and a serial line is slow.
+    let append = "sysctl.vm.oom_dump_tasks=0 hyper_profile=privileged";
+    let guest = Guest::boot_up(Kind::Vm, append, &["--memory", "256"]);
+    guest.start_pod();
+    let main = guest.sleeper("main");
+    guest.says("main", "mkdir /cg; mount -t cgroup2 cgroup2 /cg");
+    assert!(anything(&guest, "before").is_empty());
+    // The shell needs nothing of the guest's meanwhile, and says afterwards what it has seen.
+    let script = "cd /cg/guest; cat memory.current >memory.max; sleep 4; cat memory.max; echo max >memory.max
+        grep '^max ' memory.events";
+    let limited = guest.exec("main", &["sh", "-c", script], json!({}));
+    let mut refusals = Vec::new();
+    for round in 0..3 {
+        refusals.extend(anything(&guest, &format!("round {round}")));
+    }
+    let outcome = limited.outcome();
+    recovers(&guest, "afterwards");
+    let (limit, reached) = outcome.stdout.split_once("\nmax ").unwrap();
+    assert!(limit.parse::<u64>().is_ok() && reached.trim() != "0", "{outcome:?}, {refusals:?}");
+    assert_eq!(guest.container_says("other", "echo other", json!({})), "other\n");
+    guest.finish(main);
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+}

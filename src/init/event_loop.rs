@@ -234,10 +234,7 @@ impl EventLoop {
         let helper = self.helpers.values_mut().find(|helper| helper.killable() == Some(exit.pid));
         match helper {
             None => {
-                if self.reaped.len() >= REAPED_MAX {
-                    self.reaped.pop_front();
-                }
-                self.reaped.push_back(exit.pid);
+                remember(&mut self.reaped, exit.pid);
                 self.supervise(Event::Exited { pid: exit.pid, status: exit.status });
             }
             Some(helper) => {
@@ -525,6 +522,14 @@ impl EventLoop {
     }
 }
 
+/// The oldest is forgotten for it.
+fn remember(reaped: &mut VecDeque<Pid>, pid: Pid) {
+    if reaped.len() >= REAPED_MAX {
+        reaped.pop_front();
+    }
+    reaped.push_back(pid);
+}
+
 fn kill(pid: Pid, signal: i32, group: bool) {
     if let Err(errno) = signal::kill(pid, signal, group) {
         log::info!("{}", Fault::errno(format!("sending signal {signal} to"), pid, errno));
@@ -534,4 +539,20 @@ fn kill(pid: Pid, signal: i32, group: bool) {
 /// The monotonic clock, which no host can set.
 fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_that_were_reaped_are_remembered() {
+        let mut reaped = VecDeque::new();
+        let most = i32::try_from(REAPED_MAX).unwrap();
+        for pid in 1..=most + 10 {
+            remember(&mut reaped, Pid(pid));
+            assert!(reaped.len() <= REAPED_MAX);
+        }
+        assert_eq!(reaped.iter().copied().collect::<Vec<_>>(), (11..=most + 10).map(Pid).collect::<Vec<_>>());
+    }
 }

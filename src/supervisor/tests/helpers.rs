@@ -1,5 +1,6 @@
 //! Helpers that die, hang and lie.
 
+use super::super::STRAYS_MAX;
 use super::*;
 
 #[test]
@@ -339,4 +340,25 @@ fn a_request_of_ours_that_cannot_be_sent_is_no_lie() {
     assert!(world.did().is_empty());
     world.started(Pid(101));
     assert_eq!(world.said(), ["ACK ", "ERROR execd: doing it: no"]);
+}
+
+/// While a start is under way any number of children may end that nobody has heard of: the first so many are remembered, which are
+/// more than an honest execd has under way.
+#[test]
+fn so_many_that_ended_before_they_were_reported_are_remembered_and_no_more() {
+    let mut world = World::with_container();
+    for (process, stream) in [("p", 3), ("q", 5)] {
+        world.exec("c", process, stream);
+    }
+    let many = i32::try_from(STRAYS_MAX).unwrap();
+    for pid in 1000..1000 + many + 10 {
+        world.exits(Pid(pid), 9);
+        assert!(world.supervisor.strays.len() <= STRAYS_MAX);
+    }
+    assert_eq!(world.supervisor.strays.len(), STRAYS_MAX);
+    world.started(Pid(1000 + many - 1));
+    assert_eq!(world.asked(Role::Streamd), ["finish 3"], "the last that is remembered");
+    world.started(Pid(1000 + many));
+    assert_eq!(world.asked(Role::Streamd), ["finish 3"], "for all that is known the other runs");
+    assert!(world.supervisor.strays.is_empty(), "no start is under way");
 }

@@ -497,6 +497,28 @@ mod tests {
         assert!(read(Message::StartPod, &format!(r#"{{"dns":{}}}"#, "[".repeat(100_000))).is_err());
     }
 
+    /// However deep it is, in less than the stack that PID 1 has promised (sys/heap.rs): the rest is for what calls. What nobody
+    /// knows is passed over without going down into it.
+    #[test]
+    fn the_deepest_json_needs_less_stack_than_there_is() {
+        let deep = |key: &str, open: &str, close: &str, depth: usize| {
+            format!(r#"{{"{key}":{}0{}}}"#, open.repeat(depth), close.repeat(depth))
+        };
+        let parse_all = move || {
+            for depth in [120, 127, 128, 200_000] {
+                for (open, close) in [("[", "]"), (r#"{"y":"#, "}")] {
+                    let unknown = parse(Message::StartPod.id(), deep("x", open, close, depth).as_bytes());
+                    assert!(unknown.is_ok(), "{unknown:?}");
+                    for key in ["dns", "containers", "portmappingWhiteLists", "shareDir"] {
+                        let known = parse(Message::StartPod.id(), deep(key, open, close, depth).as_bytes());
+                        assert!(known.is_err() || open != "[", "{known:?}");
+                    }
+                }
+            }
+        };
+        std::thread::Builder::new().stack_size(384 << 10).spawn(parse_all).unwrap().join().unwrap();
+    }
+
     #[test]
     fn the_rules_of_streams() {
         let process = |terminal, stdio, stderr| {

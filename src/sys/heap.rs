@@ -35,7 +35,7 @@ const RANGE: usize = SIZES * REGION;
 const PAGE: usize = 4096;
 /// The pages of a freed block of at least this size go back to the kernel.
 const GIVEN_BACK: usize = 1 << 16;
-/// How much stack PID 1 has for good. tests/weight.rs parses the worst of commands with less.
+/// How much stack PID 1 has for good. A test of command.rs parses the deepest of commands with less.
 const STACK: usize = 512 << 10;
 
 /// The allocator of a program: `#[global_allocator]`.

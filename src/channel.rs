@@ -7,6 +7,7 @@ use serde::de::{DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::fault::Fault;
+use crate::wire::bootstrap::Adopter;
 
 /// Values up to this many encoded bytes travel in the message itself. With at most 16 requests under way a
 /// helper's socket (208 kB) cannot fill, so init never blocks in a send.
@@ -23,13 +24,13 @@ pub enum Bulk<T> {
 
 impl<T: Serialize + DeserializeOwned> Bulk<T> {
     /// Chooses by size.
-    pub fn new(value: T) -> Result<Bulk<T>, Fault> {
+    pub fn new(value: T, memory: &Adopter<IpcSharedMemory>) -> Result<Bulk<T>, Fault> {
         let bytes = bincode::serde::encode_to_vec(&value, bincode::config::standard())
             .map_err(|error| Fault::new("encoding", std::any::type_name::<T>(), error.to_string()))?;
         if bytes.len() <= INLINE_MAX {
             return Ok(Bulk::Here(value));
         }
-        Ok(Bulk::Shared(IpcSharedMemory::from_bytes(&bytes)))
+        Ok(Bulk::Shared(memory.share(&bytes)?))
     }
 
     /// The value. Only init makes requests, and helpers believe it.
@@ -104,11 +105,11 @@ pub enum Payload {
 
 impl Payload {
     /// Chooses by size.
-    pub fn new(bytes: &[u8]) -> Payload {
-        match bytes.len() {
+    pub fn new(bytes: &[u8], memory: &Adopter<IpcSharedMemory>) -> Result<Payload, Fault> {
+        Ok(match bytes.len() {
             0..=INLINE_MAX => Payload::Here(Bytes(bytes.to_vec())),
-            _ => Payload::Shared(IpcSharedMemory::from_bytes(bytes)),
-        }
+            _ => Payload::Shared(memory.share(bytes)?),
+        })
     }
 }
 
@@ -144,7 +145,7 @@ mod tests {
     fn a_payload_is_the_same_either_way() {
         for size in [0, INLINE_MAX, INLINE_MAX + 1, 3 << 20] {
             let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
-            let payload = Payload::new(&bytes);
+            let payload = Payload::new(&bytes, &Adopter::for_memory().unwrap()).unwrap();
             assert_eq!(matches!(payload, Payload::Here(_)), size <= INLINE_MAX);
             assert!(*payload == *bytes);
         }

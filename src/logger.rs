@@ -56,6 +56,11 @@ impl Log for Stderr {
 
 /// Writes one line as one write: several processes share the log. A log that cannot be written is no reason to stop.
 fn line(level: Level, text: &str) {
+    let _ = std::io::stderr().write_all(compose(level, text).as_bytes());
+}
+
+/// The line, whatever the text is.
+fn compose(level: Level, text: &str) -> String {
     let priority = match (KMSG.load(Ordering::Relaxed), level) {
         (false, _) => "",
         (true, Level::Error) => "<27>",
@@ -72,7 +77,7 @@ fn line(level: Level, text: &str) {
         out.truncate(end);
     }
     out.push('\n');
-    let _ = std::io::stderr().write_all(out.as_bytes());
+    out
 }
 
 /// Makes this process `who` in the log, with `level` from `hyper_log=` (quiet: warnings and errors).
@@ -84,4 +89,32 @@ pub fn start(who: &'static str, level: LevelFilter, kmsg: bool) {
     // A second logger in one process (a test) is refused; the first goes on.
     let _ = log::set_logger(&Stderr);
     std::panic::set_hook(Box::new(|panic| line(Level::Error, &panic.to_string())));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_one_line_and_has_an_end() {
+        let who = who();
+        assert_eq!(compose(Level::Info, "a\nb"), format!("{who}: a b\n"));
+        assert_eq!(compose(Level::Info, &format!("{who}: said")), format!("{who}: said\n"));
+        let front = who.len() + 2;
+        let fits = "x".repeat(LINE_MAX - front);
+        assert_eq!(compose(Level::Error, &fits), format!("{who}: {fits}\n"));
+        for more in [1, 2, 1 << 20] {
+            let longer = compose(Level::Error, &format!("{fits}{}", "y".repeat(more)));
+            assert_eq!(longer, format!("{who}: {fits}\n"), "{more} more");
+        }
+        // Not in the middle of a character.
+        for character in ["ü", "…", "🦀"] {
+            let line = compose(Level::Error, &character.repeat(LINE_MAX));
+            let (text, end) = line.split_at(line.len() - 1);
+            assert!(
+                end == "\n" && text.len() <= LINE_MAX && text.len() + character.len() > LINE_MAX,
+                "{line}"
+            );
+        }
+    }
 }

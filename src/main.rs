@@ -16,9 +16,15 @@ mod streamd;
 use std::path::Path;
 use std::process::ExitCode;
 
+use hyperinit::sys::heap::Heap;
 use hyperinit::wire::Role;
 
+#[global_allocator]
+static HEAP: Heap = Heap;
+
 fn main() -> ExitCode {
+    // First, while there is memory. A helper without it ends when there is none, and init says so of itself.
+    let _ = hyperinit::sys::heap::reserve();
     let name = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&name).file_name().and_then(|name| name.to_str());
     match Role::ALL.into_iter().find(|role| name == Some(role.name())) {

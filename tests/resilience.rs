@@ -318,7 +318,7 @@ const DEATHS: usize = 8;
 /// Has a helper die as often as it takes, each time before it has done anything.
 fn close(guest: &Guest, name: &str) {
     let from = guest.log().len();
-    let closed = format!("{name} died too often: it stays closed");
+    let closed = format!("{name} died too often: it is closed for a while");
     let mut followed = Followed::successor(guest, name);
     for _ in 2..DEATHS {
         assert!(!guest.log()[from..].contains(&closed), "{}", guest.log());
@@ -361,6 +361,31 @@ fn a_mountd_that_dies_again_and_again_is_closed_and_the_rest_goes_on() {
     assert_eq!(talker.outcome().status, 7);
     guest.call(kill("main", 9));
     assert_eq!(main.outcome().status, 137);
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+}
+
+/// What they died of has passed: without a word of the host's another is tried, and what was left undone is no obstacle.
+#[test]
+fn a_helper_that_was_closed_comes_back() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    let other = guest.sleeper("other");
+    for name in ["netd", "mountd", "execd", "streamd"] {
+        close(&guest, name);
+    }
+    let from = guest.log().len();
+    guest.call(kill("main", 9));
+    assert_eq!(main.status(), 137);
+    guest.remove("main");
+    for name in ["netd", "mountd", "execd", "streamd"] {
+        guest.wait_for_log(from, &format!("{name} is up as"));
+    }
+    let main = guest.sleeper("main");
+    works(&guest, "after");
+    assert_eq!(guest.says("other", "echo new"), "new\n");
+    guest.finish(main);
+    guest.finish(other);
     guest.call(Command::DestroyPod);
     assert!(guest.wait_for_end().success());
 }

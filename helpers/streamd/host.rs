@@ -13,9 +13,9 @@ use nix::unistd::read;
 
 use super::buffer::{Buffer, SLOT_INPUT, SLOT_PLACE, is_no_memory};
 use super::engine::{LISTENER, PORT, edges, nonblocking, now};
-use super::input::Place;
+use super::input::{Place, is_want};
 use super::port::{Accepted, Port};
-use super::processes::Processes;
+use super::processes::{PAUSE, Processes};
 
 /// How much is read from the host at once.
 const CHUNK: usize = 64 << 10;
@@ -64,6 +64,8 @@ pub struct Host {
     writable: bool,
     /// The host has left; what it sent before is still read.
     hung_up: bool,
+    /// When sending is tried again: the kernel had no memory for it, and will not say when it has.
+    starved: Option<Duration>,
     /// Until when unknown streams are not answered.
     unsure: Option<Duration>,
     silence: Silence,
@@ -105,6 +107,7 @@ impl Host {
             readable: true,
             writable: true,
             hung_up: false,
+            starved: None,
             unsure: buffer.is_inherited().then(|| now() + RESEND),
             silence: Silence::default(),
             anew: false,
@@ -202,6 +205,12 @@ impl Host {
             Ok(all) => {
                 self.writable = all;
                 Ok(true)
+            }
+            Err(errno) if is_want(errno) => {
+                log::warn!("{}; output waits", Fault::errno("writing", "the stream port", errno));
+                self.writable = false;
+                self.starved = Some(now() + PAUSE);
+                Ok(false)
             }
             Err(errno) => {
                 log::info!("{}", Fault::errno("writing", "the stream port", errno));
@@ -315,14 +324,19 @@ impl Host {
 
     /// When [`Host::tick`] has something to do.
     pub fn deadline(&self) -> Option<Duration> {
-        match self.hearing {
+        let quiet = match self.hearing {
             Hearing::Lost { quiet } => Some(quiet),
             Hearing::Frames | Hearing::Deaf => None,
-        }
+        };
+        quiet.into_iter().chain(self.starved).min()
     }
 
     /// A host that has been silent for long enough is listened to again.
     pub fn tick(&mut self, buffer: &Buffer) {
+        if self.starved.is_some_and(|until| now() >= until) {
+            self.starved = None;
+            self.writable = true;
+        }
         if let Hearing::Lost { quiet } = self.hearing
             && now() >= quiet
         {

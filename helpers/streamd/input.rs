@@ -23,6 +23,13 @@ pub struct Queue {
     bytes: VecDeque<u8>,
     /// The host closed stdin: it ends behind what waits.
     closing: bool,
+    /// The kernel had no memory for what waits, and will not say when it has.
+    pub starved: bool,
+}
+
+/// Whether a call failed for want of memory, which passes: nothing was written, and nobody has gone.
+pub fn is_want(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOMEM | Errno::ENOBUFS | Errno::ENOSPC)
 }
 
 /// What a write came to.
@@ -56,6 +63,10 @@ impl Queue {
                 Ok(count) => rest = rest.get(count..).unwrap_or_default(),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => break,
+                Err(errno) if is_want(errno) => {
+                    self.starved = true;
+                    break;
+                }
                 Err(_) => return Flushed::Broken,
             }
         }
@@ -71,11 +82,16 @@ impl Queue {
 
     /// Writes what can be written.
     pub fn flush(&mut self, to: BorrowedFd<'_>) -> Flushed {
+        self.starved = false;
         while !self.bytes.is_empty() {
             match write(to, self.bytes.as_slices().0) {
                 Ok(count) => drop(self.bytes.drain(..count)),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Flushed::Blocked,
+                Err(errno) if is_want(errno) => {
+                    self.starved = true;
+                    return Flushed::Blocked;
+                }
                 Err(_) => return Flushed::Broken,
             }
         }

@@ -123,6 +123,11 @@ impl Process {
         self.queue.waiting()
     }
 
+    /// Whether that has to be tried again, though the process may not read.
+    pub fn is_starved(&self) -> bool {
+        self.queue.starved
+    }
+
     /// Appends a frame's payload to its stdin. An empty one closes that, but not a tty. It may still have to be flushed.
     pub fn push(&mut self, payload: &[u8]) {
         if self.end != End::Running {

@@ -16,11 +16,11 @@ use nix::unistd::read;
 
 use super::buffer::{Buffer, CHUNK, Taken, is_no_memory};
 use super::engine::{FIRST_TOKEN, edges, nonblocking, now};
-use super::input::{QUEUE_MAX, QUEUES_MAX};
+use super::input::{QUEUE_MAX, QUEUES_MAX, is_want};
 use super::process::{End, Process, SURVIVOR_GRACE};
 
 /// How long nothing is taken when there was no memory for it.
-const PAUSE: Duration = Duration::from_millis(100);
+pub const PAUSE: Duration = Duration::from_millis(100);
 
 /// How many processes that are over may have survivors whose output is read and thrown away. Of more the oldest's pipes are
 /// closed: init has forgotten these processes, so nothing else would bound them.
@@ -76,6 +76,8 @@ pub struct Processes {
     pub waiting: VecDeque<(u64, u64)>,
     /// There was no memory: until when nothing is taken.
     paused: Option<Duration>,
+    /// The same of stdin.
+    starved: Option<Duration>,
     /// What survivors' output is read into.
     discarded: Vec<u8>,
 }
@@ -98,6 +100,7 @@ impl Processes {
             over: VecDeque::new(),
             waiting: VecDeque::new(),
             paused: None,
+            starved: None,
             discarded: vec![0; CHUNK],
         }
     }
@@ -125,6 +128,8 @@ impl Processes {
                 Ok(Some(packet)) if !packet.again => buffer.forget_end(packet.stdio),
                 Ok(_) => {}
                 Err(Errno::EAGAIN) => return,
+                // A process that is not heard of would be taken for one that does not exist.
+                Err(errno) if is_want(errno) => give_up(&Fault::errno("hearing from", "execd", errno)),
                 Err(errno) => return self.refuse(&Fault::errno("hearing from", "execd", errno)),
             }
             let added = match receive_fds(socket, &mut packet) {
@@ -421,6 +426,8 @@ impl Processes {
             return;
         }
         self.paused = self.paused.filter(|&until| now() < until);
+        // Each round tries.
+        self.starved = self.starved.filter(|&until| now() < until);
         let due: Vec<StreamId> = self.finishing.iter().copied().collect();
         for stdio in due {
             // The others would find no memory either.
@@ -437,7 +444,7 @@ impl Processes {
             End::Finishing { deadline, .. } => deadline,
             End::Running | End::Finished => None,
         });
-        ends.chain(self.paused).min()
+        ends.chain(self.paused).chain(self.starved).min()
     }
 
     /// Whether a request still has to be answered.
@@ -458,6 +465,9 @@ impl Processes {
     pub fn push(&mut self, stdio: StreamId, payload: &[u8]) -> bool {
         let Some(process) = self.by_stdio.get_mut(&stdio) else { return self.is_stderr(stdio) };
         process.push(payload);
+        if process.is_starved() {
+            self.starved = Some(now() + PAUSE);
+        }
         if process.waiting() > 0 {
             self.behind.insert(stdio);
         } else {
@@ -482,6 +492,9 @@ impl Processes {
         }
         let waiting = self.by_stdio.get_mut(&stdio).map_or(0, |process| {
             process.flush();
+            if process.is_starved() {
+                self.starved = Some(now() + PAUSE);
+            }
             process.waiting()
         });
         if waiting == 0 {

@@ -19,6 +19,7 @@ use super::modules;
 use super::settings::Settings;
 use crate::fault::{Fault, OrFault};
 use crate::logger;
+use crate::sys::heap;
 use crate::sys::mount::{clone_tree, set_attributes};
 
 /// `fs.file-max` and RLIMIT_NOFILE, as the C original sets them.
@@ -142,6 +143,23 @@ pub fn limits(settings: &Settings) {
     }
     // The memory killer takes a container before it takes the guest; execd resets it for what it starts.
     write("/proc/self/oom_score_adj", "-1000");
+}
+
+/// Has the memory that PID 1 and the warden may ever need promised (sys/heap.rs). `main` has tried: in a VM whose kernel was told at
+/// its start to count every promise it stops counting for this one.
+pub fn memory(settings: &Settings) {
+    const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
+    let mut reserved = heap::reserve();
+    if reserved.is_err() && settings.local.is_none() {
+        let before = std::fs::read_to_string(OVERCOMMIT).unwrap_or_default();
+        write(OVERCOMMIT, "0");
+        reserved = heap::reserve();
+        write(OVERCOMMIT, &before);
+    }
+    if let Err(errno) = reserved {
+        log::warn!("{}", Fault::errno("reserving", "memory", errno));
+    }
+    heap::deepen_stack();
 }
 
 /// Writes a kernel setting; one that is not there or not ours to set is a warning.

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use ipc_channel::ipc::{IpcSender, OpaqueIpcSender};
+use ipc_channel::ipc::{IpcSender, IpcSharedMemory, OpaqueIpcSender};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
@@ -60,6 +60,7 @@ pub struct EventLoop {
     warden_replies: Option<OwnedFd>,
     warden_lies: u32,
     adopter: Adopter<OpaqueIpcSender>,
+    memory: Adopter<IpcSharedMemory>,
     buffer: Buffer,
     helpers: BTreeMap<Role, Helper>,
     supervisor: Supervisor,
@@ -94,6 +95,7 @@ impl EventLoop {
             warden_replies: Some(warden.replies),
             warden_lies: 0,
             adopter: Adopter::new()?,
+            memory: Adopter::for_memory()?,
             buffer: Buffer::new(),
             helpers: Role::ALL.into_iter().map(|role| (role, Helper::new(role))).collect(),
             supervisor: Supervisor::new(Config {
@@ -233,10 +235,7 @@ impl EventLoop {
         let helper = self.helpers.values_mut().find(|helper| helper.killable() == Some(exit.pid));
         match helper {
             None => {
-                if self.reaped.len() >= REAPED_MAX {
-                    self.reaped.pop_front();
-                }
-                self.reaped.push_back(exit.pid);
+                remember(&mut self.reaped, exit.pid);
                 self.supervise(Event::Exited { pid: exit.pid, status: exit.status });
             }
             Some(helper) => {
@@ -333,9 +332,7 @@ impl EventLoop {
 
     /// A helper was executed: it is listened to.
     fn comes(&mut self, role: Role, pid: Pid, requests: OwnedFd, voice: OwnedFd) -> Result<(), Fault> {
-        let adopter = &self.adopter;
-        let requests = catch_unwind(AssertUnwindSafe(|| adopter.adopt(requests)))
-            .unwrap_or_else(|_| Err(Fault::new("taking", "a socket", "it is none of ipc-channel's")))?;
+        let requests = self.adopter.adopt(requests)?;
         let place = Role::ALL.iter().position(|&other| other == role).unwrap_or_default() as u64;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, HELPERS + place);
         self.epoll.add(&voice, event).fault("watching", role)?;
@@ -440,7 +437,10 @@ impl EventLoop {
             Change::Kill => self.kill_helper(role, "it does not come up"),
             Change::Gone => self.supervise(Event::HelperGone(role)),
             Change::Closed => {
-                log::error!("{role} died too often: it stays closed");
+                match self.warden {
+                    Some(_) => log::error!("{role} died too often: it is closed for a while"),
+                    None => log::error!("{role} stays closed: nobody starts another"),
+                }
                 self.supervise(Event::HelperClosed(role));
             }
         }
@@ -497,14 +497,12 @@ impl EventLoop {
     /// Sends a request. One that cannot be made is answered here; one to a helper that is dying is answered by its end.
     fn ask(&mut self, id: u64, ask: Ask) {
         let role = ask.role();
-        // ipc-channel asserts that shared memory can be had: when it is made, and when it is put into a message.
-        let request = catch_unwind(AssertUnwindSafe(|| ask.into_request()))
-            .unwrap_or_else(|_| Err(Fault::new("asking", role, NO_MEMORY)));
-        let request = match request {
+        let request = match ask.into_request(&self.memory) {
             Err(fault) => return self.supervise(Event::Reply { role, id, result: Err(fault) }),
             Ok(request) => request,
         };
         let Some(sender) = self.helpers.get(&role).and_then(Helper::sender) else { return };
+        // ipc-channel asserts that shared memory can be mapped once more to put it into a message.
         let sent = catch_unwind(AssertUnwindSafe(|| sender.send(id, request)))
             .unwrap_or_else(|_| Sent::Unsent(NO_MEMORY.to_owned()));
         match sent {
@@ -525,6 +523,14 @@ impl EventLoop {
     }
 }
 
+/// The oldest is forgotten for it.
+fn remember(reaped: &mut VecDeque<Pid>, pid: Pid) {
+    if reaped.len() >= REAPED_MAX {
+        reaped.pop_front();
+    }
+    reaped.push_back(pid);
+}
+
 fn kill(pid: Pid, signal: i32, group: bool) {
     if let Err(errno) = signal::kill(pid, signal, group) {
         log::info!("{}", Fault::errno(format!("sending signal {signal} to"), pid, errno));
@@ -534,4 +540,20 @@ fn kill(pid: Pid, signal: i32, group: bool) {
 /// The monotonic clock, which no host can set.
 fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_that_were_reaped_are_remembered() {
+        let mut reaped = VecDeque::new();
+        let most = i32::try_from(REAPED_MAX).unwrap();
+        for pid in 1..=most + 10 {
+            remember(&mut reaped, Pid(pid));
+            assert!(reaped.len() <= REAPED_MAX);
+        }
+        assert_eq!(reaped.iter().copied().collect::<Vec<_>>(), (11..=most + 10).map(Pid).collect::<Vec<_>>());
+    }
 }

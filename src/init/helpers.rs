@@ -12,8 +12,11 @@ use crate::ids::Pid;
 use crate::supervisor::HelperRequest;
 use crate::wire::{self, Role};
 
-/// Deaths in a row, without one answered request between them, after which a role is closed.
+/// Deaths in a row, without one answered request between them, after which a role is closed: what is asked of it is refused at
+/// once, and another helper is tried once in a while. What they died of may pass: memory may have been short.
 pub const DEATHS_MAX: u32 = 8;
+/// How long a role is closed before another helper is tried.
+const CLOSED: Duration = Duration::from_secs(30);
 /// A helper that has lived for so long has not died in a row with its predecessors: one that nobody asks anything must not
 /// be closed for eight deaths in a year.
 const FORGIVEN: Duration = Duration::from_secs(60);
@@ -104,6 +107,8 @@ pub struct Helper {
     pub is_reaped: bool,
     state: State,
     deaths: u32,
+    /// Nobody can start another.
+    is_last: bool,
 }
 
 enum State {
@@ -115,8 +120,8 @@ enum State {
     Up { pid: Pid, sender: Sender, since: Duration },
     /// It waits for its restart.
     Down { until: Duration },
-    /// It died too often.
-    Closed,
+    /// It died too often, and is tried again then, if anybody can start it.
+    Closed { until: Option<Duration> },
 }
 
 /// What a change of state means for the others.
@@ -130,7 +135,7 @@ pub enum Change {
     Kill,
     /// It is dead, and will be started again.
     Gone,
-    /// It is dead for good.
+    /// It is dead, and what is asked of it fails.
     Closed,
 }
 
@@ -143,6 +148,7 @@ impl Helper {
             is_reaped: false,
             state: State::Down { until: Duration::ZERO },
             deaths: 0,
+            is_last: false,
         }
     }
 
@@ -151,7 +157,7 @@ impl Helper {
         match &self.state {
             State::Coming { pid, .. } | State::Up { pid, .. } if !self.is_reaped => Some(*pid),
             State::Coming { .. } | State::Up { .. } => None,
-            State::Starting { .. } | State::Down { .. } | State::Closed => None,
+            State::Starting { .. } | State::Down { .. } | State::Closed { .. } => None,
         }
     }
 
@@ -159,7 +165,7 @@ impl Helper {
     pub fn sender(&self) -> Option<&Sender> {
         match &self.state {
             State::Up { sender, .. } => Some(sender),
-            State::Starting { .. } | State::Coming { .. } | State::Down { .. } | State::Closed => None,
+            State::Starting { .. } | State::Coming { .. } | State::Down { .. } | State::Closed { .. } => None,
         }
     }
 
@@ -181,7 +187,7 @@ impl Helper {
 
     /// It says that it is up. Its process; none if it is not the time to say so.
     pub fn up(&mut self, now: Duration) -> Option<Pid> {
-        match std::mem::replace(&mut self.state, State::Closed) {
+        match std::mem::replace(&mut self.state, State::Closed { until: None }) {
             State::Coming { pid, sender, .. } => {
                 self.state = State::Up { pid, sender, since: now };
                 Some(pid)
@@ -202,7 +208,9 @@ impl Helper {
     pub fn failed(&mut self, now: Duration) -> Change {
         match self.state {
             State::Starting { .. } => self.die(now),
-            State::Coming { .. } | State::Up { .. } | State::Down { .. } | State::Closed => Change::None,
+            State::Coming { .. } | State::Up { .. } | State::Down { .. } | State::Closed { .. } => {
+                Change::None
+            }
         }
     }
 
@@ -210,21 +218,22 @@ impl Helper {
     pub fn reaped(&mut self, now: Duration) -> Change {
         match self.state {
             State::Coming { .. } | State::Up { .. } => self.die(now),
-            State::Starting { .. } | State::Down { .. } | State::Closed => Change::None,
+            State::Starting { .. } | State::Down { .. } | State::Closed { .. } => Change::None,
         }
     }
 
     /// Nobody can start it any more.
     pub fn close(&mut self) -> Change {
+        self.is_last = true;
         match self.state {
-            State::Closed => Change::None,
-            State::Coming { .. } | State::Up { .. } => {
-                // It works on; its next death is its last.
-                self.deaths = DEATHS_MAX;
+            // It works on; its next death is its last.
+            State::Coming { .. } | State::Up { .. } => Change::None,
+            State::Closed { .. } => {
+                self.state = State::Closed { until: None };
                 Change::None
             }
             State::Starting { .. } | State::Down { .. } => {
-                self.state = State::Closed;
+                self.state = State::Closed { until: None };
                 Change::Closed
             }
         }
@@ -234,7 +243,8 @@ impl Helper {
     pub fn deadline(&self) -> Option<Duration> {
         match &self.state {
             State::Starting { until } | State::Coming { until, .. } | State::Down { until } => Some(*until),
-            State::Up { .. } | State::Closed => None,
+            State::Closed { until } => *until,
+            State::Up { .. } => None,
         }
     }
 
@@ -244,32 +254,32 @@ impl Helper {
             return Change::None;
         }
         match &mut self.state {
-            State::Down { .. } => Change::Start,
+            State::Down { .. } | State::Closed { .. } => Change::Start,
             State::Starting { .. } => self.die(now),
             State::Coming { until, .. } => {
                 *until = now + START_TIMEOUT;
                 Change::Kill
             }
-            State::Up { .. } | State::Closed => Change::None,
+            State::Up { .. } => Change::None,
         }
     }
 
     fn die(&mut self, now: Duration) -> Change {
         match self.state {
-            State::Up { since, .. } if now >= since + FORGIVEN && self.deaths < DEATHS_MAX => self.deaths = 0,
+            State::Up { since, .. } if now >= since + FORGIVEN => self.deaths = 0,
             State::Starting { .. }
             | State::Coming { .. }
             | State::Up { .. }
             | State::Down { .. }
-            | State::Closed => {}
+            | State::Closed { .. } => {}
         }
         let pause = match self.deaths {
             0 => Duration::ZERO,
             deaths => BACKOFF_MAX.min(BACKOFF * 2u32.saturating_pow(deaths - 1)),
         };
-        self.deaths += 1;
-        if self.deaths >= DEATHS_MAX {
-            self.state = State::Closed;
+        self.deaths = self.deaths.saturating_add(1);
+        if self.is_last || self.deaths >= DEATHS_MAX {
+            self.state = State::Closed { until: (!self.is_last).then_some(now + CLOSED) };
             return Change::Closed;
         }
         self.state = State::Down { until: now + pause };
@@ -346,6 +356,40 @@ mod tests {
             assert_eq!(helper.up(now), Some(Pid(7)));
         }
         assert_eq!(helper.reaped(now), Change::Closed);
+        assert_eq!(helper.tick(now), Change::None);
+    }
+
+    #[test]
+    fn one_that_is_closed_is_tried_once_in_a_while_and_is_itself_again_when_it_answers() {
+        let mut helper = up();
+        let mut now = NOW;
+        let mut tried = |helper: &mut Helper| {
+            now = helper.deadline().unwrap();
+            assert_eq!(helper.tick(now), Change::Start);
+            helper.starting(now);
+            helper.coming(now, Pid(7), sender());
+            assert_eq!(helper.up(now), Some(Pid(7)));
+            now
+        };
+        while helper.reaped(NOW) != Change::Closed {
+            tried(&mut helper);
+        }
+        for round in 1..=3 {
+            let now = tried(&mut helper);
+            assert_eq!(helper.reaped(now), Change::Closed, "one death more");
+            assert_eq!(helper.deadline(), Some(now + CLOSED), "round {round}");
+        }
+        // One that could not even be started.
+        let now = helper.deadline().unwrap();
+        helper.starting(now);
+        assert_eq!(helper.failed(now), Change::Closed);
+        let now = tried(&mut helper);
+        helper.answered();
+        assert_eq!(helper.reaped(now), Change::Gone);
+        assert_eq!(helper.tick(now), Change::Start, "at once");
+        // Without a warden there is nothing to wait for.
+        assert_eq!(helper.close(), Change::Closed);
+        assert_eq!(helper.close(), Change::None);
         assert_eq!(helper.deadline(), None);
     }
 

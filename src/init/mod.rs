@@ -94,6 +94,7 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
     let program = boot::program()?;
     root::enter(&settings)?;
     boot::limits(&settings);
+    boot::memory(&settings);
 
     log::debug!("starting the warden");
     let inits = [ports.control.number(), signals.as_raw_fd()];

@@ -55,13 +55,15 @@ where
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// The same of a list of at most `MAX`.
+/// The same of a list of at most `MAX`, which has grown by doubling and takes no more than it needs from now on.
 pub(crate) fn list<'de, const MAX: usize, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: DeserializeOwned,
 {
-    null_is_default::<D, AtMost<MAX, Vec<T>>>(deserializer).map(|AtMost(list)| list)
+    let AtMost(mut list) = null_is_default::<D, AtMost<MAX, Vec<T>>>(deserializer)?;
+    list.shrink_to_fit();
+    Ok(list)
 }
 
 /// The same of names and values, at most `MAX`.

@@ -4,10 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipc_channel::ipc::IpcSharedMemory;
+
 use crate::channel::{Bulk, Bytes, Payload};
 use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid, StreamId};
 use crate::spec::{Container, Interface, Process, Route};
+use crate::wire::bootstrap::Adopter;
 use crate::wire::mountd::PodFiles;
 use crate::wire::netd::{Network, PortMapping};
 use crate::wire::{Role, execd, mountd, netd, streamd};
@@ -168,38 +171,38 @@ impl Ask {
 
     /// The request as it travels. The fault (no memory to share) is for the event loop to hand back as the
     /// request's reply.
-    pub fn into_request(self) -> Result<HelperRequest, Fault> {
+    pub fn into_request(self, memory: &Adopter<IpcSharedMemory>) -> Result<HelperRequest, Fault> {
         Ok(match self {
             Ask::SetLinkUp { device } => HelperRequest::Netd(netd::Request::SetLinkUp { device }),
-            Ask::SetInterfaces(interfaces) => {
-                HelperRequest::Netd(netd::Request::SetInterfaces { interfaces: Bulk::new(interfaces)? })
-            }
+            Ask::SetInterfaces(interfaces) => HelperRequest::Netd(netd::Request::SetInterfaces {
+                interfaces: Bulk::new(interfaces, memory)?,
+            }),
             Ask::AddRoutes(routes) => {
-                HelperRequest::Netd(netd::Request::AddRoutes { routes: Bulk::new(routes)? })
+                HelperRequest::Netd(netd::Request::AddRoutes { routes: Bulk::new(routes, memory)? })
             }
             Ask::SetPorts(mapping) => {
-                HelperRequest::Netd(netd::Request::SetPorts { mapping: Bulk::new(*mapping)? })
+                HelperRequest::Netd(netd::Request::SetPorts { mapping: Bulk::new(*mapping, memory)? })
             }
             Ask::ResetNetwork(network) => {
-                HelperRequest::Netd(netd::Request::Reset { network: Bulk::new(*network)? })
+                HelperRequest::Netd(netd::Request::Reset { network: Bulk::new(*network, memory)? })
             }
             Ask::Rescan => HelperRequest::Mountd(mountd::Request::Rescan),
             Ask::WakeUp => HelperRequest::Mountd(mountd::Request::WakeUp),
             Ask::Online => HelperRequest::Mountd(mountd::Request::Online),
             Ask::Unplug { device } => HelperRequest::Mountd(mountd::Request::Unplug { device }),
             Ask::PreparePod(pod) => {
-                HelperRequest::Mountd(mountd::Request::PreparePod { pod: Bulk::new(pod)? })
+                HelperRequest::Mountd(mountd::Request::PreparePod { pod: Bulk::new(pod, memory)? })
             }
             Ask::PinPod { pid } => HelperRequest::Mountd(mountd::Request::PinPod { pid }),
-            Ask::PrepareContainer(container) => {
-                HelperRequest::Mountd(mountd::Request::PrepareContainer { container: Bulk::new(*container)? })
-            }
+            Ask::PrepareContainer(container) => HelperRequest::Mountd(mountd::Request::PrepareContainer {
+                container: Bulk::new(*container, memory)?,
+            }),
             Ask::ReadFile { container, file } => {
                 HelperRequest::Mountd(mountd::Request::ReadFile { container, file })
             }
             Ask::ReadOn => HelperRequest::Mountd(mountd::Request::ReadOn),
             Ask::WriteFile { container, file, data } => {
-                let data = Payload::new(&data.0);
+                let data = Payload::new(&data.0, memory)?;
                 HelperRequest::Mountd(mountd::Request::WriteFile { container, file, data })
             }
             Ask::KillContainer { container } => {
@@ -211,13 +214,13 @@ impl Ask {
             Ask::DestroyPod => HelperRequest::Mountd(mountd::Request::DestroyPod),
             Ask::StartPod { hostname } => HelperRequest::Execd(execd::Request::StartPod { hostname }),
             Ask::Adopt { running } => {
-                HelperRequest::Execd(execd::Request::Adopt { running: Bulk::new(running)? })
+                HelperRequest::Execd(execd::Request::Adopt { running: Bulk::new(running, memory)? })
             }
             Ask::JoinPod { running } => {
-                HelperRequest::Execd(execd::Request::JoinPod { running: Bulk::new(running)? })
+                HelperRequest::Execd(execd::Request::JoinPod { running: Bulk::new(running, memory)? })
             }
             Ask::StartProcess { container, process, init, hostname, finished } => {
-                let process = Bulk::new(*process)?;
+                let process = Bulk::new(*process, memory)?;
                 HelperRequest::Execd(execd::Request::StartProcess {
                     container,
                     process,
@@ -227,7 +230,7 @@ impl Ask {
                 })
             }
             Ask::StartInGuest { process, finished } => {
-                let process = Bulk::new(*process)?;
+                let process = Bulk::new(*process, memory)?;
                 HelperRequest::Execd(execd::Request::StartInGuest { process, finished })
             }
             Ask::Resize { stdio, row, column } => {

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod fd;
+pub mod heap;
 pub mod mount;
 pub mod page;
 pub mod process;

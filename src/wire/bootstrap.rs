@@ -4,10 +4,18 @@
 //! and have PID 1 wait, or have the kernel add to what PID 1 receives. The helper inherits its ends at the fixed numbers
 //! below, as everything else; what is not there is closed.
 
+use std::cell::Cell;
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use ipc_channel::ipc::{IpcOneShotServer, IpcReceiver, IpcSender, OpaqueIpcReceiver, OpaqueIpcSender};
+use ipc_channel::TryRecvError;
+use ipc_channel::ipc::{
+    IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory, OpaqueIpcReceiver, OpaqueIpcSender,
+};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -47,6 +55,8 @@ pub const FD_REPLIES: i32 = 12;
 pub struct Adopter<T> {
     door: OwnedFd,
     inside: IpcReceiver<T>,
+    /// Something was sent and could not be taken: it may still be there, and is not to be taken for what is sent next.
+    stale: Cell<bool>,
 }
 
 impl<T: Serialize + DeserializeOwned> Adopter<T> {
@@ -66,7 +76,25 @@ impl<T: Serialize + DeserializeOwned> Adopter<T> {
         send(&door, first)?;
         let (inside, value) =
             server.accept().map_err(|error| Fault::new("taking", "a socket", error.to_string()))?;
-        Ok((Adopter { door, inside }, value))
+        Ok((Adopter { door, inside, stale: Cell::new(false) }, value))
+    }
+
+    /// One descriptor, as ipc-channel has it. It asserts that what it needs can be had; then this is a fault.
+    fn adopt_one(&self, fd: OwnedFd, what: &str, why: &str) -> Result<T, Fault> {
+        while self.stale.get() {
+            let taken = catch_unwind(AssertUnwindSafe(|| self.inside.try_recv()));
+            self.stale.set(!matches!(taken, Ok(Err(TryRecvError::Empty))));
+            if matches!(taken, Ok(Err(TryRecvError::IpcError(_)))) {
+                return Err(Fault::new("taking", what, "an earlier one is in the way"));
+            }
+        }
+        send(&self.door, &[fd])?;
+        self.stale.set(true);
+        let taken = catch_unwind(AssertUnwindSafe(|| self.inside.recv()))
+            .map_err(|_| Fault::new("taking", what, why))?
+            .map_err(|error| Fault::new("taking", what, error.to_string()))?;
+        self.stale.set(false);
+        Ok(taken)
     }
 }
 
@@ -91,9 +119,29 @@ impl Adopter<OpaqueIpcSender> {
         if kind != SFlag::S_IFSOCK.bits() {
             return Err(Fault::new("taking", "a socket", "it is none"));
         }
-        send(&self.door, &[end])?;
-        self.inside.recv().map_err(|error| Fault::new("taking", "a socket", error.to_string()))
+        self.adopt_one(end, "a socket", "it is none of ipc-channel's")
     }
+}
+
+impl Adopter<IpcSharedMemory> {
+    /// For PID 1, before it is confined.
+    pub fn for_memory() -> Result<Adopter<IpcSharedMemory>, Fault> {
+        Ok(Adopter::open(&[memory(&[0])?])?.0)
+    }
+
+    /// Bytes that travel in shared memory. ipc-channel writes them into a mapping, and where there is no memory that is the end
+    /// of who writes (SIGBUS); here they are written to the file, and that is an error.
+    pub fn share(&self, bytes: &[u8]) -> Result<IpcSharedMemory, Fault> {
+        self.adopt_one(memory(bytes)?, "shared memory", "no memory to share")
+    }
+}
+
+/// A memfd with these bytes.
+fn memory(bytes: &[u8]) -> Result<OwnedFd, Fault> {
+    let fault = |error: std::io::Error| Fault::io("sharing", "memory", &error);
+    let mut file = File::from(memfd_create(c"request", MFdFlags::MFD_CLOEXEC).fault("sharing", "memory")?);
+    file.write_all(bytes).map_err(fault)?;
+    Ok(file.into())
 }
 
 /// A pair of connected sockets as ipc-channel's are.
@@ -138,6 +186,22 @@ pub(super) mod tests {
         let (_, requests) = socket_pair().unwrap();
         let (inits, replies) = socket_pair().unwrap();
         (ends::<u8, _>(requests, replies).unwrap().1, inits)
+    }
+
+    #[test]
+    fn bytes_that_are_shared_arrive() {
+        let adopter = Adopter::for_memory().unwrap();
+        let (sender, receiver) = ipc_channel::ipc::channel().unwrap();
+        for round in 0..3u8 {
+            let bytes = vec![round; 100_000 + usize::from(round)];
+            sender.send(adopter.share(&bytes).unwrap()).unwrap();
+            assert_eq!(*receiver.recv().unwrap(), *bytes);
+        }
+        // One that could not be taken is not the next one's.
+        send(&adopter.door, &[memory(b"stale").unwrap()]).unwrap();
+        adopter.stale.set(true);
+        assert_eq!(*adopter.share(b"fresh").unwrap(), *b"fresh");
+        assert!(!adopter.stale.get());
     }
 
     #[test]

@@ -45,6 +45,15 @@ const CALLS: &[(&str, i64, Errno)] = &[
     ("unshare", libc::SYS_unshare, Errno::ENOMEM),
 ];
 
+/// The same of streamd's loop alone: what it takes, gives and hears may find no memory. (The others write to their log alone.)
+const STREAMS: &[(&str, i64, Errno)] = &[
+    ("fallocate", libc::SYS_fallocate, Errno::ENOMEM),
+    ("recvmsg", libc::SYS_recvmsg, Errno::ENOMEM),
+    ("sendfile", libc::SYS_sendfile, Errno::ENOBUFS),
+    ("splice", libc::SYS_splice, Errno::ENOMEM),
+    ("write", libc::SYS_write, Errno::ENOMEM),
+];
+
 /// The call that failed.
 pub struct Failed {
     pub call: &'static str,
@@ -72,7 +81,8 @@ impl Failing {
     }
 
     /// Lets it go on until `over`, and fails the call of that number of those that can fail. None: it has made fewer.
-    pub fn fail(self, nth: usize, over: impl Fn() -> bool) -> Option<Failed> {
+    pub fn fail(self, name: &str, nth: usize, over: impl Fn() -> bool) -> Option<Failed> {
+        let own = if name == "streamd" { STREAMS } else { &[] };
         let (mut signal, mut inside, mut seen) = (None, false, 0);
         let mut failed: Option<Failed> = None;
         // Whether the call that it is in is the one.
@@ -106,7 +116,8 @@ impl Failing {
                         continue;
                     }
                     let number = registers.orig_rax.cast_signed();
-                    let Some(&(call, _, errno)) = CALLS.iter().find(|(_, one, _)| *one == number) else {
+                    let Some(&(call, _, errno)) = CALLS.iter().chain(own).find(|(_, one, _)| *one == number)
+                    else {
                         continue;
                     };
                     if seen == nth {

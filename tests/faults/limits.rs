@@ -2,7 +2,6 @@
 
 use std::os::unix::process::CommandExt;
 
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
 
 use super::guest::processes::{process, status};
@@ -12,26 +11,48 @@ use super::{SIZE, answers, data_file, everything, write};
 use hyperinit::command::Command;
 
 /// A limit of a running process, as long as this lives.
-struct Limited(Pid, Resource, Rlimit);
+pub struct Limited {
+    pid: i32,
+    resource: &'static str,
+    old: String,
+}
 
 impl Limited {
-    fn new(pid: i32, resource: Resource, most: u64) -> Limited {
-        let pid = Pid::from_raw(pid).unwrap();
-        // The hard limit stays: it could not be raised again.
+    /// The resource as prlimit(1) has it, and as /proc has.
+    fn new(pid: i32, resource: &'static str, name: &str, most: u64) -> Limited {
         let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-        let name = if resource == Resource::Nofile { "Max open files" } else { "Max file size" };
         let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        let maximum = line.split_whitespace().nth(1).unwrap().parse().ok();
-        let old = prlimit(Some(pid), resource, Rlimit { current: Some(most), maximum }).unwrap();
-        Limited(pid, resource, old)
+        let old = line.split_whitespace().next().unwrap().to_owned();
+        assert!(limit(pid, resource, &most.to_string()));
+        Limited { pid, resource, old }
+    }
+
+    /// No descriptor but the standard ones.
+    fn descriptors(pid: i32) -> Limited {
+        Limited::new(pid, "nofile", "Max open files", 3)
+    }
+
+    /// No more memory than it has.
+    pub fn address_space(pid: i32) -> Limited {
+        Limited::new(pid, "as", "Max address space", 4096)
     }
 }
 
 impl Drop for Limited {
     fn drop(&mut self) {
         // One that died has none.
-        let _ = prlimit(Some(self.0), self.1, self.2);
+        if std::path::Path::new(&format!("/proc/{}", self.pid)).exists() {
+            limit(self.pid, self.resource, &self.old);
+        }
     }
+}
+
+/// Sets a limit. The hard one stays: it could not be raised again. A helper may be a user of its own, and only that one may limit it.
+fn limit(pid: i32, resource: &str, most: &str) -> bool {
+    let user: u32 = status(pid, "Uid").split_whitespace().next().unwrap().parse().unwrap();
+    let mut prlimit = std::process::Command::new("prlimit");
+    prlimit.arg(format!("--pid={pid}")).arg(format!("--{resource}={most}:")).uid(user).gid(user);
+    prlimit.status().unwrap().success()
 }
 
 #[test]
@@ -39,8 +60,8 @@ fn pid_1_without_a_descriptor_left_goes_on() {
     let guest = Guest::with_pod(Kind::Local);
     let _main = guest.sleeper("main");
     let mut witness = Witness::new(&guest);
-    let limited = Limited::new(witness.init, Resource::Nofile, 3);
-    assert!(guest.refused(write(SIZE)).contains("init: asking mountd: no memory to share"));
+    let limited = Limited::descriptors(witness.init);
+    assert!(guest.refused(write(SIZE)).contains("init: sharing memory: Too many open files"));
     guest.call(write(100));
     assert_eq!(guest.call(Command::ReadFile(data_file())).len(), 100);
     assert_eq!(guest.call(Command::GetVersion), 4244u32.to_be_bytes());
@@ -58,7 +79,7 @@ fn a_helper_without_a_descriptor_left_says_so() {
     let mut witness = Witness::new(&guest);
     for name in ["mountd", "execd"] {
         let pid = process(&guest, name, None);
-        let limited = Limited::new(pid, Resource::Nofile, 3);
+        let limited = Limited::descriptors(pid);
         for _ in 0..20 {
             let text = refusal(guest.try_container("other", &["true"], json!({})));
             assert!(text.contains(&format!("{name}: ")) && text.contains("Too many open files"), "{text}");
@@ -80,13 +101,7 @@ fn a_streamd_without_a_descriptor_left_loses_no_output() {
     // It has become its own user by then, which may limit itself.
     answers(&guest, "streamd");
     let pid = process(&guest, "streamd", None);
-    let user: u32 = status(pid, "Uid").split_whitespace().next().unwrap().parse().unwrap();
-    let limit = |limit: &str| {
-        let mut prlimit = std::process::Command::new("prlimit");
-        prlimit.arg(format!("--pid={pid}")).arg(format!("--nofile={limit}:")).uid(user).gid(user);
-        prlimit.status().unwrap()
-    };
-    assert!(limit("3").success());
+    let _limited = Limited::descriptors(pid);
     let outcome = guest.sh("main", "echo said; echo wrong >&2; exit 3");
     assert_eq!((outcome.status, outcome.stdout.as_str(), outcome.stderr.as_str()), (3, "said\n", "wrong\n"));
     assert_ne!(process(&guest, "streamd", None), pid, "it has a successor, which has a limit of its own");
@@ -99,7 +114,7 @@ fn a_file_that_must_not_grow_is_refused_or_costs_mountd() {
     let _main = guest.sleeper("main");
     let mut witness = Witness::new(&guest);
     let pid = process(&guest, "mountd", None);
-    let limited = Limited::new(pid, Resource::Fsize, 1000);
+    let limited = Limited::new(pid, "fsize", "Max file size", 1000);
     let text = guest.refused(write(SIZE));
     assert!(text.contains("File too large") || text.contains("it died before it answered"), "{text}");
     drop(limited);

@@ -9,6 +9,10 @@ mod failing;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod limits;
+mod memory;
+#[path = "../support/probe.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod probe;
 #[allow(dead_code)] // the rest is for those who lie
 #[path = "../hostile/witness.rs"]
 mod witness;
@@ -87,14 +91,33 @@ fn everything(guest: &Guest, mark: &str) -> Vec<String> {
     refusals
 }
 
+/// A process whose output has to arrive whatever becomes of streamd, and one that gives back what it is given, for as long as
+/// there is the same streamd: a successor has not its stdin.
+fn streams(guest: &Guest, mark: &str) -> Vec<String> {
+    let streamd = process(guest, "streamd", None);
+    let lines = |from: u32| (from..from + 20_000).map(|line| format!("{line}\n")).collect::<String>();
+    let outcome = guest.sh("main", "seq 100000 119999; echo wrong >&2; exit 4");
+    assert_eq!((outcome.status, outcome.stderr.as_str()), (4, "wrong\n"), "{mark}");
+    assert!(outcome.stdout == lines(100_000), "{mark}: {} bytes of output arrived", outcome.stdout.len());
+    let back = guest.exec("main", &["cat"], json!({}));
+    let given = lines(200_000);
+    back.streams.stdin.write(given.as_bytes()).unwrap();
+    let returned = back.outcome().stdout;
+    assert!(given.starts_with(&returned), "{mark}: something else came back");
+    let lives = process(guest, "streamd", None) == streamd;
+    assert!(!lives || returned == given, "{mark}: {} bytes came back", returned.len());
+    everything(guest, mark)
+}
+
 /// Every call of a process fails in its turn.
 fn each_call_fails(name: &str, stride: usize) {
+    let work = if name == "streamd" { streams } else { everything };
     let guest = Guest::boot(Kind::Local);
     let lists = json!({"internalNetworks": ["10.1.0.0/16"], "externalNetworks": ["10.2.0.0/16"]});
     let pod = json!({"hostname": "pod-1", "shareDir": "share_dir", "portmappingWhiteLists": lists});
     guest.call(Command::StartPod(Box::new(parse(pod))));
     let _main = guest.sleeper("main");
-    assert!(everything(&guest, "before").is_empty());
+    assert!(work(&guest, "before").is_empty());
     let mut witness = Witness::new(&guest);
     let (mut errors, mut deaths, mut unseen) = (0, 0, 0);
     for nth in (0..).step_by(stride) {
@@ -103,8 +126,8 @@ fn each_call_fails(name: &str, stride: usize) {
         let failing = Failing::seize(process(&guest, name, None));
         let pid = failing.pid();
         let (failed, refusals) = std::thread::scope(|scope| {
-            let host = scope.spawn(|| everything(&guest, &format!("{name}, call {nth}")));
-            let failed = failing.fail(nth, || host.is_finished());
+            let host = scope.spawn(|| work(&guest, &format!("{name}, call {nth}")));
+            let failed = failing.fail(name, nth, || host.is_finished());
             let refusals = host.join();
             (failed, refusals.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
@@ -124,7 +147,7 @@ fn each_call_fails(name: &str, stride: usize) {
         for helper in ["netd", "mountd", "execd"] {
             answers(&guest, helper);
         }
-        assert!(everything(&guest, &what).is_empty(), "{what}: something is left");
+        assert!(work(&guest, &what).is_empty(), "{what}: something is left");
         if process(&guest, "streamd", None) != streamd {
             // It took the stdin of the witness's process along.
             witness = Witness::new(&guest);
@@ -138,7 +161,7 @@ fn each_call_fails(name: &str, stride: usize) {
         std::io::stderr(),
         "{name}: {errors} with an ERROR, {deaths} deaths, {unseen} that nobody saw"
     );
-    assert!(errors + deaths > 1, "{name}: it made no calls");
+    assert!(errors + deaths + unseen > 1, "{name}: it made no calls");
 }
 
 #[test]
@@ -154,6 +177,11 @@ fn each_call_of_mountd_fails() {
 #[test]
 fn each_call_of_execd_fails() {
     each_call_fails("execd", 2);
+}
+
+#[test]
+fn each_call_of_streamd_fails() {
+    each_call_fails("streamd", 1);
 }
 
 #[test]

@@ -132,7 +132,7 @@ fn a_liar_that_lies_again_and_again_is_closed() {
         place.say(&lies::reply(1, lies::DONE), &[]).unwrap();
         guest.wait_for_log(from, "netd is gone");
     }
-    guest.await_log("netd died too often: it stays closed");
+    guest.await_log("netd died too often: it is closed for a while");
     let routes = json!({"routes": [{"dest": "198.51.100.0/24", "device": "lo"}]});
     let text = refusal(guest.client().call(Command::SetupRoute(guest::parse(routes))));
     assert!(text.contains("netd: it died too often: it is closed"), "{text}");

@@ -407,6 +407,43 @@ fn so_many_volumes_are_filled_at_once_and_the_others_wait() {
     });
 }
 
+/// What is remembered of links is bounded by the bytes of their paths: the files behind it come as often as they have names.
+#[test]
+fn so_many_links_are_links_and_further_ones_are_files() {
+    /// `populate::LINKS`, in bytes.
+    const LINKS: usize = 2 << 20;
+    const FILES: usize = 700;
+    let deep = vec!["d".repeat(250); 14].join("/");
+    let name = |which: char, number: usize| format!("{which}{number:0199}");
+    let length = deep.len() + 1 + name('a', 0).len();
+    guest(move |guest| {
+        let root = image("web").join("data").join(&deep);
+        fs::create_dir_all(&root).unwrap();
+        for number in 0..FILES {
+            fs::write(root.join(name('a', number)), number.to_string()).unwrap();
+            fs::hard_link(root.join(name('a', number)), root.join(name('b', number))).unwrap();
+        }
+        fs::create_dir(Path::new(paths::LOCAL_SHARE).join("volume")).unwrap();
+        let mut pod = Pod::start(guest);
+        let map = json!({"source": "volume", "path": "/data", "dockerVolume": true});
+        pod.prepare("web", json!({"initialize": true, "fsmap": [map]})).unwrap();
+        guest.inside("web", |_| {
+            let at = Path::new("/data").join(&deep);
+            let mut linked = 0;
+            for number in 0..FILES {
+                let [a, b] = ['a', 'b'].map(|which| at.join(name(which, number)));
+                for path in [&a, &b] {
+                    assert_eq!(fs::read_to_string(path).unwrap(), number.to_string());
+                }
+                let [a, b] = [a, b].map(|path| fs::metadata(path).unwrap());
+                assert_eq!((a.ino() == b.ino(), a.nlink()), (a.nlink() == 2, b.nlink()));
+                linked += usize::from(a.ino() == b.ino());
+            }
+            assert_eq!(linked, LINKS / length, "{FILES} files with paths of {length} bytes");
+        });
+    });
+}
+
 /// Somebody in another container plays with the image while it is copied.
 #[test]
 fn an_image_that_changes_leads_nobody_out() {

@@ -371,6 +371,32 @@ impl Host {
         }
     }
 
+    /// Sends bytes for as long as some are taken, and gives up when none is for so long; how many were.
+    pub fn send_until_full(&mut self, bytes: &[u8], time: Duration) -> usize {
+        let mut sent = 0;
+        self.socket.set_nonblocking(true).unwrap();
+        while sent < bytes.len() {
+            match self.socket.write(&bytes[sent..]) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+                    let time = PollTimeout::try_from(time).unwrap();
+                    if poll(&mut fds, time).unwrap() == 0 {
+                        break;
+                    }
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        self.socket.set_nonblocking(false).unwrap();
+        sent
+    }
+
+    /// Sends bytes as they are.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).unwrap();
+    }
+
     pub fn close_stdin(&mut self, stdio: u64) {
         self.socket.write_all(&frame::stream(stdio, b"").unwrap()).unwrap();
     }

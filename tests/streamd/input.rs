@@ -169,3 +169,46 @@ fn a_process_that_stopped_reading_costs_the_others_nothing() {
     streamd.drained();
     streamd.leave_well();
 }
+
+/// None of them has as much unread as one may have, and together they have as much as all may.
+#[test]
+fn all_that_do_not_read_have_an_end_together() {
+    const PROCESSES: u64 = 24;
+    const FRAME: usize = 4096;
+    /// `input::QUEUES_MAX`, in bytes.
+    const QUEUES: usize = 4 << 20;
+    let (mut world, mut host) = World::device();
+    let mut streamd = world.start();
+    let mut readers: Vec<_> = (0..PROCESSES).map(|number| world.piped(2 * number + 1, None)).collect();
+    // In turns, each its own bytes, 256 kB in all: less than a pipe and one queue hold.
+    let mut frames = Vec::new();
+    for _ in 0..64 {
+        for number in 0..PROCESSES {
+            frames.extend(frame::stream(2 * number + 1, &[number as u8; FRAME]).unwrap());
+        }
+    }
+    let sent = host.send_until_full(&frames, Duration::from_secs(1));
+    let pipes = PROCESSES as usize * (64 << 10);
+    // Both directions of the socket, and what one read takes.
+    let way = 1 << 20;
+    assert!((QUEUES..QUEUES + pipes + way).contains(&sent), "{sent} bytes of {}", frames.len());
+    assert!(sent < frames.len());
+    streamd.ask(r#""Ping""#);
+    assert!(streamd.answer().contains("Alive"), "init is heard all the same");
+    let threads: Vec<_> = readers
+        .iter_mut()
+        .map(|reader| {
+            let mut stdin = reader.stdin.take().unwrap();
+            std::thread::spawn(move || {
+                let mut got = Vec::new();
+                stdin.read_to_end(&mut got).map(|_| got)
+            })
+        })
+        .collect();
+    host.send(&frames[sent..]);
+    (0..PROCESSES).for_each(|number| host.close_stdin(2 * number + 1));
+    for (number, thread) in threads.into_iter().enumerate() {
+        assert!(thread.join().unwrap().unwrap() == vec![number as u8; 64 * FRAME], "process {number}");
+    }
+    streamd.leave_well();
+}

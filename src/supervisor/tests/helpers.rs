@@ -1,5 +1,6 @@
 //! Helpers that die, hang and lie.
 
+use super::super::STRAYS_MAX;
 use super::*;
 
 #[test]
@@ -154,6 +155,23 @@ fn a_closed_role_answers_error_and_the_rest_goes_on() {
     world.done(Role::Streamd);
     world.done(Role::Streamd);
     assert_eq!(world.said(), ["ACK ".to_owned(), event("c", "p", 137), event("c", "init", 5)]);
+}
+
+#[test]
+fn a_closed_role_that_comes_back_has_everything_asked_of_it() {
+    let mut world = World::with_container();
+    world.feed(Event::HelperClosed(Role::Execd));
+    world.exec("c", "p", 3);
+    assert!(world.said().join("").contains("it died too often: it is closed"));
+    world.feed(Event::HelperClosed(Role::Execd));
+    world.asked.clear();
+    world.comes_up(Role::Execd, 70);
+    world.exec("c", "q", 5);
+    assert_eq!(world.asked(Role::Execd), ["join 1"], "it has to enter the pod first");
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Execd), ["start c q"]);
+    world.started(Pid(101));
+    assert_eq!(world.said(), ["ACK "]);
 }
 
 #[test]
@@ -322,4 +340,25 @@ fn a_request_of_ours_that_cannot_be_sent_is_no_lie() {
     assert!(world.did().is_empty());
     world.started(Pid(101));
     assert_eq!(world.said(), ["ACK ", "ERROR execd: doing it: no"]);
+}
+
+/// While a start is under way any number of children may end that nobody has heard of: the first so many are remembered, which are
+/// more than an honest execd has under way.
+#[test]
+fn so_many_that_ended_before_they_were_reported_are_remembered_and_no_more() {
+    let mut world = World::with_container();
+    for (process, stream) in [("p", 3), ("q", 5)] {
+        world.exec("c", process, stream);
+    }
+    let many = i32::try_from(STRAYS_MAX).unwrap();
+    for pid in 1000..1000 + many + 10 {
+        world.exits(Pid(pid), 9);
+        assert!(world.supervisor.strays.len() <= STRAYS_MAX);
+    }
+    assert_eq!(world.supervisor.strays.len(), STRAYS_MAX);
+    world.started(Pid(1000 + many - 1));
+    assert_eq!(world.asked(Role::Streamd), ["finish 3"], "the last that is remembered");
+    world.started(Pid(1000 + many));
+    assert_eq!(world.asked(Role::Streamd), ["finish 3"], "for all that is known the other runs");
+    assert!(world.supervisor.strays.is_empty(), "no start is under way");
 }

@@ -290,6 +290,11 @@ impl<C: Channel> Decoder<C> {
         self.buffer.len() - self.start
     }
 
+    /// Whether nothing is left that has been pushed, and all of it was frames.
+    pub fn is_between_frames(&self) -> bool {
+        self.violation.is_none() && self.pending() == 0
+    }
+
     /// Begins anew with a new connection: half a frame of the old one is thrown away.
     pub fn reset(&mut self) {
         *self = Decoder::default();

@@ -279,7 +279,8 @@ fn output_that_nobody_asked_for_is_a_violation() {
 #[test]
 fn a_visitor_hears_its_own_and_nobody_elses() {
     let (control, stream, mut guest) = sockets();
-    let (client, _) = Client::start(control, stream, &[], true).unwrap();
+    let others = streams::Others::ThrownAway;
+    let (client, _) = Client::start(control.into(), stream.into(), &[], others).unwrap();
     let own = client.streams(1, 2);
     guest.output(9, b"somebody else's");
     guest.output(1, b"own");

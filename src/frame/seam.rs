@@ -201,7 +201,7 @@ mod tests {
                     assert!(frames(&mut decoder).is_empty());
                     decoder.left();
                     decoder.push(&second);
-                    assert_eq!(frames(&mut decoder), [second.clone()], "{first:?} cut at {cut}, {second:?}");
+                    assert_eq!(frames(&mut decoder)[..], [&second[..]], "{first:?} cut at {cut}, {second:?}");
                 }
             }
         }
@@ -258,7 +258,7 @@ mod tests {
             assert!(frames(&mut decoder).is_empty());
             decoder.push(byte);
         }
-        assert_eq!(frames(&mut decoder), [file.clone()]);
+        assert_eq!(frames(&mut decoder)[..], [&file[..]]);
         decoder.push(&file[..40]);
         decoder.left();
         decoder.push(&ping);

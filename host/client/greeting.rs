@@ -16,10 +16,16 @@ use crate::frame::{self, CONTROL_MAX, Channel, Control, Decoder, Message, Stream
 use crate::host::{self, LINE_PAUSE};
 use crate::sys::socket::unsent;
 
-/// How long each greeting's answer is waited for, once the guest has taken it.
-const PATIENCE: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
-/// How long the ports are left, in turn: QEMU tells the guest in no time, and a line's host has to be silent for long.
-const AWAY: [Duration; 2] = [Duration::from_millis(250), LINE_PAUSE.saturating_add(Duration::from_secs(1))];
+/// The attempts, one connection each; the last ones again and again.
+const ATTEMPTS: [(&[Duration], Duration); 3] = [
+    // Where nothing was left half said, the answer comes at once.
+    (&[Duration::from_millis(500)], Duration::ZERO),
+    // QEMU tells the guest in no time that its ports were left; a busy guest may be slow to answer.
+    (&[Duration::from_secs(1), Duration::from_secs(2)], Duration::from_millis(250)),
+    (&[Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)], LINE_ANEW),
+];
+/// After so long a line's host is believed to begin anew.
+const LINE_ANEW: Duration = LINE_PAUSE.saturating_add(Duration::from_secs(1));
 /// How often it is looked whether the guest has taken what was written.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// More than a guest can have to say before the answer: what was on its way to another host.
@@ -39,32 +45,41 @@ impl From<UnixStream> for Greeted {
     }
 }
 
-/// Connects to both channels and greets until it is answered. `greet` is given the time until which to wait for a guest that
-/// listens to others.
+/// One connection's patience.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// How long the answers to its greetings are waited for, each once the guest has taken it.
+    pub(super) answers: &'static [Duration],
+    /// Until when to wait for a guest that listens to others.
+    pub(super) deadline: Instant,
+}
+
+/// Connects to both channels and greets until it is answered.
 pub(super) fn until_answered(
     mut connect: impl FnMut() -> Result<(UnixStream, UnixStream), Fault>,
-    mut greet: impl FnMut(UnixStream, UnixStream, Instant) -> Result<(Greeted, Greeted), Fault>,
+    mut greet: impl FnMut(UnixStream, UnixStream, Patience) -> Result<(Greeted, Greeted), Fault>,
 ) -> Result<(Greeted, Greeted), Fault> {
     let deadline = Instant::now() + TIMEOUT;
-    let mut away = AWAY.into_iter().cycle();
+    let [.., last] = ATTEMPTS;
+    let mut attempts = ATTEMPTS.into_iter().chain(std::iter::repeat(last));
     loop {
+        let (answers, away) = attempts.next().unwrap_or(last);
+        // The guest has to notice that the ports were left, and nothing tells when it has.
+        std::thread::sleep(away);
         let (control, stream) = connect()?;
-        match greet(control, stream, deadline) {
-            Err(_) if Instant::now() < deadline => {
-                // The guest has to notice, and nothing tells.
-                std::thread::sleep(away.next().unwrap_or_default());
-            }
-            outcome => return outcome,
+        let outcome = greet(control, stream, Patience { answers, deadline });
+        if outcome.is_ok() || Instant::now() >= deadline {
+            return outcome;
         }
     }
 }
 
 /// Greets on the control channel. READY and events are for anybody, and kept.
-pub(super) fn control(socket: UnixStream, deadline: Instant) -> Result<Greeted, Fault> {
+pub(super) fn control(socket: UnixStream, patience: Patience) -> Result<Greeted, Fault> {
     let ours = |id| matches!(Message::from_id(id), Some(Message::Ready | Message::ProcessAsyncEvent));
     greet::<Control>(
         socket,
-        deadline,
+        patience,
         |number| frame::control(Message::Ping, &host::greeting(number)),
         |number| frame::control(Message::Ack, &host::greeting(number)),
         |id, payload| if ours(id) { frame::control(id, payload) } else { Ok(Vec::new()) },
@@ -73,11 +88,15 @@ pub(super) fn control(socket: UnixStream, deadline: Instant) -> Result<Greeted, 
 
 /// Greets on the stream channel: a frame for a stream that nobody has is answered by its end. What comes for the streams that are
 /// `known` is kept.
-pub(super) fn streams(socket: UnixStream, known: &[(u64, u64)], deadline: Instant) -> Result<Greeted, Fault> {
+pub(super) fn streams(
+    socket: UnixStream,
+    known: &[(u64, u64)],
+    patience: Patience,
+) -> Result<Greeted, Fault> {
     let ours = |number| known.iter().any(|&(stdio, stderr)| number == stdio || number == stderr);
     greet::<Stream>(
         socket,
-        deadline,
+        patience,
         |number| frame::stream(number, b""),
         |number| frame::stream(number, b""),
         |number, payload| if ours(number) { frame::stream(number, payload) } else { Ok(Vec::new()) },
@@ -88,7 +107,7 @@ type Encoded = Result<Vec<u8>, frame::Violation>;
 
 fn greet<C: Channel>(
     mut socket: UnixStream,
-    deadline: Instant,
+    patience: Patience,
     greeting: impl Fn(u64) -> Encoded,
     answer: impl Fn(u64) -> Encoded,
     kept: impl Fn(C::Tag, &[u8]) -> Encoded,
@@ -97,14 +116,14 @@ fn greet<C: Channel>(
     let fault = |why: &str| Fault::new("greeting the guest on", &to, why);
     let bad = |violation: frame::Violation| fault(&violation.to_string());
     let mut heard = Vec::new();
-    for patience in PATIENCE {
+    for &answered in patience.answers {
         // Each hasher has random keys of its own. With this bit no other stream of hyperctl's, or small number, is meant.
         let number = RandomState::new().build_hasher().finish() | 1 << 63;
         let answer = answer(number).map_err(bad)?;
         socket.write_all(&greeting(number).map_err(bad)?).fault("greeting the guest on", &to)?;
         let mut taken = None;
         let mut looked: usize = 0;
-        while taken.is_none_or(|taken: Instant| taken.elapsed() < patience) {
+        while taken.is_none_or(|taken: Instant| taken.elapsed() < answered) {
             if let Some(at) = find(&heard, looked, &answer) {
                 let rest = heard.split_off(at + answer.len());
                 heard.truncate(at);
@@ -119,7 +138,7 @@ fn greet<C: Channel>(
             if taken.is_none() && unsent(&socket).fault("greeting the guest on", &to)? == 0 {
                 taken = Some(Instant::now());
             }
-            if taken.is_none() && Instant::now() >= deadline {
+            if taken.is_none() && Instant::now() >= patience.deadline {
                 return Err(fault("it does not listen, or to another host"));
             }
             if !hear(&mut socket, &mut heard).fault("greeting the guest on", &to)? {

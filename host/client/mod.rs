@@ -36,7 +36,7 @@ use crate::ids::{ContainerId, ProcessId};
 
 pub use control::{CONTROL_CHUNK, Pending};
 pub use encode::encode;
-use greeting::Greeted;
+use greeting::{Greeted, Patience};
 pub use streams::{Input, Output, ProcessStreams};
 
 /// The control channel's socket in a guest's directory.
@@ -114,9 +114,9 @@ impl Client {
         directory: &Path,
         processes: &[(u64, u64)],
     ) -> Result<(Client, Vec<ProcessStreams>), Fault> {
-        let (control, stream) = Client::greet(directory, |control, stream, deadline| {
-            let control = greeting::control(control, deadline)?;
-            Ok((control, greeting::streams(stream, processes, deadline)?))
+        let (control, stream) = Client::greet(directory, |control, stream, patience| {
+            let control = greeting::control(control, patience)?;
+            Ok((control, greeting::streams(stream, processes, patience)?))
         })?;
         Client::start(control, stream, processes, streams::Others::Wrong)
     }
@@ -124,17 +124,17 @@ impl Client {
     /// Connects to a guest that others use too, one after the other: what processes write that they have started is thrown
     /// away meanwhile.
     pub fn visit(directory: &Path) -> Result<Client, Fault> {
-        let (control, stream) = Client::greet(directory, |control, stream, deadline| {
-            let control = greeting::control(control, deadline)?;
-            Ok((control, greeting::streams(stream, &[], deadline)?))
+        let (control, stream) = Client::greet(directory, |control, stream, patience| {
+            let control = greeting::control(control, patience)?;
+            Ok((control, greeting::streams(stream, &[], patience)?))
         })?;
         Client::start(control, stream, &[], streams::Others::ThrownAway).map(|(client, _)| client)
     }
 
     /// The same for commands only: all that processes write is thrown away meanwhile.
     pub fn visit_control(directory: &Path) -> Result<Client, Fault> {
-        let (control, stream) = Client::greet(directory, |control, stream, deadline| {
-            Ok((greeting::control(control, deadline)?, stream.into()))
+        let (control, stream) = Client::greet(directory, |control, stream, patience| {
+            Ok((greeting::control(control, patience)?, stream.into()))
         })?;
         Client::start(control, stream, &[], streams::Others::Everything).map(|(client, _)| client)
     }
@@ -142,7 +142,7 @@ impl Client {
     /// Connects to where others were before.
     fn greet(
         directory: &Path,
-        greet: impl FnMut(UnixStream, UnixStream, Instant) -> Result<(Greeted, Greeted), Fault>,
+        greet: impl FnMut(UnixStream, UnixStream, Patience) -> Result<(Greeted, Greeted), Fault>,
     ) -> Result<(Greeted, Greeted), Fault> {
         if has_connections(directory) {
             let (control, stream) = Client::sockets(directory)?;

@@ -19,8 +19,8 @@ use crate::sys::socket;
 const CHUNK: usize = 64 << 10;
 /// While more than this waits for a host that does not read, nothing more is read from it: in bytes.
 const OUT_MAX: usize = 1 << 20;
-/// A host that has just said that it is new is believed to be there: that a host has left may be told so much later than its
-/// successor's first bytes.
+/// A host that has just said that it is new keeps what it is owed: that the one before has left may be told so much later than its
+/// first bytes came.
 const LATE: Duration = Duration::from_secs(1);
 
 /// Something from the host.
@@ -67,6 +67,8 @@ pub struct Control {
     away: bool,
     /// It has left, and what it has sent is still being read. Nothing is written meanwhile: it may be for nobody.
     leaving: bool,
+    /// It may be the one before that has left, and this one only just come.
+    late: bool,
     /// That it has left has been said; nothing is written until [`Control::left`].
     parting: bool,
     /// When a host last said by itself that it is new.
@@ -98,6 +100,7 @@ impl Control {
             callers: false,
             away: false,
             leaving: false,
+            late: false,
             parting: false,
             came: None,
             half: 0,
@@ -163,12 +166,7 @@ impl Control {
         // unknown, and a reply too few is better than another's.
         let read = !self.readable && !self.whole || self.waiting >= OUT_MAX;
         if self.leaving && read && !self.parting {
-            log::info!("the host has left the control port");
-            self.half = self.credits().min(self.decoder.left());
-            self.deaf = false;
-            self.sent = 0;
-            self.parting = true;
-            inputs.push(Input::Left);
+            inputs.extend(self.part());
         }
         if self.connection.is_none() && self.accept(epoll) {
             inputs.push(Input::Connected);
@@ -176,10 +174,27 @@ impl Control {
         inputs
     }
 
+    /// All that the host has sent that left has been read. Whether the next one is there already, and half a command its own, the next
+    /// bytes say.
+    fn part(&mut self) -> Option<Input> {
+        log::info!("the host has left the control port");
+        let pending = self.decoder.left();
+        self.deaf = false;
+        if std::mem::take(&mut self.late) {
+            self.leaving = false;
+            self.flush();
+            return None;
+        }
+        self.half = self.credits().min(pending);
+        self.sent = 0;
+        self.parting = true;
+        Some(Input::Left)
+    }
+
     /// The host before has left: what was for it is thrown away. To be called when all that it asked has been acted on.
     pub fn left(&mut self) {
         self.forget_replies();
-        (self.leaving, self.parting) = (false, false);
+        (self.leaving, self.late, self.parting) = (false, false, false);
         let own = std::mem::take(&mut self.own);
         self.credit(own);
         self.flush();
@@ -366,8 +381,10 @@ impl Control {
     /// read.
     fn host_left(&mut self) {
         if let Port::Device(_) = self.port {
-            let late = self.came.is_some_and(|came| came.elapsed() < LATE);
-            self.leaving |= !self.away && !late;
+            if !self.away {
+                self.leaving = true;
+                self.late = self.came.is_some_and(|came| came.elapsed() < LATE);
+            }
             self.away = true;
             return;
         }
@@ -644,6 +661,22 @@ mod tests {
                 assert_eq!(world.turns(), [EXEC]);
                 assert_eq!(world.hears(), (exec.len(), vec![answer(Message::ExecCmd)]));
             }
+        }
+    }
+
+    /// One that has greeted and left at once is not taken for one that stays: what it left half said is not the next one's.
+    #[test]
+    fn a_host_that_greets_and_leaves_at_once_leaves_no_deaf_guest() {
+        let hello = frame::control(Message::Ping, &host::greeting(7)).unwrap();
+        for rest in [&[0; 8][..], &exec()[..3], &exec()[..20]] {
+            let mut world = World::new();
+            world.say(&[&hello, rest].concat());
+            assert_eq!(world.turns(), [Did::Greeted]);
+            world.told();
+            world.turns();
+            world.told_of_the_next();
+            world.say(&hello);
+            assert_eq!(world.turns(), [Did::Greeted], "{rest:?}");
         }
     }
 

@@ -3,8 +3,12 @@
 //! A decoder is fed whatever a read returned and hands out whole frames. It never believes a declared length
 //! before it has checked it, and never allocates for bytes that have not come.
 
+mod seam;
+
 use std::fmt;
 use std::marker::PhantomData;
+
+pub use seam::{Commands, Seam};
 
 /// The longest control frame in bytes, header included. NEWCONTAINER is the largest command without a file (some
 /// kilobytes); 16 MiB is what WRITEFILE and READFILE may carry at once, and what init can spare for one frame.
@@ -284,6 +288,11 @@ impl<C: Channel> Decoder<C> {
     /// How many bytes wait for the rest of their frame.
     pub fn pending(&self) -> usize {
         self.buffer.len() - self.start
+    }
+
+    /// Whether nothing is left that has been pushed, and all of it was frames.
+    pub fn is_between_frames(&self) -> bool {
+        self.violation.is_none() && self.pending() == 0
     }
 
     /// Begins anew with a new connection: half a frame of the old one is thrown away.

@@ -30,6 +30,24 @@ impl Silence {
     }
 }
 
+/// What a host says first that shares a port with others before it: a PING with this payload, which the ACK gives back.
+///
+/// On virtio-serial and on serial lines one host's bytes follow another's, and nothing tells in time that the other one has left. Both sides
+/// know where they are by a number that nobody has used before: what the guest read before it was another's, and so is
+/// what the host hears before its answer. Until that comes the host says nothing more.
+pub fn greeting(number: u64) -> Vec<u8> {
+    [GREETING, format!("{number:016x}").as_bytes(), GREETING_END].concat()
+}
+
+/// Whether a PING with this payload is a greeting.
+pub fn is_greeting(payload: &[u8]) -> bool {
+    let number = payload.strip_prefix(GREETING).and_then(|rest| rest.strip_suffix(GREETING_END));
+    number.is_some_and(|number| number.len() == 16 && number.iter().all(u8::is_ascii_hexdigit))
+}
+
+const GREETING: &[u8] = br#"{"host":""#;
+const GREETING_END: &[u8] = br#""}"#;
+
 /// Who has connected.
 #[derive(Debug)]
 pub enum Caller {
@@ -68,6 +86,21 @@ mod tests {
         // The hypervisor, this machine itself, the host, a guest, anybody.
         let hosts: Vec<u32> = [0, 1, 2, 3, 4, u32::MAX].into_iter().filter(|&cid| is_host(cid)).collect();
         assert_eq!(hosts, [2]);
+    }
+
+    #[test]
+    fn a_greeting_has_a_number() {
+        assert_eq!(greeting(0xab), br#"{"host":"00000000000000ab"}"#);
+        assert!(is_greeting(&greeting(0)) && is_greeting(&greeting(u64::MAX)));
+        for no in [
+            "",
+            "null",
+            r#"{"host":"ab"}"#,
+            r#"{"host":"00000000000000ab""#,
+            r#"{"host":"000000000000 0ab"}"#,
+        ] {
+            assert!(!is_greeting(no.as_bytes()), "{no}");
+        }
     }
 
     #[test]

@@ -209,7 +209,7 @@ pub fn now() -> Duration {
 }
 
 /// A buffer of one's own, for a streamd that is run by hand.
-fn own_buffer(copied: bool) -> Result<Buffer, Fault> {
+pub(super) fn own_buffer(copied: bool) -> Result<Buffer, Fault> {
     let input = memfd_create(c"streamd", MFdFlags::MFD_CLOEXEC).fault("making", "the output buffer")?;
     let again = format!("/proc/self/fd/{}", input.as_raw_fd());
     let output = open(again.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())

@@ -71,6 +71,8 @@ pub struct Host {
     silence: Silence,
     /// What comes next over a line begins a frame, whatever came before.
     anew: bool,
+    /// The host of a device has left with half a frame read, which may be the next one's: what has come since, too little to tell.
+    seam: Option<Vec<u8>>,
     chunk: Vec<u8>,
 }
 
@@ -111,6 +113,7 @@ impl Host {
             unsure: buffer.is_inherited().then(|| now() + RESEND),
             silence: Silence::default(),
             anew: false,
+            seam: None,
             chunk: vec![0; CHUNK],
         };
         match host.hearing {
@@ -159,7 +162,7 @@ impl Host {
     }
 
     /// Takes leave of a host that hung up, once what it sent has been read, or cannot be for now: true if it did. The host
-    /// gets whole frames when it is back, and half a frame from it is forgotten.
+    /// gets whole frames when it is back, and half a frame from it is forgotten, on a device once the next bytes say that it was its.
     pub fn part(&mut self, processes: &Processes, buffer: &mut Buffer) -> Result<bool, Fault> {
         if !self.hung_up || self.may_read(processes, buffer) {
             return Ok(false);
@@ -167,7 +170,12 @@ impl Host {
         log::info!("the host has left the stream port");
         self.hung_up = false;
         self.port.hang_up();
-        self.start_over(buffer)?;
+        if self.hearing == Hearing::Frames && self.port.is_device() && self.place.is_inside() {
+            self.seam.get_or_insert_default();
+            buffer.rewind()?;
+        } else {
+            self.start_over(buffer)?;
+        }
         Ok(true)
     }
 
@@ -183,8 +191,29 @@ impl Host {
         self.decoder.reset();
         self.hearing = Hearing::Frames;
         self.skip = 0;
+        self.seam = None;
         self.place = Place::default();
         self.note_place(buffer);
+    }
+
+    /// The bytes that are to be acted on: the first `count` of the chunk, with those before them that were too few to tell whether the frame
+    /// of a host that left goes on. None if they still are: until then they are not noted, and a successor is lost.
+    fn heard(&mut self, count: usize, processes: &Processes, buffer: &Buffer) -> Option<Vec<u8>> {
+        let mut bytes = self.seam.take().unwrap_or_default();
+        bytes.extend_from_slice(self.chunk.get(..count).unwrap_or_default());
+        let known = |number| {
+            StreamId::new(number)
+                .is_some_and(|stream| processes.knows(stream) || buffer.find_end(stream).is_some())
+        };
+        match self.place.goes_on(&bytes, known) {
+            None => {
+                self.seam = Some(bytes);
+                return None;
+            }
+            Some(true) => {}
+            Some(false) => self.hear_frames(buffer),
+        }
+        Some(bytes)
     }
 
     fn note_place(&self, buffer: &Buffer) {
@@ -277,14 +306,21 @@ impl Host {
             processes.end_inputs();
             return Ok(());
         }
-        let bytes = self.chunk.get(..count).unwrap_or_default();
+        let held;
+        let bytes = if self.seam.is_some() {
+            let Some(bytes) = self.heard(count, processes, buffer) else { return Ok(()) };
+            held = bytes;
+            &held[..]
+        } else {
+            self.chunk.get(..count).unwrap_or_default()
+        };
         // First of all: until it is noted, a kill makes a successor throw away what it reads.
         if self.place.pass(bytes) {
             self.note_place(buffer);
         } else if !self.guessed {
             buffer.page().set(SLOT_INPUT, VIOLATED);
         }
-        let skip = self.skip.min(count);
+        let skip = self.skip.min(bytes.len());
         self.skip -= skip;
         self.decoder.push(bytes.get(skip..).unwrap_or_default());
         loop {
@@ -367,5 +403,97 @@ fn answer(number: u64, buffer: &mut Buffer) -> Result<(), Fault> {
             Ok(())
         }
         appended => appended,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use hyperinit::frame;
+    use nix::sys::epoll::EpollCreateFlags;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use nix::unistd::write;
+
+    use super::super::engine::own_buffer;
+    use super::*;
+
+    /// A device whose hosts are only told apart by what a test says of them, as virtio-serial's are by the kernel.
+    struct World {
+        outside: OwnedFd,
+        host: Host,
+        processes: Processes,
+        buffer: Buffer,
+    }
+
+    impl World {
+        fn new() -> World {
+            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+            let (outside, port) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+            let epoll = Rc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap());
+            let mut buffer = own_buffer(true).unwrap();
+            let host = Host::open(Rc::clone(&epoll), Port::Device(port), &mut buffer).unwrap();
+            World { outside, host, processes: Processes::new(epoll, None), buffer }
+        }
+
+        fn say(&mut self, bytes: &[u8]) {
+            assert_eq!(write(&self.outside, bytes), Ok(bytes.len()));
+            self.round(EpollFlags::EPOLLIN);
+        }
+
+        /// As the engine has it; true if the host has left.
+        fn round(&mut self, events: EpollFlags) -> bool {
+            self.host.event(events);
+            while self.host.read(&mut self.processes, &mut self.buffer).unwrap() {}
+            self.host.send(&mut self.buffer).unwrap();
+            self.host.part(&self.processes, &mut self.buffer).unwrap()
+        }
+
+        /// Nobody has any stream, so each frame that was understood is answered by its end: of which streams.
+        fn answered(&mut self) -> Vec<u64> {
+            let (mut decoder, mut chunk) = (StreamDecoder::default(), [0; 4096]);
+            while let Ok(count @ 1..) = read(&self.outside, &mut chunk) {
+                decoder.push(&chunk[..count]);
+            }
+            let mut answered = Vec::new();
+            while let Some(frame) = decoder.next_frame().unwrap() {
+                assert!(frame.payload.is_empty());
+                answered.push(frame.tag);
+            }
+            answered
+        }
+    }
+
+    /// The new host's first bytes come before anything tells that there is one.
+    #[test]
+    fn what_a_host_sent_before_the_last_one_is_known_to_have_left_is_not_lost() {
+        for size in [0, 40] {
+            let [first, second] = [5, 6].map(|number| frame::stream(number, &vec![b'x'; size]).unwrap());
+            for cut in 1..first.len() {
+                let mut world = World::new();
+                world.say(&first[..cut]);
+                assert!(world.round(EpollFlags::EPOLLHUP));
+                world.say(&first[cut..]);
+                world.say(&second);
+                assert_eq!(world.answered(), [5, 6], "cut at {cut} of {}", first.len());
+            }
+        }
+    }
+
+    /// A host leaves in the middle of a frame, and is known to have left when the next one comes.
+    #[test]
+    fn half_a_frame_of_a_host_that_left_is_no_part_of_anothers() {
+        let (first, second) = (frame::stream(5, &[b'x'; 40]).unwrap(), frame::stream(6, b"").unwrap());
+        for cut in 1..first.len() {
+            let mut world = World::new();
+            world.say(&first[..cut]);
+            assert!(world.round(EpollFlags::EPOLLHUP));
+            // In portions too, unless the first could be the rest of what was begun.
+            let portion = if first.len() - cut < second.len() { 0 } else { cut % second.len() };
+            world.say(&second[..portion]);
+            world.say(&second[portion..]);
+            world.say(&first);
+            assert_eq!(world.answered(), [6, 5], "cut at {cut}");
+        }
     }
 }

@@ -125,8 +125,7 @@ impl Place {
             }
             (self.have, bytes) = (self.have + want, others);
             if self.have == STREAM_HEADER {
-                let length =
-                    self.header[8..].iter().fold(0, |length: usize, &byte| length << 8 | usize::from(byte));
+                let (_, length) = numbers(&self.header);
                 if !(STREAM_HEADER..=STREAM_MAX).contains(&length) {
                     return false;
                 }
@@ -153,6 +152,33 @@ impl Place {
         Some(Place { header, have, rest })
     }
 
+    /// Whether it is in the middle of a frame.
+    pub fn is_inside(&self) -> bool {
+        self.have > 0 || self.rest > 0
+    }
+
+    /// A host has left in the middle of a frame, or the next one has begun it before anything told: whether `bytes`, which
+    /// come next, go on with it or begin another one; none if there are too few to tell. A header is believed that says nothing but an
+    /// end, or has a number that is known.
+    pub fn goes_on(&self, bytes: &[u8], known: impl Fn(u64) -> bool) -> Option<bool> {
+        let honest = |header: &[u8; STREAM_HEADER]| {
+            let (number, length) = numbers(header);
+            let length_is = (STREAM_HEADER..=STREAM_MAX).contains(&length);
+            number != 0 && (length == STREAM_HEADER || length_is && known(number))
+        };
+        if let Some(header) = bytes.first_chunk() {
+            return Some(!honest(header));
+        }
+        if self.have == 0 {
+            return (bytes.len() >= self.rest).then_some(true);
+        }
+        let (lacking, payload) = bytes.split_at_checked(STREAM_HEADER - self.have)?;
+        let mut header = self.header;
+        header.get_mut(self.have..)?.copy_from_slice(lacking);
+        let (_, length) = numbers(&header);
+        (honest(&header) && length - STREAM_HEADER <= payload.len()).then_some(true)
+    }
+
     /// The part of a header that has come.
     pub fn half_header(&self) -> &[u8] {
         self.header.get(..self.have).unwrap_or_default()
@@ -162,6 +188,13 @@ impl Place {
     pub fn rest(&self) -> usize {
         self.rest
     }
+}
+
+/// The stream's number and the frame's length.
+fn numbers(header: &[u8; STREAM_HEADER]) -> (u64, usize) {
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |number: u64, &byte| number << 8 | u64::from(byte));
+    let (stream, length) = header.split_at(8);
+    (number(stream), usize::try_from(number(length)).unwrap_or(usize::MAX))
 }
 
 #[cfg(test)]
@@ -226,6 +259,32 @@ mod tests {
             assert!(next.pass(second));
             assert_eq!((next.half_header(), next.rest()), (&b""[..], 0), "cut at {cut}");
         }
+    }
+
+    /// Half a frame, and then its rest or another one, at every byte.
+    #[test]
+    fn where_a_host_left_a_frame_goes_on_or_another_begins() {
+        let known = |number| number == 7 || number == 1 << 40;
+        let frame = |number, size| frame::stream(number, &vec![b'x'; size]).unwrap();
+        let end_of_a_stranger = frame(u64::MAX, 0);
+        for first in [frame(7, 0), frame(7, 1), frame(1 << 40, 16), frame(7, 300), end_of_a_stranger.clone()]
+        {
+            for second in [frame(7, 0), frame(7, 16), frame(1 << 40, 300), end_of_a_stranger.clone()] {
+                for cut in 1..first.len() {
+                    let mut place = Place::default();
+                    assert!(place.pass(&first[..cut]) && place.is_inside());
+                    assert_eq!(place.goes_on(&first[cut..], known), Some(true), "{first:?} cut at {cut}");
+                    let both = [&first[cut..], &second].concat();
+                    assert_eq!(place.goes_on(&both, known), Some(true), "{first:?} cut at {cut}");
+                    assert_eq!(place.goes_on(&second, known), Some(false), "{first:?} cut at {cut}");
+                }
+            }
+        }
+        let mut place = Place::default();
+        assert!(place.pass(&frame(7, 300)[..20]));
+        assert_eq!(place.goes_on(&frame(7, 5)[..11], known), None);
+        // A frame with bytes for nobody is not believed.
+        assert_eq!(place.goes_on(&frame(8, 5), known), Some(true));
     }
 
     #[test]

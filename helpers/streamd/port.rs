@@ -55,6 +55,11 @@ impl Port {
         matches!(self, Port::Line(_))
     }
 
+    /// Whether it stays while hosts come and go, and tells of that, if late.
+    pub fn is_device(&self) -> bool {
+        matches!(self, Port::Device(_))
+    }
+
     /// Takes the next connection, if there is none and one waits.
     pub fn accept(&mut self) -> Accepted<'_> {
         let Port::Listener { listener, connection, park } = self else { return Accepted::Nobody };

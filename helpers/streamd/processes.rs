@@ -476,6 +476,11 @@ impl Processes {
         true
     }
 
+    /// Whether a process has this stream.
+    pub fn knows(&self, stream: StreamId) -> bool {
+        self.by_stdio.contains_key(&stream) || self.is_stderr(stream)
+    }
+
     fn is_stderr(&self, stream: StreamId) -> bool {
         self.by_stdio.values().any(|process| process.sources.iter().any(|source| source.stream == stream))
     }

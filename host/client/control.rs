@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
+use super::greeting::Greeted;
 use super::{CallError, Finished};
 use crate::fault::{Fault, OrFault};
 use crate::frame::{self, ControlDecoder, Message};
@@ -82,14 +83,15 @@ struct Awaited {
 }
 
 /// Starts the writer and the reader of a connected socket.
-pub(super) fn start(socket: UnixStream) -> Result<(Arc<Control>, Vec<JoinHandle<()>>), Fault> {
+pub(super) fn start(greeted: Greeted) -> Result<(Arc<Control>, Vec<JoinHandle<()>>), Fault> {
+    let Greeted { socket, heard } = greeted;
     let writer = socket.try_clone().fault("duplicating", "the control socket")?;
     let reader = socket.try_clone().fault("duplicating", "the control socket")?;
     let control = Arc::new(Control { state: Mutex::default(), changed: Condvar::new(), socket });
     let (for_writer, for_reader) = (Arc::clone(&control), Arc::clone(&control));
     let threads = vec![
         std::thread::spawn(move || for_writer.write_all(writer)),
-        std::thread::spawn(move || for_reader.read_all(reader)),
+        std::thread::spawn(move || for_reader.read_all(reader, &heard)),
     ];
     Ok((control, threads))
 }
@@ -210,8 +212,12 @@ impl Control {
         }
     }
 
-    fn read_all(&self, mut socket: UnixStream) {
+    fn read_all(&self, mut socket: UnixStream, heard: &[u8]) {
         let mut decoder = ControlDecoder::default();
+        decoder.push(heard);
+        if let Err(why) = self.take_frames(&mut decoder) {
+            return self.break_off(why);
+        }
         let mut chunk = vec![0; 64 << 10];
         loop {
             let count = match socket.read(&mut chunk) {

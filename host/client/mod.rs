@@ -15,6 +15,7 @@
 
 mod control;
 mod encode;
+mod greeting;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ use crate::ids::{ContainerId, ProcessId};
 
 pub use control::{CONTROL_CHUNK, Pending};
 pub use encode::encode;
+use greeting::{Greeted, Patience};
 pub use streams::{Input, Output, ProcessStreams};
 
 /// The control channel's socket in a guest's directory.
@@ -100,9 +102,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the sockets in a guest's directory, which must be there.
+    /// Connects to the sockets in a guest's directory, which must be there, as its first host.
     pub fn connect(directory: &Path) -> Result<Client, Fault> {
-        Client::resume(directory, &[]).map(|(client, _)| client)
+        let (control, stream) = Client::sockets(directory)?;
+        Client::over(control, stream)
     }
 
     /// Connects as a host that was there before. What processes write that it has started, by the numbers of their `stdio`
@@ -111,20 +114,46 @@ impl Client {
         directory: &Path,
         processes: &[(u64, u64)],
     ) -> Result<(Client, Vec<ProcessStreams>), Fault> {
-        let (control, stream) = Client::sockets(directory)?;
-        Client::start(control, stream, processes, false)
+        let (control, stream) = Client::greet(directory, |control, stream, patience| {
+            let control = greeting::control(control, patience)?;
+            Ok((control, greeting::streams(stream, processes, patience)?))
+        })?;
+        Client::start(control, stream, processes, streams::Others::Wrong)
     }
 
     /// Connects to a guest that others use too, one after the other: what processes write that they have started is thrown
     /// away meanwhile.
     pub fn visit(directory: &Path) -> Result<Client, Fault> {
-        let (control, stream) = Client::sockets(directory)?;
-        Client::start(control, stream, &[], true).map(|(client, _)| client)
+        let (control, stream) = Client::greet(directory, |control, stream, patience| {
+            let control = greeting::control(control, patience)?;
+            Ok((control, greeting::streams(stream, &[], patience)?))
+        })?;
+        Client::start(control, stream, &[], streams::Others::ThrownAway).map(|(client, _)| client)
+    }
+
+    /// The same for commands only: all that processes write is thrown away meanwhile.
+    pub fn visit_control(directory: &Path) -> Result<Client, Fault> {
+        let (control, stream) = Client::greet(directory, |control, stream, patience| {
+            Ok((greeting::control(control, patience)?, stream.into()))
+        })?;
+        Client::start(control, stream, &[], streams::Others::Everything).map(|(client, _)| client)
+    }
+
+    /// Connects to where others were before.
+    fn greet(
+        directory: &Path,
+        greet: impl FnMut(UnixStream, UnixStream, Patience) -> Result<(Greeted, Greeted), Fault>,
+    ) -> Result<(Greeted, Greeted), Fault> {
+        if has_connections(directory) {
+            let (control, stream) = Client::sockets(directory)?;
+            return Ok((control.into(), stream.into()));
+        }
+        greeting::until_answered(|| Client::sockets(directory), greet)
     }
 
     /// Both channels as they are, for who speaks the protocol by hand: control, stream.
     pub fn sockets(directory: &Path) -> Result<(UnixStream, UnixStream), Fault> {
-        if directory.join(VSOCK_SOCKET).exists() {
+        if has_connections(directory) {
             let [control, stream] = VSOCK_PORTS;
             return Ok((vsock(directory, control)?, vsock(directory, stream)?));
         }
@@ -145,24 +174,24 @@ impl Client {
                 Err(fault) if Instant::now() >= deadline => return Err(fault),
                 Err(_) => alive()?,
             }
-            let vsock = directory.join(VSOCK_SOCKET).exists();
-            std::thread::sleep(if vsock { VSOCK_LOOK_AGAIN } else { LOOK_AGAIN });
+            std::thread::sleep(if has_connections(directory) { VSOCK_LOOK_AGAIN } else { LOOK_AGAIN });
         }
     }
 
     /// Speaks over two connected sockets.
     pub fn over(control: UnixStream, stream: UnixStream) -> Result<Client, Fault> {
-        Client::start(control, stream, &[], false).map(|(client, _)| client)
+        let (control, stream) = (control.into(), stream.into());
+        Client::start(control, stream, &[], streams::Others::Wrong).map(|(client, _)| client)
     }
 
     fn start(
-        control: UnixStream,
-        stream: UnixStream,
+        control: Greeted,
+        stream: Greeted,
         processes: &[(u64, u64)],
-        shared: bool,
+        others: streams::Others,
     ) -> Result<(Client, Vec<ProcessStreams>), Fault> {
         let (control, mut threads) = control::start(control)?;
-        let (streams, known, reader) = streams::start(stream, processes, shared)?;
+        let (streams, known, reader) = streams::start(stream, processes, others)?;
         threads.push(reader);
         Ok((Client { control, streams, threads }, known))
     }
@@ -233,6 +262,12 @@ impl Drop for Client {
             let _ = thread.join();
         }
     }
+}
+
+/// Whether each host has connections of its own, for certain: over vsock. In the directory of a local guest, whose hosts have them too,
+/// the sockets look like those of QEMU's ports, and are greeted like those.
+fn has_connections(directory: &Path) -> bool {
+    directory.join(VSOCK_SOCKET).exists()
 }
 
 /// Connects to a port of the guest through its vsock device, as Firecracker's and its relatives' hosts do: one line with the

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::CallError;
+use super::greeting::Greeted;
 use crate::fault::{Fault, OrFault};
 use crate::frame::{self, StreamDecoder};
 
@@ -31,9 +32,20 @@ pub(super) struct Streams {
 #[derive(Debug, Default)]
 struct State {
     sinks: HashMap<u64, Sink>,
-    /// Streams that nobody has asked for are somebody else's, and no violation.
-    shared: bool,
+    others: Others,
     broken: Option<String>,
+}
+
+/// What streams are that nobody has asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Others {
+    /// A violation.
+    #[default]
+    Wrong,
+    /// Somebody else's: thrown away.
+    ThrownAway,
+    /// The same, and nobody will ask for any: it does not matter where their frames begin.
+    Everything,
 }
 
 /// One direction of one stream: guest → host.
@@ -75,21 +87,21 @@ pub struct Output {
     number: u64,
 }
 
-/// Starts to read what comes for `known`, and for the processes that are asked for later. If the guest is `shared`, what
-/// comes for others is thrown away.
+/// Starts to read what comes for `known`, and for the processes that are asked for later.
 pub(super) fn start(
-    socket: UnixStream,
+    greeted: Greeted,
     known: &[(u64, u64)],
-    shared: bool,
+    others: Others,
 ) -> Result<(Arc<Streams>, Vec<ProcessStreams>, JoinHandle<()>), Fault> {
+    let Greeted { socket, heard } = greeted;
     let clone = || socket.try_clone().fault("duplicating", "the stream socket");
     let (writer, mut reader) = (Mutex::new(clone()?), clone()?);
-    let state = Mutex::new(State { shared, ..State::default() });
+    let state = Mutex::new(State { others, ..State::default() });
     let streams = Arc::new(Streams { state, changed: Condvar::new(), writer, socket });
     let known = known.iter().map(|&(stdio, stderr)| of_process(&streams, stdio, stderr)).collect();
     let for_reader = Arc::clone(&streams);
     let thread = std::thread::spawn(move || {
-        let why = for_reader.read_all(&mut reader);
+        let why = for_reader.read_all(&mut reader, &heard);
         for_reader.break_off(why);
     });
     Ok((streams, known, thread))
@@ -132,9 +144,13 @@ impl Streams {
     }
 
     /// Reads until the connection ends, and says why it did.
-    fn read_all(&self, socket: &mut UnixStream) -> String {
+    fn read_all(&self, socket: &mut UnixStream, heard: &[u8]) -> String {
         let mut decoder = StreamDecoder::default();
         let mut chunk = vec![0; 64 << 10];
+        let all = self.state().others == Others::Everything;
+        if let Err(why) = self.take_frames(&mut decoder, heard) {
+            return why;
+        }
         loop {
             let count = match socket.read(&mut chunk) {
                 Ok(0) => return "the guest closed the stream channel".to_owned(),
@@ -142,16 +158,21 @@ impl Streams {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => return format!("reading the stream channel: {error}"),
             };
-            decoder.push(chunk.get(..count).unwrap_or_default());
-            loop {
-                let taken = match decoder.next_frame() {
-                    Ok(Some(frame)) => self.take(frame.tag, frame.payload),
-                    Ok(None) => break,
-                    Err(violation) => Err(format!("the guest sent {violation}")),
-                };
-                if let Err(why) = taken {
-                    return why;
-                }
+            let bytes = chunk.get(..count).filter(|_| !all).unwrap_or_default();
+            if let Err(why) = self.take_frames(&mut decoder, bytes) {
+                return why;
+            }
+        }
+    }
+
+    /// Acts on every whole frame; the error is how the guest broke the protocol.
+    fn take_frames(&self, decoder: &mut StreamDecoder, bytes: &[u8]) -> Result<(), String> {
+        decoder.push(bytes);
+        loop {
+            match decoder.next_frame() {
+                Ok(Some(frame)) => self.take(frame.tag, frame.payload)?,
+                Ok(None) => return Ok(()),
+                Err(violation) => return Err(format!("the guest sent {violation}")),
             }
         }
     }
@@ -167,9 +188,9 @@ impl Streams {
                 state.end(number);
                 break;
             }
-            let shared = state.shared;
+            let others = state.others;
             let Some(sink) = state.sinks.get_mut(&number) else {
-                if shared {
+                if others != Others::Wrong {
                     return Ok(());
                 }
                 return Err(format!("the guest sent {} bytes on stream {number}, nobody's", payload.len()));

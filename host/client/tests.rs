@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use super::*;
 use crate::command::{RemoveContainer, WriteFile};
 use crate::frame::{self, ControlDecoder, Message, StreamDecoder};
+use crate::host;
 
 const SOON: Duration = Duration::from_secs(20);
 /// How long nothing must happen to be taken for nothing happening. Only a broken client would be let pass by a slow
@@ -279,7 +280,8 @@ fn output_that_nobody_asked_for_is_a_violation() {
 #[test]
 fn a_visitor_hears_its_own_and_nobody_elses() {
     let (control, stream, mut guest) = sockets();
-    let (client, _) = Client::start(control, stream, &[], true).unwrap();
+    let others = streams::Others::ThrownAway;
+    let (client, _) = Client::start(control.into(), stream.into(), &[], others).unwrap();
     let own = client.streams(1, 2);
     guest.output(9, b"somebody else's");
     guest.output(1, b"own");
@@ -287,6 +289,129 @@ fn a_visitor_hears_its_own_and_nobody_elses() {
     guest.output(9, b"and who has the number next");
     guest.output(1, b"");
     assert_eq!(own.stdout.read_to_end(SOON).unwrap(), b"own");
+    assert_eq!(client.broken(), None);
+}
+
+/// For a guest that listens.
+fn patience(answers: &'static [Duration]) -> greeting::Patience {
+    greeting::Patience { answers, deadline: Instant::now() + SOON }
+}
+
+/// Greets on both channels; the guest is played meanwhile.
+fn greet_and(
+    known: &'static [(u64, u64)],
+    answers: &'static [Duration],
+    play: impl FnOnce(&mut Guest),
+) -> (Client, Vec<ProcessStreams>, Guest) {
+    let (control, stream, mut guest) = sockets();
+    let host = std::thread::spawn(move || {
+        let control = greeting::control(control, patience(answers)).unwrap();
+        let stream = greeting::streams(stream, known, patience(answers)).unwrap();
+        Client::start(control, stream, known, streams::Others::Wrong).unwrap()
+    });
+    play(&mut guest);
+    let (client, streams) = host.join().unwrap();
+    (client, streams, guest)
+}
+
+/// The next greeting on the control channel, and its answer.
+fn greeted(guest: &mut Guest) -> Vec<u8> {
+    let (message, payload) = guest.command(4096);
+    assert!(message == Message::Ping.id() && host::is_greeting(&payload));
+    frame::control(Message::Ack, &payload).unwrap()
+}
+
+#[test]
+fn what_comes_before_the_answer_to_a_greeting_is_anothers() {
+    let event = br#"{"container":"c","process":"p","event":"finished","status":3}"#;
+    let event = frame::control(Message::ProcessAsyncEvent, event).unwrap();
+    let ready = frame::control(Message::Ready, b"").unwrap();
+    let stale = [
+        frame::control(Message::Ack, b"another's").unwrap(),
+        frame::control(Message::Next, &512u32.to_be_bytes()).unwrap(),
+        frame::control(Message::Error, b"another's").unwrap(),
+    ];
+    let whole = [&ready[..], &stale.concat(), &event].concat();
+    let out = |number, payload: &[u8]| frame::stream(number, payload).unwrap();
+    for (half, portion) in [(0, 4096), (0, 1), (1, 4096), (11, 3)] {
+        let rest_of_a_frame = &frame::control(Message::Ack, b"1234").unwrap()[12 - half..];
+        let (client, streams, mut guest) = greet_and(&[(1, 2)], &[SOON], |guest| {
+            let bytes = [rest_of_a_frame, &whole, &greeted(guest)].concat();
+            bytes.chunks(portion).for_each(|bytes| guest.control.write_all(bytes).unwrap());
+            let (number, end) = guest.input();
+            assert!(number >= 1 << 63 && end.is_empty());
+            let rest_of_a_frame = &out(9, b"")[12 - half..];
+            let bytes = [
+                rest_of_a_frame,
+                &out(9, b"another's"),
+                &out(1, b"mine"),
+                &out(number, b""),
+                &out(2, b"err"),
+            ];
+            bytes.concat().chunks(portion).for_each(|bytes| guest.stream.write_all(bytes).unwrap());
+        });
+        let reply = client.send(Command::Ping);
+        assert_eq!(guest.command(4096).0, Message::Ping.id());
+        guest.say(Message::Ack, b"own");
+        assert_eq!(reply.wait(SOON), Ok(b"own".to_vec()));
+        let streams = streams.into_iter().next().unwrap();
+        assert_eq!(streams.stderr.unwrap().recv_within(SOON).unwrap().unwrap(), b"err");
+        match half {
+            0 => {
+                client.ready(SOON).unwrap();
+                assert_eq!(client.event(SOON).unwrap().status, 3);
+                assert_eq!(streams.stdout.recv_within(SOON).unwrap().unwrap(), b"mine");
+            }
+            // Where frames begin before the answer is for nobody to say.
+            _ => assert!(matches!(client.event(QUIET), Err(CallError::Late(_)))),
+        }
+    }
+}
+
+#[test]
+fn who_is_not_answered_greets_again_and_hears_the_last_answer() {
+    let (client, _, mut guest) = greet_and(&[], &[QUIET, SOON], |guest| {
+        let first = greeted(guest);
+        let second = greeted(guest);
+        assert_ne!(first, second);
+        // The first was only slow.
+        guest.control.write_all(&[first, second].concat()).unwrap();
+        guest.input();
+        let (number, _) = guest.input();
+        guest.output(number, b"");
+    });
+    let reply = client.send(Command::Ping);
+    guest.command(4096);
+    guest.say(Message::Ack, b"own");
+    assert_eq!(reply.wait(SOON), Ok(b"own".to_vec()));
+    assert_eq!(client.broken(), None);
+}
+
+/// A guest that does not listen is waited for, and one that never answers is left.
+#[test]
+fn a_greeting_that_nobody_takes_has_its_time() {
+    let (control, _, _guest) = sockets();
+    let gone = greeting::Patience { answers: &[SOON], deadline: Instant::now() };
+    let error = greeting::control(control, gone).unwrap_err().to_string();
+    assert!(error.contains("it does not listen, or to another host"), "{error}");
+
+    let (control, _, mut guest) = sockets();
+    let host = std::thread::spawn(move || greeting::control(control, patience(&[QUIET, QUIET])));
+    (0..2).for_each(|_| drop(greeted(&mut guest)));
+    let error = host.join().unwrap().unwrap_err().to_string();
+    assert!(error.contains("no answer"), "{error}");
+}
+
+#[test]
+fn a_caller_hears_no_streams_at_all() {
+    let (control, stream, mut guest) = sockets();
+    let others = streams::Others::Everything;
+    let (client, _) = Client::start(control.into(), stream.into(), &[], others).unwrap();
+    guest.stream.write_all(&[0xff; 100]).unwrap();
+    let reply = client.send(Command::Ping);
+    guest.command(4096);
+    guest.say(Message::Ack, b"");
+    assert_eq!(reply.wait(SOON), Ok(Vec::new()));
     assert_eq!(client.broken(), None);
 }
 

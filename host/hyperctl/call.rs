@@ -19,7 +19,7 @@ pub fn call(options: &Call) -> Result<ExitCode, Fault> {
     if options.command == Message::WriteFile {
         io::stdin().lock().read_to_end(&mut payload).fault("reading", "standard input")?;
     }
-    let client = Client::visit(&options.dir)?;
+    let client = Client::visit_control(&options.dir)?;
     let reply = client.send_raw(options.command.id(), &payload).wait(TIMEOUT);
     let reply = reply.map_err(|error| Fault::new("calling", options.command, error.to_string()))?;
     let mut out = io::stdout().lock();

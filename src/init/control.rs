@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -11,7 +11,7 @@ use nix::unistd::{read, write};
 
 use super::ports::Port;
 use crate::fault::{Fault, OrFault};
-use crate::frame::{self, ControlDecoder, Message};
+use crate::frame::{self, Commands, Message, Seam};
 use crate::host::{self, Caller, Silence};
 use crate::sys::socket;
 
@@ -21,14 +21,19 @@ const CHUNK: usize = 64 << 10;
 const TOGETHER: usize = 16 << 10;
 /// While more than this waits for a host that does not read, nothing more is read from it: in bytes.
 const OUT_MAX: usize = 1 << 20;
+/// A host that has just said that it is new keeps what it is owed: that the one before has left may be told so much later than its
+/// first bytes came.
+const LATE: Duration = Duration::from_secs(1);
 
 /// Something from the host.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Input {
     /// A new connection: it is owed a READY, and no reply to what an earlier one asked.
     Connected,
-    /// The host of a device left: nobody waits for the replies to what it asked.
+    /// The host of a device left: nobody waits for the replies to what it asked. [`Control::left`] is to follow.
     Left,
+    /// A new host has greeted by a PING with this payload, and the one before has left: [`Control::left`] is to follow, then an ACK with the payload.
+    Greeted(Vec<u8>),
     /// A whole frame: type and payload.
     Frame(u32, Vec<u8>),
 }
@@ -39,11 +44,19 @@ struct Out {
     bytes: Vec<u8>,
 }
 
+impl Out {
+    /// How much a NEXT credits, in bytes; none if it is something else.
+    fn credit(&self) -> Option<usize> {
+        let count = self.bytes.get(frame::CONTROL_HEADER..)?.try_into().ok().map(u32::from_be_bytes)?;
+        usize::try_from(count).ok().filter(|_| self.message == Message::Next)
+    }
+}
+
 /// The channel and what waits in it.
 pub struct Control {
     port: Port,
     connection: Option<OwnedFd>,
-    decoder: ControlDecoder,
+    decoder: Commands,
     /// After a violation: nothing is understood until the host connects again.
     deaf: bool,
     /// Edge-triggered readiness that has not been used up.
@@ -54,8 +67,20 @@ pub struct Control {
     whole: bool,
     /// The same of the listening socket: a stranger was refused, and others may wait behind it.
     callers: bool,
-    /// The host of a device is away, and that has been said.
+    /// The host of a device is away.
     away: bool,
+    /// It has left, and what it has sent is still being read. Nothing is written meanwhile: it may be for nobody.
+    leaving: bool,
+    /// It may be the one before that has left, and this one only just come.
+    late: bool,
+    /// That it has left has been said; nothing is written until [`Control::left`].
+    parting: bool,
+    /// When a host last said by itself that it is new.
+    came: Option<Instant>,
+    /// The credit for what waits in the decoder, in bytes: thrown away, but owed if that is of the host that is there.
+    half: usize,
+    /// The credit for what the new host has sent.
+    own: usize,
     silence: Silence,
     out: VecDeque<Out>,
     /// How much of the first frame in `out` has left.
@@ -70,16 +95,23 @@ pub struct Control {
 impl Control {
     /// The channel over `port`; its events carry `token`.
     pub fn new(port: Port, token: u64) -> Control {
+        let shared = matches!(port, Port::Device(_) | Port::Line(_));
         Control {
             port,
             connection: None,
-            decoder: ControlDecoder::default(),
+            decoder: Commands::new(shared),
             deaf: false,
             readable: false,
             blocked: false,
             whole: false,
             callers: false,
             away: false,
+            leaving: false,
+            late: false,
+            parting: false,
+            came: None,
+            half: 0,
+            own: 0,
             silence: Silence::default(),
             out: VecDeque::new(),
             sent: 0,
@@ -103,16 +135,16 @@ impl Control {
 
     /// Whether [`Control::turn`] has something to do without a new event.
     pub fn wants_turn(&self) -> bool {
-        self.callers || ((self.readable || self.whole) && self.waiting < OUT_MAX)
+        self.callers || self.leaving || ((self.readable || self.whole) && self.waiting < OUT_MAX)
     }
 
-    /// An event of the token came. What a host does that leaves is said; that one on a line begins anew is only guessed.
-    pub fn ready(&mut self, events: EpollFlags) -> Option<Input> {
-        let away = events.contains(EpollFlags::EPOLLHUP) && matches!(self.port, Port::Device(_));
-        let left = away && !self.away;
-        self.away = away;
-        if away {
-            self.host_left();
+    /// An event of the token came. That a host on a line begins anew is only guessed.
+    pub fn ready(&mut self, events: EpollFlags) {
+        if matches!(self.port, Port::Device(_)) {
+            match events.contains(EpollFlags::EPOLLHUP) {
+                true => self.host_left(),
+                false => self.away = false,
+            }
         }
         let speaks = events.contains(EpollFlags::EPOLLIN) && self.silence.ends(Instant::now());
         // If frames wait for room, then it is us who were silent.
@@ -123,17 +155,15 @@ impl Control {
         // Not by EPOLLOUT alone, which tells of each frame that the host of a device has taken.
         self.readable |= events.intersects(!EpollFlags::EPOLLOUT);
         self.blocked &= events == EpollFlags::EPOLLIN;
-        left.then(|| {
-            log::info!("the host has left the control port");
-            self.forget_replies();
-            Input::Left
-        })
     }
 
     /// Writes what waits, takes at most `room` frames, of what was read before or else of one portion more, takes a new
     /// connection if there is none, and says what came. Call again while [`Control::wants_turn`].
     pub fn turn(&mut self, epoll: &Epoll, room: usize) -> Vec<Input> {
         let mut inputs = Vec::new();
+        if self.parting {
+            self.left();
+        }
         self.flush();
         if room > 0 && self.waiting < OUT_MAX {
             if self.whole {
@@ -142,10 +172,42 @@ impl Control {
                 self.read(room, &mut inputs);
             }
         }
+        // What can be read when a host has left was its own, or was sent by the next one before anything told: whose it was is
+        // unknown, and a reply too few is better than another's.
+        let read = !self.readable && !self.whole || self.waiting >= OUT_MAX;
+        if self.leaving && read && !self.parting {
+            inputs.extend(self.part());
+        }
         if self.connection.is_none() && self.accept(epoll) {
             inputs.push(Input::Connected);
         }
         inputs
+    }
+
+    /// All that the host has sent that left has been read. Whether the next one is there already, and half a command its own, the next
+    /// bytes say.
+    fn part(&mut self) -> Option<Input> {
+        log::info!("the host has left the control port");
+        let pending = self.decoder.left();
+        self.deaf = false;
+        if std::mem::take(&mut self.late) {
+            self.leaving = false;
+            self.flush();
+            return None;
+        }
+        self.half = self.credits().min(pending);
+        self.sent = 0;
+        self.parting = true;
+        Some(Input::Left)
+    }
+
+    /// The host before has left: what was for it is thrown away. To be called when all that it asked has been acted on.
+    pub fn left(&mut self) {
+        self.forget_replies();
+        (self.leaving, self.late, self.parting) = (false, false, false);
+        let own = std::mem::take(&mut self.own);
+        self.credit(own);
+        self.flush();
     }
 
     /// Takes the next connection in the queue, if there is one: only one is served at a time.
@@ -237,9 +299,14 @@ impl Control {
         let got = self.fd().map(|fd| read(fd, &mut chunk));
         match got {
             None => self.readable = false,
-            Some(Ok(0)) => self.host_left(),
+            Some(Ok(0)) => {
+                self.readable = false;
+                self.host_left();
+            }
             Some(Ok(count)) => {
-                self.credit(count);
+                if !self.deaf {
+                    self.credit(count);
+                }
                 self.decode(chunk.get(..count).unwrap_or_default(), room, inputs);
             }
             Some(Err(Errno::EINTR)) => {}
@@ -249,6 +316,7 @@ impl Control {
             }
             Some(Err(errno)) => {
                 log::warn!("{}", Fault::errno("reading", "the control port", errno));
+                self.readable = false;
                 self.host_left();
             }
         }
@@ -257,11 +325,23 @@ impl Control {
 
     /// Says how much was read, at once: runV waits for it before it writes on.
     fn credit(&mut self, count: usize) {
-        if !self.deaf {
+        if count > 0 {
             let count = u32::try_from(count).unwrap_or(u32::MAX);
             self.send(Message::Next, &count.to_be_bytes());
             self.flush();
         }
+    }
+
+    /// The credit that has not left, in bytes.
+    fn credits(&self) -> usize {
+        self.out.iter().filter_map(Out::credit).sum()
+    }
+
+    /// Takes back the credit for the last portion, if it has not begun to leave; in bytes.
+    fn take_credit(&mut self) -> usize {
+        let begun = usize::from(self.sent > 0);
+        let last = self.out.iter().rposition(|out| out.credit().is_some()).filter(|&at| at >= begun);
+        last.and_then(|at| self.out.remove(at)).and_then(|out| out.credit()).unwrap_or(0)
     }
 
     fn decode(&mut self, bytes: &[u8], room: usize, inputs: &mut Vec<Input>) {
@@ -271,7 +351,23 @@ impl Control {
         }
         self.decoder.push(bytes);
         while inputs.len() < room {
+            match self.decoder.seam() {
+                Some(Seam::Anew) => {
+                    log::info!("another host speaks on the control port");
+                    self.own = self.take_credit();
+                    return self.other_host(Input::Left, inputs);
+                }
+                Some(Seam::GoesOn) => {
+                    let half = std::mem::take(&mut self.half);
+                    self.credit(half);
+                }
+                None => {}
+            }
             match self.decoder.next_frame() {
+                Ok(Some(frame)) if frame.tag == Message::Ping.id() && host::is_greeting(frame.payload) => {
+                    let greeting = Input::Greeted(frame.payload.to_vec());
+                    return self.other_host(greeting, inputs);
+                }
                 Ok(Some(frame)) => inputs.push(Input::Frame(frame.tag, frame.payload.to_vec())),
                 Ok(None) => return,
                 Err(violation) => {
@@ -287,8 +383,25 @@ impl Control {
         self.whole = true;
     }
 
-    /// The host hung up. What waits for it is kept; half a frame in either direction is not.
+    /// The bytes say that another host is there. What it asks waits until what was for the one before is gone.
+    fn other_host(&mut self, input: Input, inputs: &mut Vec<Input>) {
+        self.came = Some(Instant::now());
+        self.parting = true;
+        self.whole = true;
+        inputs.push(input);
+    }
+
+    /// The host hung up. What waits for it is kept; half a frame in either direction is not. What a device's has sent can still be
+    /// read.
     fn host_left(&mut self) {
+        if let Port::Device(_) = self.port {
+            if !self.away {
+                self.leaving = true;
+                self.late = self.came.is_some_and(|came| came.elapsed() < LATE);
+            }
+            self.away = true;
+            return;
+        }
         self.connection = None;
         self.readable = false;
         self.whole = false;
@@ -309,9 +422,13 @@ impl Control {
         self.count_waiting();
     }
 
-    /// The host of a device left: as [`Control::start_over`], but a READY that nobody has heard is still to be said.
+    /// As [`Control::start_over`], but a READY that nobody has heard is still to be said, and of what has left in part the rest
+    /// has to follow.
     fn forget_replies(&mut self) {
-        self.out.retain(|out| matches!(out.message, Message::ProcessAsyncEvent | Message::Ready));
+        let mut begun = self.sent > 0;
+        self.out.retain(|out| {
+            std::mem::take(&mut begun) || matches!(out.message, Message::ProcessAsyncEvent | Message::Ready)
+        });
         self.count_waiting();
     }
 
@@ -321,7 +438,7 @@ impl Control {
 
     /// Writes what can be written: small frames together, for each write to a device is work for the host and wakes init again.
     pub fn flush(&mut self) {
-        while let Some(first) = self.out.front().filter(|_| !self.blocked) {
+        while let Some(first) = self.out.front().filter(|_| !self.blocked && !self.leaving && !self.parting) {
             let rest = first.bytes.get(self.sent..).unwrap_or_default();
             let Some(fd) = self.fd() else { return };
             let wrote = if rest.len() >= TOGETHER || self.out.len() == 1 {
@@ -381,8 +498,259 @@ fn edges(token: u64) -> EpollEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::ControlDecoder;
     use nix::sys::epoll::EpollCreateFlags;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    /// What the guest did, and what came.
+    #[derive(Debug, PartialEq, Eq)]
+    enum Did {
+        Got(u32),
+        Left,
+        Greeted,
+    }
+
+    /// A port whose hosts are only told apart by what a test says of them, as virtio-serial's are by the kernel.
+    struct World {
+        host: OwnedFd,
+        epoll: Epoll,
+        control: Control,
+        decoder: ControlDecoder,
+    }
+
+    impl World {
+        fn new() -> World {
+            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+            let (host, guest) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+            let mut control = Control::new(Port::Device(guest), 0);
+            assert_eq!(control.open(&epoll).unwrap(), [Input::Connected]);
+            World { host, epoll, control, decoder: ControlDecoder::default() }
+        }
+
+        fn say(&mut self, bytes: &[u8]) {
+            assert_eq!(write(&self.host, bytes), Ok(bytes.len()));
+            self.control.ready(EpollFlags::EPOLLIN);
+        }
+
+        /// The kernel tells that the host has left, and is told by the next one that it is there.
+        fn told(&mut self) {
+            self.control.ready(EpollFlags::EPOLLHUP | EpollFlags::EPOLLIN);
+        }
+
+        fn told_of_the_next(&mut self) {
+            self.control.ready(EpollFlags::EPOLLOUT);
+        }
+
+        /// As init's loop has it; each command is answered by its type.
+        fn turns(&mut self) -> Vec<Did> {
+            let mut did = Vec::new();
+            loop {
+                for input in self.control.turn(&self.epoll, 8) {
+                    did.push(match input {
+                        Input::Frame(tag, _) => {
+                            self.control.send(Message::Ack, &tag.to_be_bytes());
+                            Did::Got(tag)
+                        }
+                        Input::Left => {
+                            self.control.left();
+                            Did::Left
+                        }
+                        Input::Greeted(greeting) => {
+                            self.control.left();
+                            self.control.send(Message::Ack, &greeting);
+                            Did::Greeted
+                        }
+                        Input::Connected => panic!("a device has no connections"),
+                    });
+                }
+                if !self.control.wants_turn() {
+                    return did;
+                }
+            }
+        }
+
+        /// What the host hears: how much is credited, and replies.
+        fn hears(&mut self) -> (usize, Vec<Vec<u8>>) {
+            let (mut credit, mut replies) = (0, Vec::new());
+            let mut chunk = [0; 4096];
+            while let Ok(count @ 1..) = read(&self.host, &mut chunk) {
+                self.decoder.push(&chunk[..count]);
+                while let Some(frame) = self.decoder.next_frame().unwrap() {
+                    match Message::from_id(frame.tag) {
+                        Some(Message::Next) => {
+                            credit += u32::from_be_bytes(frame.payload.try_into().unwrap()) as usize;
+                        }
+                        Some(Message::Ack) => replies.push(frame.payload.to_vec()),
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+            (credit, replies)
+        }
+    }
+
+    fn exec() -> Vec<u8> {
+        frame::control(Message::ExecCmd, br#"{"container":"c","process":{"id":"p"}}"#).unwrap()
+    }
+
+    fn answer(message: Message) -> Vec<u8> {
+        message.id().to_be_bytes().to_vec()
+    }
+
+    const EXEC: Did = Did::Got(Message::ExecCmd as u32);
+
+    /// The new host's first bytes come before anything tells that there is one.
+    #[test]
+    fn what_a_host_sent_before_the_last_one_is_known_to_have_left_is_not_lost() {
+        let exec = exec();
+        for cut in 1..exec.len() {
+            let mut world = World::new();
+            world.say(&exec[..cut]);
+            assert_eq!(world.turns(), []);
+            assert_eq!(world.hears().0, cut);
+            world.told();
+            assert_eq!(world.turns(), [Did::Left]);
+            world.told_of_the_next();
+            world.say(&exec[cut..]);
+            assert_eq!(world.turns(), [EXEC], "cut at {cut}");
+            assert_eq!(world.hears(), (exec.len() - cut, vec![answer(Message::ExecCmd)]));
+        }
+    }
+
+    /// The same, and the credit for them could not be written.
+    #[test]
+    fn credit_for_half_a_command_is_kept_for_its_host() {
+        let exec = exec();
+        for cut in 1..exec.len() {
+            let mut world = World::new();
+            world.say(&exec[..cut]);
+            world.told();
+            assert_eq!(world.turns(), [Did::Left]);
+            assert_eq!(world.hears().0, 0, "whose it is is not known");
+            world.told_of_the_next();
+            world.say(&exec[cut..]);
+            assert_eq!(world.turns(), [EXEC], "cut at {cut}");
+            assert_eq!(world.hears(), (exec.len(), vec![answer(Message::ExecCmd)]));
+        }
+    }
+
+    /// A host leaves in the middle of a command, and is known to have left before the next one comes, or never.
+    #[test]
+    fn half_a_command_of_a_host_that_left_is_no_part_of_anothers() {
+        let exec = exec();
+        for cut in 1..exec.len() {
+            for told in [true, false] {
+                if !told && cut < frame::CONTROL_HEADER {
+                    continue;
+                }
+                let mut world = World::new();
+                world.say(&exec[..cut]);
+                assert_eq!(world.turns(), []);
+                assert_eq!(world.hears().0, cut);
+                if told {
+                    world.told();
+                    assert_eq!(world.turns(), [Did::Left]);
+                    world.told_of_the_next();
+                }
+                world.say(&exec);
+                let did = world.turns();
+                match told {
+                    true => assert_eq!(did, [EXEC], "cut at {cut}"),
+                    false => assert_eq!(did, [Did::Left, EXEC], "cut at {cut}"),
+                }
+                assert_eq!(world.hears(), (exec.len(), vec![answer(Message::ExecCmd)]));
+            }
+        }
+    }
+
+    /// Its last words are read after it is known to have left, and count; their replies are nobody's.
+    #[test]
+    fn replies_to_a_host_that_left_at_once_are_nobodys() {
+        let mut world = World::new();
+        assert_eq!(write(&world.host, &[exec(), exec()].concat()), Ok(2 * exec().len()));
+        world.told();
+        assert_eq!(world.turns(), [EXEC, EXEC, Did::Left]);
+        assert_eq!(world.hears(), (0, vec![]));
+        world.told_of_the_next();
+        world.say(&frame::control(Message::Ping, b"").unwrap());
+        assert_eq!(world.turns(), [Did::Got(12)]);
+        assert_eq!(world.hears(), (8, vec![answer(Message::Ping)]));
+    }
+
+    /// Whatever was before, behind the answer to a greeting is what is the new host's, and nothing else.
+    #[test]
+    fn a_host_that_greets_hears_only_its_own() {
+        let exec = exec();
+        let greeting = host::greeting(7);
+        let hello = frame::control(Message::Ping, &greeting).unwrap();
+        let mut before = vec![Vec::new(), exec.clone(), [exec.clone(), exec.clone()].concat()];
+        before.extend((frame::CONTROL_HEADER..exec.len()).map(|cut| [&exec, &exec[..cut]].concat()));
+        for before in before {
+            for at_once in [true, false] {
+                let mut world = World::new();
+                if !at_once && !before.is_empty() {
+                    world.say(&before);
+                    world.turns();
+                    world.say(&hello);
+                } else {
+                    world.say(&[&before[..], &hello].concat());
+                }
+                assert_eq!(world.turns().last(), Some(&Did::Greeted));
+                assert_eq!(world.hears().1.last(), Some(&greeting), "{before:?}");
+                // It is told now that the one before has left.
+                world.told();
+                world.told_of_the_next();
+                world.say(&exec);
+                assert_eq!(world.turns(), [EXEC]);
+                assert_eq!(world.hears(), (exec.len(), vec![answer(Message::ExecCmd)]));
+            }
+        }
+    }
+
+    /// One that has greeted and left at once is not taken for one that stays: what it left half said is not the next one's.
+    #[test]
+    fn a_host_that_greets_and_leaves_at_once_leaves_no_deaf_guest() {
+        let hello = frame::control(Message::Ping, &host::greeting(7)).unwrap();
+        for rest in [&[0; 8][..], &exec()[..3], &exec()[..20]] {
+            let mut world = World::new();
+            world.say(&[&hello, rest].concat());
+            assert_eq!(world.turns(), [Did::Greeted]);
+            world.told();
+            world.turns();
+            world.told_of_the_next();
+            world.say(&hello);
+            assert_eq!(world.turns(), [Did::Greeted], "{rest:?}");
+        }
+    }
+
+    /// What a host did not read to the end, the next one hears the rest of: it knows its greeting's answer behind it.
+    #[test]
+    fn what_has_left_in_part_leaves_whole_before_the_answer_to_a_greeting() {
+        let mut world = World::new();
+        let large = vec![7; 600 << 10];
+        world.control.send(Message::Ack, &large);
+        world.control.send(Message::Ack, b"another");
+        let event = br#"{"event":"finished"}"#;
+        world.control.send(Message::ProcessAsyncEvent, event);
+        world.say(&frame::control(Message::Ping, &host::greeting(1)).unwrap());
+        let mut heard = Vec::new();
+        let mut chunk = vec![0; 1 << 16];
+        loop {
+            world.control.ready(EpollFlags::EPOLLOUT);
+            world.turns();
+            match read(&world.host, &mut chunk) {
+                Ok(count) => heard.extend_from_slice(&chunk[..count]),
+                Err(_) => break,
+            }
+        }
+        let expected = [
+            frame::control(Message::Ack, &large).unwrap(),
+            frame::control(Message::ProcessAsyncEvent, event).unwrap(),
+            frame::control(Message::Ack, &host::greeting(1)).unwrap(),
+        ];
+        assert!(heard == expected.concat(), "{} bytes", heard.len());
+    }
 
     /// One read may hold thousands of commands, and the guest has room for a few.
     #[test]

@@ -22,6 +22,7 @@ use super::settings::Settings;
 use super::warden::Warden;
 use crate::command;
 use crate::fault::{Fault, OrFault};
+use crate::frame::Message;
 use crate::ids::Pid;
 use crate::supervisor::{Action, Ask, Config, Event, HelperReply, Supervisor};
 use crate::sys::signal::{self, Exit};
@@ -142,10 +143,7 @@ impl EventLoop {
                 SIGNALS => self.signals(),
                 WARDEN => self.hear_warden(),
                 token if token >= HELPERS => self.hear(token),
-                _ => {
-                    let input = self.control.ready(event.events());
-                    self.inputs(input.into_iter().collect());
-                }
+                _ => self.control.ready(event.events()),
             }
         }
         self.control();
@@ -194,7 +192,15 @@ impl EventLoop {
         for input in inputs {
             let event = match input {
                 Input::Connected => Event::HostConnected,
-                Input::Left => Event::HostLeft,
+                Input::Left => {
+                    self.host_left();
+                    continue;
+                }
+                Input::Greeted(greeting) => {
+                    self.host_left();
+                    self.control.send(Message::Ack, &greeting);
+                    continue;
+                }
                 Input::Frame(message, payload) => Event::Command {
                     message,
                     size: command::weight(message, &payload),
@@ -203,6 +209,11 @@ impl EventLoop {
             };
             self.supervise(event);
         }
+    }
+
+    fn host_left(&mut self) {
+        self.supervise(Event::HostLeft);
+        self.control.left();
     }
 
     /// Reaps whoever has exited. Other signals are not for PID 1: the host ends the guest by DESTROYPOD.

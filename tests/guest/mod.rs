@@ -162,7 +162,8 @@ impl Guest {
 
     /// The host comes back; a local guest then says READY again.
     pub fn connect(&mut self) {
-        let client = Client::connect_within(&self.directory.join("guest"), PATIENCE, || Ok(())).unwrap();
+        let (client, _) =
+            Client::resume(&self.at(), &[]).unwrap_or_else(|fault| panic!("{fault}\n{}", self.log()));
         if self.kind == Kind::Local {
             client.ready(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
         }

@@ -12,6 +12,7 @@ mod compiled;
 #[path = "../policy/files.rs"]
 #[allow(dead_code)]
 mod files;
+mod follow;
 #[path = "../../build/format.rs"]
 #[allow(dead_code)]
 mod format;
@@ -30,66 +31,28 @@ mod policy;
 mod record;
 #[path = "../../build/table.rs"]
 mod table;
+mod tracer;
+mod workload;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::Value;
 
+use follow::{Kept, Seen};
 use format::Source;
 use machine::Verdict;
 use meaning::{Meaning, Rule};
 use policy::Syscalls;
-use record::{Record, Seen};
+use record::Record;
 use table::Table;
 
 /// Who has a list of what it may do.
 const CONFINED: [&str; 5] = ["init", "mountd", "netd", "podinit", "streamd"];
-/// What the workload is, each with the tests of it that run on this machine's kernel. tests/hostile is not in it: it has
-/// processes do what nobody has a use for.
-const WORKLOAD: [(&str, &[&str]); 8] = [
-    // Their panics, aborts and last words.
-    ("confined", &["panic", "allocation", "forbidden"]),
-    ("execd", &[]),
-    ("mountd", &[]),
-    ("netd", &[]),
-    ("network", &["local::"]),
-    ("pod", &[]),
-    ("resilience", &[]),
-    ("streamd", &[]),
-];
-
-/// The programs of the workload, built as this one is.
-fn programs() -> BTreeMap<String, PathBuf> {
-    let cargo = Path::new(env!("CARGO"));
-    // Under sudo a search path may lack the compiler, which is beside cargo.
-    let paths = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect::<Vec<_>>();
-    let paths = cargo.parent().map(Path::to_path_buf).into_iter().chain(paths);
-    let mut command = Command::new(cargo);
-    command
-        .args(["test", "--locked", "--no-run", "--message-format=json"])
-        .env("PATH", std::env::join_paths(paths).unwrap());
-    for (name, _) in WORKLOAD {
-        command.args(["--test", name]);
-    }
-    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::inherit()).output().unwrap();
-    assert!(output.status.success(), "the workload does not build");
-    let messages = String::from_utf8(output.stdout).unwrap();
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    messages
-        .filter(|message| message["target"]["kind"][0] == "test")
-        .filter_map(|message| {
-            Some((message["target"]["name"].as_str()?.to_owned(), message["executable"].as_str()?.into()))
-        })
-        .collect()
-}
-
 /// What the workload makes the guest's processes do.
-fn workload(table: &Table, sources: &[Source]) -> Seen {
-    let mut kept = HashMap::<u32, [bool; 6]>::new();
+fn seen(table: &Table, sources: &[Source]) -> Seen {
+    let mut kept = Kept::new();
     for name in CONFINED {
+        let kept = kept.entry(name).or_default();
         for (call, rules) in Meaning::of(name, sources).rules {
             let Some(number) = table.number(&call) else { continue };
             for condition in rules.iter().flat_map(|rule| rule.when.iter().chain(&rule.unless)).flatten() {
@@ -97,18 +60,13 @@ fn workload(table: &Table, sources: &[Source]) -> Seen {
             }
         }
     }
-    let programs = programs();
+    let programs = workload::programs();
     let record = Record::start(kept, table.number("seccomp").unwrap());
-    for (name, filters) in WORKLOAD {
-        let mut command = Command::new(&programs[name]);
-        let output = command.args(filters).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
-        if !output.status.success() {
-            // It fails by itself, too; here it explains what was not used.
-            let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-            let _ = writeln!(std::io::stderr(), "{name} failed: {text}");
-        }
-    }
-    record.stop()
+    let failures = workload::run(&programs);
+    let seen = record.stop();
+    // What was not done because something else failed says nothing.
+    assert!(failures.is_empty(), "the recorded tests failed:\n{}", failures.join("\n"));
+    seen
 }
 
 /// The entries of a file, by the call's or the capability's name, that say why nothing uses them.
@@ -135,7 +93,7 @@ fn unused(rule: &Rule, calls: &[[u64; 6]]) -> Vec<String> {
 fn whatever_is_allowed_is_used() {
     let sources = files::sources();
     let table = files::table(std::env::consts::ARCH);
-    let seen = workload(&table, &sources);
+    let seen = seen(&table, &sources);
     let names: HashMap<u32, &str> =
         table.all().into_iter().map(|(number, name)| (u32::try_from(number).unwrap(), name)).collect();
 

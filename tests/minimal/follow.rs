@@ -194,3 +194,40 @@ impl Follower {
         }
     }
 }
+
+#[test]
+fn what_is_done_after_the_filter_counts() {
+    let kept = Kept::from([("netd", HashMap::from([(46, [false, true, false, false, false, false])]))]);
+    let mut follower = Follower::new(kept, 317);
+    let all = r#"(comm == "netd")"#;
+    assert!(follower.asks(4000).contains(all));
+    let lines = [
+        "    cargo-10      [000] ..... 1: task_newtask: pid=20 comm=cargo clone_flags=0 oom_score_adj=0",
+        "    cargo-20      [001] ..... 2: task_rename: pid=20 oldcomm=cargo newcomm=netd oom_score_adj=0",
+        "     netd-20      [001] ..... 3: sched_process_exec: filename=/netd pid=20 old_pid=20",
+        "     netd-20      [001] ..... 4: sys_enter: NR 1 (1, 2, 3, 4, 5, 6)",
+        "     netd-20      [001] ..... 5: task_rename: pid=20 oldcomm=netd newcomm=netd oom_score_adj=0",
+        "     netd-20      [001] ..... 6: sys_enter: NR 2 (1, 2, 3, 4, 5, 6)",
+        "     netd-20      [001] d..1. 7: cap_capable: cred 0, target_ns 0, capable_ns 0, cap 1, ret 0",
+        "     netd-20      [001] ..... 8: sys_enter: NR 317 (1, 0, 3, 4, 5, 6)",
+        "     netd-20      [001] ..... 9: sys_enter: NR 46 (1, ff, 3, 4, 5, 6)",
+        "     netd-20      [001] ..... 10: task_newtask: pid=21 comm=netd clone_flags=10000 oom_score_adj=0",
+        "     netd-21      [000] ..... 11: sys_enter: NR 3 (1, 2, 3, 4, 5, 6)",
+        "     netd-21      [000] ..... 12: cap_capable: cred 0, target_ns 0, capable_ns 0, cap 12, ret 0",
+    ];
+    for line in lines {
+        follower.event(&Event::parse(line).unwrap());
+    }
+    let calls = [(3, [0; 6]), (46, [0, 0xff, 0, 0, 0, 0])];
+    assert_eq!(follower.seen.calls, BTreeMap::from([("netd", BTreeSet::from(calls))]));
+    assert_eq!(follower.seen.capabilities, BTreeMap::from([("netd", BTreeSet::from([12]))]));
+    // What is known is asked for no more; that whose arguments matter is.
+    assert!(follower.learnt() && !follower.learnt());
+    assert!(follower.asks(4000).contains(r#"(comm == "netd"&&id!=3)"#), "{}", follower.asks(4000));
+    assert!(follower.asks(0).contains(all), "what has no place is left out");
+}
+
+#[test]
+fn what_the_kernel_lost_is_no_event() {
+    assert!(Event::parse("CPU:1 [LOST 42 EVENTS]").is_none());
+}

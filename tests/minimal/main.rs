@@ -9,6 +9,7 @@ mod bpf;
 #[path = "../../build/compiled.rs"]
 #[allow(dead_code)]
 mod compiled;
+mod entries;
 #[path = "../policy/files.rs"]
 #[allow(dead_code)]
 mod files;
@@ -34,14 +35,12 @@ mod table;
 mod tracer;
 mod workload;
 
-use std::collections::{BTreeSet, HashMap};
-
-use serde_json::Value;
+use std::collections::HashMap;
 
 use follow::{Kept, Seen};
 use format::Source;
 use machine::Verdict;
-use meaning::{Meaning, Rule};
+use meaning::Meaning;
 use policy::Syscalls;
 use record::Record;
 use table::Table;
@@ -69,26 +68,6 @@ fn seen(table: &Table, sources: &[Source]) -> Seen {
     seen
 }
 
-/// The entries of a file, by the call's or the capability's name, that say why nothing uses them.
-fn excused(source: &Source) -> BTreeSet<String> {
-    let file: Value = serde_json::from_str(&source.text).unwrap();
-    let rules = [&file["rules"], &file["seccomp"]["rules"], &file["capabilities"]];
-    let rules = rules.into_iter().filter_map(Value::as_array).flatten();
-    let excused = rules.filter(|rule| rule["unseen"].is_string());
-    excused.map(|rule| rule["syscall"].as_str().or(rule["name"].as_str()).unwrap().to_owned()).collect()
-}
-
-/// What of a rule was never used.
-fn unused(rule: &Rule, calls: &[[u64; 6]]) -> Vec<String> {
-    if rule.always() || !rule.unless.is_empty() {
-        return if calls.is_empty() { vec!["any".to_owned()] } else { Vec::new() };
-    }
-    let used = |all: &&Vec<meaning::Condition>| {
-        calls.iter().any(|call| all.iter().all(|condition| condition.holds(call[condition.argument])))
-    };
-    rule.when.iter().filter(|all| !used(all)).map(|all| format!("{all:?}")).collect()
-}
-
 #[test]
 fn whatever_is_allowed_is_used() {
     let sources = files::sources();
@@ -96,12 +75,8 @@ fn whatever_is_allowed_is_used() {
     let seen = seen(&table, &sources);
     let names: HashMap<u32, &str> =
         table.all().into_iter().map(|(number, name)| (u32::try_from(number).unwrap(), name)).collect();
-
-    let mut wrong = Vec::new();
-    let nothing = BTreeSet::new();
     for role in CONFINED {
-        let calls = seen.calls.get(role).unwrap_or(&nothing);
-        assert!(!calls.is_empty(), "{role} was not followed");
+        let calls = seen.calls.get(role).unwrap_or_else(|| panic!("{role} was not followed"));
         let meaning = Meaning::of(role, &sources);
         // Nobody did what he may not: those that were followed are those that the policies are for.
         for (number, arguments) in calls {
@@ -110,58 +85,7 @@ fn whatever_is_allowed_is_used() {
             assert_eq!(verdict, Verdict::Allow, "{role} made {name:?} {arguments:x?}, confined");
         }
     }
-    wrong.extend(unused_rules(&sources, &table, &seen));
-    wrong.extend(unused_capabilities(&sources, &seen));
-    assert!(wrong.is_empty(), "nothing uses\n{}", wrong.join("\n"));
-}
-
-/// Every entry of a file that none of the processes which have it used.
-fn unused_rules(sources: &[Source], table: &Table, seen: &Seen) -> Vec<String> {
-    let mut wrong = Vec::new();
-    for source in sources {
-        let users: Vec<&str> = match source.name.strip_prefix("lists/") {
-            None => CONFINED.into_iter().filter(|role| *role == source.name).collect(),
-            Some(list) => CONFINED
-                .into_iter()
-                .filter(|role| Meaning::includes(role, sources).iter().any(|name| name == list))
-                .collect(),
-        };
-        if users.is_empty() {
-            continue;
-        }
-        let excused = excused(source);
-        for (call, rule) in Meaning::own(&source.name, sources) {
-            let Some(number) = table.number(&call) else { continue };
-            // What fails with an error does not get as far as the record.
-            if excused.contains(&call) || rule.fails() {
-                continue;
-            }
-            let made = users.iter().filter_map(|role| seen.calls.get(role)).flatten();
-            let made: Vec<[u64; 6]> =
-                made.filter(|(other, _)| *other == number).map(|(_, arguments)| *arguments).collect();
-            wrong.extend(
-                unused(&rule, &made).into_iter().map(|what| format!("{}: {call}: {what}", source.name)),
-            );
-        }
-    }
-    wrong
-}
-
-fn unused_capabilities(sources: &[Source], seen: &Seen) -> Vec<String> {
-    let mut wrong = Vec::new();
-    let nothing = BTreeSet::new();
-    for role in CONFINED.into_iter().chain(["execd"]) {
-        let source = sources.iter().find(|source| source.name == role).unwrap();
-        let excused = excused(source);
-        let used = seen.capabilities.get(role).unwrap_or(&nothing);
-        let declared = Meaning::of(role, sources).capabilities;
-        wrong.extend(
-            declared
-                .iter()
-                .filter(|name| !excused.contains(*name))
-                .filter(|name| !used.iter().any(|&bit| names::CAPABILITIES.get(bit) == Some(&name.as_str())))
-                .map(|name| format!("{role}: {name}")),
-        );
-    }
-    wrong
+    let mut wrong = entries::rules(&sources, &table, &seen);
+    wrong.extend(entries::capabilities(&sources, &seen));
+    assert!(wrong.is_empty(), "policies that are not what is used:\n{}", wrong.join("\n"));
 }

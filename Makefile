@@ -55,7 +55,7 @@ soak: initrd rootfs ## half an hour of mixed load in a VM, and nobody in it has 
 	$(runner) SOAK=$(or $(SOAK),1800) cargo test --locked --test soak -- --nocapture
 
 .PHONY: minimal
-minimal: tools ## what the policies allow is used: the tests in namespaces once more, recorded by the kernel's tracer
+minimal: tools ## what the policies allow is used: the part of `make test` that records processes, alone
 	@scripts/need busybox-static e2fsprogs iproute2 nftables xfsprogs
 	$(runner) cargo test --locked --test minimal
 

@@ -67,6 +67,9 @@ pub struct CapabilityRule {
     /// As a rule's.
     #[serde(default)]
     pub unseen: Option<String>,
+    /// As a rule's.
+    #[serde(default)]
+    pub varies: Option<String>,
 }
 
 impl CapabilityRule {
@@ -119,9 +122,12 @@ pub struct Rule {
     /// Not every architecture has the call.
     #[serde(default)]
     pub optional: bool,
-    /// Why it stays although no test on a machine sees it used: tests/minimal reads it.
+    /// Why it stays although no test on a machine sees it used, or not all of it: tests/minimal reads it.
     #[serde(default)]
     pub unseen: Option<String>,
+    /// Why it depends on the machine or on chance whether a test sees it used, instead of `unseen`.
+    #[serde(default)]
+    pub varies: Option<String>,
 }
 
 /// What a container's files are like.

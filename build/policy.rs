@@ -267,8 +267,11 @@ fn check_capabilities(rules: &[CapabilityRule], source: &Source) -> Result<(), S
         if key <= last {
             return error("is not in alphabetical order, or there twice");
         }
-        if rule.why.trim().is_empty() || blank(rule.unseen.as_ref()) {
+        if rule.why.trim().is_empty() || blank(rule.unseen.as_ref()) || blank(rule.varies.as_ref()) {
             return error("is not explained");
+        }
+        if rule.unseen.is_some() && rule.varies.is_some() {
+            return error("has `unseen` and `varies`");
         }
         last = key;
     }
@@ -287,8 +290,11 @@ fn check_rules(rules: &[Placed<'_>], default: Default_) -> Result<(), String> {
         if rule.syscall.as_str() <= last {
             return error("is not in alphabetical order, or there twice");
         }
-        if rule.why.trim().is_empty() || blank(rule.unseen.as_ref()) {
+        if rule.why.trim().is_empty() || blank(rule.unseen.as_ref()) || blank(rule.varies.as_ref()) {
             return error("is not explained");
+        }
+        if rule.unseen.is_some() && rule.varies.is_some() {
+            return error("has `unseen` and `varies`");
         }
         if !rule.when.is_empty() && !rule.unless.is_empty() {
             return error("has `when` and `unless`");

@@ -67,10 +67,14 @@ fn rules_are_explained() {
 
 #[test]
 fn a_rule_that_nobody_is_seen_to_use_is_explained() {
-    let rule = |reason: &str| format!(r#"{{"syscall": "write", "why": "output", "unseen": "{reason}"}}"#);
-    assert_eq!(refused(&[READ, &rule(" ")]), "policy/p.json:9: write: is not explained");
-    let sources = [source("p", file("trap", "", &[], "", &[READ, &rule("only on Sundays")]))];
-    assert!(compile(&sources, "x86_64", &table("x86_64")).is_ok());
+    for key in ["unseen", "varies"] {
+        let rule = |reason: &str| format!(r#"{{"syscall": "write", "why": "output", "{key}": "{reason}"}}"#);
+        assert_eq!(refused(&[READ, &rule(" ")]), "policy/p.json:9: write: is not explained");
+        let sources = [source("p", file("trap", "", &[], "", &[READ, &rule("only on Sundays")]))];
+        assert!(compile(&sources, "x86_64", &table("x86_64")).is_ok());
+    }
+    let both = r#"{"syscall": "write", "why": "output", "unseen": "no", "varies": "perhaps"}"#;
+    assert_eq!(refused(&[READ, both]), "policy/p.json:9: write: has `unseen` and `varies`");
     let kill = r#"{"name": "CAP_KILL", "why": "signals", "unseen": ""}"#;
     let errors = errors(&[source("p", file("trap", "", &[kill], "", &[]))]);
     assert_eq!(errors, ["policy/p.json:5: CAP_KILL: is not explained"]);

@@ -145,7 +145,9 @@ impl Start<'_> {
         let program = Program::new(candidates, &self.process.args, &environment)
             .fault("reading", "the arguments and the environment")?;
         setsid().fault("making", "a session")?;
-        let master = self.standard_streams(&identity)?;
+        if let Some(master) = self.standard_streams(&identity)? {
+            report::tty(report, master.as_fd()).fault("handing over", "the tty")?;
+        }
         self.enter_workdir()?;
         default_sigpipe();
         // Late: a low limit is the process's, not its start's.
@@ -153,8 +155,7 @@ impl Start<'_> {
             setrlimit(resource, soft, hard).fault("setting", format!("{resource:?}"))?;
         }
         self.give_up(&identity)?;
-        report::ready(report, master.as_ref().map(AsFd::as_fd), read.as_ref())
-            .fault("reporting to", "execd")?;
+        report::ready(report, read.as_ref()).fault("reporting to", "execd")?;
         Ok(program)
     }
 

@@ -96,7 +96,7 @@ fn live(policy: &Policy, hostname: &str, report: &OwnedFd) -> Result<Infallible,
     sethostname(hostname).fault("setting the hostname", hostname)?;
     let children = SigSet::from(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&children), None).fault("blocking", "SIGCHLD")?;
-    report::ready(report, None, None).fault("reporting to", "execd")?;
+    report::ready(report, None).fault("reporting to", "execd")?;
     // Its mount namespace has been kept by then: it is the template of every container's, and nothing for the pod to see.
     if !report::released(report::POD_RELEASE_TIMEOUT) {
         return Err(Fault::new("waiting for", "init", "it was not told of this process"));

@@ -23,6 +23,7 @@ pub const POD_RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest report in bytes; a fault is cut to its first words before it would be longer.
 const REPORT_MAX: usize = 4096;
 const READY: u8 = b'R';
+const TTY: u8 = b'T';
 const FAULT: u8 = b'F';
 
 /// A new pair: execd's end, the process's end.
@@ -51,22 +52,27 @@ pub fn await_ready(pid: Pid, pidfd: &OwnedFd, socket: &OwnedFd) -> Result<Ready,
 }
 
 fn receive(pid: Pid, pidfd: &OwnedFd, socket: &OwnedFd) -> Result<Ready, Fault> {
-    wait(pidfd, socket, READY_TIMEOUT)
-        .map_err(|errno| Fault::errno("waiting for", format!("process {pid}"), errno))?;
-    let mut packet = [0; REPORT_MAX];
-    let (count, fds) = match receive_fds(socket, &mut packet) {
-        // It is dead, and has said nothing.
-        Err(Errno::EAGAIN) => (0, Vec::new()),
-        received => received.fault("hearing from", format!("process {pid}"))?,
-    };
-    match packet.get(..count) {
-        Some([READY, passwd @ ..]) => {
-            Ok(Ready { tty: fds.into_iter().next(), passwd: serde_json::from_slice(passwd).ok() })
-        }
-        Some([FAULT, fault @ ..]) => Err(serde_json::from_slice(fault).unwrap_or_else(|_| {
-            Fault::new("hearing from", format!("process {pid}"), "it failed, and does not say why")
-        })),
-        _ => Err(Fault::new("waiting for", format!("process {pid}"), "it died before it was ready")),
+    let mut tty = None;
+    loop {
+        wait(pidfd, socket, READY_TIMEOUT)
+            .map_err(|errno| Fault::errno("waiting for", format!("process {pid}"), errno))?;
+        let mut packet = [0; REPORT_MAX];
+        let (count, fds) = match receive_fds(socket, &mut packet) {
+            // It is dead, and has said nothing.
+            Err(Errno::EAGAIN) => (0, Vec::new()),
+            received => received.fault("hearing from", format!("process {pid}"))?,
+        };
+        return match packet.get(..count) {
+            Some([TTY]) if tty.is_none() => {
+                tty = fds.into_iter().next();
+                continue;
+            }
+            Some([READY, passwd @ ..]) => Ok(Ready { tty, passwd: serde_json::from_slice(passwd).ok() }),
+            Some([FAULT, fault @ ..]) => Err(serde_json::from_slice(fault).unwrap_or_else(|_| {
+                Fault::new("hearing from", format!("process {pid}"), "it failed, and does not say why")
+            })),
+            _ => Err(Fault::new("waiting for", format!("process {pid}"), "it died before it was ready")),
+        };
     }
 }
 
@@ -85,15 +91,20 @@ fn wait(pidfd: &OwnedFd, socket: &OwnedFd, limit: Duration) -> Result<(), Errno>
     }
 }
 
-/// The process's side: says that it is ready to be released, with its tty and the passwd that it has read. One that does not fit the
+/// The process's side: gives execd the master of its tty. Before it gives up anything: the kernel counts descriptors on their way by
+/// user, and who has a low limit of open files and no capability can send none while others of that user have some under way.
+pub fn tty(socket: &OwnedFd, master: BorrowedFd<'_>) -> Result<(), Errno> {
+    send_fds(socket, &[TTY], &[master])
+}
+
+/// The process's side: says that it is ready to be released, with the passwd that it has read. One that does not fit the
 /// report is read again by the next.
-pub fn ready(socket: &OwnedFd, tty: Option<BorrowedFd<'_>>, passwd: Option<&Copy>) -> Result<(), Errno> {
+pub fn ready(socket: &OwnedFd, passwd: Option<&Copy>) -> Result<(), Errno> {
     process::await_release()?;
-    let fds: Vec<BorrowedFd<'_>> = tty.into_iter().collect();
     let mut packet = vec![READY];
     packet.extend(passwd.and_then(|passwd| serde_json::to_vec(passwd).ok()).unwrap_or_default());
     packet.truncate(if packet.len() > REPORT_MAX { 1 } else { REPORT_MAX });
-    send_fds(socket, &packet, &fds)
+    send_fds(socket, &packet, &[])
 }
 
 /// The process's side: waits until init lets it execute. Init does that once it knows of it, so a process that runs is

@@ -1,0 +1,351 @@
+//! What hosts say, in every order and cut anywhere, and what each of them hears.
+
+use super::*;
+use crate::frame::ControlDecoder;
+use nix::sys::epoll::EpollCreateFlags;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+/// What the guest did, and what came.
+#[derive(Debug, PartialEq, Eq)]
+enum Did {
+    Got(u32),
+    Left,
+    Greeted,
+}
+
+/// A port whose hosts are only told apart by what a test says of them, as virtio-serial's are by the kernel.
+struct World {
+    host: OwnedFd,
+    epoll: Epoll,
+    control: Control,
+    decoder: ControlDecoder,
+}
+
+impl World {
+    fn new() -> World {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let (host, guest) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        let mut control = Control::new(Port::Device(guest), 0);
+        assert_eq!(control.open(&epoll).unwrap(), [Input::Connected]);
+        World { host, epoll, control, decoder: ControlDecoder::default() }
+    }
+
+    fn say(&mut self, bytes: &[u8]) {
+        assert_eq!(write(&self.host, bytes), Ok(bytes.len()));
+        self.control.ready(EpollFlags::EPOLLIN);
+    }
+
+    /// The kernel tells that the host has left, and is told by the next one that it is there.
+    fn told(&mut self) {
+        self.control.ready(EpollFlags::EPOLLHUP | EpollFlags::EPOLLIN);
+    }
+
+    fn told_of_the_next(&mut self) {
+        self.control.ready(EpollFlags::EPOLLOUT);
+    }
+
+    /// As init's loop has it; each command is answered by its type.
+    fn turns(&mut self) -> Vec<Did> {
+        let mut did = Vec::new();
+        loop {
+            for input in self.control.turn(&self.epoll, 8) {
+                did.push(match input {
+                    Input::Frame(tag, _) => {
+                        self.control.send(Message::Ack, &tag.to_be_bytes());
+                        Did::Got(tag)
+                    }
+                    Input::Left => {
+                        self.control.left();
+                        Did::Left
+                    }
+                    Input::Greeted(greeting) => {
+                        self.control.left();
+                        self.control.send(Message::Ack, &greeting);
+                        Did::Greeted
+                    }
+                    Input::Connected => panic!("a device has no connections"),
+                });
+            }
+            if !self.control.wants_turn() {
+                return did;
+            }
+        }
+    }
+
+    /// What the host hears: how much is credited, and replies.
+    fn hears(&mut self) -> (usize, Vec<Vec<u8>>) {
+        let (mut credit, mut replies) = (0, Vec::new());
+        let mut chunk = [0; 4096];
+        while let Ok(count @ 1..) = read(&self.host, &mut chunk) {
+            self.decoder.push(&chunk[..count]);
+            while let Some(frame) = self.decoder.next_frame().unwrap() {
+                match Message::from_id(frame.tag) {
+                    Some(Message::Next) => {
+                        credit += u32::from_be_bytes(frame.payload.try_into().unwrap()) as usize;
+                    }
+                    Some(Message::Ack) => replies.push(frame.payload.to_vec()),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        (credit, replies)
+    }
+}
+
+fn exec() -> Vec<u8> {
+    frame::control(Message::ExecCmd, br#"{"container":"c","process":{"id":"p"}}"#).unwrap()
+}
+
+fn answer(message: Message) -> Vec<u8> {
+    message.id().to_be_bytes().to_vec()
+}
+
+const EXEC: Did = Did::Got(Message::ExecCmd as u32);
+
+/// The new host's first bytes come before anything tells that there is one.
+#[test]
+fn what_a_host_sent_before_the_last_one_is_known_to_have_left_is_not_lost() {
+    let exec = exec();
+    for cut in 1..exec.len() {
+        let mut world = World::new();
+        world.say(&exec[..cut]);
+        assert_eq!(world.turns(), []);
+        assert_eq!(world.hears().0, cut);
+        world.told();
+        assert_eq!(world.turns(), [Did::Left]);
+        world.told_of_the_next();
+        world.say(&exec[cut..]);
+        assert_eq!(world.turns(), [EXEC], "cut at {cut}");
+        assert_eq!(world.hears(), (exec.len() - cut, vec![answer(Message::ExecCmd)]));
+    }
+}
+
+/// The same, and the credit for them could not be written.
+#[test]
+fn credit_for_half_a_command_is_kept_for_its_host() {
+    let exec = exec();
+    for cut in 1..exec.len() {
+        let mut world = World::new();
+        world.say(&exec[..cut]);
+        world.told();
+        assert_eq!(world.turns(), [Did::Left]);
+        assert_eq!(world.hears().0, 0, "whose it is is not known");
+        world.told_of_the_next();
+        world.say(&exec[cut..]);
+        assert_eq!(world.turns(), [EXEC], "cut at {cut}");
+        assert_eq!(world.hears(), (exec.len(), vec![answer(Message::ExecCmd)]));
+    }
+}
+
+/// A host leaves in the middle of a command, and is known to have left before the next one comes, or never.
+#[test]
+fn half_a_command_of_a_host_that_left_is_no_part_of_anothers() {
+    let exec = exec();
+    for cut in 1..exec.len() {
+        for told in [true, false] {
+            if !told && cut < frame::CONTROL_HEADER {
+                continue;
+            }
+            let mut world = World::new();
+            world.say(&exec[..cut]);
+            assert_eq!(world.turns(), []);
+            assert_eq!(world.hears().0, cut);
+            if told {
+                world.told();
+                assert_eq!(world.turns(), [Did::Left]);
+                world.told_of_the_next();
+            }
+            world.say(&exec);
+            let did = world.turns();
+            match told {
+                true => assert_eq!(did, [EXEC], "cut at {cut}"),
+                false => assert_eq!(did, [Did::Left, EXEC], "cut at {cut}"),
+            }
+            assert_eq!(world.hears(), (exec.len(), vec![answer(Message::ExecCmd)]));
+        }
+    }
+}
+
+/// Its last words are read after it is known to have left, and count; their replies are nobody's.
+#[test]
+fn replies_to_a_host_that_left_at_once_are_nobodys() {
+    let mut world = World::new();
+    assert_eq!(write(&world.host, &[exec(), exec()].concat()), Ok(2 * exec().len()));
+    world.told();
+    assert_eq!(world.turns(), [EXEC, EXEC, Did::Left]);
+    assert_eq!(world.hears(), (0, vec![]));
+    world.told_of_the_next();
+    world.say(&frame::control(Message::Ping, b"").unwrap());
+    assert_eq!(world.turns(), [Did::Got(12)]);
+    assert_eq!(world.hears(), (8, vec![answer(Message::Ping)]));
+}
+
+/// Whatever was before, behind the answer to a greeting is what is the new host's, and nothing else.
+#[test]
+fn a_host_that_greets_hears_only_its_own() {
+    let exec = exec();
+    let greeting = host::greeting(7);
+    let hello = frame::control(Message::Ping, &greeting).unwrap();
+    let mut before = vec![Vec::new(), exec.clone(), [exec.clone(), exec.clone()].concat()];
+    before.extend((frame::CONTROL_HEADER..exec.len()).map(|cut| [&exec, &exec[..cut]].concat()));
+    for before in before {
+        for at_once in [true, false] {
+            let mut world = World::new();
+            if !at_once && !before.is_empty() {
+                world.say(&before);
+                world.turns();
+                world.say(&hello);
+            } else {
+                world.say(&[&before[..], &hello].concat());
+            }
+            assert_eq!(world.turns().last(), Some(&Did::Greeted));
+            assert_eq!(world.hears().1.last(), Some(&greeting), "{before:?}");
+            // It is told now that the one before has left.
+            world.told();
+            world.told_of_the_next();
+            world.say(&exec);
+            assert_eq!(world.turns(), [EXEC]);
+            assert_eq!(world.hears(), (exec.len(), vec![answer(Message::ExecCmd)]));
+        }
+    }
+}
+
+/// One that has greeted and left at once is not taken for one that stays: what it left half said is not the next one's.
+#[test]
+fn a_host_that_greets_and_leaves_at_once_leaves_no_deaf_guest() {
+    let hello = frame::control(Message::Ping, &host::greeting(7)).unwrap();
+    for rest in [&[0; 8][..], &exec()[..3], &exec()[..20]] {
+        let mut world = World::new();
+        world.say(&[&hello, rest].concat());
+        assert_eq!(world.turns(), [Did::Greeted]);
+        world.told();
+        world.turns();
+        world.told_of_the_next();
+        world.say(&hello);
+        assert_eq!(world.turns(), [Did::Greeted], "{rest:?}");
+    }
+}
+
+/// What a host did not read to the end, the next one hears the rest of: it knows its greeting's answer behind it.
+#[test]
+fn what_has_left_in_part_leaves_whole_before_the_answer_to_a_greeting() {
+    let mut world = World::new();
+    let large = vec![7; 600 << 10];
+    world.control.send(Message::Ack, &large);
+    world.control.send(Message::Ack, b"another");
+    let event = br#"{"event":"finished"}"#;
+    world.control.send(Message::ProcessAsyncEvent, event);
+    world.say(&frame::control(Message::Ping, &host::greeting(1)).unwrap());
+    let mut heard = Vec::new();
+    let mut chunk = vec![0; 1 << 16];
+    loop {
+        world.control.ready(EpollFlags::EPOLLOUT);
+        world.turns();
+        match read(&world.host, &mut chunk) {
+            Ok(count) => heard.extend_from_slice(&chunk[..count]),
+            Err(_) => break,
+        }
+    }
+    let expected = [
+        frame::control(Message::Ack, &large).unwrap(),
+        frame::control(Message::ProcessAsyncEvent, event).unwrap(),
+        frame::control(Message::Ack, &host::greeting(1)).unwrap(),
+    ];
+    assert!(heard == expected.concat(), "{} bytes", heard.len());
+}
+
+/// One read may hold thousands of commands, and the guest has room for a few.
+#[test]
+fn no_more_commands_are_taken_than_there_is_room_for() {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let (host, guest) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+    let mut control = Control::new(Port::Device(guest), 0);
+    assert_eq!(control.open(&epoll).unwrap(), [Input::Connected]);
+    let all: Vec<u8> = (0..1000_u32).flat_map(|id| frame::control(id, b"").unwrap()).collect();
+    assert_eq!(write(&host, &all), Ok(all.len()));
+    assert!(control.turn(&epoll, 0).is_empty() && control.wants_turn());
+    let mut next = 0..1000_u32;
+    while next.start < next.end {
+        assert!(control.wants_turn());
+        let inputs = control.turn(&epoll, 7);
+        assert!((1..=7).contains(&inputs.len()));
+        for input in inputs {
+            assert_eq!(Some(input), next.next().map(|id| Input::Frame(id, Vec::new())));
+        }
+    }
+    // All of it was one read, and has one credit.
+    let mut said = [0; 64];
+    let count = read(&host, &mut said).unwrap();
+    let credit = u32::try_from(all.len()).unwrap().to_be_bytes();
+    assert_eq!(said[..count], frame::control(Message::Next, &credit).unwrap());
+    assert!(control.turn(&epoll, 7).is_empty() && !control.wants_turn());
+}
+
+/// Each message of this socket is one write.
+#[test]
+fn small_frames_leave_together_and_in_order() {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let (host, guest) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+    let mut control = Control::new(Port::Device(guest), 0);
+    let payloads = [10, 5000, 8, 7000, 9000, TOGETHER, 3, TOGETHER * 2, 1].map(|len| vec![b'x'; len]);
+    let mut all = Vec::new();
+    for payload in &payloads {
+        all.extend(frame::control(Message::Ack, payload).unwrap());
+        control.send(Message::Ack, payload);
+    }
+    control.flush();
+    assert!(control.wrote_all() && control.waiting == 0);
+    let (mut said, mut sizes) = (Vec::new(), Vec::new());
+    let mut chunk = vec![0; 4 * TOGETHER];
+    while let Ok(count) = read(&host, &mut chunk) {
+        sizes.push(count);
+        said.extend_from_slice(&chunk[..count]);
+    }
+    assert!(said == all);
+    let header = 8;
+    let expected = [12_018 + 4 * header, 9000 + header, TOGETHER + header, 3 + header];
+    assert_eq!(sizes[..4], expected);
+    assert_eq!(sizes.len(), 6);
+}
+
+#[test]
+fn a_write_may_end_anywhere() {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let (_host, guest) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+    let lengths = [0, 5, 1];
+    let all: usize = lengths.iter().map(|len| len + 8).sum();
+    for first in 0..=all {
+        let mut control = Control::new(Port::Device(guest.try_clone().unwrap()), 0);
+        for len in lengths {
+            control.send(Message::Ack, &vec![b'y'; len]);
+        }
+        let whole = control.together();
+        control.wrote(first);
+        assert_eq!(control.together(), whole[first..]);
+        control.wrote(all - first);
+        assert!(control.wrote_all() && control.waiting == 0 && control.sent == 0);
+    }
+}
+
+/// runV waits for the NEXT of what it has written; a host that does not read them is not read either.
+#[test]
+fn credits_that_nobody_reads_have_an_end() {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let (host, guest) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+    let mut control = Control::new(Port::Device(guest), 0);
+    control.open(&epoll).unwrap();
+    let ping = frame::control(Message::Ping, b"").unwrap();
+    let mut taken = 0_usize;
+    while write(&host, &ping).is_ok() {
+        control.ready(EpollFlags::EPOLLIN);
+        while control.wants_turn() && control.readable {
+            taken += control.turn(&epoll, 256).len();
+            control.send(Message::Ack, b"");
+            control.flush();
+        }
+    }
+    assert!(taken > OUT_MAX / 40 && control.waiting <= OUT_MAX + 64, "{taken}, {}", control.waiting);
+}

@@ -308,7 +308,11 @@ fn a_deep_image_is_refused() {
         let map = json!({"source": "volume", "path": "/data", "dockerVolume": true});
         let fault = pod.prepare("web", json!({"initialize": true, "fsmap": [map]})).unwrap_err();
         assert!(fault.is(Errno::ENAMETOOLONG), "{fault}");
-        assert_eq!(names(share.join("volume")), ["_data".to_owned()].into());
+        // On a slow machine undoing takes longer than it may at once, and goes on with the next request for the volume.
+        let mut left = names(share.join("volume"));
+        left.remove(".hyperinit-new");
+        assert_eq!(left, ["_data".to_owned()].into());
+        assert_eq!(names(share.join("volume/_data")), [].into());
     });
 }
 

@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use hyperinit::sys::fd::{receive_bytes, send_fds};
-use hyperinit::wire::bootstrap::{FD_PARK_IN, FD_PARK_OUT, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT};
+use hyperinit::wire::bootstrap::{
+    FD_PARK_IN, FD_PARK_OUT, FD_REQUESTS, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT,
+};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -25,16 +27,22 @@ pub struct Place {
     pub between: Option<OwnedFd>,
 }
 
-/// The descriptor that a thread of the process waits for a request on; none while it works.
-fn waits_on(pid: i32) -> Option<i32> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
-    threads.filter_map(|thread| fs::read_to_string(thread.path().join("syscall")).ok()).find_map(|call| {
-        let mut words = call.split_ascii_whitespace();
-        let number: i64 = words.next()?.parse().ok()?;
-        let first = words.next()?.strip_prefix("0x")?;
-        (number == libc::SYS_recvmsg).then(|| i32::from_str_radix(first, 16).ok())?
-    })
+/// The descriptor on which a helper's requests come; none while it works. streamd waits for more than requests.
+fn waits_on(name: &str, pid: i32) -> Option<i32> {
+    let call = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
+    let mut words = call.split_ascii_whitespace();
+    let number: i64 = words.next()?.parse().ok()?;
+    let first = words.next()?.strip_prefix("0x")?;
+    match name {
+        "streamd" => EPOLL_WAIT.contains(&number).then_some(FD_REQUESTS),
+        _ => (number == libc::SYS_recvmsg).then(|| i32::from_str_radix(first, 16).ok())?,
+    }
 }
+
+#[cfg(target_arch = "x86_64")]
+const EPOLL_WAIT: [i64; 2] = [libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
+#[cfg(not(target_arch = "x86_64"))]
+const EPOLL_WAIT: [i64; 1] = [libc::SYS_epoll_pwait];
 
 /// Waits for something that nothing tells.
 pub fn until<T>(guest: &Guest, what: &str, look: impl Fn() -> Option<T>) -> T {
@@ -52,7 +60,7 @@ impl Place {
     /// Waits until the process has nothing to do, and takes its place.
     pub fn take(guest: &Guest, name: &str) -> Place {
         let pid = process(guest, name, None);
-        let requests = until(guest, "it has always something to do", || waits_on(pid));
+        let requests = until(guest, "it has always something to do", || waits_on(name, pid));
         Place::stop(guest, name, pid, requests)
     }
 

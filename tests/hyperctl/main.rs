@@ -10,7 +10,7 @@ mod run;
 mod up;
 
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -56,7 +56,13 @@ impl Drop for Running {
 }
 
 fn spawn(command: &mut Command) -> Running {
-    Running(Some(command.spawn().unwrap()))
+    loop {
+        match command.spawn() {
+            // A program that was just copied: the child of another thread, which has not executed yet, has it open too.
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+            child => return Running(Some(child.unwrap())),
+        }
+    }
 }
 
 /// What a command came to; it must end in time.

@@ -1,9 +1,11 @@
-//! The guest's two cgroups, and how a VM is shared out between them: the guest's own processes are in one, the pod's
-//! containers in the other.
+//! The pod's cgroup, and how a VM is shared out between its containers and the guest, whose own processes stay in the root.
 //!
 //! What a container does to itself stays below the pod's limits: the kernel ends a container's process, or refuses it
 //! another, before the guest has nothing left. What the kernel lacks (a controller, cgroup v2) is missing and nothing more;
 //! `oom_score_adj` still tells the kernel whom to take first.
+//!
+//! The guest has no cgroup of its own, and the pod no less weight than any other: both make each start slower by a tenth, and a tty by two thirds
+//! (docs/design.md, «The guest has no cgroup of its own»).
 
 use std::path::Path;
 use std::{fs, io};
@@ -13,32 +15,60 @@ use crate::ids::ContainerId;
 use crate::paths;
 
 const MIB: u64 = 1 << 20;
-/// Of the memory that is free at boot an eighth is the guest's own, within these bounds and never more than half of it. The
+/// Of the memory that is free at boot the pod leaves the guest an eighth, within these bounds and never more than half of it. The
 /// processes take 6 MiB; the rest is for files of 16 MiB on their way and for what the kernel does not count to anybody.
 const RESERVE: (u64, u64) = (16 * MIB, 128 * MIB);
-/// Of the processor's time the guest's processes get ten parts for each of the pod's, if they want it: what they do is short,
-/// and a host waits for it.
-const WEIGHT: &str = "1000";
+/// What is shared out. A kernel may lack any of them.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// What is also shared out between containers. Processor time: beside a fork bomb of another's nothing would start. Memory
+/// is not, for the protocol has no limit of a container's.
+const BETWEEN_CONTAINERS: [&str; 2] = ["cpu", "pids"];
+/// sched(7): without it each of the guest's processes weighs as much as the pod, and not all of them together.
+const AUTOGROUP: &str = "/proc/sys/kernel/sched_autogroup_enabled";
 
-/// Makes both, and moves the caller to the guest's: its children are born there. Before any other process is started.
+/// Makes the pod's.
 pub fn make() -> Result<(), Fault> {
-    for cgroup in [paths::GUEST_CGROUP, paths::POD_CGROUP] {
-        fs::create_dir_all(cgroup).fault("making", cgroup)?;
-    }
-    let procs = Path::new(paths::GUEST_CGROUP).join("cgroup.procs");
-    fs::write(&procs, "0").fault("moving to", procs.display())
+    fs::create_dir_all(paths::POD_CGROUP).fault("making", paths::POD_CGROUP)
 }
 
 /// Shares a VM out, as far as its kernel can.
 pub fn share_out() {
-    for (controller, share) in
-        [("cpu", weigh as fn() -> Result<(), Fault>), ("memory", share_memory), ("pids", count_tasks)]
+    let file = Path::new(paths::CGROUP).join("cgroup.controllers");
+    let text = match fs::read_to_string(&file).fault("reading", file.display()) {
+        Ok(text) => text,
+        Err(fault) => return unshared(&fault),
+    };
+    let has = |controller: &str| text.split_whitespace().any(|other| other == controller);
+    for missing in CONTROLLERS.into_iter().filter(|controller| !has(controller)) {
+        unshared(&Fault::new("enabling", missing, "the kernel has no such controller"));
+    }
+    for (cgroup, controllers) in
+        [(paths::CGROUP, &CONTROLLERS[..]), (paths::POD_CGROUP, &BETWEEN_CONTAINERS[..])]
     {
-        let shared = enable(paths::CGROUP, controller).and_then(|()| share());
-        if let Err(fault) = shared {
-            log::warn!("the pod is not kept to its share: {fault}");
+        let words: Vec<_> = controllers.iter().filter(|controller| has(controller)).copied().collect();
+        // Each write stops every start and end of a process, so all in one. If the kernel refuses one, it refuses all.
+        if enable(cgroup, &words).is_err() {
+            let faults = words.iter().filter_map(|&word| enable(cgroup, &[word]).err());
+            faults.for_each(|fault| unshared(&fault));
         }
     }
+    // Only where the pod has a weight: without either, each of its tasks would weigh as much as PID 1.
+    if Path::new(paths::POD_CGROUP).join("cpu.weight").exists() {
+        // Not every kernel knows it.
+        let _ = fs::write(AUTOGROUP, "0");
+    }
+    for (controller, share) in [("memory", share_memory as fn() -> Result<(), Fault>), ("pids", count_tasks)]
+    {
+        if has(controller)
+            && let Err(fault) = share()
+        {
+            unshared(&fault);
+        }
+    }
+}
+
+fn unshared(fault: &Fault) {
+    log::warn!("the pod is not kept to its share: {fault}");
 }
 
 /// Makes a container's, with its share of the pod's. NotFound: the kernel has no cgroup v2.
@@ -67,15 +97,10 @@ pub fn follow_memory() -> Result<(), Fault> {
 }
 
 /// Has the kernel divide something between the children of a cgroup.
-fn enable(cgroup: &str, controller: &str) -> Result<(), Fault> {
-    let file = Path::new(cgroup).join("cgroup.subtree_control");
-    fs::write(&file, format!("+{controller}")).fault("enabling", controller)
-}
-
-fn weigh() -> Result<(), Fault> {
-    set(paths::GUEST_CGROUP, "cpu.weight", WEIGHT)?;
-    // Between containers too: beside a fork bomb of another's nothing would start.
-    enable(paths::POD_CGROUP, "cpu")
+fn enable(cgroup: &str, controllers: &[&str]) -> Result<(), Fault> {
+    let words: Vec<_> = controllers.iter().map(|controller| format!("+{controller}")).collect();
+    let path = Path::new(cgroup).join("cgroup.subtree_control");
+    fs::write(&path, words.join(" ")).fault(&format!("enabling {} in", controllers.join(" ")), path.display())
 }
 
 fn share_memory() -> Result<(), Fault> {
@@ -84,7 +109,6 @@ fn share_memory() -> Result<(), Fault> {
     let pods = free.saturating_sub(reserve);
     let kept = total.saturating_sub(pods);
     fs::write(paths::NOT_THE_PODS, kept.to_string()).fault("writing", paths::NOT_THE_PODS)?;
-    set(paths::GUEST_CGROUP, "memory.min", reserve)?;
     set(paths::POD_CGROUP, "memory.max", pods)
 }
 
@@ -92,8 +116,7 @@ fn share_memory() -> Result<(), Fault> {
 fn count_tasks() -> Result<(), Fault> {
     let (threads, pids) =
         (read_number("/proc/sys/kernel/threads-max")?, read_number("/proc/sys/kernel/pid_max")?);
-    set(paths::POD_CGROUP, "pids.max", tasks(threads.min(pids)))?;
-    enable(paths::POD_CGROUP, "pids")
+    set(paths::POD_CGROUP, "pids.max", tasks(threads.min(pids)))
 }
 
 /// What of so many free bytes is the guest's own.

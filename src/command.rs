@@ -229,6 +229,10 @@ fn json<T: DeserializeOwned>(message: Message, payload: &[u8]) -> Result<T, Faul
             &format!("{} bytes of JSON are more than {JSON_MAX}", payload.len()),
         ));
     }
+    // serde would take a list for the fields in their order, and Go has none of that.
+    if payload.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+        return Err(malformed(message, "", "expected an object, not a list"));
+    }
     let mut input = serde_json::Deserializer::from_slice(payload);
     let mut track = serde_path_to_error::Track::new();
     let mut unknown = Unknown::default();
@@ -466,6 +470,8 @@ mod tests {
             (Message::RemoveContainer, r#"{"container":"c"}x"#, "REMOVECONTAINER: trailing characters"),
             (Message::RemoveContainer, "null", "REMOVECONTAINER: expected struct RemoveContainer"),
             (Message::RemoveContainer, "", "REMOVECONTAINER: EOF while parsing"),
+            (Message::StartPod, " []", "STARTPOD: expected an object, not a list"),
+            (Message::RemoveContainer, r#"["c"]"#, "REMOVECONTAINER: expected an object, not a list"),
         ];
         for (message, payload, expected) in cases {
             let error = read(message, payload).unwrap_err();

@@ -20,6 +20,7 @@ use crate::fault::{Fault, OrFault};
 use crate::logger;
 use crate::sandbox::{CapSet, Policy};
 use crate::sys::fd::{inherited, receive_bytes};
+use crate::sys::heap;
 use crate::wire::bootstrap::{self, FD_REPLIES, FD_REQUESTS};
 use crate::wire::packet::{self, PACKET_MAX};
 use crate::wire::{Profile, Reply, Request, Role, Said};
@@ -301,6 +302,7 @@ where
         let outbox = bootstrap::sender(end(FD_REPLIES)?)?;
         return Ok((Requests::Packets(end(FD_REQUESTS)?, vec![0; PACKET_MAX]), Replies::Ipc(outbox)));
     }
+    heap::keep_messages();
     let (inbox, outbox) = bootstrap::ends(end(FD_REQUESTS)?, end(FD_REPLIES)?)?;
     Ok((Requests::Ipc(inbox), Replies::Ipc(outbox)))
 }

@@ -34,8 +34,6 @@ pub const TOOLS: &str = "/bin";
 pub const CONTAINERS: &str = "/run/hyperinit/containers";
 /// The guest's cgroup v2 root, if the kernel has one.
 pub const CGROUP: &str = "/sys/fs/cgroup";
-/// The cgroup of the guest's own processes.
-pub const GUEST_CGROUP: &str = "/sys/fs/cgroup/guest";
 /// How much of a VM's memory is not the pod's, in bytes: what the kernel took at boot and what the guest's processes need.
 pub const NOT_THE_PODS: &str = "/run/hyperinit/not-the-pods";
 /// The pod's cgroup: a child for each container, named by its id.

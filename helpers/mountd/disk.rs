@@ -153,7 +153,12 @@ pub fn mount(disk: Disk<'_>, fstype: &str, access: Access) -> Result<OwnedFd, Fa
             errno => Err(errno),
         }),
     };
-    mounted.fault(&format!("mounting {fstype} from"), path)
+    let doing = format!("mounting {fstype} from");
+    match mounted {
+        // fsopen(2) says that, and of a kind of filesystem it sounds like a disk.
+        Err(Errno::ENODEV) => Err(Fault::new(doing, path, "the kernel has no such filesystem")),
+        mounted => mounted.fault(&doing, path),
+    }
 }
 
 /// Whether that kind of filesystem is on disks: a proc or a devtmpfs would be a container's way to what is the guest's. One that the

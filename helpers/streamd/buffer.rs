@@ -17,7 +17,8 @@ use hyperinit::frame::{STREAM_HEADER, stream_header};
 use hyperinit::ids::StreamId;
 use hyperinit::sys::page::{PAGE, Page, SLOTS};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, SpliceFFlags, fallocate, splice};
+use nix::fcntl::{FallocateFlags, FcntlArg, SpliceFFlags, fallocate, fcntl, splice};
+use nix::libc;
 use nix::sys::sendfile::sendfile64;
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{Whence, ftruncate, lseek64};
@@ -116,6 +117,7 @@ impl Buffer {
         pipe_in: OwnedFd,
         copied: bool,
     ) -> Result<Buffer, Fault> {
+        alone(&input)?;
         let size = nix::sys::stat::fstat(&input).fault("looking at", "the output buffer")?.st_size;
         if size < i64::try_from(PAGE).unwrap_or(i64::MAX) {
             ftruncate(&input, DATA.cast_signed()).fault("making room in", "the output buffer")?;
@@ -471,6 +473,25 @@ fn splice_to(from: BorrowedFd<'_>, to: BorrowedFd<'_>, count: usize) -> Result<u
             Err(Errno::EINTR) => {}
             moved => return moved,
         }
+    }
+}
+
+/// Keeps others out for as long as this process lives: one that the warden had started, and whose start PID 1 never heard of, may be on its
+/// way beside its successor, and a step of both spoils the books.
+fn alone(buffer: &OwnedFd) -> Result<(), Fault> {
+    let whole = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match fcntl(buffer, FcntlArg::F_SETLK(&whole)) {
+        Ok(_) => Ok(()),
+        Err(Errno::EAGAIN | Errno::EACCES) => {
+            Err(Fault::new("taking", "the output buffer", "another streamd has it"))
+        }
+        Err(errno) => Err(Fault::errno("taking", "the output buffer", errno)),
     }
 }
 

@@ -99,7 +99,7 @@ impl Engine {
             if (asked || unwatched) && !over {
                 over = self.requests(&mut requests, &replies)?;
             }
-            self.host.tick(&self.buffer);
+            self.host.tick(&mut self.processes, &self.buffer);
             self.processes.tick(&mut self.buffer);
             // One round, then events again: a process or a host that never pauses must not keep init waiting.
             moved = self.host.accept(&mut self.buffer)?;

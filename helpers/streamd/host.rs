@@ -57,8 +57,10 @@ pub struct Host {
     skip: usize,
     hearing: Hearing,
     /// Where its frames begin was guessed from a pause. What looks like a violation may be a bad guess, for on a busy machine a host
-    /// may be held up in the middle of a frame.
+    /// may be held up in the middle of a frame. So may a long frame for nobody: the next pause is its end.
     guessed: bool,
+    /// When that pause is over.
+    pause: Option<Duration>,
     /// The port may have something, or take something.
     readable: bool,
     writable: bool,
@@ -66,6 +68,8 @@ pub struct Host {
     hung_up: bool,
     /// When sending is tried again: the kernel had no memory for it, and will not say when it has.
     starved: Option<Duration>,
+    /// The same of accepting a connection.
+    short: Option<Duration>,
     /// Until when unknown streams are not answered.
     unsure: Option<Duration>,
     silence: Silence,
@@ -95,6 +99,7 @@ impl Host {
             _ => Hearing::Lost { quiet: now() + QUIET },
         };
         let guessed = page.get(SLOT_INPUT) == GUESSED;
+        let pause = guessed.then(|| now() + QUIET);
         let place = place.unwrap_or_default();
         let mut decoder = StreamDecoder::default();
         decoder.push(place.half_header());
@@ -106,10 +111,12 @@ impl Host {
             place,
             hearing,
             guessed,
+            pause,
             readable: true,
             writable: true,
             hung_up: false,
             starved: None,
+            short: None,
             unsure: buffer.is_inherited().then(|| now() + RESEND),
             silence: Silence::default(),
             anew: false,
@@ -144,7 +151,7 @@ impl Host {
 
     /// Takes the next connection, if there is none and one waits; true if another may wait.
     pub fn accept(&mut self, buffer: &mut Buffer) -> Result<bool, Fault> {
-        if !self.port.wants_connection() {
+        if !self.port.wants_connection() || self.short.is_some() {
             return Ok(false);
         }
         // Before: once a successor can find the connection, it must not go on in the middle of a frame.
@@ -152,6 +159,10 @@ impl Host {
         match self.port.accept() {
             Accepted::Nobody => Ok(false),
             Accepted::Stranger => Ok(true),
+            Accepted::Short => {
+                self.short = Some(now() + PAUSE);
+                Ok(false)
+            }
             Accepted::Host(connection) => {
                 self.epoll.add(connection, edges(PORT)).fault("watching", "the connection")?;
                 self.readable = true;
@@ -181,7 +192,7 @@ impl Host {
 
     fn start_over(&mut self, buffer: &mut Buffer) -> Result<(), Fault> {
         buffer.rewind()?;
-        self.guessed = false;
+        (self.guessed, self.pause) = (false, None);
         self.hear_frames(buffer);
         Ok(())
     }
@@ -201,11 +212,7 @@ impl Host {
     fn heard(&mut self, count: usize, processes: &Processes, buffer: &Buffer) -> Option<Vec<u8>> {
         let mut bytes = self.seam.take().unwrap_or_default();
         bytes.extend_from_slice(self.chunk.get(..count).unwrap_or_default());
-        let known = |number| {
-            StreamId::new(number)
-                .is_some_and(|stream| processes.knows(stream) || buffer.find_end(stream).is_some())
-        };
-        match self.place.goes_on(&bytes, known) {
+        match self.place.goes_on(&bytes, |number| is_known(number, processes, buffer)) {
             None => {
                 self.seam = Some(bytes);
                 return None;
@@ -299,6 +306,7 @@ impl Host {
         if let Hearing::Lost { quiet } = &mut self.hearing {
             *quiet = now() + QUIET;
         }
+        self.pause = self.guessed.then(|| now() + QUIET);
         if std::mem::take(&mut self.anew) && self.hearing == Hearing::Frames {
             self.hear_frames(buffer);
         }
@@ -364,14 +372,28 @@ impl Host {
             Hearing::Lost { quiet } => Some(quiet),
             Hearing::Frames | Hearing::Deaf => None,
         };
-        quiet.into_iter().chain(self.starved).min()
+        quiet.into_iter().chain(self.starved).chain(self.short).chain(self.pause).min()
     }
 
     /// A host that has been silent for long enough is listened to again.
-    pub fn tick(&mut self, buffer: &Buffer) {
+    pub fn tick(&mut self, processes: &mut Processes, buffer: &Buffer) {
         if self.starved.is_some_and(|until| now() >= until) {
             self.starved = None;
             self.writable = true;
+        }
+        self.short = self.short.filter(|&until| now() < until);
+        if self.pause.is_some_and(|until| now() >= until) {
+            // It cannot be said to be silent, or whose the frame is.
+            let unsure = self.readable || self.unsure.is_some_and(|until| now() < until);
+            self.pause = unsure.then(|| now() + QUIET);
+            let known = |number| is_known(number, processes, buffer);
+            let lost = self.hearing == Hearing::Frames && self.place.is_inside_nobodys(known);
+            if lost && self.pause.is_none() && self.seam.is_none() {
+                log::warn!("the host has paused in a frame for nobody: taken for no frame");
+                // What it swallowed was somebody's.
+                processes.end_inputs();
+                self.hear_frames(buffer);
+            }
         }
         if let Hearing::Lost { quiet } = self.hearing
             && now() >= quiet
@@ -392,6 +414,11 @@ impl Host {
 fn stdin(number: u64, payload: &[u8], processes: &mut Processes, buffer: &Buffer) -> bool {
     StreamId::new(number)
         .is_none_or(|stdio| processes.push(stdio, payload) || buffer.find_end(stdio).is_some())
+}
+
+/// Whether somebody has or had this stream.
+fn is_known(number: u64, processes: &Processes, buffer: &Buffer) -> bool {
+    StreamId::new(number).is_some_and(|stream| processes.knows(stream) || buffer.find_end(stream).is_some())
 }
 
 /// An unknown stream is answered by its end.

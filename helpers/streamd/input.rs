@@ -157,6 +157,11 @@ impl Place {
         self.have > 0 || self.rest > 0
     }
 
+    /// Whether it is in the middle of a payload that is nobody's, or of a header.
+    pub fn is_inside_nobodys(&self, known: impl Fn(u64) -> bool) -> bool {
+        self.have > 0 || self.rest > 0 && !known(numbers(&self.header).0)
+    }
+
     /// A host has left in the middle of a frame, or the next one has begun it before anything told: whether `bytes`, which
     /// come next, go on with it or begin another one; none if there are too few to tell. A header is believed that says nothing but an
     /// end, or has a number that is known.

@@ -14,6 +14,8 @@ pub enum Accepted<'a> {
     Nobody,
     /// Somebody who is not the host, and has been hung up on; another may wait.
     Stranger,
+    /// Somebody who has to wait: there was no memory or descriptor for the connection, and nothing will say when there is.
+    Short,
     /// The host.
     Host(BorrowedFd<'a>),
 }
@@ -72,7 +74,7 @@ impl Port {
             Err(Errno::EAGAIN) => return Accepted::Nobody,
             Err(errno) => {
                 log::warn!("{}", Fault::errno("accepting", "a connection", errno));
-                return Accepted::Nobody;
+                return Accepted::Short;
             }
         };
         if let Some(Err(errno)) = park.as_ref().map(|park| park.park(accepted.as_fd())) {

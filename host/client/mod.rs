@@ -153,6 +153,9 @@ impl Client {
 
     /// Both channels as they are, for who speaks the protocol by hand: control, stream.
     pub fn sockets(directory: &Path) -> Result<(UnixStream, UnixStream), Fault> {
+        // Of two hosts that connect at once each would have one channel, and wait for the other: both queues need one order.
+        let turn = File::open(directory).fault("opening", directory.display())?;
+        turn.lock().fault("locking", directory.display())?;
         if has_connections(directory) {
             let [control, stream] = VSOCK_PORTS;
             return Ok((vsock(directory, control)?, vsock(directory, stream)?));

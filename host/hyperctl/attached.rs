@@ -31,6 +31,8 @@ pub struct Target {
     pub process: ProcessId,
     /// It has a terminal.
     pub tty: bool,
+    /// hyperctl's standard input is its own.
+    pub interactive: bool,
 }
 
 /// How it ended, or that hyperctl leaves it.
@@ -50,18 +52,20 @@ pub fn run(
     process: &Process,
     start: Command,
     client: &Arc<Client>,
-    terminal: Option<&Terminal>,
+    terminal: &Terminal,
     events: &Sender<Event>,
 ) -> Result<u8, Failure> {
     // Asked for before anything can come.
     let streams = client.streams(process.stdio, process.stderr);
-    if let Some(terminal) = terminal.filter(|_| target.tty) {
-        terminal.make_raw()?;
+    match (target.tty, target.interactive) {
+        (true, true) => terminal.make_raw()?,
+        (true, false) => terminal.pass_output()?,
+        (false, _) => {}
     }
     client.call(start).map_err(failed("starting", target.what))?;
     // Whoever waits for it is there until Done.
     let _ = events.send(Event::Running(Arc::clone(client)));
-    if terminal.is_some() {
+    if target.interactive {
         pump::stdin(streams.stdin);
     } else if !target.tty {
         streams.stdin.close().map_err(failed("closing the stdin of", target.what))?;

@@ -9,6 +9,7 @@ use hyperinit::frame::Message;
 use serde::de::IgnoredAny;
 
 use super::cli::Call;
+use super::guest;
 
 /// Sends the command and prints what the guest's ACK carries; its ERROR is a fault.
 ///
@@ -19,6 +20,7 @@ pub fn call(options: &Call) -> Result<ExitCode, Fault> {
     if options.command == Message::WriteFile {
         io::stdin().lock().read_to_end(&mut payload).fault("reading", "standard input")?;
     }
+    guest::wait_for_sockets(&options.dir);
     let client = Client::visit_control(&options.dir)?;
     let reply = client.send_raw(options.command.id(), &payload).wait(TIMEOUT);
     let reply = reply.map_err(|error| Fault::new("calling", options.command, error.to_string()))?;

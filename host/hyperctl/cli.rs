@@ -206,7 +206,7 @@ pub struct GuestOptions {
     #[arg(long, value_name = "FILE", conflicts_with = "local")]
     pub initrd: Option<PathBuf>,
     /// The VM's memory
-    #[arg(long, value_name = "MiB", default_value_t = 512, conflicts_with = "local", value_parser = clap::value_parser!(u32).range(64..))]
+    #[arg(long, value_name = "MiB", default_value_t = 512, conflicts_with = "local", value_parser = clap::value_parser!(u32).range(128..))]
     pub memory: u32,
     /// The VM's processors
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "local", value_parser = clap::value_parser!(u32).range(1..=255))]

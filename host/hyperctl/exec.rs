@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use super::attached::{self, End, Target};
 use super::cli::Exec;
 use super::events::{self, Event};
+use super::guest;
 use super::terminal::Terminal;
 
 /// How long the guest may take to hear that hyperctl leaves.
@@ -27,16 +28,21 @@ pub fn exec(options: &Exec) -> Result<ExitCode, Fault> {
     let process = process(options)?;
     let container = ContainerId::try_from(options.container.clone())
         .map_err(|why| Fault::new("naming", "the container", why))?;
-    let target =
-        Target { what: "the program", container, process: process.id.clone(), tty: process.terminal };
+    let target = Target {
+        what: "the program",
+        container,
+        process: process.id.clone(),
+        tty: process.terminal,
+        interactive: options.interactive,
+    };
+    guest::wait_for_sockets(&options.dir);
     let client = Arc::new(Client::visit(&options.dir)?);
     let terminal = Terminal::default();
     let _restore = terminal.restore_later();
-    let (whose, interactive) = (target.clone(), options.interactive);
+    let whose = target.clone();
     std::thread::spawn(move || {
         let start = ExecCmd { container: whose.container.clone(), process: Box::new(process.clone()) };
-        let terminal = interactive.then_some(&terminal);
-        let status = attached::run(&whose, &process, Command::ExecCmd(start), &client, terminal, &events);
+        let status = attached::run(&whose, &process, Command::ExecCmd(start), &client, &terminal, &events);
         // Nobody waits any more: hyperctl is ending.
         let _ = events.send(Event::Done(status));
     });

@@ -3,6 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -14,7 +15,6 @@ use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET};
 use hyperinit::fault::{Fault, OrFault};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::SigSet;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
@@ -35,7 +35,11 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the lock is tried meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How much of the log's end is looked at for its last lines.
-const TAIL: u64 = 4096;
+const TAIL: u64 = 16 << 10;
+/// What a kernel says when it gives up; what comes behind it only says where.
+const PANIC: &str = "Kernel panic";
+/// How long a guest that is being started may take to have its sockets.
+const STARTING: Duration = Duration::from_secs(5);
 
 /// What is to be started, in which directory.
 #[derive(Debug, PartialEq)]
@@ -136,17 +140,21 @@ fn bring_up(
 }
 
 fn spawn(mut command: Command, namespaces: bool) -> Result<Child, Fault> {
-    // hyperctl's signals are not its guest's.
-    SigSet::empty().thread_set_mask().fault("unblocking", "signals")?;
     if namespaces {
         unshare(CloneFlags::CLONE_NEWPID).fault("making", "a PID namespace")?;
     }
     command.spawn().fault("starting", "the guest")
 }
 
-fn command(plan: &Plan, cgroup: Option<&Cgroup>) -> Command {
+/// `hyperctl tied`, in a process group of its own: what a terminal's keys send to hyperctl is hyperctl's to pass on.
+pub fn tied() -> Command {
     let mut command = Command::new("/proc/self/exe");
-    command.arg("tied");
+    command.arg("tied").process_group(0);
+    command
+}
+
+fn command(plan: &Plan, cgroup: Option<&Cgroup>) -> Command {
+    let mut command = tied();
     if plan.namespaces {
         command.arg("--namespaces");
     }
@@ -191,7 +199,16 @@ fn remove_sockets(directory: &Path) {
     }
 }
 
-/// The last lines of the guest's log, indented; empty if there are none.
+/// Waits a moment for a guest that is being started to have its sockets. Without them connecting says what is missing.
+pub fn wait_for_sockets(directory: &Path) {
+    let deadline = Instant::now() + STARTING;
+    let there = |names: &[&str]| names.iter().all(|name| directory.join(name).exists());
+    while !there(&[CONTROL_SOCKET, STREAM_SOCKET]) && !there(&[VSOCK_SOCKET]) && Instant::now() < deadline {
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// The last lines of the guest's log, indented, or those from a panic of its kernel on; empty if there are none.
 pub fn last_words(directory: &Path, lines: usize) -> String {
     let tail = || -> std::io::Result<String> {
         let mut file = File::open(directory.join(CONSOLE))?;
@@ -204,6 +221,26 @@ pub fn last_words(directory: &Path, lines: usize) -> String {
     let text = tail().unwrap_or_default();
     let printable = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
     let all: Vec<String> = text.lines().map(printable).filter(|line| !line.trim().is_empty()).collect();
-    let last = all.iter().skip(all.len().saturating_sub(lines));
-    last.map(|line| format!("\n  {line}")).collect()
+    let last = all.len().saturating_sub(lines);
+    // The first: it says so again at the end of its trace.
+    let last = all.iter().position(|line| line.contains(PANIC)).map_or(last, |panic| panic.min(last));
+    all.iter().skip(last).take(lines).map(|line| format!("\n  {line}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_those_of_a_panic() {
+        let directory = tempfile::tempdir().unwrap();
+        let words = |lines: &[&str]| {
+            std::fs::write(directory.path().join(CONSOLE), lines.join("\n")).unwrap();
+            last_words(directory.path(), 2)
+        };
+        assert_eq!(words(&[]), "");
+        assert_eq!(words(&["a", "b", "c"]), "\n  b\n  c");
+        let panic = ["a", "Kernel panic - not syncing: no init", "b", "c", "---[ end Kernel panic ]---"];
+        assert_eq!(words(&panic), "\n  Kernel panic - not syncing: no init\n  b");
+    }
 }

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cpio::NewcBuilder;
+use elf::ElfBytes;
+use elf::abi::PT_INTERP;
+use elf::endian::AnyEndian;
 use flate2::{Compression, GzBuilder};
 use hyperinit::fault::{Fault, OrFault};
 
@@ -58,9 +61,19 @@ fn tools(files: &[PathBuf]) -> Result<Vec<Entry>, Fault> {
     for file in files {
         let name = file.file_name().ok_or_else(|| Fault::new("naming", file.display(), "it has no name"))?;
         let content = fs::read(file).fault("reading", file.display())?;
+        if has_interpreter(&content) {
+            let why = "it is not static, and the image has no libraries";
+            return Err(Fault::new("taking in", file.display(), why));
+        }
         entries.push(Entry::new(format!("bin/{}", name.to_string_lossy()), PROGRAM, content));
     }
     Ok(entries)
+}
+
+/// Whether a program needs a dynamic linker (PT_INTERP, elf(5)). What is no ELF file has no such header.
+fn has_interpreter(program: &[u8]) -> bool {
+    let headers = ElfBytes::<AnyEndian>::minimal_parse(program).ok().and_then(|file| file.segments());
+    headers.is_some_and(|all| all.iter().any(|header| header.p_type == PT_INTERP))
 }
 
 /// An image with another program in the place of init: the kernel unpacks archives that follow each other, and the
@@ -166,6 +179,19 @@ mod tests {
         assert_eq!(all[1], ("dev/console".to_owned(), CHARACTER_DEVICE, (5, 1), vec![]));
         assert_eq!(all[2], ("init".to_owned(), PROGRAM, (0, 0), b"the program".to_vec()));
         assert_eq!(all[3].1, DIRECTORY);
+    }
+
+    #[test]
+    fn a_program_with_libraries_is_told_from_one_without() {
+        // A test is linked statically, and so are the programs; the machine's own are not.
+        let read = |path: &str| fs::read(path).unwrap();
+        assert!(!has_interpreter(&read("/proc/self/exe")));
+        assert!(has_interpreter(&read("/bin/ls")));
+        assert!(!has_interpreter(b"#!/bin/sh\n") && !has_interpreter(b""));
+        let ls = read("/bin/ls");
+        for length in 0..70 {
+            has_interpreter(&ls[..length]);
+        }
     }
 
     #[test]

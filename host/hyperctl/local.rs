@@ -39,7 +39,7 @@ pub fn beside(name: &str) -> Result<PathBuf, Fault> {
     match path.is_file() {
         true => Ok(path),
         false => {
-            Err(Fault::new("looking for", path.display(), "not there: `cargo build` makes all programs"))
+            Err(Fault::new("looking for", path.display(), "not there: `make build floor` makes all programs"))
         }
     }
 }
@@ -85,6 +85,6 @@ mod tests {
     #[test]
     fn a_missing_program_says_how_it_is_made() {
         let fault = beside("no-such-program").unwrap_err().to_string();
-        assert!(fault.contains("no-such-program: not there: `cargo build`"), "{fault}");
+        assert!(fault.contains("no-such-program: not there: `make build floor`"), "{fault}");
     }
 }

@@ -39,7 +39,7 @@ pub fn forward(word: &str) -> Result<Forward, String> {
     };
     let port = |text: &str| text.parse().ok().filter(|port| *port != 0);
     let both = ports.split_once(':').and_then(|(host, guest)| Some((port(host)?, port(guest)?)));
-    let (host, guest) = both.ok_or("not of the form HOST:GUEST[/udp]")?;
+    let (host, guest) = both.ok_or("not of the form HOST:GUEST[/udp], ports from 1 to 65535")?;
     Ok(Forward { protocol, host, guest })
 }
 

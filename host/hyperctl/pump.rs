@@ -5,6 +5,7 @@ use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
 use hyperinit::client::{Input, Output};
+use hyperinit::fault::Fault;
 
 use super::events::Event;
 
@@ -38,7 +39,11 @@ pub fn stdin(input: Input) {
 pub fn output(output: Output, mut to: impl Write + Send + 'static, events: Sender<Event>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         while let Ok(Some(bytes)) = output.recv() {
-            if to.write_all(&bytes).and_then(|()| to.flush()).is_err() {
+            if let Err(error) = to.write_all(&bytes).and_then(|()| to.flush()) {
+                if error.kind() != io::ErrorKind::BrokenPipe {
+                    let fault = Fault::io("writing", "what the program says", &error);
+                    let _ = writeln!(io::stderr(), "{fault}");
+                }
                 // Nobody waits any more: hyperctl is ending.
                 let _ = events.send(Event::Unread);
                 return;

@@ -63,13 +63,13 @@ pub fn run(options: &Run) -> Result<ExitCode, Fault> {
         container: container.id.clone(),
         process: container.process.id.clone(),
         tty: options.tty,
+        interactive: options.interactive,
     };
     let session = Session {
         target: target.clone(),
         directory: scratch.path().to_owned(),
         pod: pod(options),
         container,
-        interactive: options.interactive,
         terminal,
         events: events.clone(),
     };
@@ -164,7 +164,6 @@ struct Session {
     directory: std::path::PathBuf,
     pod: Pod,
     container: Container,
-    interactive: bool,
     terminal: Terminal,
     events: Sender<Event>,
 }
@@ -178,8 +177,7 @@ impl Session {
         drop(progress);
         let Session { container, events, .. } = &self;
         let start = Command::NewContainer(Box::new(container.clone()));
-        let terminal = self.interactive.then_some(&self.terminal);
-        let status = attached::run(&self.target, &container.process, start, &client, terminal, events)?;
+        let status = attached::run(&self.target, &container.process, start, &client, &self.terminal, events)?;
         client.call(Command::DestroyPod).map_err(failed("ending", "the pod"))?;
         Ok(status)
     }

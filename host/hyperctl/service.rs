@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use hyperinit::fault::{Fault, OrFault};
+
+use super::guest;
 
 /// How long it may take to listen.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -31,8 +33,8 @@ impl Service {
     /// Starts it and waits until it listens. What it has to complain about goes to `log`. It dies with the calling thread.
     pub fn start(&self, directory: &Path, log: &File) -> Result<Running, Fault> {
         let output = || log.try_clone().fault("duplicating", "the log");
-        let mut command = Command::new("/proc/self/exe");
-        command.args(["tied", "--"]).arg(&self.program).args(&self.arguments);
+        let mut command = guest::tied();
+        command.arg("--").arg(&self.program).args(&self.arguments);
         command.current_dir(directory).stdin(Stdio::null()).stdout(output()?).stderr(output()?);
         let mut running = Running(command.spawn().fault("starting", self.program.display())?);
         let (socket, deadline) = (directory.join(self.socket), Instant::now() + TIMEOUT);

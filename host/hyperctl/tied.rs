@@ -11,13 +11,15 @@ use hyperinit::fault::{Fault, OrFault};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{getegid, geteuid};
 
 use super::cli::Tied;
 
 /// Returns only if the program cannot be executed.
 pub fn tied(options: &Tied) -> Result<ExitCode, Fault> {
+    // hyperctl's signals are not its guest's; in hyperctl itself no thread must have them.
+    SigSet::empty().thread_set_mask().fault("unblocking", "signals")?;
     // Kept over execve(2), and over the loss of capabilities (prctl(2)).
     set_pdeathsig(Some(Signal::SIGKILL)).fault("tying", "the guest to hyperctl")?;
     if let Some(cgroup) = &options.cgroup {

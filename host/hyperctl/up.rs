@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use super::cli::{GuestOptions, Up};
 use super::events::{self, Event};
-use super::guest::{CONSOLE, Guest, Plan, last_words};
+use super::guest::{Guest, Plan, last_words};
 use super::{local, vm};
 
 /// How many lines of a dead guest's log are shown.
@@ -46,8 +46,7 @@ pub fn plan(is_local: bool, directory: &Path, share: &Path, options: &GuestOptio
 
 /// The guest's end as an error, with its last words.
 pub fn died(directory: &Path, status: ExitStatus) -> Fault {
-    let console = directory.join(CONSOLE);
     let words = last_words(directory, LAST_LINES);
     let log = if words.is_empty() { " is empty".to_owned() } else { format!(" ends with{words}") };
-    Fault::new("running", "the guest", format!("it ended ({status}); {}{log}", console.display()))
+    Fault::new("running", "the guest", format!("it ended ({status}); its log{log}"))
 }

@@ -27,6 +27,9 @@ const FILES: u64 = 1_000_000;
 /// RLIMIT_NPROC and RLIMIT_SIGPENDING, as the C original sets them.
 const PROCESSES: u64 = 30_604;
 
+/// Whether the kernel expedites its grace periods (RCU): `rcupdate.rcu_expedited` of its command line.
+const EXPEDITED: &str = "/sys/kernel/rcu_expedited";
+
 /// How many connections the kernel tracks, and for how many seconds an idle one: as the C original sets them. It only does
 /// where ports are mapped.
 const CONNECTIONS: u32 = 10_485_760;
@@ -51,16 +54,25 @@ pub fn block_signals() -> Result<SignalFd, Fault> {
     SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).fault("opening", "a signalfd")
 }
 
+/// What [`early`] leaves.
+#[derive(Default)]
+pub struct Early {
+    /// How long the modules took.
+    pub modules: Duration,
+    /// What [`calm`] is to put back.
+    pub expedited: Option<String>,
+}
+
 /// Brings a VM to where a namespace already is: /proc, /sys, /dev, a log, the kernel command line, modules.
-/// Returns how long the modules took.
-pub fn early(settings: &mut Settings) -> Result<Duration, Fault> {
+pub fn early(settings: &mut Settings) -> Result<Early, Fault> {
     if settings.local.is_some() {
         logger::start("init", settings.log, false);
-        return Ok(Duration::ZERO);
+        return Ok(Early::default());
     }
     for (kind, at) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
         mount_kernel(kind, at)?;
     }
+    let expedited = hurry();
     let cmdline = std::fs::read_to_string("/proc/cmdline").fault("reading", "/proc/cmdline")?;
     let warnings = settings.add_cmdline(&cmdline);
     log_to_kernel()?;
@@ -73,7 +85,22 @@ pub fn early(settings: &mut Settings) -> Result<Duration, Fault> {
     let began = Instant::now();
     modules::load_all(&Path::new("/lib/modules").join(uname().fault("asking", "uname")?.release()))?;
     write("/proc/sys/kernel/modules_disabled", "1");
-    Ok(began.elapsed())
+    Ok(Early { modules: began.elapsed(), expedited })
+}
+
+/// Has the kernel interrupt other processors rather than wait until they are past what it changes: loading modules, making mounts and
+/// cgroups waits some dozen times, for milliseconds each, and there is nobody yet whom that could disturb. Returns what [`calm`] is to put
+/// back: the kernel command line may have said it for good. A kernel without it takes its time.
+fn hurry() -> Option<String> {
+    let before = std::fs::read_to_string(EXPEDITED).ok()?;
+    std::fs::write(EXPEDITED, "1").ok().map(|()| before)
+}
+
+/// The end of [`hurry`].
+pub fn calm(before: Option<String>) {
+    if let Some(before) = before {
+        write(EXPEDITED, &before);
+    }
 }
 
 /// Mounts one of the kernel's filesystems; the directory is made if the image has none.

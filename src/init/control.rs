@@ -21,9 +21,14 @@ const CHUNK: usize = 64 << 10;
 const TOGETHER: usize = 16 << 10;
 /// While more than this waits for a host that does not read, nothing more is read from it: in bytes.
 const OUT_MAX: usize = 1 << 20;
+/// How long a connection waits that could not be accepted.
+const PAUSE: Duration = Duration::from_millis(100);
 /// A host that has just said that it is new keeps what it is owed: that the one before has left may be told so much later than its
 /// first bytes came.
 const LATE: Duration = Duration::from_secs(1);
+
+/// For the log.
+const LEFT: &str = "the host has left the control port";
 
 /// Something from the host.
 #[derive(Debug, PartialEq, Eq)]
@@ -67,6 +72,8 @@ pub struct Control {
     whole: bool,
     /// The same of the listening socket: a stranger was refused, and others may wait behind it.
     callers: bool,
+    /// When accepting a connection is tried again: there was no memory or descriptor for it, and nothing will say when there is.
+    short: Option<Instant>,
     /// The host of a device is away.
     away: bool,
     /// It has left, and what it has sent is still being read. Nothing is written meanwhile: it may be for nobody.
@@ -105,6 +112,7 @@ impl Control {
             blocked: false,
             whole: false,
             callers: false,
+            short: None,
             away: false,
             leaving: false,
             late: false,
@@ -136,6 +144,11 @@ impl Control {
     /// Whether [`Control::turn`] has something to do without a new event.
     pub fn wants_turn(&self) -> bool {
         self.callers || self.leaving || ((self.readable || self.whole) && self.waiting < OUT_MAX)
+    }
+
+    /// After how long [`Control::turn`] has something to do without a new event.
+    pub fn due(&self) -> Option<Duration> {
+        self.short.map(|until| until.saturating_duration_since(Instant::now()))
     }
 
     /// An event of the token came. That a host on a line begins anew is only guessed.
@@ -187,7 +200,7 @@ impl Control {
     /// All that the host has sent that left has been read. Whether the next one is there already, and half a command its own, the next
     /// bytes say.
     fn part(&mut self) -> Option<Input> {
-        log::info!("the host has left the control port");
+        log::info!("{LEFT}");
         let pending = self.decoder.left();
         self.deaf = false;
         if std::mem::take(&mut self.late) {
@@ -213,6 +226,11 @@ impl Control {
     /// Takes the next connection in the queue, if there is one: only one is served at a time.
     fn accept(&mut self, epoll: &Epoll) -> bool {
         let (Port::Listener(listener) | Port::Vsock(listener)) = &self.port else { return false };
+        if self.short.is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
+        self.short = None;
+        // One that cannot be watched is hung up on, and has to come again.
         let accepted = host::accept(listener).and_then(|caller| {
             if let Caller::Host(connection) = &caller {
                 epoll.add(connection, edges(self.token))?;
@@ -230,6 +248,7 @@ impl Control {
             Err(Errno::EAGAIN) => return false,
             Err(errno) => {
                 log::warn!("{}", Fault::errno("accepting", "a connection", errno));
+                self.short = Some(Instant::now() + PAUSE);
                 return false;
             }
         }
@@ -402,7 +421,9 @@ impl Control {
             self.away = true;
             return;
         }
-        self.connection = None;
+        if self.connection.take().is_some() {
+            log::info!("{LEFT}");
+        }
         self.readable = false;
         self.whole = false;
         self.decoder.reset();

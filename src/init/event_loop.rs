@@ -45,6 +45,8 @@ const REAPED_MAX: usize = 256;
 const WORDS_MAX: usize = 32;
 /// A warden that has lied so often is not heard any more.
 const WARDENS_LIES_MAX: u32 = 8;
+/// What the kernel says when PID 1 cannot take or watch a socket for want of room.
+const WANT: [Errno; 5] = [Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC, Errno::EMFILE, Errno::ENFILE];
 /// Why a request cannot be made.
 const NO_MEMORY: &str = "no memory to share";
 /// While the last frame has not left the port, how often a device is asked whether it has.
@@ -86,16 +88,17 @@ impl EventLoop {
             .add(&warden.replies, EpollEvent::new(EpollFlags::EPOLLIN, WARDEN))
             .fault("watching", "the warden")?;
         let local = settings.local.is_some();
+        let adopter = Adopter::new()?;
         Ok(EventLoop {
             local,
             epoll,
             signals,
             control: Control::new(control, CONTROL),
             warden_pid: warden.pid,
-            warden: Some(warden.requests),
+            warden: Some(adopter.adopt(warden.requests)?.to()),
             warden_replies: Some(warden.replies),
             warden_lies: 0,
-            adopter: Adopter::new()?,
+            adopter,
             memory: Adopter::for_memory()?,
             buffer: Buffer::new(),
             helpers: Role::ALL.into_iter().map(|role| (role, Helper::new(role))).collect(),
@@ -157,8 +160,9 @@ impl EventLoop {
             return EpollTimeout::ZERO;
         }
         let drain = (!self.drained && self.control.wrote_all()).then(|| now() + DRAIN_POLL);
+        let port = drain.into_iter().chain(self.control.due().map(|left| now() + left));
         let deadlines = self.helpers.values().filter_map(Helper::deadline);
-        match deadlines.chain(self.supervisor.next_deadline()).chain(drain).min() {
+        match deadlines.chain(self.supervisor.next_deadline()).chain(port).min() {
             None => EpollTimeout::NONE,
             Some(deadline) => {
                 // Rounded up: a deadline that is not there yet must not spin.
@@ -273,7 +277,8 @@ impl EventLoop {
     }
 
     fn hear_warden(&mut self) {
-        while let Some(socket) = &self.warden_replies {
+        for _ in 0..WORDS_MAX {
+            let Some(socket) = &self.warden_replies else { return };
             match inbox::warden(socket) {
                 Heard::Word((reply, ends)) => self.warden(reply, ends),
                 Heard::Nothing => return,
@@ -295,7 +300,7 @@ impl EventLoop {
         }
     }
 
-    /// One lie does no harm: the packets after it are what they are.
+    /// One lie does no harm: the packets after it are what they are. Those in a row are counted, without a start between them.
     fn warden_lied(&mut self, why: &str) {
         log::error!("the warden lied: {why}");
         self.warden_lies += 1;
@@ -306,39 +311,55 @@ impl EventLoop {
     }
 
     fn warden(&mut self, reply: warden::Reply, ends: Vec<OwnedFd>) {
-        let now = now();
-        match reply {
-            warden::Reply::Spawned { role, pid } => {
-                let asked = self.helpers.get(&role).is_some_and(Helper::is_starting);
-                let theirs = self.is_helper(pid) || pid == self.warden_pid || self.supervisor.knows(pid);
-                let reaped = self.reaped.contains(&pid);
-                if !asked || theirs || !(reaped || signal::is_child(pid)) {
-                    // Its ends of the sockets are dropped, so if it is a helper it ends by itself.
-                    return self.warden_lied(&format!("nobody asked for {role} as {pid}"));
-                }
-                let coming = match <[OwnedFd; 2]>::try_from(ends) {
-                    _ if reaped => {
-                        // It died before this was read, and was reaped as a child that nobody knows.
-                        log::warn!("{role} died as soon as it was started");
-                        self.reaped.retain(|&other| other != pid);
-                        Ok(false)
-                    }
-                    Ok([requests, voice]) => self.comes(role, pid, requests, voice).map(|()| true),
-                    Err(_) => Ok(false),
-                };
-                match coming {
-                    Ok(true) => return,
-                    Ok(false) => {}
-                    Err(fault) => self.warden_lied(&fault.to_string()),
-                }
-                let change = self.helpers.get_mut(&role).map_or(Change::None, |helper| helper.failed(now));
-                self.changed(role, change);
-            }
-            warden::Reply::Failed { role } => {
-                let change = self.helpers.get_mut(&role).map_or(Change::None, |helper| helper.failed(now));
-                self.changed(role, change);
-            }
+        let (role, pid) = match reply {
+            warden::Reply::Spawned { role, pid } => (role, Some(pid)),
+            warden::Reply::Failed { role } => (role, None),
+        };
+        let owed = self.helpers.get(&role).is_some_and(Helper::is_owed);
+        let known = |pid| self.is_helper(pid) || pid == self.warden_pid || self.supervisor.knows(pid);
+        let new = |pid| !known(pid) && (self.reaped.contains(&pid) || signal::is_child(pid));
+        if !owed || !pid.is_none_or(new) {
+            // Its ends of the sockets are dropped, so if it is a helper it ends by itself.
+            let named = pid.map_or(String::new(), |pid| format!(" as {pid}"));
+            return self.warden_lied(&format!("nobody asked for {role}{named}"));
         }
+        self.helpers.entry(role).and_modify(Helper::told);
+        if !pid.is_some_and(|pid| self.spawned(role, pid, ends)) {
+            let change = self.helpers.get_mut(&role).map_or(Change::None, |helper| helper.failed(now()));
+            self.changed(role, change);
+        }
+    }
+
+    /// The warden has started a child; whether it comes up as what was asked for.
+    fn spawned(&mut self, role: Role, pid: Pid, ends: Vec<OwnedFd>) -> bool {
+        let reaped = self.reaped.contains(&pid);
+        self.reaped.retain(|&other| other != pid);
+        // One that is a child now is another one of the same number.
+        if reaped && !signal::is_child(pid) {
+            // It died before this was read, and was reaped as a child that nobody knows.
+            log::warn!("{role} died as soon as it was started");
+            return false;
+        }
+        let Ok([requests, voice]) = <[OwnedFd; 2]>::try_from(ends) else { return false };
+        let why = if !self.helpers.get(&role).is_some_and(Helper::is_starting) {
+            "it was waited for no longer".to_owned()
+        } else {
+            match self.comes(role, pid, requests, voice) {
+                Ok(()) => {
+                    self.warden_lies = 0;
+                    return true;
+                }
+                // PID 1 has no memory, which may pass.
+                Err(fault) if WANT.iter().any(|&errno| fault.is(errno)) => fault.to_string(),
+                Err(fault) => {
+                    self.warden_lied(&fault.to_string());
+                    return false;
+                }
+            }
+        };
+        log::warn!("{role} as {pid} is not needed: {why}");
+        kill(pid, nix::libc::SIGKILL, false);
+        false
     }
 
     /// A helper was executed: it is listened to.
@@ -459,16 +480,23 @@ impl EventLoop {
 
     fn start(&mut self, role: Role) {
         let now = now();
-        let asked = match &self.warden {
-            Some(warden) => warden.send(warden::Request::Spawn(role)).is_ok(),
-            None => false,
-        };
         let Some(helper) = self.helpers.get_mut(&role) else { return };
-        let change = if asked {
-            helper.starting(now);
-            Change::None
-        } else {
-            helper.close()
+        let change = match &self.warden {
+            None => helper.close(),
+            Some(warden) => {
+                helper.starting(now);
+                match warden.send(warden::Request::Spawn(role)) {
+                    Ok(()) => {
+                        helper.asked();
+                        Change::None
+                    }
+                    // It does not read, or for want of memory, which may pass. That the warden is gone its own socket tells.
+                    Err(error) => {
+                        log::warn!("asking the warden for {role}: {error}");
+                        helper.failed(now)
+                    }
+                }
+            }
         };
         self.changed(role, change);
     }

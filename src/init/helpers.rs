@@ -106,6 +106,8 @@ pub struct Helper {
     /// Its process has been reaped, whose number may be somebody else's: it is not to be killed.
     pub is_reaped: bool,
     state: State,
+    /// How many answers the warden owes. Lost ones stay owed, and only make it the longer believed.
+    owed: u32,
     deaths: u32,
     /// Nobody can start another.
     is_last: bool,
@@ -147,6 +149,7 @@ impl Helper {
             voice: None,
             is_reaped: false,
             state: State::Down { until: Duration::ZERO },
+            owed: 0,
             deaths: 0,
             is_last: false,
         }
@@ -172,6 +175,21 @@ impl Helper {
     /// The warden was asked to start it.
     pub fn starting(&mut self, now: Duration) {
         self.state = State::Starting { until: now + START_TIMEOUT };
+    }
+
+    /// The warden has heard that.
+    pub fn asked(&mut self) {
+        self.owed = self.owed.saturating_add(1);
+    }
+
+    /// Whether the warden owes an answer.
+    pub fn is_owed(&self) -> bool {
+        self.owed > 0
+    }
+
+    /// The warden answered, in time or not.
+    pub fn told(&mut self) {
+        self.owed = self.owed.saturating_sub(1);
     }
 
     /// Whether the warden was asked to start it, and has not answered.

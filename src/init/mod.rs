@@ -86,7 +86,7 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
     let began = Instant::now();
     close_strays().fault("closing", "what was left open")?;
     let signals = boot::block_signals()?;
-    let modules = boot::early(&mut settings)?;
+    let boot::Early { modules, expedited } = boot::early(&mut settings)?;
     let policies = Policies::decode()?;
     log::debug!("looking for the ports");
     let ports = ports::open(&settings)?;
@@ -95,6 +95,7 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
     root::enter(&settings)?;
     boot::limits(&settings);
     boot::memory(&settings);
+    boot::calm(expedited);
 
     log::debug!("starting the warden");
     let inits = [ports.control.number(), signals.as_raw_fd()];

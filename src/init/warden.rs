@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
-use ipc_channel::ipc::{self, IpcReceiver, IpcSender};
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::stat::Mode;
@@ -20,14 +21,14 @@ use crate::fault::{Fault, OrFault};
 use crate::ids::Pid;
 use crate::logger;
 use crate::sandbox::Policy;
-use crate::sys::fd::send_fds;
+use crate::sys::fd::{await_bytes, send_fds};
 use crate::sys::spawn::{self, Forked};
-use crate::wire::Role;
 use crate::wire::bootstrap::{
     FD_BUFFER_IN, FD_BUFFER_OUT, FD_PARK_IN, FD_PARK_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT, FD_REPLIES,
     FD_REQUESTS, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT, socket_pair,
 };
 use crate::wire::warden::{Reply, Request};
+use crate::wire::{Role, packet};
 
 /// Kept descriptors are moved up here, out of the way of the numbers that helpers inherit.
 const KEPT_FROM: RawFd = 64;
@@ -35,12 +36,17 @@ const KEPT_FROM: RawFd = 64;
 /// each of them there twice while it is swept, and as many that have ended.
 const VAULT: usize = 16 << 20;
 
+/// How long nothing is heard when there was no memory for it.
+const PAUSE: Duration = Duration::from_millis(100);
+/// More than a request takes.
+const REQUEST_MAX: usize = 64;
+
 /// init's end.
 pub struct Warden {
     /// A child of init.
     pub pid: Pid,
-    /// Asks it for helpers.
-    pub requests: IpcSender<Request>,
+    /// Asks it for helpers, and never waits: `wire::warden::Request`, by ipc-channel.
+    pub requests: OwnedFd,
     /// What it says: `wire::warden::Reply`, with descriptors.
     pub replies: OwnedFd,
 }
@@ -65,8 +71,9 @@ pub fn start(
     stream: Port,
     inits: &[RawFd],
 ) -> Result<Warden, Fault> {
-    let fault = |error: std::io::Error| Fault::io("making a channel to", "the warden", &error);
-    let (requests, inbox) = ipc::channel().map_err(fault)?;
+    let (requests, inbox) = socket_pair()?;
+    // A warden that does not read must not have PID 1 wait.
+    fcntl(&requests, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).fault("setting up", "the socket to the warden")?;
     let (replies, outbox) = socket_pair()?;
     let kept = Kept::new(settings, program, stream)?;
     match spawn::fork().fault("forking", "the warden")? {
@@ -154,15 +161,52 @@ fn c_string(word: &str) -> Result<CString, Fault> {
     CString::new(word).map_err(|_| Fault::new("passing", "an argument", "it contains a zero byte"))
 }
 
-fn serve(policy: &Policy, kept: Kept, inbox: &IpcReceiver<Request>, outbox: &OwnedFd) -> Result<(), Fault> {
+fn serve(policy: &Policy, kept: Kept, inbox: &OwnedFd, outbox: &OwnedFd) -> Result<(), Fault> {
     policy.confine(policy.capabilities())?;
-    while let Ok(Request::Spawn(role)) = inbox.recv() {
-        if let Err(fault) = start_helper(role, &kept, outbox) {
-            log::error!("{fault}");
-            tell(outbox, &Reply::Failed { role }, &[])?;
+    let mut deaf = false;
+    loop {
+        match hear(inbox) {
+            Ok(Some(Request::Spawn(role))) => {
+                deaf = false;
+                if let Err(fault) = start_helper(role, &kept, outbox) {
+                    log::error!("{fault}");
+                    failed(role, outbox);
+                }
+            }
+            Ok(None) => return Ok(()),
+            // For want of memory, which may pass: without a warden a helper that dies stays dead.
+            Err(fault) if fault.is(Errno::ENOMEM) || fault.is(Errno::ENOBUFS) => {
+                if !std::mem::replace(&mut deaf, true) {
+                    log::error!("{fault}");
+                }
+                std::thread::sleep(PAUSE);
+            }
+            Err(fault) => return Err(fault),
         }
     }
-    Ok(())
+}
+
+/// Waits for what init asks; none if it is gone.
+fn hear(inbox: &OwnedFd) -> Result<Option<Request>, Fault> {
+    let mut packet = [0; REQUEST_MAX];
+    loop {
+        match await_bytes(inbox, &mut packet) {
+            Ok(0) => return Ok(None),
+            Ok(count) => {
+                let word = packet::decode(packet.get(..count).unwrap_or_default());
+                return word.map(Some).map_err(|why| Fault::new("hearing", "init", why));
+            }
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Fault::errno("hearing", "init", errno)),
+        }
+    }
+}
+
+/// Says so. If it cannot, init has waited long enough once (helpers.rs), and asks again.
+fn failed(role: Role, outbox: &OwnedFd) {
+    if let Err(fault) = tell(outbox, &Reply::Failed { role }, &[]) {
+        log::error!("{fault}");
+    }
 }
 
 /// Starts one helper, and gives init its ends of the two sockets.

@@ -178,7 +178,7 @@ pub struct Supervisor {
     /// When mountd looks again for processors and memory that were plugged, in order.
     online_again: VecDeque<Duration>,
     /// Children that were reaped before execd's word of them came.
-    strays: BTreeMap<Pid, u8>,
+    strays: VecDeque<(Pid, u8)>,
     /// The one file that is being read.
     reading: Option<Reading>,
     /// How many bytes may not have left through the control port yet.
@@ -204,7 +204,7 @@ impl Supervisor {
             release_at: None,
             parked: VecDeque::new(),
             online_again: VecDeque::new(),
-            strays: BTreeMap::new(),
+            strays: VecDeque::new(),
             reading: None,
             unsent: 0,
         }
@@ -359,9 +359,21 @@ impl Supervisor {
             self.pod_init_exited();
         } else if let Some((container, process)) = self.pids.remove(&pid) {
             self.process_exited(&container, &process, status);
-        } else if self.lines.starts_under_way() && self.strays.len() < STRAYS_MAX {
-            self.strays.insert(pid, status);
+        } else if self.lines.starts_under_way() {
+            // A start that failed leaves one too that nobody asks for. execd does one after the other, so what is asked for is among the
+            // last.
+            if self.strays.len() == STRAYS_MAX {
+                self.strays.pop_front();
+            }
+            self.strays.push_back((pid, status));
         }
+    }
+
+    /// The status of a child that was reaped before it was reported: the last one's of that number.
+    fn stray(&mut self, pid: Pid) -> Option<u8> {
+        let status = self.strays.iter().rev().find(|(stray, _)| *stray == pid).map(|&(_, status)| status);
+        self.strays.retain(|&(stray, _)| stray != pid);
+        status
     }
 
     /// An answer, or none: whoever asked goes on.

@@ -91,7 +91,7 @@ impl Supervisor {
     }
 
     fn pod_init_started(&mut self, pid: Pid) {
-        let gone = self.strays.remove(&pid).is_some();
+        let gone = self.stray(pid).is_some();
         if let Pod::Starting { init, fault, .. } = &mut self.pod {
             if gone {
                 fault.get_or_insert_with(init_died);
@@ -320,7 +320,7 @@ impl Supervisor {
         record.state = ProcessState::Running(pid);
         self.tell(asker, Ok(()));
         self.pids.insert(pid, (container.clone(), process.clone()));
-        if let Some(status) = self.strays.remove(&pid) {
+        if let Some(status) = self.stray(pid) {
             self.pids.remove(&pid);
             self.process_exited(container, process, status);
         } else if ending {

@@ -64,9 +64,18 @@ pub fn peek(socket: impl AsFd, packet: &mut [u8]) -> Result<usize, Errno> {
 /// Receives one packet that must not carry descriptors; never waits (EAGAIN). 0 bytes: the other end is gone, or the packet was
 /// empty. A packet that is too long is EMSGSIZE; if descriptors came they are closed, and it is EBADMSG.
 pub fn receive_bytes(socket: impl AsFd, packet: &mut [u8]) -> Result<usize, Errno> {
+    receive_plain(socket, packet, MsgFlags::MSG_DONTWAIT)
+}
+
+/// As [`receive_bytes`], but waits for a packet.
+pub fn await_bytes(socket: impl AsFd, packet: &mut [u8]) -> Result<usize, Errno> {
+    receive_plain(socket, packet, MsgFlags::empty())
+}
+
+fn receive_plain(socket: impl AsFd, packet: &mut [u8], flags: MsgFlags) -> Result<usize, Errno> {
     let mut parts = [IoSliceMut::new(packet)];
     // Without room for descriptors the kernel drops them and says that it did.
-    let received = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, None, MsgFlags::MSG_DONTWAIT)?;
+    let received = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, None, flags)?;
     if received.flags.contains(MsgFlags::MSG_CTRUNC) {
         return Err(Errno::EBADMSG);
     }

@@ -47,19 +47,42 @@ static RESERVE: Mutex<Reserve> = Mutex::new(Reserve { start: 0, regions: [EMPTY;
 
 /// Sets the range aside. Fails where the kernel counts it after all: it was told so before this process began.
 pub fn reserve() -> Result<(), Errno> {
-    // One arena is enough for so few threads, and when memory is short there is nothing to make another of. And what is large is mapped, and
-    // the kernel's again when it is freed: of itself the C library takes one large block for a habit, and keeps up to 64 MiB.
+    // One arena is enough for a thread, and when memory is short there is nothing to make another of. What is large is mapped, and
+    // the kernel's again when it is freed: of itself the C library takes one large block for a habit, and keeps up to 64 MiB. Large is
+    // what no start of a process needs. On the heap it would stay below small blocks that came later.
     #[cfg(target_env = "gnu")]
-    for (what, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, 128 << 10)] {
-        // SAFETY: sets a number of the C library's, which may be set at any time.
-        unsafe { libc::mallopt(what, value) };
-    }
+    tune(&[
+        (libc::M_ARENA_MAX, 1),
+        (libc::M_MMAP_THRESHOLD, 24 << 10),
+        (libc::M_TRIM_THRESHOLD, 64 << 10),
+        (libc::M_TOP_PAD, 32 << 10),
+    ]);
     if START.load(Ordering::Relaxed) == 0 {
         let reserve = Reserve::map()?;
         START.store(reserve.start, Ordering::Relaxed);
         *lock() = reserve;
     }
     Ok(())
+}
+
+/// For who receives by ipc-channel: it takes 208 KiB for each message (a socket's buffer, wmem_default), and to map and unmap them
+/// costs more than the message.
+pub fn keep_messages() {
+    #[cfg(target_env = "gnu")]
+    tune(&[
+        (libc::M_MMAP_THRESHOLD, 256 << 10),
+        (libc::M_TRIM_THRESHOLD, 512 << 10),
+        (libc::M_TOP_PAD, 128 << 10),
+    ]);
+}
+
+/// Sets numbers of the C library's.
+#[cfg(target_env = "gnu")]
+fn tune(numbers: &[(libc::c_int, libc::c_int)]) {
+    for &(what, value) in numbers {
+        // SAFETY: sets a number of the C library's, which may be set at any time.
+        unsafe { libc::mallopt(what, value) };
+    }
 }
 
 /// Has the kernel give this thread the stack that PID 1 may need: later it may refuse to, which is a SIGSEGV.

@@ -11,10 +11,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use ipc_channel::TryRecvError;
 use ipc_channel::ipc::{
     IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory, OpaqueIpcReceiver, OpaqueIpcSender,
 };
+use ipc_channel::{IpcError, TryRecvError};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde::de::DeserializeOwned;
@@ -92,7 +92,10 @@ impl<T: Serialize + DeserializeOwned> Adopter<T> {
         self.stale.set(true);
         let taken = catch_unwind(AssertUnwindSafe(|| self.inside.recv()))
             .map_err(|_| Fault::new("taking", what, why))?
-            .map_err(|error| Fault::new("taking", what, error.to_string()))?;
+            .map_err(|error| match error {
+                IpcError::Io(error) => Fault::io("taking", what, &error),
+                other => Fault::new("taking", what, other.to_string()),
+            })?;
         self.stale.set(false);
         Ok(taken)
     }

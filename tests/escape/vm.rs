@@ -229,25 +229,24 @@ fn a_privileged_container_in_a_vm() {
         .parse::<u64>()
         .unwrap()
         << 10;
-    let (reserve, pods) = (number("guest/memory.min").unwrap(), number("pod/memory.max").unwrap());
-    assert!(reserve >= 16 << 20 && pods + reserve < free && pods > free / 2, "{reserve} {pods} of {free}");
+    let pods = number("pod/memory.max").unwrap();
+    assert!(pods + (16 << 20) < free && pods > free / 2, "{pods} of {free}");
     let room = guest.says("main", "cat /proc/sys/kernel/threads-max").trim().parse::<u64>().unwrap();
     assert_eq!(number("pod/pids.max"), Ok(room / 4 * 3));
     assert_eq!(number("pod/main/pids.max"), Ok(room / 4 * 3 / 4 * 3));
-    assert_eq!((number("guest/cpu.weight"), number("pod/cpu.weight")), (Ok(1000), Ok(100)));
-    assert!(number("guest/pids.max").is_err() && number("guest/memory.max").is_err(), "max");
-    // init, the warden, four helpers and the pod init; numbers of another PID namespace are 0.
-    let procs = guest.says("main", "cat /cg/guest/cgroup.procs");
-    assert_eq!(procs, "0\n0\n0\n0\n0\n0\n1\n");
-    assert_eq!(
-        guest.says("main", "grep -c . /cg/cgroup.procs; true").trim(),
-        guest.says("main", "grep -cx 0 /cg/cgroup.procs; true").trim()
-    );
+    // Each of the guest's processes, by itself, weighs as much as the whole pod.
+    assert_eq!(number("pod/cpu.weight"), Ok(100));
+    assert_eq!(guest.says("main", "cat /proc/sys/kernel/sched_autogroup_enabled"), "0\n");
+    // The guest's own are in the root, with the kernel's. Of what the container can name that is the pod init only: numbers of
+    // another PID namespace are 0.
+    assert_eq!(guest.says("main", "grep -vx 0 /cg/cgroup.procs"), "1\n");
+    assert_eq!(guest.says("main", "ls -d /cg/*/"), "/cg/pod/\n");
+    // Boot is over, and other processors are not interrupted any more.
+    assert_eq!(guest.says("main", "cat /sys/kernel/rcu_expedited"), "0\n");
     // A hog meets the pod's limit, not the end of the guest's memory.
     assert_eq!(guest.exec("main", &["hog"], json!({})).outcome().status, 137);
-    let kills =
-        |cgroup: &str| guest.says("main", &format!("sed -n 's/^oom_kill //p' /cg/{cgroup}/memory.events"));
-    assert_eq!((kills("pod").as_str(), kills("guest").as_str()), ("1\n", "0\n"));
+    let kills = |file: &str| guest.says("main", &format!("sed -n 's/^oom_kill //p' {file}"));
+    assert_eq!((kills("/cg/pod/memory.events").as_str(), kills("/proc/vmstat").as_str()), ("1\n", "1\n"));
     // Where nodes are devices they are used: what the default profile's container tries works.
     guest.says("main", "mkdir /nodes; mount -t tmpfs tmpfs /nodes");
     let disk = guest.says("main", "cat /sys/class/block/vda/dev");

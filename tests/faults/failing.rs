@@ -1,15 +1,22 @@
 //! A process of which one call fails: it stops before each, and the one that is meant does not happen.
 
+use std::ops::Range;
+
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+/// A call, its number, and what it fails with.
+pub type Call = (&'static str, i64, Errno);
+
+/// What a host that comes back needs.
+pub const ACCEPT: Call = ("accept4", libc::SYS_accept4, Errno::EMFILE);
+
 /// What the kernel says when it has no more, by call. Those that are not here do not fail for want of something, or are the
 /// log's and the waiting. To give a memfd its size takes nothing, so that only a limit of file sizes refuses it, which nobody here has.
-const CALLS: &[(&str, i64, Errno)] = &[
-    ("accept4", libc::SYS_accept4, Errno::EMFILE),
+const CALLS: &[Call] = &[
     ("dup", libc::SYS_dup, Errno::EMFILE),
     ("epoll_ctl", libc::SYS_epoll_ctl, Errno::ENOMEM),
     ("fchownat", libc::SYS_fchownat, Errno::EIO),
@@ -46,13 +53,34 @@ const CALLS: &[(&str, i64, Errno)] = &[
 ];
 
 /// The same of streamd's loop alone: what it takes, gives and hears may find no memory. (The others write to their log alone.)
-const STREAMS: &[(&str, i64, Errno)] = &[
+const STREAMS: &[Call] = &[
     ("fallocate", libc::SYS_fallocate, Errno::ENOMEM),
     ("recvmsg", libc::SYS_recvmsg, Errno::ENOMEM),
     ("sendfile", libc::SYS_sendfile, Errno::ENOBUFS),
     ("splice", libc::SYS_splice, Errno::ENOMEM),
     ("write", libc::SYS_write, Errno::ENOMEM),
 ];
+
+/// And of PID 1's, who hears helpers and the warden.
+const INITS: &[Call] = &[("recvmsg", libc::SYS_recvmsg, Errno::ENOMEM)];
+
+/// And of the warden's: without it a helper that dies stays dead.
+const WARDENS: &[Call] = &[
+    ("clone", libc::SYS_clone, Errno::EAGAIN),
+    ("fcntl", libc::SYS_fcntl, Errno::EMFILE),
+    ("recvmsg", libc::SYS_recvmsg, Errno::ENOMEM),
+];
+
+/// What of a process's calls may fail.
+pub fn calls_of(name: &str) -> Vec<Call> {
+    let own = match name {
+        "streamd" => STREAMS,
+        "init" => INITS,
+        "warden" => WARDENS,
+        _ => &[],
+    };
+    [CALLS, &[ACCEPT], own].concat()
+}
 
 /// The call that failed.
 pub struct Failed {
@@ -80,25 +108,19 @@ impl Failing {
         self.0.as_raw()
     }
 
-    /// Lets it go on until `over`, and fails the call of that number of those that can fail. None: it has made fewer.
-    pub fn fail(self, name: &str, nth: usize, over: impl Fn() -> bool) -> Option<Failed> {
-        let own = if name == "streamd" { STREAMS } else { &[] };
+    /// Lets it go on until `over`, and fails the calls of these numbers of these. None: it has made fewer. PID 1 may kill it meanwhile,
+    /// wherever it stands (ESRCH): whoever traces it has to hear of that before its parent can.
+    pub fn fail(self, calls: &[Call], which: Range<usize>, over: impl Fn() -> bool) -> Option<Failed> {
         let (mut signal, mut inside, mut seen) = (None, false, 0);
         let mut failed: Option<Failed> = None;
         // Whether the call that it is in is the one.
         let mut this = None;
         loop {
-            // ESRCH: it was killed while it stood, and whoever traces it has to hear of that before its parent can.
-            match ptrace::syscall(self.0, signal.take()) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(errno) => panic!("{errno}"),
-            }
+            unless_killed(ptrace::syscall(self.0, signal.take()));
             let status = loop {
                 match waitpid(self.0, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)).unwrap() {
-                    WaitStatus::StillAlive if over() => {
-                        self.leave();
-                        return failed;
-                    }
+                    // Not in the middle of the one, whose answer is still the other call's.
+                    WaitStatus::StillAlive if this.is_none() && over() => return failed,
                     WaitStatus::StillAlive => std::thread::yield_now(),
                     status => break status,
                 }
@@ -106,26 +128,25 @@ impl Failing {
             match status {
                 WaitStatus::PtraceSyscall(_) => {
                     inside = !inside;
-                    let mut registers = ptrace::getregs(self.0).unwrap();
+                    let Some(mut registers) = unless_killed(ptrace::getregs(self.0)) else { continue };
                     if !inside {
                         if let Some((errno, rdi)) = this.take() {
                             registers.rax = (-i64::from(errno as i32)).cast_unsigned();
                             registers.rdi = rdi;
-                            ptrace::setregs(self.0, registers).unwrap();
+                            unless_killed(ptrace::setregs(self.0, registers));
                         }
                         continue;
                     }
                     let number = registers.orig_rax.cast_signed();
-                    let Some(&(call, _, errno)) = CALLS.iter().chain(own).find(|(_, one, _)| *one == number)
-                    else {
+                    let Some(&(call, _, errno)) = calls.iter().find(|(_, one, _)| *one == number) else {
                         continue;
                     };
-                    if seen == nth {
+                    if which.contains(&seen) {
                         // In its place one that every filter allows and that does nothing: close(-1).
                         this = Some((errno, registers.rdi));
                         registers.orig_rax = libc::SYS_close.cast_unsigned();
                         registers.rdi = u64::MAX;
-                        ptrace::setregs(self.0, registers).unwrap();
+                        unless_killed(ptrace::setregs(self.0, registers));
                         failed = Some(Failed { call, errno, died: false });
                     }
                     seen += 1;
@@ -142,11 +163,25 @@ impl Failing {
             }
         }
     }
+}
 
-    /// Leaves it to itself.
-    fn leave(self) {
-        let _ = ptrace::interrupt(self.0);
-        let _ = waitpid(self.0, Some(WaitPidFlag::__WALL));
-        let _ = ptrace::detach(self.0, None);
+/// What came of a request to trace; none if the process is being killed.
+fn unless_killed<T>(result: nix::Result<T>) -> Option<T> {
+    match result {
+        Err(Errno::ESRCH) => None,
+        result => Some(result.unwrap()),
+    }
+}
+
+/// Leaves it to itself, also when the test fails: a guest with a process that stands, or of whose end nobody has heard, never ends.
+impl Drop for Failing {
+    fn drop(&mut self) {
+        // It can be left while it stands, and only then.
+        while ptrace::detach(self.0, None).is_err() {
+            let _ = ptrace::interrupt(self.0);
+            if waitpid(self.0, Some(WaitPidFlag::__WALL)).is_err() {
+                return;
+            }
+        }
     }
 }

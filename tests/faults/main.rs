@@ -19,10 +19,10 @@ mod witness;
 
 use std::io::Write;
 
-use failing::{Failed, Failing};
-use guest::processes::process;
-use guest::{Guest, Kind, PATIENCE, container_id, parse};
-use hyperinit::client::CallError;
+use failing::{ACCEPT, Failed, Failing, calls_of};
+use guest::processes::{process, replace};
+use guest::{Guest, Kind, PATIENCE, Running, container_id, parse};
+use hyperinit::client::{CallError, Client};
 use hyperinit::command::{Command, File, WriteFile};
 use serde_json::json;
 use witness::Witness;
@@ -109,9 +109,15 @@ fn streams(guest: &Guest, mark: &str) -> Vec<String> {
     everything(guest, mark)
 }
 
+/// A helper dies, and has a successor.
+fn successor(guest: &Guest, _mark: &str) -> Vec<String> {
+    replace(guest, &["netd"]);
+    answers(guest, "netd");
+    Vec::new()
+}
+
 /// Every call of a process fails in its turn.
-fn each_call_fails(name: &str, stride: usize) {
-    let work = if name == "streamd" { streams } else { everything };
+fn each_call_fails(name: &str, stride: usize, work: fn(&Guest, &str) -> Vec<String>) {
     let guest = Guest::boot(Kind::Local);
     let lists = json!({"internalNetworks": ["10.1.0.0/16"], "externalNetworks": ["10.2.0.0/16"]});
     let pod = json!({"hostname": "pod-1", "shareDir": "share_dir", "portmappingWhiteLists": lists});
@@ -127,7 +133,7 @@ fn each_call_fails(name: &str, stride: usize) {
         let pid = failing.pid();
         let (failed, refusals) = std::thread::scope(|scope| {
             let host = scope.spawn(|| work(&guest, &format!("{name}, call {nth}")));
-            let failed = failing.fail(name, nth, || host.is_finished());
+            let failed = failing.fail(&calls_of(name), nth..nth + 1, || host.is_finished());
             let refusals = host.join();
             (failed, refusals.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
@@ -139,8 +145,8 @@ fn each_call_fails(name: &str, stride: usize) {
             why.iter().any(|why| text.contains(why))
         };
         assert!(refusals.iter().all(known), "{what}: {refusals:?}\n{}", &guest.log()[from..]);
-        if name == "init" {
-            assert!(!died, "{what}: PID 1 died");
+        if matches!(name, "init" | "warden") {
+            assert!(!died, "{what}: it died, and is nobody's to start again");
         } else if died {
             process(&guest, name, Some(pid));
         }
@@ -166,25 +172,71 @@ fn each_call_fails(name: &str, stride: usize) {
 
 #[test]
 fn each_call_of_netd_fails() {
-    each_call_fails("netd", 1);
+    each_call_fails("netd", 1, everything);
 }
 
 #[test]
 fn each_call_of_mountd_fails() {
-    each_call_fails("mountd", 3);
+    each_call_fails("mountd", 3, everything);
 }
 
 #[test]
 fn each_call_of_execd_fails() {
-    each_call_fails("execd", 2);
+    each_call_fails("execd", 2, everything);
 }
 
 #[test]
 fn each_call_of_streamd_fails() {
-    each_call_fails("streamd", 1);
+    each_call_fails("streamd", 1, streams);
 }
 
 #[test]
 fn each_call_of_init_fails() {
-    each_call_fails("init", 1);
+    each_call_fails("init", 1, everything);
+}
+
+#[test]
+fn each_call_of_init_fails_while_a_helper_has_a_successor() {
+    each_call_fails("init", 1, successor);
+}
+
+#[test]
+fn each_call_of_the_warden_fails() {
+    each_call_fails("warden", 1, successor);
+}
+
+/// The host is there already when it is looked for, and nothing else happens in the guest that could have anybody look again.
+#[test]
+fn a_connection_that_could_not_be_accepted_is_later() {
+    for name in ["init", "streamd"] {
+        let mut guest = Guest::with_pod(Kind::Local);
+        let (stdio, stderr) = (5000, 5001);
+        let more = json!({"process": {"stdio": stdio, "stderr": stderr}});
+        let running = guest.container("main", &["sh", "-c", "read word; echo $word"], more);
+        let Running { container, process: id, .. } = running;
+        let from = guest.log().len();
+        guest.hang_up();
+        ["control", "stream"]
+            .iter()
+            .for_each(|port| guest.wait_for_log(from, &format!("the host has left the {port} port")));
+        let failing = Failing::seize(process(&guest, name, None));
+        let (control, stream) = Client::sockets(&guest.at()).unwrap();
+        let (failed, client) = std::thread::scope(|scope| {
+            let host = scope.spawn(|| {
+                let client = Client::over(control, stream).unwrap();
+                client.ready(PATIENCE).unwrap();
+                let streams = client.streams(stdio, stderr);
+                streams.stdin.write(b"word\n").unwrap();
+                assert_eq!(streams.stdout.read_to_end(PATIENCE).unwrap(), b"word\n");
+                client
+            });
+            // Once because it was interrupted, and once because it is told.
+            let failed = failing.fail(&[ACCEPT], 0..2, || host.is_finished());
+            (failed, host.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let failed = failed.expect("it has accepted nobody");
+        assert_eq!((failed.call, failed.died), ("accept4", false), "{name}");
+        guest.be(client);
+        assert_eq!(guest.client().finished(&container, &id, PATIENCE).unwrap(), 0);
+    }
 }

@@ -28,7 +28,7 @@ impl Followed {
     }
 
     fn born(warden: Pid, dies: impl FnOnce()) -> Followed {
-        ptrace::seize(warden, Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_TRACESYSGOOD).unwrap();
+        ptrace::seize(warden, Options::PTRACE_O_TRACEVFORK | Options::PTRACE_O_TRACESYSGOOD).unwrap();
         dies();
         match waitpid(warden, Some(WaitPidFlag::__WALL)).unwrap() {
             WaitStatus::PtraceEvent(..) => {}

@@ -10,9 +10,11 @@ mod raw;
 mod rootfs;
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Program, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use hyperinit::client::{CallError, Client, ProcessStreams};
@@ -21,6 +23,8 @@ use hyperinit::fault::Fault;
 use hyperinit::frame::Message;
 use hyperinit::ids::{ContainerId, ProcessId, Signal};
 use hyperinit::spec::{Container, Pod, Process};
+use nix::sys::signal::{Signal::SIGTERM, kill as kill_process};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 pub use raw::Raw;
@@ -30,6 +34,9 @@ pub use rootfs::make_rootfs;
 pub const PATIENCE: Duration = Duration::from_secs(180);
 /// How long a guest may take to come up: an emulated machine among many others takes its time.
 pub const BOOT: Duration = Duration::from_secs(180);
+/// How long a guest may be there, unless its test says otherwise. Not everything that a test waits for has a limit of its own, a frame
+/// that the guest does not take for one: it then breaks, and the test fails with the guest's log.
+const LIFE: Duration = Duration::from_secs(15 * 60);
 
 /// Where a guest runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +55,8 @@ pub struct Guest {
     pub directory: PathBuf,
     pub share: PathBuf,
     hyperctl: Child,
+    /// Dropped, it keeps the guest from being ended for its age.
+    life: Option<Sender<()>>,
 }
 
 impl Guest {
@@ -99,7 +108,8 @@ impl Guest {
             .stdin(Stdio::null());
         // From here on its end is Drop's, also when it does not come up.
         let hyperctl = program.spawn().unwrap();
-        let mut guest = Guest { kind, client: None, directory, share, hyperctl };
+        let life = Some(end_after(LIFE, pid_of(&hyperctl)));
+        let mut guest = Guest { kind, client: None, directory, share, hyperctl, life };
         let deadline = Instant::now() + BOOT;
         loop {
             match connect(&guest.at()) {
@@ -115,6 +125,11 @@ impl Guest {
             // Nothing tells when a socket is there.
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Its test goes on for as long as it was told to.
+    pub fn live_on(&mut self) {
+        self.life = None;
     }
 
     /// Where its sockets are.
@@ -228,14 +243,30 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        let pid = nix::unistd::Pid::from_raw(self.hyperctl.id() as i32);
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        self.life = None;
+        let _ = kill_process(pid_of(&self.hyperctl), SIGTERM);
         let _ = self.hyperctl.wait();
         if std::thread::panicking() {
-            let _ = std::io::Write::write_all(&mut std::io::stderr(), self.log().as_bytes());
+            let _ = std::io::stderr().write_all(self.log().as_bytes());
         }
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
+/// Ends a guest after so long, unless what is returned is dropped before.
+fn end_after(limit: Duration, hyperctl: Pid) -> Sender<()> {
+    let (life, over) = channel();
+    std::thread::spawn(move || {
+        if over.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+            let _ = writeln!(std::io::stderr(), "a guest is there for {limit:?}: it is ended");
+            let _ = kill_process(hyperctl, SIGTERM);
+        }
+    });
+    life
 }
 
 // ---- processes ----

@@ -122,11 +122,21 @@ fn sockets_that_are_none_are_a_lie_and_the_helper_is_started_again() {
 
 #[test]
 fn a_warden_that_lies_without_end_is_not_heard_any_more() {
+    lies_without_end(&[1]);
+}
+
+/// Each is a word of its own, that nobody has asked for.
+#[test]
+fn a_warden_that_refuses_without_end_is_not_heard_any_more() {
+    lies_without_end(&Reply::Failed { role: Role::Netd }.encode());
+}
+
+fn lies_without_end(packet: &[u8]) {
     let guest = Guest::with_pod(Kind::Local);
     let main = guest.sleeper("main");
     let mut witness = Witness::new(&guest);
     let place = Place::take(&guest, "warden");
-    while place.say(&[1], &[]).is_ok() {}
+    while place.say(packet, &[]).is_ok() {}
     guest.await_log("the warden lied too often");
     assert_eq!(guest.log().matches("the warden lied: ").count(), 8);
     answers(&guest, "execd");

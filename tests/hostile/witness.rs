@@ -50,12 +50,16 @@ impl<'a> Witness<'a> {
         self.checks(after, true);
     }
 
+    /// Whether PID 1 has more than [`Witness::settle`] saw.
+    pub fn has_grown(&self) -> bool {
+        memory(self.init).saturating_sub(self.memory) >= GROWTH_MAX
+    }
+
     /// Nothing has changed. A new streamd has not the stdin of what ran before.
     pub fn checks(&mut self, after: &str, streamd_lives: bool) {
         assert_eq!(process(self.guest, "init", None), self.init, "{after}: another PID 1");
         let now = memory(self.init);
-        let grown = now.saturating_sub(self.memory);
-        assert!(grown < GROWTH_MAX, "{after}: PID 1 has grown from {} to {now} kB", self.memory);
+        assert!(!self.has_grown(), "{after}: PID 1 has grown from {} to {now} kB", self.memory);
         let threads = fs::read_dir(format!("/proc/{}/task", self.init)).unwrap().count();
         assert_eq!(threads, 1, "{after}: threads of PID 1");
         assert_eq!(descriptors(self.init), self.descriptors, "{after}: descriptors of PID 1");

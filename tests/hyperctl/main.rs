@@ -173,7 +173,7 @@ fn what_is_missing_is_named_with_what_makes_it() {
         ("up --vm --dir d --share . --kernel hyperctl", "an initramfs: no .cache/initrd.img: `make initrd`"),
         ("run -- true", "a root filesystem: no .cache/rootfs: `make rootfs`"),
         ("run --rootfs nowhere -- true", "looking for nowhere: No such file or directory"),
-        ("up --local --dir d --share .", "hyperinit: not there: `cargo build`"),
+        ("up --local --dir d --share .", "hyperinit: not there: `make build floor`"),
         ("up --local --dir d --share hyperctl", "hyperctl: not a directory"),
         ("initrd --modules . -o f", "`depmod"),
         ("call --dir . PING", "connecting to ./ctl.sock: No such file or directory"),

@@ -103,6 +103,55 @@ fn signals_are_the_programs() {
 }
 
 #[test]
+fn output_that_cannot_be_written_is_told() {
+    let (mut command, directory) = run(&[], "echo said");
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = finish(spawn(command.stdout(full).stderr(Stdio::piped())));
+    let says = "hyperctl: writing what the program says: No space left on device\n";
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(141), says));
+    assert_eq!(left(&directory), Vec::<PathBuf>::new());
+}
+
+/// No thread of hyperctl's has them unblocked.
+#[test]
+fn two_signals_at_once_do_not_end_hyperctl() {
+    for round in 0..10 {
+        let traps = "trap '' HUP; trap 'exit 7' TERM; echo up; while :; do sleep 100 & wait; done";
+        let (mut command, directory) = run(&[], traps);
+        let mut child = spawn(command.stdout(Stdio::piped()));
+        let mut stdout = child.stdout.take().unwrap();
+        read_until(&mut stdout, "up\n");
+        signal(&child, Signal::SIGTERM);
+        signal(&child, Signal::SIGHUP);
+        assert_eq!(finish(child).status.code(), Some(7), "round {round}");
+        assert_eq!(left(&directory), Vec::<PathBuf>::new());
+    }
+}
+
+#[test]
+fn a_bench_that_is_ended_leaves_nothing() {
+    // While the floor is measured, and the guest.
+    for (place, rounds) in [("floor", "100000"), ("guest", "1")] {
+        let directory = scratch();
+        let rootfs = directory.path().join("rootfs");
+        make_rootfs(&rootfs);
+        let mut command = Command::new(HYPERCTL);
+        command.env("TMPDIR", directory.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child =
+            spawn(command.args(["bench", "--local", "--rounds", rounds, "--rootfs"]).arg(&rootfs));
+        let is_there = || left(&directory).iter().any(|path| path.join(place).join("ctl.sock").exists());
+        while !is_there() {
+            assert_eq!(child.try_wait().unwrap(), None, "{place}");
+            std::thread::yield_now();
+        }
+        signal(&child, Signal::SIGINT);
+        let output = finish(child);
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(130), ""), "{}", text(&output.stderr));
+        assert_eq!(left(&directory), Vec::<PathBuf>::new());
+    }
+}
+
+#[test]
 fn a_program_that_heeds_no_signal_is_ended_by_the_third() {
     let (mut command, directory) =
         run(&[], "trap 'echo no' INT; echo up; while :; do sleep 100 & wait; done");
@@ -201,10 +250,10 @@ fn a_vm_has_directories_and_disks() {
 }
 
 /// Starts a run on a pty; the caller's end of it, the terminal itself, and the child.
-fn run_on_tty(script: &str) -> (File, OwnedFd, Running, tempfile::TempDir) {
+fn run_on_tty(options: &[&str], script: &str) -> (File, OwnedFd, Running, tempfile::TempDir) {
     let pty = openpty(None, None).unwrap();
     tty::set_size(&pty.slave, 33, 99).unwrap();
-    let (mut command, directory) = run(&["-t", "-i"], script);
+    let (mut command, directory) = run(options, script);
     let end = || Stdio::from(pty.slave.try_clone().unwrap());
     let child = spawn(command.stdin(end()).stdout(end()).stderr(end()));
     (File::from(pty.master), pty.slave, child, directory)
@@ -215,7 +264,7 @@ fn a_terminal_is_passed_on_with_its_size_and_restored() {
     let script = "trap 'echo int; exit 9' INT; trap 'stty size' WINCH; \
          while [ \"$(stty size)\" != '33 99' ]; do sleep 0.01; done; echo ready; \
          while :; do sleep 100 & wait; done";
-    let (mut master, slave, child, _directory) = run_on_tty(script);
+    let (mut master, slave, child, _directory) = run_on_tty(&["-t", "-i"], script);
     let cooked = LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG;
     let before = tcgetattr(&slave).unwrap();
     assert!(before.local_flags.contains(cooked));
@@ -230,9 +279,22 @@ fn a_terminal_is_passed_on_with_its_size_and_restored() {
     assert!(tcgetattr(&slave).unwrap() == before, "restored");
 }
 
+/// The container's terminal makes line ends; the caller's must not make them once more. Its keys are not the container's.
+#[test]
+fn a_terminal_that_only_shows_gets_each_line_end_once() {
+    let (mut master, slave, child, _directory) = run_on_tty(&["-t"], "echo one; echo two; read word");
+    let before = tcgetattr(&slave).unwrap();
+    let text = read_until(&mut master, "two\r\n");
+    assert!(text.ends_with("one\r\ntwo\r\n"), "{text:?}");
+    assert!(tcgetattr(&slave).unwrap().local_flags == before.local_flags);
+    signal(&child, Signal::SIGINT);
+    assert_eq!(finish(child).status.code(), Some(130));
+    assert!(tcgetattr(&slave).unwrap() == before, "restored");
+}
+
 #[test]
 fn a_terminal_is_restored_when_hyperctl_is_told_to_end() {
-    let (mut master, slave, child, _directory) = run_on_tty("echo ready; sleep 100");
+    let (mut master, slave, child, _directory) = run_on_tty(&["-t", "-i"], "echo ready; sleep 100");
     let before = tcgetattr(&slave).unwrap();
     read_until(&mut master, "ready\r\n");
     signal(&child, Signal::SIGTERM);
@@ -246,7 +308,7 @@ fn a_guest_that_does_not_come_up_says_why() {
     assert_eq!(output.status.code(), Some(125));
     let says = text(&output.stderr);
     assert!(says.starts_with("hyperctl: running the guest: it ended (exit status: 2); "), "{says}");
-    assert!(says.contains("console.log ends with\n  hyperinit: no such log level"), "{says}");
+    assert!(says.contains("its log ends with\n  hyperinit: no such log level"), "{says}");
 }
 
 #[test]

@@ -8,8 +8,10 @@ use std::process::{Command, Stdio};
 
 use hyperinit::client::{CallError, Client};
 use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getpgid};
 
-use super::guest::{BOOT, PATIENCE};
+use super::guest::processes::children;
+use super::guest::{BOOT, PATIENCE, make_rootfs};
 use super::{HYPERCTL, Running, finish, output, read_until, scratch, signal, spawn, text};
 
 /// A guest that is up in `directory`/guest.
@@ -149,4 +151,47 @@ fn one_command_by_hand() {
     assert!(says.starts_with("hyperctl: calling KILLCONTAINER: ") && says.lines().count() == 1, "{says}");
     assert_eq!(call(&["DESTROYPOD"]).status.code(), Some(0));
     assert_eq!(finish(child).status.code(), Some(0));
+}
+
+/// As the README has it: nothing waits for the guest in between. Then several at once, none of which gets one channel and waits for the other.
+#[test]
+fn a_pod_by_hand_and_who_comes_at_once() {
+    let directory = scratch();
+    make_rootfs(&directory.path().join("image/rootfs"));
+    let at = directory.path().join("guest");
+    let hyperctl = |words: &[&str]| {
+        let mut command = Command::new(HYPERCTL);
+        command.arg(words[0]).arg("--dir").arg(&at).args(&words[1..]).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let mut up = Command::new(HYPERCTL);
+    up.args(["up", "--local", "--share"]).arg(directory.path()).arg("--dir").arg(&at).stdin(Stdio::null());
+    let up = spawn(&mut up);
+    let container = r#"{"id": "c", "image": "image", "rootfs": "rootfs", "process": {"args": ["sleep", "1000"], "stdio": 1, "stderr": 2}}"#;
+    for words in [["call", "STARTPOD", r#"{"shareDir": "share_dir"}"#], ["call", "NEWCONTAINER", container]] {
+        let output = output(hyperctl(&words));
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""), "{words:?}");
+    }
+    for round in 0..10 {
+        let words: [&[&str]; 4] = [
+            &["exec", "c", "--", "echo", "said"],
+            &["call", "PING"],
+            &["exec", "c", "--", "echo", "said"],
+            &["exec", "c", "--", "echo", "said"],
+        ];
+        for running in words.map(|words| spawn(&mut hyperctl(words))) {
+            let output = finish(running);
+            assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""), "round {round}");
+        }
+    }
+    // What a terminal's keys send to hyperctl is not sent to its guest.
+    let own = Pid::from_raw(up.id().cast_signed());
+    let guests = children(own.as_raw());
+    assert!(!guests.is_empty());
+    for guest in guests {
+        assert_ne!(getpgid(Some(Pid::from_raw(guest))), getpgid(Some(own)));
+    }
+    assert_eq!(output(hyperctl(&["call", "DESTROYPOD"])).status.code(), Some(0));
+    assert_eq!(finish(up).status.code(), Some(0));
 }

@@ -107,6 +107,9 @@ impl Drop for Gone<'_> {
     }
 }
 
+/// How many kills there are in every `make test`.
+pub const FEW: u64 = 100;
+
 impl Driver {
     pub fn new(random: Random) -> Driver {
         let guest = Guest::boot(Kind::Local);
@@ -116,6 +119,9 @@ impl Driver {
 
     /// So many kills.
     pub fn run(mut self, kills: u64) -> Counts {
+        if kills > FEW {
+            self.guest.live_on();
+        }
         let (counts, over, start) = (Counts::default(), AtomicBool::new(false), Instant::now());
         let is_over = || over.load(Ordering::SeqCst);
         let guest = &self.guest;

@@ -18,11 +18,8 @@ mod work;
 
 use std::io::Write;
 
-use driver::Driver;
+use driver::{Driver, FEW};
 use random::Random;
-
-/// How many kills there are in every `make test`.
-const FEW: u64 = 100;
 
 /// A number from the environment.
 fn variable(name: &str) -> Option<u64> {

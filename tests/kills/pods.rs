@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use hyperinit::command::Command;
 use serde_json::json;
 
+use super::driver::FEW;
 use super::guest::processes::{kill_hard, process};
 use super::guest::{Guest, Kind, PATIENCE, parse};
 use super::killer::{SIGNALS, helper, kill_and_wait};
@@ -38,7 +39,10 @@ fn works(guest: &Guest, mut deaths: u64) {
 
 /// STARTPOD is an ACK, or an ERROR after which it can be asked again as if nothing had been.
 pub fn starts_or_does_not(mut random: Random, rounds: u64) {
-    let guest = Guest::boot(Kind::Local);
+    let mut guest = Guest::boot(Kind::Local);
+    if rounds > FEW {
+        guest.live_on();
+    }
     let lists = json!({"internalNetworks": ["10.1.0.0/16"], "externalNetworks": ["10.2.0.0/16"]});
     let pod = json!({"hostname": "pod-1", "shareDir": "share_dir", "dns": ["192.0.2.1"], "portmappingWhiteLists": lists});
     let start = || guest.client().send(Command::StartPod(Box::new(parse(pod.clone()))));

@@ -1,6 +1,7 @@
 //! Port mapping: real packets, from networks that may and networks that may not.
 
 use std::io::{Read, Write};
+use std::net::IpAddr;
 
 use hyperinit::wire::Role;
 use serde_json::{Value, json};
@@ -101,21 +102,27 @@ fn udp_and_sctp_are_mapped_too() {
         let count = server.recv(&mut text).unwrap();
         assert_eq!(&text[..count], b"10.2.0.1:7", "the first one came from nowhere");
         // The same of SCTP: those that are kept out go first, and would come first.
-        let server = sctp::raw();
-        world.inside(|| {
-            for (from, to) in [
-                // From nowhere, by each of its numbers; a port that is TCP's; the external network; the internal one.
-                (7, ("10.3.0.2", 9)),
-                (7, ("10.3.0.2", 90)),
-                (7, ("10.2.0.2", 91)),
-                (8, ("10.2.0.2", 9)),
-                (8, ("10.1.0.2", 4)),
-            ] {
-                sctp::send_init(from, to);
-            }
-        });
-        assert_eq!(sctp::receive(&server), ([10, 2, 0, 1], 8, 90, 1), "it leads to the container's port");
-        assert_eq!(sctp::receive(&server), ([10, 1, 0, 1], 8, 4, 1));
+        for [nowhere, external, internal] in
+            [["10.3.0.", "10.2.0.", "10.1.0."], ["fec0:3::", "fec0:2::", "fec0:1::"]]
+        {
+            let at = |network: &str, host: u8| format!("{network}{host}").parse::<IpAddr>().unwrap();
+            let server = sctp::raw(at(internal, 2));
+            world.inside(move || {
+                for (from, to) in [
+                    // From nowhere, by each of its numbers; a port that is TCP's; the external network; the internal one.
+                    (7, (at(nowhere, 2), 9)),
+                    (7, (at(nowhere, 2), 90)),
+                    (7, (at(external, 2), 91)),
+                    (8, (at(external, 2), 9)),
+                    (8, (at(internal, 2), 4)),
+                ] {
+                    sctp::send_init(from, to);
+                }
+            });
+            let led = sctp::receive(&server);
+            assert_eq!(led, (at(external, 1), 8, 90, 1), "it leads to the container's port");
+            assert_eq!(sctp::receive(&server), (at(internal, 1), 8, 4, 1));
+        }
         let table = nft("list table inet hyperstart");
         assert!(table.contains("sctp . 9 : 90") && table.contains("udp . 5353 : 53"), "{table}");
     });

@@ -1,7 +1,7 @@
 //! SCTP by hand: the first packet of an association, from and to raw sockets, for a kernel may have no SCTP of its own. What
 //! netfilter does with it is the same.
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, UdpSocket};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
@@ -14,32 +14,34 @@ const HEADER: usize = 12;
 /// The checksum in it.
 const CHECKSUM: std::ops::Range<usize> = 8..12;
 
-/// A socket for everything of SCTP that comes here, with what the library knows to do with one of datagrams.
-pub fn raw() -> UdpSocket {
-    let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Sctp).unwrap();
+/// A socket for everything of SCTP that comes here to an address of the same family, with what the library knows to do with one of datagrams.
+pub fn raw(like: IpAddr) -> UdpSocket {
+    let family = if like.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let raw = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Sctp).unwrap();
     let raw = UdpSocket::from(raw);
     raw.set_read_timeout(Some(DEADLINE)).unwrap();
     raw
 }
 
 /// Sends an INIT from a port to one of an address. It is from the address that is of the same network.
-pub fn send_init(from: u16, to: (&str, u16)) {
+pub fn send_init(from: u16, to: (IpAddr, u16)) {
     let packet = init(from, to.1);
     // The packet itself has the port.
-    assert_eq!(raw().send_to(&packet, (to.0, 0)).unwrap(), packet.len());
+    assert_eq!(raw(to.0).send_to(&packet, (to.0, 0)).unwrap(), packet.len());
 }
 
 /// The next packet with a whole checksum: its source address, the ports that it is from and to, and its first chunk's kind.
-pub fn receive(socket: &UdpSocket) -> ([u8; 4], u16, u16, u8) {
+pub fn receive(socket: &UdpSocket) -> (IpAddr, u16, u16, u8) {
     let mut packet = [0; 1500];
-    let count = socket.recv(&mut packet).unwrap();
-    // A raw socket of IPv4 has the IP header too; its length is in words.
-    let (ip, sctp) = packet[..count].split_at(usize::from(packet[0] & 0xf) * 4);
+    let (count, from) = socket.recv_from(&mut packet).unwrap();
+    // A raw socket of IPv4 has the IP header too, its length is in words; one of IPv6 has not.
+    let header = if from.is_ipv4() { usize::from(packet[0] & 0xf) * 4 } else { 0 };
+    let sctp = &packet[header..count];
     let mut blank = sctp.to_vec();
     blank[CHECKSUM].fill(0);
     assert_eq!(sctp[CHECKSUM], crc32c(&blank).to_le_bytes(), "its checksum is of the ports that it has");
     let port = |at: usize| u16::from_be_bytes([sctp[at], sctp[at + 1]]);
-    (ip[12..16].try_into().unwrap(), port(0), port(2), sctp[HEADER])
+    (from.ip(), port(0), port(2), sctp[HEADER])
 }
 
 /// One packet (RFC 9260, sections 3.1 and 3.3.2).

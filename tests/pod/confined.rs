@@ -181,6 +181,8 @@ fn each_port_to_the_host_is_in_one_process() {
     let guest = Guest::with_pod(Kind::Local);
     let main = guest.sleeper("main");
     let exec = guest.exec("main", &["sleep", "100000"], json!({}));
+    // streamd has accepted the host's connection once something came over it.
+    assert_eq!(guest.says("main", "echo up"), "up\n");
     let init = process(&guest, "init", None);
     let mut everybody: Vec<_> = NAMES.iter().map(|&name| (name, process(&guest, name, None))).collect();
     let named: Vec<_> = everybody.iter().map(|(_, pid)| *pid).collect();

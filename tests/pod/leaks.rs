@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use hyperinit::command::{Command, File, WriteFile};
 use serde_json::json;
 
-use crate::guest::processes::{NAMES, children, process, status};
-use crate::guest::{Guest, Kind, kill, refusal};
+use crate::guest::processes::{NAMES, children, process, status, wait_for_rest};
+use crate::guest::{Guest, Kind, PATIENCE, container_id, kill, refusal};
 
 /// How much memory may grow, in kB, for what is no leak: buffers of an allocator that come and go.
 const MEMORY: i64 = 1024;
@@ -112,4 +113,56 @@ fn settled(guest: &Guest) -> BTreeMap<String, i64> {
             return again;
         }
     }
+}
+
+/// How much memory PID 1 has that is of no file, in kB.
+fn own_memory(guest: &Guest) -> i64 {
+    wait_for_rest(guest, "init");
+    let pid = process(guest, "init", None);
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:")).unwrap();
+    line.trim_end_matches("kB").trim().parse().unwrap()
+}
+
+/// What PID 1 keeps of what it has once needed, in kB: its buffers for the port and for helpers, and the end of its heap.
+const KEPT: i64 = 224;
+
+/// Files are what is large of what a host asks. While they pass through PID 1 it starts processes, whose small blocks must not come to
+/// lie behind large ones and keep those from the kernel.
+#[test]
+fn files_leave_nothing_in_pid_1() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    processes(&guest, 4);
+    let before = own_memory(&guest);
+    for round in 0..12 {
+        let files: Vec<_> = (0..8)
+            .map(|number| {
+                let file = File { container: container_id("main"), file: format!("/tmp/file-{number}") };
+                (file, vec![number; (7919 * round + 104_729 * usize::from(number)) % 200_000])
+            })
+            .collect();
+        let mut running = Vec::new();
+        let writes: Vec<_> = files
+            .iter()
+            .map(|(file, data)| {
+                running.push(guest.exec("main", &["sleep", "1000"], json!({})));
+                let write = WriteFile { file: file.clone(), data: data.clone() };
+                guest.client().send(Command::WriteFile(write))
+            })
+            .collect();
+        writes.into_iter().for_each(|write| assert_eq!(write.wait(PATIENCE).unwrap(), b""));
+        let reads: Vec<_> =
+            files.iter().map(|(file, _)| guest.client().send(Command::ReadFile(file.clone()))).collect();
+        for (read, (_, data)) in reads.into_iter().zip(&files) {
+            assert!(read.wait(PATIENCE).unwrap() == *data);
+        }
+        for process in running {
+            process.signal(9);
+            assert_eq!(process.end().status, 137);
+        }
+    }
+    let after = own_memory(&guest);
+    assert!(after - before <= KEPT, "{before} kB before, {after} kB after");
+    guest.finish(main);
 }

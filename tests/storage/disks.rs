@@ -83,6 +83,7 @@ fn a_root(guest: &Guest, disk: Value) {
     guest.remove("disk");
     for (more, why) in [
         (json!({"fstype": "xfs"}), format!("mounting xfs from {device}").trim_end().to_owned()),
+        (json!({"fstype": "bogus"}), "the kernel has no such filesystem".to_owned()),
         (json!({"addr": "0:1"}), "waiting for the disk SCSI 0:1: No such file or directory".to_owned()),
         (json!({"addr": "0:0:0"}), "is not of the form TARGET:LUN".to_owned()),
     ] {

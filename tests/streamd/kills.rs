@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::guest::{DEADLINE, Host, Random, Streamd, World, pattern, pattern_at, readable};
+use super::guest::{DEADLINE, Host, Piped, Random, Streamd, World, pattern, pattern_at, readable};
 
 /// What the host has got, checked as it comes.
 #[derive(Default)]
@@ -241,15 +241,20 @@ fn stdin_of_who_comes_after_works() {
 }
 
 /// A streamd that does not know where the host is in its frames takes a pause for the end of one. A host on a busy machine pauses
-/// in the middle of one too: what then looks like a violation is its own mistake, and it waits for the next pause.
+/// in the middle of one too: what then looks like a violation, or a long frame for nobody, is its own mistake, and it waits for the next pause.
 #[test]
 fn a_host_that_was_held_up_in_the_middle_of_a_frame_is_heard_after_the_next_pause() {
     let (mut world, mut host) = World::device();
     let _old = world.piped(1, None);
     world.start().leave_well();
-    let frame = hyperinit::frame::stream(1, &[0xff; 1000]).unwrap();
+    let nonsense = hyperinit::frame::stream(1, &[0xff; 1000]).unwrap();
+    let header = hyperinit::frame::stream_header(999, 200_000).unwrap();
+    let misleading = [&nonsense[..500], &header, &nonsense[500 + header.len()..]].concat();
     // With one streamd; with a successor after the pause; and after the bytes that make no sense.
-    for stream in [3, 5, 7] {
+    const CUT: u64 = 2;
+    let rounds =
+        [(300, &nonsense), (500, &nonsense), (700, &nonsense), (900, &misleading), (1100, &misleading)];
+    for (stream, frame) in rounds {
         world.died_while_it_read();
         let mut streamd = world.start();
         host.socket.write_all(&frame[..500]).unwrap();
@@ -257,26 +262,61 @@ fn a_host_that_was_held_up_in_the_middle_of_a_frame_is_heard_after_the_next_paus
         streamd.drained();
         // Longer than it waits, from when it has read that: on a busy machine well after it was sent.
         assert!(streamd.says_nothing_for(Duration::from_millis(3000)));
-        if stream == 5 {
+        if stream == 500 {
             streamd.kill();
             streamd = world.start();
         }
         host.socket.write_all(&frame[500..]).unwrap();
         streamd.ask(r#""Flush""#);
         streamd.drained();
-        if stream == 7 {
+        let cut = (frame == &misleading).then(|| world.piped(CUT, None));
+        if cut.is_some() {
+            // Swallowed.
+            host.stdin(CUT, b"hel", 16);
+        }
+        if [700, 1100].contains(&stream) {
             streamd.kill();
             streamd = world.start();
         }
         assert!(streamd.says_nothing_for(Duration::from_millis(3000)));
-        let mut new = world.piped(stream, None);
-        host.stdin(stream, b"hello", 16);
-        host.close_stdin(stream);
-        let mut got = String::new();
-        new.stdin.as_mut().unwrap().read_to_string(&mut got).unwrap();
-        assert_eq!(got, "hello", "{:?}", streamd.leave());
+        // At once, or, while it may be that somebody has not been sent again, after some pauses more.
+        let hears = |mut process: Piped| {
+            let (mut got, mut stdin) = (String::new(), process.stdin.take().unwrap());
+            let readable = readable(stdin.as_fd(), Duration::from_millis(2500));
+            readable.then(|| stdin.read_to_string(&mut got).map(|_| got).unwrap())
+        };
+        let heard = (0..20).any(|attempt| {
+            let new = world.piped(stream + attempt, None);
+            host.stdin(stream + attempt, b"hello", 16);
+            host.close_stdin(stream + attempt);
+            hears(new).as_deref() == Some("hello")
+        });
+        assert!(heard, "{:?}", streamd.leave());
+        if let Some(cut) = cut {
+            host.stdin(CUT, b"lo", 16);
+            host.close_stdin(CUT);
+            assert_eq!(hears(cut).as_deref(), Some(""), "an end is better than a gap");
+        }
         streamd.kill();
     }
+}
+
+/// One whose start PID 1 never heard of, beside its successor.
+#[test]
+fn a_second_streamd_leaves_and_touches_nothing() {
+    let (mut world, mut host) = World::device();
+    let mut streamd = world.start();
+    let mut process = world.piped(1, None);
+    streamd.ask(r#""Flush""#);
+    streamd.drained();
+    let (status, log) = world.start_with(&[]).leave();
+    assert_eq!(
+        (status.code(), log.as_str()),
+        (Some(1), "streamd: leaving: streamd: taking the output buffer: another streamd has it\n")
+    );
+    process.stdout.as_mut().unwrap().write_all(b"x").unwrap();
+    assert_eq!(host.frame(), (1, b"x".to_vec()));
+    streamd.leave_well();
 }
 
 #[test]

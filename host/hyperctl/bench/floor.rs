@@ -13,7 +13,7 @@ use super::super::cli::Bench;
 use super::super::guest::SHARE_TAG;
 use super::super::initrd;
 use super::super::places;
-use super::{BOOT_TIMEOUT, BYTES, PROGRAM, median, rate, start};
+use super::{BOOT_TIMEOUT, BYTES, Current, PROGRAM, median, rate};
 
 /// Where the floor mounts the share.
 const SHARE: &str = "/share";
@@ -66,7 +66,12 @@ fn nanoseconds(words: &[String]) -> Result<Duration, Fault> {
 }
 
 /// Boots it and measures everything.
-pub fn measure(options: &Bench, rootfs: &Path, directory: &Path) -> Result<Floor, Fault> {
+pub(super) fn measure(
+    options: &Bench,
+    rootfs: &Path,
+    directory: &Path,
+    current: &Current,
+) -> Result<Floor, Fault> {
     let mut options = options.clone();
     if !options.local {
         std::fs::create_dir_all(directory).fault("making", directory.display())?;
@@ -74,7 +79,7 @@ pub fn measure(options: &Bench, rootfs: &Path, directory: &Path) -> Result<Floor
         initrd::replace_init(&places::INITRD.find(options.options.initrd.as_deref())?, "floor", &image)?;
         options.options.initrd = Some(image);
     }
-    let guest = start(&options, rootfs, directory, true)?;
+    current.start(&options, rootfs, directory, true)?;
     let (control, mut stream) = connect(directory)?;
     let mut lines = Lines { control: BufReader::new(control) };
     lines.ask("ping")?;
@@ -98,7 +103,7 @@ pub fn measure(options: &Bench, rootfs: &Path, directory: &Path) -> Result<Floor
     lines.say(&line)?;
     stream.write_all(&vec![0; BYTES]).fault("writing", "the stream port")?;
     let read = rate(BYTES, nanoseconds(&lines.answer(&line)?)?);
-    drop(guest);
+    current.end();
     Ok(Floor { exec, first_exec, ping, write: write_large, write_small, read })
 }
 

@@ -15,7 +15,7 @@ use super::super::cli::Bench;
 use super::super::guest::{CONSOLE, SHARE_TAG};
 use super::floor::Floor;
 use super::report::Report;
-use super::{BOOT_TIMEOUT, BYTES, PROGRAM, floor_of, median, rate, start};
+use super::{BOOT_TIMEOUT, BYTES, Current, PROGRAM, floor_of, median, rate};
 
 /// How long one thing may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
@@ -33,16 +33,17 @@ pub(super) struct Session {
 }
 
 /// Boots a guest and adds its rows.
-pub fn measure(
+pub(super) fn measure(
     options: &Bench,
     rootfs: &Path,
     directory: &Path,
+    current: &Current,
     floor: &Floor,
     report: &mut Report,
 ) -> Result<(), Fault> {
     let mut options = options.clone();
     options.options.append.push_str(" hyper_log=info");
-    let guest = start(&options, rootfs, directory, false)?;
+    current.start(&options, rootfs, directory, false)?;
     let client = Client::connect_within(directory, BOOT_TIMEOUT, || Ok(()))?;
     client.ready(BOOT_TIMEOUT).map_err(failed("booting"))?;
     let containers = options.rounds.div_ceil(10);
@@ -59,7 +60,7 @@ pub fn measure(
         processes(directory, report)?;
     }
     session.crowd(report)?;
-    drop(guest);
+    current.end();
     Ok(())
 }
 

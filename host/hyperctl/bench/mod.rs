@@ -11,14 +11,17 @@ mod report;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyperinit::fault::{Fault, OrFault};
+use nix::sys::signal::Signal;
 
 use super::cli::Bench;
+use super::events::{self, Event};
 use super::guest::{Guest, Plan};
 use super::up::plan;
-use super::{local, places};
+use super::{attached, local, places};
 use floor::Floor;
 use report::Report;
 
@@ -29,27 +32,84 @@ const PROGRAM: [&str; 2] = ["/bin/busybox", "true"];
 /// Bytes that are moved for a row of throughput.
 const BYTES: usize = 64 << 20;
 
-/// Runs it all and prints the report.
+/// Runs it all and prints the report. A signal ends it, and leaves nothing.
 pub fn bench(options: &Bench) -> Result<ExitCode, Fault> {
+    use Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+    let (events, queue) = events::queue(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    if options.local {
+        // Before the directory that only root's guest would use is made.
+        local::need_root()?;
+    }
     let rootfs = places::ROOTFS.find(options.rootfs.as_deref())?;
     let scratch = tempfile::Builder::new().prefix("hyperctl-").tempdir();
     let scratch = scratch.map_err(|error| Fault::io("making", "a temporary directory", &error))?;
-    let floor = floor::measure(options, &rootfs, &scratch.path().join("floor"))?;
-    let mut report = Report::new(if options.local { "local" } else { "vm" }, &floor);
-    guest::measure(options, &rootfs, &scratch.path().join("guest"), &floor, &mut report)?;
-    binaries(&mut report)?;
-    let text = report.to_json()?;
-    writeln!(std::io::stdout(), "{text}").fault("printing", "the report")?;
-    Ok(ExitCode::SUCCESS)
+    let current = Arc::new(Current::default());
+    let (measured, options, directory) = (Arc::clone(&current), options.clone(), scratch.path().to_owned());
+    std::thread::spawn(move || {
+        let report = report(&options, &rootfs, &directory, &measured);
+        let printed = report.and_then(|text| {
+            writeln!(std::io::stdout(), "{text}").fault("printing", "the report").map(|()| 0)
+        });
+        // Nobody waits any more: hyperctl is ending.
+        let _ = events.send(Event::Done(printed.map_err(Into::into)));
+    });
+    let status = loop {
+        match queue.recv() {
+            Ok(Event::Done(result)) => break result.map_err(|failure| failure.fault),
+            Ok(Event::Signal(signal)) => break Ok(attached::status_of(signal)),
+            Ok(_) => {}
+            Err(_) => break Err(Fault::new("measuring", "the guest", "nobody is left")),
+        }
+    };
+    current.close();
+    status.map(ExitCode::from)
 }
 
-/// A guest, or the floor in its place.
-fn start(options: &Bench, rootfs: &Path, directory: &Path, floor: bool) -> Result<Guest, Fault> {
-    let mut plan: Plan = plan(options.local, directory, rootfs, &options.options)?;
-    if floor && options.local {
-        plan.program = local::beside("floor")?;
+/// The floor and the guest, one after the other, as JSON.
+fn report(options: &Bench, rootfs: &Path, directory: &Path, current: &Current) -> Result<String, Fault> {
+    let floor = floor::measure(options, rootfs, &directory.join("floor"), current)?;
+    let mut report = Report::new(if options.local { "local" } else { "vm" }, &floor);
+    guest::measure(options, rootfs, &directory.join("guest"), current, &floor, &mut report)?;
+    binaries(&mut report)?;
+    report.to_json()
+}
+
+/// The guest that is measured, where who ends it finds it.
+#[derive(Default)]
+struct Current(Mutex<State>);
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Nobody,
+    Guest(#[allow(dead_code, reason = "it is there to be dropped")] Guest),
+    Closed,
+}
+
+impl Current {
+    /// A guest, or the floor in its place.
+    fn start(&self, options: &Bench, rootfs: &Path, directory: &Path, floor: bool) -> Result<(), Fault> {
+        let mut plan: Plan = plan(options.local, directory, rootfs, &options.options)?;
+        if floor && options.local {
+            plan.program = local::beside("floor")?;
+        }
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*state, State::Closed) {
+            return Err(Fault::new("starting", "the guest", "hyperctl is ending"));
+        }
+        *state = State::Guest(Guest::start(plan, |_| {})?);
+        Ok(())
     }
-    Guest::start(plan, |_| {})
+
+    /// Ends it.
+    fn end(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = State::Nobody;
+    }
+
+    /// Ends it, and none comes after it.
+    fn close(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = State::Closed;
+    }
 }
 
 /// How large the guest's program is, and compressed as in an initramfs.

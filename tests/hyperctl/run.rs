@@ -6,13 +6,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use hyperinit::sys::tty;
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
-use super::guest::make_rootfs;
+use super::guest::{BOOT, make_rootfs};
 use super::{HYPERCTL, Running, elsewhere, finish, output, read_until, scratch, signal, spawn, text};
 
 /// `hyperctl run --local` in a root filesystem of its own, with more options.
@@ -140,8 +141,10 @@ fn a_bench_that_is_ended_leaves_nothing() {
         let mut child =
             spawn(command.args(["bench", "--local", "--rounds", rounds, "--rootfs"]).arg(&rootfs));
         let is_there = || left(&directory).iter().any(|path| path.join(place).join("ctl.sock").exists());
+        let deadline = Instant::now() + BOOT;
         while !is_there() {
             assert_eq!(child.try_wait().unwrap(), None, "{place}");
+            assert!(Instant::now() < deadline, "{place} does not come up");
             std::thread::yield_now();
         }
         signal(&child, Signal::SIGINT);

@@ -15,6 +15,8 @@ use super::super::initrd;
 use super::super::places;
 use super::{BOOT_TIMEOUT, BYTES, Current, PROGRAM, median, rate};
 
+/// Between two looks for a port that is not there.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Where the floor mounts the share.
 const SHARE: &str = "/share";
 
@@ -132,14 +134,50 @@ fn read_all(stream: &mut UnixStream) -> Result<(), Fault> {
 /// Both ports, as soon as they are there.
 fn connect(directory: &Path) -> Result<(UnixStream, UnixStream), Fault> {
     let deadline = Instant::now() + BOOT_TIMEOUT;
-    let (control, stream) = (directory.join(CONTROL_SOCKET), directory.join(STREAM_SOCKET));
+    // What is connected is kept: the floor has one host, and would wait for the other port of one that went away.
+    let control = connect_to(&directory.join(CONTROL_SOCKET), deadline)?;
+    Ok((control, connect_to(&directory.join(STREAM_SOCKET), deadline)?))
+}
+
+fn connect_to(path: &Path, deadline: Instant) -> Result<UnixStream, Fault> {
     loop {
-        match (UnixStream::connect(&control), UnixStream::connect(&stream)) {
-            (Ok(control), Ok(stream)) => return Ok((control, stream)),
-            (Err(error), _) | (_, Err(error)) if Instant::now() > deadline => {
-                return Err(Fault::io("connecting to", control.display(), &error));
+        match UnixStream::connect(path) {
+            Ok(port) => return Ok(port),
+            Err(error) if Instant::now() > deadline => {
+                return Err(Fault::io("connecting to", path.display(), &error));
             }
-            _ => std::thread::sleep(Duration::from_millis(5)),
+            Err(_) => std::thread::sleep(LOOK_AGAIN),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_late_costs_no_other_its_host() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_owned();
+        let (late, told) = sync_channel(0);
+        let host = std::thread::spawn(move || {
+            let ports = connect(&path);
+            told.recv().unwrap();
+            ports
+        });
+        let control = UnixListener::bind(directory.path().join(CONTROL_SOCKET)).unwrap();
+        let (mut first, _) = control.accept().unwrap();
+        first.set_read_timeout(Some(LOOK_AGAIN * 10)).unwrap();
+        let why = first.read(&mut [0]).unwrap_err().kind();
+        assert_eq!(why, std::io::ErrorKind::WouldBlock, "it is still connected");
+        let stream = UnixListener::bind(directory.path().join(STREAM_SOCKET)).unwrap();
+        stream.accept().unwrap();
+        late.send(()).unwrap();
+        let (mut says, _) = host.join().unwrap().unwrap();
+        says.write_all(b"p").unwrap();
+        assert_eq!(first.read(&mut [0]).unwrap(), 1);
     }
 }

@@ -29,15 +29,23 @@ scenarios::for_all!(list);
 fn every_scenario() {
     let guest = Guest::with_pod(Kind::Vm);
     let mut failed = Vec::new();
-    for (name, scenario) in ALL {
+    for (name, scenario) in
+        ALL.iter().copied().chain([("what_a_host_gives", what_a_host_gives as fn(&Guest))])
+    {
         let _ = writeln!(std::io::stdout(), "vm: {name}");
         if catch_unwind(AssertUnwindSafe(|| scenario(&guest))).is_err() {
-            failed.push(*name);
+            failed.push(name);
         }
     }
     assert!(failed.is_empty(), "failed: {failed:?}\n{}", guest.log());
     guest.call(Command::DestroyPod);
     assert!(guest.wait_for_end().success());
+}
+
+/// More open files than the kernel's own maximum: in namespaces that is the machine's.
+fn what_a_host_gives(guest: &Guest) {
+    let limit = json!({"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1_073_741_816, "hard": 1_073_741_816}]});
+    assert_eq!(guest.container_says("files", "ulimit -n", limit), "1073741816\n");
 }
 
 /// What the kernel counts for the whole guest: open files, threads, mounts that a container sees, free memory in kB.

@@ -91,10 +91,11 @@ pub fn identify(
         (None, Some(uid)) => (uid, 0),
         (None, None) => return Err(Fault::new("looking up the user", &process.user, "no such user")),
     };
-    let named = by_number.is_none();
-    let names = [&process.group].into_iter().chain(&process.additional_groups);
+    // Who is asked for has the groups that the container gives it, as in Docker; who is nobody in particular has none.
+    let member = user.as_ref().filter(|_| !process.user.is_empty());
+    let mut names = [&process.group].into_iter().chain(&process.additional_groups);
     let needed =
-        process.terminal || named || names.into_iter().any(|word| !word.is_empty() && number(word).is_none());
+        process.terminal || member.is_some() || names.any(|word| !word.is_empty() && number(word).is_none());
     let text = if needed { group()? } else { String::new() };
     let look_up = |word: &String| match number(word) {
         Some(gid) => Ok(gid),
@@ -106,10 +107,12 @@ pub fn identify(
     let gid = if process.group.is_empty() { primary } else { look_up(&process.group)? };
     let mut supplementary: Vec<u32> =
         process.additional_groups.iter().map(look_up).collect::<Result<_, _>>()?;
-    if let Some(user) = user.as_ref().filter(|_| named) {
-        let member = |group: &Group<'_>| group.members.split(',').any(|member| member == user.name);
-        supplementary.extend(groups(&text).filter(member).map(|group| group.gid).take(GROUPS_MAX));
+    if let Some(user) = member {
+        let is_member = |group: &Group<'_>| group.members.split(',').any(|member| member == user.name);
+        supplementary.extend(groups(&text).filter(is_member).map(|group| group.gid).take(GROUPS_MAX));
     }
+    // A program that may set its group would otherwise leave its own behind, and what that is refused (CVE-2022-36109).
+    supplementary.push(gid);
     supplementary.sort_unstable();
     supplementary.dedup();
     supplementary.truncate(GROUPS_MAX);
@@ -123,13 +126,9 @@ pub fn identify(
     })
 }
 
-/// Reads one of the two files; an image without it has no names. Whatever is in its place, this does not block.
-pub fn read(path: &str) -> Result<String, Fault> {
-    read_with_stat(path).map(|(text, _)| text)
-}
-
-/// The same, with what the file is.
-pub fn read_with_stat(path: &str) -> Result<(String, Option<FileStat>), Fault> {
+/// Reads one of the two files, and says what it is; an image without it has no names. Whatever is in its place, this does not
+/// block.
+pub fn read(path: &str) -> Result<(String, Option<FileStat>), Fault> {
     let flags = (OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
     let file = match openat2(AT_FDCWD, Path::new(path), flags, 0, Resolve::InRoot) {
         Ok(file) => file,
@@ -177,10 +176,11 @@ mod tests {
     #[test]
     fn a_number_need_not_exist() {
         let nobody = who(serde_json::json!({"user": "4711", "group": "42"})).unwrap();
-        assert_eq!((nobody.uid, nobody.gid, nobody.name), (4711, 42, None));
+        assert_eq!((nobody.uid, nobody.gid, nobody.groups, nobody.name), (4711, 42, vec![42], None));
         let web = who(serde_json::json!({"user": "33"})).unwrap();
-        assert_eq!((web.uid, web.gid, web.groups, web.home.as_deref()), (33, 34, vec![], Some("/srv")));
-        assert_eq!(who(serde_json::json!({})).unwrap().home.as_deref(), Some("/root"));
+        assert_eq!((web.uid, web.gid, web.groups, web.home.as_deref()), (33, 34, vec![29, 34], Some("/srv")));
+        let root = who(serde_json::json!({})).unwrap();
+        assert_eq!((root.groups, root.home.as_deref()), (vec![0], Some("/root")));
     }
 
     #[test]
@@ -215,7 +215,8 @@ mod tests {
     #[test]
     fn the_group_file_is_read_only_where_it_is_needed() {
         let never = || -> Result<String, Fault> { panic!("not needed") };
-        identify(&process(serde_json::json!({"user": "33", "group": "1"})), PASSWD, never).unwrap();
+        identify(&process(serde_json::json!({"user": "4711", "group": "1"})), PASSWD, never).unwrap();
+        identify(&process(serde_json::json!({"additionalGroups": ["1"]})), PASSWD, never).unwrap();
         let tty = who(serde_json::json!({"terminal": true})).unwrap();
         assert_eq!(tty.tty_group, 6);
     }

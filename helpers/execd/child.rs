@@ -23,7 +23,7 @@ use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{Gid, Uid, fchdir, fchown, setgroups, setresgid, setresuid, setsid, write};
 
 use super::accounts::{self, Identity};
-use super::passwd::{self, Copy};
+use super::remembered::{self, Copy, Files, GROUP, PASSWD};
 use super::{report, setup};
 
 /// statfs(2)'s number of a devpts.
@@ -87,8 +87,8 @@ pub struct Start<'a> {
     pub proc: &'a OwnedFd,
     /// What the host said.
     pub process: &'a Process,
-    /// What execd remembers of the container's passwd.
-    pub passwd: Option<&'a Copy>,
+    /// What execd remembers of the container's passwd and group.
+    pub remembered: Option<&'a Files>,
     /// Its limits, by resource: (soft, hard).
     pub limits: &'a [(Resource, rlim_t, rlim_t)],
     /// The pod's hostname.
@@ -137,8 +137,7 @@ impl Start<'_> {
 
     /// Everything else that can fail, then «ready».
     fn prepare(&self, report: &OwnedFd) -> Result<Program, Fault> {
-        let (passwd, read) = passwd::read(self.passwd)?;
-        let identity = accounts::identify(self.process, &passwd, || accounts::read("/etc/group"))?;
+        let (identity, read) = self.identity()?;
         let environment = setup::environment(self.process, &identity, self.hostname);
         let candidates =
             setup::candidates(self.process.args.first().map_or("", String::as_str), &environment);
@@ -155,8 +154,21 @@ impl Start<'_> {
             setrlimit(resource, soft, hard).fault("setting", format!("{resource:?}"))?;
         }
         self.give_up(&identity)?;
-        report::ready(report, read.as_ref()).fault("reporting to", "execd")?;
+        report::ready(report, read).fault("reporting to", "execd")?;
         Ok(program)
+    }
+
+    /// Whom it is to be, by the container's files, and what of them it had to read.
+    fn identity(&self) -> Result<(Identity, Files), Fault> {
+        let known = |file: fn(&Files) -> Option<&Copy>| self.remembered.and_then(file);
+        let (text, passwd) = remembered::read(PASSWD, known(|files| files.passwd.as_ref()))?;
+        let mut group = None;
+        let identity = accounts::identify(self.process, &text, || {
+            let (text, read) = remembered::read(GROUP, known(|files| files.group.as_ref()))?;
+            group = read;
+            Ok(text)
+        })?;
+        Ok((identity, Files { passwd, group }))
     }
 
     /// execd is the last thing that the memory killer takes; what it starts is not, nor can it become that again: who

@@ -2,8 +2,8 @@
 
 mod accounts;
 mod child;
-mod passwd;
 mod pod;
+mod remembered;
 mod report;
 mod setup;
 mod start;
@@ -23,8 +23,8 @@ use hyperinit::wire::execd::{Reply, Request};
 use hyperinit::{embedded_policy, helper};
 
 use nix::sys::stat::{Mode, umask};
-use passwd::Copies;
 use pod::Namespaces;
+use remembered::Remembered;
 use streams::Streams;
 use vault::Vault;
 
@@ -38,7 +38,7 @@ struct Execd {
     proc: OwnedFd,
     streams: Streams,
     /// The containers' passwd files.
-    passwds: Copies,
+    remembered: Remembered,
     /// Whether it is in the pod's namespaces: a process of a container is never started outside.
     joined: bool,
     /// Whether processes may be started in the guest's own namespaces: said at boot, for init could be lying.
@@ -74,7 +74,7 @@ pub fn main() -> ExitCode {
                 home: Namespaces::own()?,
                 proc: pod::guest_proc()?,
                 streams: Streams::new(socket, vault),
-                passwds: Copies::default(),
+                remembered: Remembered::default(),
                 joined: false,
                 debug_door: options.debug,
             })

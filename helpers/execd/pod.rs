@@ -19,6 +19,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::stat::Mode;
 use nix::unistd::sethostname;
 
+use super::remembered::Files;
 use super::report;
 
 /// The namespaces that execd enters with the pod, and leaves with it.
@@ -96,7 +97,7 @@ fn live(policy: &Policy, hostname: &str, report: &OwnedFd) -> Result<Infallible,
     sethostname(hostname).fault("setting the hostname", hostname)?;
     let children = SigSet::from(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&children), None).fault("blocking", "SIGCHLD")?;
-    report::ready(report, None).fault("reporting to", "execd")?;
+    report::ready(report, Files::default()).fault("reporting to", "execd")?;
     // Its mount namespace has been kept by then: it is the template of every container's, and nothing for the pod to see.
     if !report::released(report::POD_RELEASE_TIMEOUT) {
         return Err(Fault::new("waiting for", "init", "it was not told of this process"));

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-use super::passwd::Copy;
+use super::remembered::Files;
 
 /// How long a process may take until it is ready. It reads a container's files, from a share that the host may serve slowly;
 /// init's own limit is twice as long.
@@ -37,8 +37,8 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), Fault> {
 pub struct Ready {
     /// The master of its tty.
     pub tty: Option<OwnedFd>,
-    /// The passwd that it had to read.
-    pub passwd: Option<Copy>,
+    /// What it had to read of its container's passwd and group.
+    pub read: Files,
 }
 
 /// Waits until the process is ready; returns what it says. One that is not ready in time is killed.
@@ -67,7 +67,9 @@ fn receive(pid: Pid, pidfd: &OwnedFd, socket: &OwnedFd) -> Result<Ready, Fault> 
                 tty = fds.into_iter().next();
                 continue;
             }
-            Some([READY, passwd @ ..]) => Ok(Ready { tty, passwd: serde_json::from_slice(passwd).ok() }),
+            Some([READY, read @ ..]) => {
+                Ok(Ready { tty, read: serde_json::from_slice(read).unwrap_or_default() })
+            }
             Some([FAULT, fault @ ..]) => Err(serde_json::from_slice(fault).unwrap_or_else(|_| {
                 Fault::new("hearing from", format!("process {pid}"), "it failed, and does not say why")
             })),
@@ -97,14 +99,19 @@ pub fn tty(socket: &OwnedFd, master: BorrowedFd<'_>) -> Result<(), Errno> {
     send_fds(socket, &[TTY], &[master])
 }
 
-/// The process's side: says that it is ready to be released, with the passwd that it has read. One that does not fit the
-/// report is read again by the next.
-pub fn ready(socket: &OwnedFd, passwd: Option<&Copy>) -> Result<(), Errno> {
+/// The process's side: says that it is ready to be released, with what it has read. What does not fit the report
+/// the next reads again.
+pub fn ready(socket: &OwnedFd, read: Files) -> Result<(), Errno> {
     process::await_release()?;
-    let mut packet = vec![READY];
-    packet.extend(passwd.and_then(|passwd| serde_json::to_vec(passwd).ok()).unwrap_or_default());
-    packet.truncate(if packet.len() > REPORT_MAX { 1 } else { REPORT_MAX });
-    send_fds(socket, &packet, &[])
+    send_fds(socket, &ready_packet(read), &[])
+}
+
+fn ready_packet(read: Files) -> Vec<u8> {
+    let (passwd, group) = (Files { group: None, ..read.clone() }, Files { passwd: None, ..read.clone() });
+    let told = [read, passwd, group].into_iter().filter(|files| *files != Files::default());
+    let mut packets =
+        told.map(|files| [vec![READY], serde_json::to_vec(&files).unwrap_or_default()].concat());
+    packets.find(|packet| packet.len() <= REPORT_MAX).unwrap_or_else(|| vec![READY])
 }
 
 /// The process's side: waits until init lets it execute. Init does that once it knows of it, so a process that runs is
@@ -126,4 +133,26 @@ pub fn fault(socket: &OwnedFd, fault: &Fault) {
         packet = encode(&Fault::new(cut(&fault.doing), cut(&fault.to), cut(&fault.why)));
     }
     let _ = send_fds(socket, &packet, &[]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::remembered::Copy;
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_the_report_is_left_out() {
+        let copy = |size: usize| Copy::of_text("x".repeat(size));
+        let told = |passwd: Option<usize>, group: Option<usize>| {
+            let packet = ready_packet(Files { passwd: passwd.map(copy), group: group.map(copy) });
+            assert!(packet.len() <= REPORT_MAX && packet[0] == READY);
+            serde_json::from_slice(&packet[1..]).unwrap_or_else(|_| Files::default())
+        };
+        let all = Files { passwd: Some(copy(1000)), group: Some(copy(1000)) };
+        assert_eq!(told(Some(1000), Some(1000)), all);
+        assert_eq!(told(Some(2000), Some(2000)), Files { passwd: Some(copy(2000)), group: None });
+        assert_eq!(told(None, Some(5000)), Files::default());
+        assert_eq!(told(Some(5000), Some(10)), Files { passwd: None, group: Some(copy(10)) });
+        assert_eq!(ready_packet(Files::default()), [READY]);
+    }
 }

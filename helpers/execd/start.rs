@@ -33,7 +33,7 @@ impl Execd {
             return Err(Fault::new("starting", &process.id, "execd has not joined the pod"));
         }
         if init {
-            self.passwds.forget(container);
+            self.remembered.forget(container);
         }
         let kept = paths::container_mount_ns(container);
         let namespace = open(&kept, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
@@ -52,10 +52,12 @@ impl Execd {
         // What is cloned next is to be the guest's, and whatever comes of it, what comes after it the pod's again.
         self.home.enter()?;
         let started = self.start_at(&Place::Guest, process, &hostname.nodename().to_string_lossy());
-        if self.joined {
-            self.joined = false;
-            pod::join()?;
-            self.joined = true;
+        if self.joined
+            && let Err(fault) = pod::join()
+        {
+            // What it has started is known to nobody, is never released, and ends. A successor begins in the pod.
+            log::error!("{fault}");
+            process::exit(1)
         }
         started
     }
@@ -86,7 +88,7 @@ impl Execd {
                     wide: self.debug_door,
                     proc: &self.proc,
                     process,
-                    passwd: place.container().and_then(|id| self.passwds.of(id)),
+                    remembered: place.container().and_then(|id| self.remembered.of(id)),
                     limits: &limits,
                     hostname,
                     stdio: pipes.theirs,
@@ -98,8 +100,8 @@ impl Execd {
                 drop(theirs);
                 let Pipes { stdin, output, stderr, theirs } = pipes;
                 drop(theirs);
-                if let (Some(passwd), Some(id)) = (ready.passwd, place.container()) {
-                    self.passwds.keep(id, passwd);
+                if let Some(id) = place.container() {
+                    self.remembered.keep(id, ready.read);
                 }
                 let output = output
                     .or(ready.tty)

@@ -68,27 +68,28 @@ impl Streams {
         Streams { socket, vault, kept: BTreeMap::new() }
     }
 
-    /// Takes over what earlier execds have kept of the processes that run. The others have ended, or were never known to
-    /// init, for whoever started them died: streamd need not wait for those.
+    /// Takes over what earlier execds have kept of the processes that run, and keeps its own: one that came by the debugging
+    /// door may have been started after that list was made. The others have ended, or were never known to init, for whoever
+    /// started them died: streamd need not wait for those.
     pub fn adopt(&mut self, running: &[StreamId]) -> Result<(), Fault> {
         let running: BTreeSet<StreamId> = running.iter().copied().collect();
-        let (mut kept, mut others) = (BTreeMap::new(), Vec::new());
+        let (mut found, mut others) = (BTreeMap::new(), Vec::new());
         self.vault.sweep(|entry| {
             let stdio = entry.packet.stdio;
-            let runs = running.contains(&stdio);
-            if runs {
+            if running.contains(&stdio) {
                 let number = entry.number;
-                let known = kept.get(&stdio).map_or(0, |kept: &Kept| kept.number);
+                let known = found.get(&stdio).map_or(0, |kept: &Kept| kept.number);
                 if let Some(ends) = ends(entry).filter(|_| number > known) {
-                    kept.insert(stdio, Kept { number, ends: ends.out_of_the_way() });
+                    found.insert(stdio, Kept { number, ends: ends.out_of_the_way() });
                 }
-            } else {
+            } else if !self.kept.contains_key(&stdio) {
                 others.push(stdio);
             }
             // Until streamd has been told of the others, all of them stay.
             true
         })?;
-        self.kept = kept;
+        found.append(&mut self.kept);
+        self.kept = found;
         if let Err(fault) = others.into_iter().try_for_each(|stdio| self.tell(&forget(stdio), &[], stdio)) {
             // It keeps what nobody asks for, until the number is used again.
             log::warn!("{fault}");

@@ -24,6 +24,9 @@ use crate::sys::mount::{clone_tree, set_attributes};
 
 /// `fs.file-max` and RLIMIT_NOFILE, as the C original sets them.
 const FILES: u64 = 1_000_000;
+/// `fs.nr_open`, the highest limit of open files that a container may be given: as systemd sets it on hosts, where containers' limits
+/// come from. The kernel's own is a thousandth of it.
+const NR_OPEN: u64 = 1_073_741_816;
 /// RLIMIT_NPROC and RLIMIT_SIGPENDING, as the C original sets them.
 const PROCESSES: u64 = 30_604;
 
@@ -144,10 +147,11 @@ pub fn program() -> Result<OwnedFd, Fault> {
     open(through.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).fault("opening again", OWN)
 }
 
-/// Raises the limits. In a namespace `fs.file-max` is the machine's and stays.
+/// Raises the limits. In a namespace what is of `fs` is the machine's and stays.
 pub fn limits(settings: &Settings) {
     if settings.local.is_none() {
         write("/proc/sys/fs/file-max", &FILES.to_string());
+        write("/proc/sys/fs/nr_open", &NR_OPEN.to_string());
         // Here and not with the first white list: netd has no files, and this asks nothing of anybody.
         for (name, value) in [("max", CONNECTIONS), ("tcp_timeout_established", IDLE)] {
             let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");

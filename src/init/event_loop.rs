@@ -418,13 +418,16 @@ impl EventLoop {
             return self.liar(role, "it answered before it was up");
         }
         if let Ok(HelperReply::Execd(execd::Reply::Started { pid })) = &result {
-            let pid = *pid;
-            if !signal::is_child(pid) && !self.reaped.contains(&pid) {
+            let (pid, is_child) = (*pid, signal::is_child(*pid));
+            if !is_child && !self.reaped.contains(&pid) {
                 return self
                     .liar(role, &format!("it says that it has started {pid}, which is no child of init"));
             }
             if self.is_helper(pid) {
                 return self.liar(role, &format!("it says that it has started {pid}, which is a helper"));
+            }
+            if is_child {
+                self.supervisor.is_there(pid);
             }
         }
         self.supervise(Event::Reply { role, id, result });

@@ -191,9 +191,11 @@ impl Lines {
         line.state = State::Down;
         let died = || Fault::new("asking", role, "it died before it answered");
         let mut failed = Vec::new();
+        // What a liar had come to nobody knows: what must not be done twice is not asked again.
+        let in_order = role != Role::Streamd && !line.lied;
         for (at, mut pending) in std::mem::take(&mut line.sent).into_iter().enumerate().rev() {
-            if at > 0 && role != Role::Streamd && pending.ask.tries() > 1 {
-                // It had not come to this one.
+            if at > 0 && in_order {
+                // It had not come to this one: it works on one after the other.
                 pending.tries -= 1;
             }
             if pending.tries < pending.ask.tries() {

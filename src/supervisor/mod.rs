@@ -266,6 +266,11 @@ impl Supervisor {
         }
     }
 
+    /// Who is about to be reported is there now: what ended was another of the same number.
+    pub fn is_there(&mut self, pid: Pid) {
+        self.strays.retain(|&(stray, _)| stray != pid);
+    }
+
     /// After every event: what can go on now, what a closed helper cannot do, and what may leave.
     fn settle(&mut self) {
         loop {

@@ -23,7 +23,7 @@ fn what_a_process_gets_is_what_its_profile_says() {
             ("SigCgt", NONE),
             ("Uid", "0 0 0 0"),
             ("Gid", "0 0 0 0"),
-            ("Groups", ""),
+            ("Groups", "0"),
             ("Umask", "0022"),
             ("oom", "0"),
         ];
@@ -36,7 +36,7 @@ fn what_a_process_gets_is_what_its_profile_says() {
         }
         assert_eq!(status_of(&text, "Uid"), "33 33 33 33");
         assert_eq!(status_of(&text, "Gid"), "34 34 34 34");
-        assert_eq!(status_of(&text, "Groups"), "29 44");
+        assert_eq!(status_of(&text, "Groups"), "29 34 44");
     });
 }
 

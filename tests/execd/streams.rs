@@ -1,5 +1,9 @@
 //! Pipes and ttys, and the way to streamd.
 
+use hyperinit::channel::Bulk;
+use hyperinit::ids::StreamId;
+use nix::mount::{MntFlags, umount2};
+
 use super::*;
 
 #[test]
@@ -278,5 +282,46 @@ fn what_execd_keeps_is_not_counted_against_the_containers() {
             drop(cat.stdin);
             assert_eq!(guest.wait(cat.pid), 0);
         }
+    });
+}
+
+/// A request for a process at the debugging door that runs until it is killed.
+fn at_the_door(stdio: u64) -> execd::Request {
+    let process = json!({"id": "door", "stdio": stdio, "stderr": stdio + 1, "args": ["/bin/sleep", "1000"]});
+    let process = Bulk::Here(serde_json::from_value(process).unwrap());
+    execd::Request::StartInGuest { process, finished: Vec::new() }
+}
+
+/// STARTPOD may have listed what runs before execd started what the door had been asked for.
+#[test]
+fn what_comes_by_the_door_while_a_pod_starts_keeps_its_output() {
+    guest(|guest| {
+        image("web");
+        let mut pod = Pod::with(guest, pod_files(), &["--debug"]);
+        let pid = pod.execd.started(&at_the_door(77)).unwrap();
+        guest.adopt(pid);
+        release(pid);
+        assert_eq!(pod.execd.packet().unwrap().0.stdio.get(), 77);
+        pod.execd.done(&join(&[])).unwrap();
+        pod.execd.done(&execd::Request::Resend).unwrap();
+        let (again, _) = pod.execd.packet().expect("it is kept, and nobody is told to forget it");
+        assert!(again.again && again.stdio.get() == 77);
+        // Of what it does not know, and nobody lists, a successor still tells streamd.
+        pod.execd.is_replaced(&[]);
+        assert_eq!(pod.execd.forgotten().map(StreamId::get), Some(77));
+        guest.kill(pid, Signal::SIGKILL);
+    });
+}
+
+#[test]
+fn an_execd_that_finds_no_way_back_to_the_pod_ends() {
+    guest(|guest| {
+        image("web");
+        let mut pod = Pod::with(guest, pod_files(), &["--debug"]);
+        umount2(Path::new(paths::POD_NS).join("uts").as_path(), MntFlags::MNT_DETACH).unwrap();
+        pod.execd.helper.ask_and_leave(&at_the_door(77));
+        let log = pod.execd.helper.log();
+        assert!(log.contains("entering a namespace"), "{log}");
+        assert!(!log.contains("repl"), "{log}");
     });
 }

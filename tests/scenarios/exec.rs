@@ -44,11 +44,11 @@ pub fn large_commands_arrive_whole(guest: &Guest) {
 pub fn users_and_groups_are_the_containers(guest: &Guest) {
     let main = guest.sleeper("users");
     let id = |more: Value| guest.exec("users", &["id"], more).outcome().stdout;
-    assert_eq!(id(json!({})), "uid=0(root) gid=0(root)\n");
-    assert_eq!(id(json!({"user": "web"})), "uid=33(web) gid=34(www) groups=29(audio)\n");
-    assert_eq!(id(json!({"user": "33", "group": "audio"})), "uid=33(web) gid=29(audio)\n");
+    assert_eq!(id(json!({})), "uid=0(root) gid=0(root) groups=0(root)\n");
+    assert_eq!(id(json!({"user": "web"})), "uid=33(web) gid=34(www) groups=29(audio),34(www)\n");
+    assert_eq!(id(json!({"user": "33", "group": "audio"})), "uid=33(web) gid=29(audio) groups=29(audio)\n");
     let more = json!({"user": "4711", "group": "42", "additionalGroups": ["audio", "77"]});
-    assert_eq!(id(more), "uid=4711 gid=42 groups=29(audio),77\n");
+    assert_eq!(id(more), "uid=4711 gid=42 groups=29(audio),42,77\n");
     for (more, why) in [
         (json!({"user": "nobody"}), ["nobody", "no such user"]),
         (json!({"group": "wheel"}), ["wheel", "no such group"]),

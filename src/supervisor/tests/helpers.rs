@@ -64,6 +64,38 @@ fn what_the_helper_had_not_come_to_has_not_been_tried() {
 }
 
 #[test]
+fn a_death_costs_the_request_that_was_worked_on_only() {
+    let mut world = World::with_container();
+    for (process, stream) in [("p", 3), ("q", 5), ("r", 7)] {
+        world.exec("c", process, stream);
+    }
+    world.dies(Role::Execd);
+    assert!(world.said().join("").ends_with("it died before it answered"));
+    world.comes_up(Role::Execd, 70);
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Execd), ["start c q", "start c r"]);
+    world.started(Pid(101));
+    world.started(Pid(102));
+    assert_eq!(world.said(), ["ACK ", "ACK "]);
+}
+
+#[test]
+fn what_a_liar_may_have_begun_is_not_begun_again() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.exec("c", "q", 5);
+    let (first, _) = world.asked[0];
+    world.reply(Role::Execd, first + 100, Err(failure(Role::Execd)));
+    world.reply(Role::Execd, first + 100, Ok(HelperReply::Execd(execd::Reply::Done)));
+    world.dies(Role::Execd);
+    world.comes_up(Role::Execd, 70);
+    world.done(Role::Execd);
+    assert!(world.asked.is_empty());
+    let said = world.said();
+    assert_eq!(said.iter().filter(|said| said.starts_with("ERROR")).count(), 2, "{said:?}");
+}
+
+#[test]
 fn the_end_of_a_stream_is_not_given_up_because_a_host_reads_slowly() {
     let mut world = World::with_container();
     world.exec("c", "p", 3);
@@ -362,4 +394,21 @@ fn so_many_that_ended_before_they_were_reported_are_remembered_and_no_more() {
     world.started(Pid(1000));
     assert_eq!(world.asked(Role::Streamd), ["finish 3"], "for all that is known the other runs");
     assert!(world.supervisor.strays.is_empty(), "no start is under way");
+}
+
+/// Numbers come again. A start that failed left an end; the next process has its number and runs.
+#[test]
+fn who_is_there_has_not_ended_before() {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.exec("c", "q", 5);
+    world.exits(Pid(101), 127);
+    world.fails(Role::Execd);
+    world.supervisor.is_there(Pid(101));
+    world.started(Pid(101));
+    assert!(world.asked(Role::Streamd).is_empty(), "it runs");
+    world.exits(Pid(101), 3);
+    assert_eq!(world.asked(Role::Streamd), ["finish 5"]);
+    world.done(Role::Streamd);
+    assert_eq!(world.said().last(), Some(&event("c", "q", 3)));
 }

@@ -1,8 +1,8 @@
-//! The containers' passwd files, remembered: to open one again costs several round trips to the host when it is on the
-//! share, and a start needs little else of it.
+//! The containers' passwd and group files, remembered: to open one again costs several round trips to the host when it is on
+//! the share, and a start needs little else of it.
 //!
-//! The process reads the file, for only it is in the container; execd keeps the text for the next one, which asks for the
-//! file's times and size, and those are in the guest.
+//! The process reads the files, for only it is in the container; execd keeps the texts for the next one, which asks for the
+//! files' times and sizes, and those are in the guest.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,9 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use super::accounts;
 
-const PATH: &str = "/etc/passwd";
-/// Whose files are remembered, at most; the text of one is below a report's 4 kB.
-const COPIES_MAX: usize = 64;
+/// The container's users.
+pub const PASSWD: &str = "/etc/passwd";
+/// The container's groups.
+pub const GROUP: &str = "/etc/group";
+/// Whose files are remembered, at most; the texts of one are below a report's 4 kB each.
+const FILES_MAX: usize = 64;
 /// A file that was changed less than this ago may be changed again without its times telling.
 const SETTLED: Duration = Duration::from_secs(2);
 
@@ -25,6 +28,23 @@ const SETTLED: Duration = Duration::from_secs(2);
 pub struct Copy {
     version: Version,
     text: String,
+}
+
+/// Those of one container's two files that are remembered, or that a process had to read.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Files {
+    /// Of [`PASSWD`].
+    pub passwd: Option<Copy>,
+    /// Of [`GROUP`].
+    pub group: Option<Copy>,
+}
+
+#[cfg(test)]
+impl Copy {
+    /// Of some file.
+    pub fn of_text(text: String) -> Copy {
+        Copy { version: Version { device: 1, inode: 2, size: 3, modified: (4, 5), changed: (6, 7) }, text }
+    }
 }
 
 /// What tells two files, or two states of one file, apart.
@@ -55,20 +75,16 @@ impl Version {
     }
 }
 
-/// The text of the container's passwd, in the container: what execd remembered if it is still that, else the file's, with
+/// The text of one of the two files, in the container: what execd remembered if it is still that, else the file's, with
 /// what execd is to remember.
-pub fn read(remembered: Option<&Copy>) -> Result<(String, Option<Copy>), Fault> {
-    read_at(PATH, remembered)
-}
-
-fn read_at(path: &str, remembered: Option<&Copy>) -> Result<(String, Option<Copy>), Fault> {
+pub fn read(path: &str, remembered: Option<&Copy>) -> Result<(String, Option<Copy>), Fault> {
     let now = stat(path).ok().map(|stat| Version::of(&stat));
     if let (Some(now), Some(copy)) = (now, remembered)
         && copy.version == now
     {
         return Ok((copy.text.clone(), None));
     }
-    let (text, stat) = accounts::read_with_stat(path)?;
+    let (text, stat) = accounts::read(path)?;
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let version = stat.map(|stat| Version::of(&stat)).filter(|version| version.is_settled(clock));
     let copy = version.map(|version| Copy { version, text: text.clone() });
@@ -77,20 +93,25 @@ fn read_at(path: &str, remembered: Option<&Copy>) -> Result<(String, Option<Copy
 
 /// What execd remembers.
 #[derive(Default)]
-pub struct Copies(BTreeMap<ContainerId, Copy>);
+pub struct Remembered(BTreeMap<ContainerId, Files>);
 
-impl Copies {
-    /// A container's, if there is one.
-    pub fn of(&self, container: &ContainerId) -> Option<&Copy> {
+impl Remembered {
+    /// A container's, if there is something.
+    pub fn of(&self, container: &ContainerId) -> Option<&Files> {
         self.0.get(container)
     }
 
-    /// A process has read it.
-    pub fn keep(&mut self, container: &ContainerId, copy: Copy) {
-        if self.0.len() >= COPIES_MAX && !self.0.contains_key(container) {
+    /// A process has read these.
+    pub fn keep(&mut self, container: &ContainerId, read: Files) {
+        if read == Files::default() {
+            return;
+        }
+        if self.0.len() >= FILES_MAX && !self.0.contains_key(container) {
             self.0.pop_first();
         }
-        self.0.insert(container.clone(), copy);
+        let known = self.0.entry(container.clone()).or_default();
+        known.passwd = read.passwd.or(known.passwd.take());
+        known.group = read.group.or(known.group.take());
     }
 
     /// A container of that id begins.
@@ -120,22 +141,26 @@ mod tests {
         let path = "Cargo.toml";
         let version = Version::of(&stat(path).unwrap());
         let remembered = Copy { version, text: "remembered".to_owned() };
-        assert_eq!(read_at(path, Some(&remembered)).unwrap(), ("remembered".to_owned(), None));
+        assert_eq!(read(path, Some(&remembered)).unwrap(), ("remembered".to_owned(), None));
         let other = Copy { version: Version { size: version.size + 1, ..version }, ..remembered };
-        let (text, _) = read_at(path, Some(&other)).unwrap();
+        let (text, _) = read(path, Some(&other)).unwrap();
         assert!(text.contains("[package]"));
-        assert_eq!(read_at("no-such-file", None).unwrap(), (String::new(), None));
+        assert_eq!(read("no-such-file", None).unwrap(), (String::new(), None));
     }
 
     #[test]
     fn no_more_is_remembered_than_so_much() {
-        let mut copies = Copies::default();
+        let mut remembered = Remembered::default();
         let id = |number: usize| ContainerId::try_from(format!("c{number}")).unwrap();
-        for number in 0..3 * COPIES_MAX {
-            copies.keep(&id(number), Copy { version: version(0), text: String::new() });
-            assert!(copies.of(&id(number)).is_some() && copies.0.len() <= COPIES_MAX);
+        let copy = |seconds| Some(Copy { version: version(seconds), text: String::new() });
+        for number in 0..3 * FILES_MAX {
+            remembered.keep(&id(number), Files { passwd: copy(0), group: None });
+            assert!(remembered.of(&id(number)).is_some() && remembered.0.len() <= FILES_MAX);
         }
-        copies.forget(&id(3 * COPIES_MAX - 1));
-        assert!(copies.of(&id(3 * COPIES_MAX - 1)).is_none());
+        let last = id(3 * FILES_MAX - 1);
+        remembered.keep(&last, Files { passwd: None, group: copy(1) });
+        assert_eq!(remembered.of(&last), Some(&Files { passwd: copy(0), group: copy(1) }), "each by itself");
+        remembered.forget(&last);
+        assert!(remembered.of(&last).is_none());
     }
 }

@@ -66,7 +66,9 @@ pub fn users_and_groups_are_the_containers(guest: &Guest) {
     }
     // What was just refused has left nothing behind, and an account that is made now is known at once.
     guest.says("users", "echo new:x:77:78::/new:/bin/sh >>/etc/passwd");
-    assert_eq!(id(json!({"user": "new"})), "uid=77(new) gid=78\n");
+    assert_eq!(id(json!({"user": "new"})), "uid=77(new) gid=78 groups=78\n");
+    guest.says("users", "echo more:x:79:new >>/etc/group");
+    assert_eq!(id(json!({"user": "77"})), "uid=77(new) gid=78 groups=78,79(more)\n");
     guest.finish(main);
 }
 

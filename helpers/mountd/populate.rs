@@ -591,13 +591,8 @@ fn remove(parent: impl AsFd, name: &OsStr, depth: usize, until: Instant) -> Resu
     loop {
         let again = openat2(&opened, Path::new("."), directory(), 0, Resolve::Name)?;
         // Removing while reading may skip some, so it is read again until nothing is left.
-        let names: Vec<CString> = Dir::from_fd(again)?
-            .iter()
-            .flatten()
-            .map(|entry| entry.file_name().to_owned())
-            .filter(|name| name.as_c_str() != c"." && name.as_c_str() != c"..")
-            .take(256)
-            .collect();
+        let mut entries = Dir::from_fd(again)?;
+        let names = some_names(entries.iter().map(|entry| Ok(entry?.file_name().to_owned())))?;
         if names.is_empty() {
             return unlinkat(parent.as_fd(), name, UnlinkatFlags::RemoveDir).map(|()| true);
         }
@@ -608,5 +603,27 @@ fn remove(parent: impl AsFd, name: &OsStr, depth: usize, until: Instant) -> Resu
                 return Ok(false);
             }
         }
+    }
+}
+
+/// The first names of a directory that is removed. What cannot be read fails again and again, so the first error is the last.
+fn some_names(names: impl Iterator<Item = Result<CString, Errno>>) -> Result<Vec<CString>, Errno> {
+    let dots = |name: &CString| name.as_c_str() == c"." || name.as_c_str() == c"..";
+    let inside = |name: &Result<CString, Errno>| !name.as_ref().is_ok_and(dots);
+    names.filter(inside).take(256).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_cannot_be_read_is_an_error_and_not_a_wait() {
+        let names = |names: &[&CStr]| names.iter().map(|&name| Ok(name.to_owned())).collect::<Vec<_>>();
+        let broken = || names(&[c".", c"file"]).into_iter().chain(std::iter::repeat(Err(Errno::EIO)));
+        assert_eq!(some_names(broken()), Err(Errno::EIO));
+        let whole = names(&[c".", c"a", c"..", c"b"]).into_iter();
+        assert_eq!(some_names(whole), Ok(vec![c"a".to_owned(), c"b".to_owned()]));
+        assert_eq!(some_names(std::iter::repeat(Ok(c"many".to_owned()))).unwrap().len(), 256);
     }
 }

@@ -14,7 +14,7 @@ use hyperinit::wire::mountd::{FILE_MAX, PART_MAX, Reply};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
-use nix::unistd::{read, write};
+use nix::unistd::{ftruncate, read, write};
 
 use super::tree::{Home, kind, libc_flags, resolve};
 
@@ -83,8 +83,9 @@ pub fn write_file(home: &Home, container: &ContainerId, path: &str, data: &[u8])
                 let flags = libc_flags(OFlag::O_WRONLY | OFlag::O_CREAT | FLAGS);
                 let file =
                     openat2(root()?, Path::new(path), flags, 0o644, Resolve::InRoot).fault("making", path)?;
-                // Somebody may have made another thing there meanwhile.
+                // Somebody may have made another thing there meanwhile, or a file with something in it.
                 regular(&file, path)?;
+                ftruncate(&file, 0).fault("emptying", path)?;
                 file
             }
             Err(errno) => return Err(Fault::errno("opening", path, errno)),

@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{symlinkat, write};
 
-use super::tree::{file_to_mount_over, libc_flags, make_directories};
+use super::tree::{file_to_mount_over, libc_flags, make_directories, remove_dead_link};
 use super::volumes::is_empty;
 
 /// What `/etc/hosts` says where an image has none.
@@ -21,6 +21,7 @@ const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loop
 pub fn make(root: &OwnedFd) -> Result<(), Fault> {
     let etc = make_directories(root, Path::new("etc")).fault("making in the image", "/etc")?;
     let flags = libc_flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW);
+    make_room(root, Path::new("etc/hosts"));
     match openat2(&etc, Path::new("hosts"), flags, 0o644, Resolve::NoLinks) {
         Ok(hosts) => drop(write(&hosts, HOSTS.as_bytes()).fault("writing in the image", "/etc/hosts")?),
         Err(Errno::EEXIST) => {}
@@ -42,6 +43,9 @@ pub fn bind_pod_files(root: &OwnedFd, read_only: bool) -> Result<(), Fault> {
             Err(Errno::ENOENT) => continue,
             Err(errno) => return Err(Fault::errno("opening", from, errno)),
         };
+        if !read_only {
+            make_room(root, Path::new(to));
+        }
         let target = match file_to_mount_over(root, Path::new(to), !read_only) {
             Ok(target) => target,
             Err(errno) => {
@@ -54,6 +58,17 @@ pub fn bind_pod_files(root: &OwnedFd, read_only: bool) -> Result<(), Fault> {
         move_mount(&tree, &target).fault("binding in the image", format!("/{to}"))?;
     }
     Ok(())
+}
+
+/// A link to what a service of the image would make (systemd-resolved's stub) gives way, as under Docker: there is nothing to
+/// bind over.
+fn make_room(root: &OwnedFd, path: &Path) {
+    if let Err(errno) = remove_dead_link(root, path) {
+        log::warn!(
+            "{}",
+            Fault::errno("removing in the image the link", format!("/{}", path.display()), errno)
+        );
+    }
 }
 
 /// The release of the kernel whose modules this guest kept; none in nearly all guests (src/init/root.rs).

@@ -22,6 +22,12 @@ const NINE_P_DEVICES: &str = "/sys/bus/virtio/drivers/9pnet_virtio";
 pub fn prepare(pod: &PodFiles) -> Result<(), Fault> {
     let resolv_conf = resolv_conf(pod)?;
     check_line("hostname", &pod.hostname)?;
+    // Undoing an earlier pod may have failed, as often as it was tried: its resolv.conf would be this one's, and its namespaces
+    // would be in the way of this one's.
+    if Path::new(paths::POD).exists() {
+        log::warn!("something of an earlier pod was left");
+        destroy()?;
+    }
     let prepared = lay_out(pod, resolv_conf);
     if prepared.is_err()
         && let Err(fault) = destroy()

@@ -28,7 +28,9 @@ use nix::sys::stat::{
 };
 use nix::sys::time::TimeSpec;
 use nix::sys::uio::pwrite;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, ftruncate, linkat, read, symlinkat, unlinkat};
+use nix::unistd::{
+    Gid, Uid, UnlinkatFlags, Whence, fchown, fchownat, ftruncate, linkat, lseek, read, symlinkat, unlinkat,
+};
 
 use super::container::Source;
 use super::tree::{Home, kind, libc_flags};
@@ -486,21 +488,37 @@ impl Copy {
             count => count?,
         };
         let mut bytes = bytes.get(..count).unwrap_or_default();
+        let mut at = self.count;
+        self.count += count as u64;
         // What is not written is a hole.
         if bytes.iter().any(|&byte| byte != 0) {
-            let mut at = self.count;
             while !bytes.is_empty() {
                 let written = pwrite(&self.to, bytes, i64::try_from(at).map_err(|_| Errno::EFBIG)?)?;
                 at += written as u64;
                 bytes = bytes.get(written..).unwrap_or_default();
             }
+        } else if count > 0 && self.count < size {
+            self.jump(size)?;
         }
-        self.count += count as u64;
         if count > 0 && self.count < size {
             return Ok(false);
         }
         ftruncate(&self.to, i64::try_from(self.count).map_err(|_| Errno::EFBIG)?)?;
         keep_metadata(&self.from, &self.to, &self.stat).map(|()| true)
+    }
+
+    /// Goes on where there are data again: a hole takes as long to read as data do, and costs nobody anything to make. On a filesystem
+    /// that does not tell where its holes are (9p) all are data.
+    fn jump(&mut self, size: u64) -> Result<(), Errno> {
+        let at = i64::try_from(self.count).map_err(|_| Errno::EFBIG)?;
+        match lseek(&self.from, at, Whence::SeekData) {
+            Ok(next) => self.count = u64::try_from(next).unwrap_or(size).clamp(self.count, size),
+            // To the end there are none.
+            Err(Errno::ENXIO) => self.count = size,
+            // It is where it was, and read on.
+            Err(_) => {}
+        }
+        Ok(())
     }
 }
 
@@ -573,13 +591,8 @@ fn remove(parent: impl AsFd, name: &OsStr, depth: usize, until: Instant) -> Resu
     loop {
         let again = openat2(&opened, Path::new("."), directory(), 0, Resolve::Name)?;
         // Removing while reading may skip some, so it is read again until nothing is left.
-        let names: Vec<CString> = Dir::from_fd(again)?
-            .iter()
-            .flatten()
-            .map(|entry| entry.file_name().to_owned())
-            .filter(|name| name.as_c_str() != c"." && name.as_c_str() != c"..")
-            .take(256)
-            .collect();
+        let mut entries = Dir::from_fd(again)?;
+        let names = some_names(entries.iter().map(|entry| Ok(entry?.file_name().to_owned())))?;
         if names.is_empty() {
             return unlinkat(parent.as_fd(), name, UnlinkatFlags::RemoveDir).map(|()| true);
         }
@@ -590,5 +603,27 @@ fn remove(parent: impl AsFd, name: &OsStr, depth: usize, until: Instant) -> Resu
                 return Ok(false);
             }
         }
+    }
+}
+
+/// The first names of a directory that is removed. What cannot be read fails again and again, so the first error is the last.
+fn some_names(names: impl Iterator<Item = Result<CString, Errno>>) -> Result<Vec<CString>, Errno> {
+    let dots = |name: &CString| name.as_c_str() == c"." || name.as_c_str() == c"..";
+    let inside = |name: &Result<CString, Errno>| !name.as_ref().is_ok_and(dots);
+    names.filter(inside).take(256).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_cannot_be_read_is_an_error_and_not_a_wait() {
+        let names = |names: &[&CStr]| names.iter().map(|&name| Ok(name.to_owned())).collect::<Vec<_>>();
+        let broken = || names(&[c".", c"file"]).into_iter().chain(std::iter::repeat(Err(Errno::EIO)));
+        assert_eq!(some_names(broken()), Err(Errno::EIO));
+        let whole = names(&[c".", c"a", c"..", c"b"]).into_iter();
+        assert_eq!(some_names(whole), Ok(vec![c"a".to_owned(), c"b".to_owned()]));
+        assert_eq!(some_names(std::iter::repeat(Ok(c"many".to_owned()))).unwrap().len(), 256);
     }
 }

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, makedev, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// What mountd must reach while it is in a namespace where none of it can be seen.
 pub struct Home {
@@ -141,6 +142,29 @@ pub fn file_to_mount_over(root: impl AsFd, path: &Path, create: bool) -> Result<
             resolve(root, path)
         }
         result => result,
+    }
+}
+
+/// Removes what is at `path` if it is a link that leads to nothing inside `root`. What is not there is no error.
+pub fn remove_dead_link(root: impl AsFd, path: &Path) -> Result<(), Errno> {
+    match resolve(root.as_fd(), path) {
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
+        result => return result.map(drop),
+    }
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let name = Path::new(path.file_name().ok_or(Errno::EINVAL)?);
+    let look = libc_flags(OFlag::O_PATH | OFlag::O_NOFOLLOW);
+    let found = resolve(root, directory).and_then(|directory| {
+        let found = openat2(&directory, name, look, 0, Resolve::NoLinks)?;
+        Ok((directory, fstat(&found)?))
+    });
+    match found {
+        Ok((directory, stat)) if kind(&stat) == SFlag::S_IFLNK => {
+            unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir)
+        }
+        // It, or its directory, is missing.
+        Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(()),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -2,13 +2,14 @@
 //! clock is set from the RTC, which ran on, and the random pool is given what its copies do not have.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::sys::random::{self, SEED};
 use nix::fcntl::OFlag;
+use nix::poll::poll;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 
@@ -18,6 +19,13 @@ const RTC: &str = "/sys/class/rtc/rtc0/since_epoch";
 const POOL: &str = "/dev/urandom";
 /// The host's randomness, where it gives any (virtio-rng).
 const HOST: &str = "/dev/hwrng";
+/// How much of it may have been there when the guest was copied, in bytes: the driver and the kernel's hw_random hold a cache line each
+/// that the host gave before (drivers/char/hw_random: virtio-rng.c, core.c).
+const STALE: usize = 128;
+/// How long the host may take, which is asked for a cache line at a time.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How long it is left alone in between, in milliseconds.
+const PAUSE: u8 = 2;
 /// How many times the clocks are read for what their last digits are worth.
 const READINGS: usize = 64;
 
@@ -81,13 +89,30 @@ fn readings() -> Vec<u8> {
     bytes
 }
 
-/// What the host has ready: it is not waited for.
+/// What the host gives now, if it gives it soon.
 fn host_seed() -> Option<[u8; SEED]> {
     let nonblock = OFlag::O_NONBLOCK.bits();
     let mut host = fs::OpenOptions::new().read(true).custom_flags(nonblock).open(HOST).ok()?;
-    let mut seed = [0; SEED];
-    host.read_exact(&mut seed).ok()?;
-    Some(seed)
+    fresh(&mut host, Instant::now() + PATIENCE)
+}
+
+/// What comes after what may be old.
+fn fresh(host: &mut impl Read, until: Instant) -> Option<[u8; SEED]> {
+    let mut bytes = [0; STALE + SEED];
+    let mut filled = 0;
+    while let Some(room @ [_, ..]) = bytes.get_mut(filled..) {
+        match host.read(room) {
+            Ok(0) => return None,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < until => {
+                // The device has no poll(2) of its own and is always said to be ready: this is a pause.
+                let _ = poll(&mut [], PAUSE);
+            }
+            Err(_) => return None,
+        }
+    }
+    bytes.last_chunk().copied()
 }
 
 #[cfg(test)]
@@ -105,6 +130,47 @@ mod tests {
         }
         assert_eq!(corrected(at(1, 0), 0), None);
         assert_eq!(corrected(at(5, 0), u64::MAX), Some(Duration::new(u64::MAX, 500_000_000)));
+    }
+
+    /// A device that gives so much at once, and says first that it is not ready.
+    struct Device {
+        next: u8,
+        reads: usize,
+        at_once: usize,
+    }
+
+    impl Read for Device {
+        fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+            self.reads += 1;
+            if self.at_once == 0 || !self.reads.is_multiple_of(2) {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            let count = bytes.len().min(self.at_once);
+            for byte in bytes.iter_mut().take(count) {
+                *byte = self.next;
+                self.next += 1;
+            }
+            Ok(count)
+        }
+    }
+
+    #[test]
+    fn what_the_host_gave_before_the_guest_was_copied_is_no_seed() {
+        for at_once in [64, 32, 200, 7] {
+            let mut host = Device { next: 0, reads: 0, at_once };
+            let seed = fresh(&mut host, Instant::now() + Duration::from_secs(60)).unwrap();
+            assert_eq!(seed.to_vec(), (128..160).collect::<Vec<u8>>(), "{at_once} at once");
+        }
+    }
+
+    #[test]
+    fn a_host_that_gives_nothing_is_given_up_and_not_asked_all_the_time() {
+        let mut host = Device { next: 0, reads: 0, at_once: 0 };
+        let begin = Instant::now();
+        assert_eq!(fresh(&mut host, begin + PATIENCE), None);
+        assert!(begin.elapsed() >= PATIENCE);
+        assert!(host.reads <= 60, "{} reads", host.reads);
+        assert_eq!(fresh(&mut std::io::empty(), begin), None);
     }
 
     #[test]

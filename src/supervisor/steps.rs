@@ -6,6 +6,7 @@ use super::state::{
     Asker, Container, ContainerState, ContainerStep, Opening, Pod, PodEnd, PodStep, ProcessState, Purpose,
 };
 use super::{Action, Ask, Supervisor};
+use crate::command::Command;
 use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal};
 use crate::wire::mountd::{NinePTransport, PodFiles, Share};
@@ -221,21 +222,33 @@ impl Supervisor {
     }
 
     /// Its disk was not there, or a volume is being filled: mountd is asked again, behind what others have asked
-    /// meanwhile. A disk has its time; a volume takes as long as it takes.
+    /// meanwhile. A disk has its time; a volume takes as long as it takes, unless the host gives it up.
     fn prepare_again(&mut self, id: &ContainerId, missing: Option<Fault>) {
         let Some(known) = self.containers.get(id) else { return };
-        let ContainerState::Preparing { container, until, .. } = &known.state else { return };
+        let ContainerState::Preparing { asker, container, until } = &known.state else { return };
         let runs = matches!(self.pod, Pod::Running { .. });
         match missing {
             Some(fault) if !runs || self.now >= *until => self.undo_container(id, fault),
             None if !runs => {
                 self.undo_container(id, Fault::new("starting container", id, "the pod is ending"));
             }
+            // Of a container that STARTPOD carried the pod would end.
+            None if matches!(asker, Asker::Host(_)) && self.is_killed(id) => {
+                let why = "it was killed before its volumes were filled";
+                self.undo_container(id, Fault::new("starting container", id, why));
+            }
             Some(_) | None => {
                 let ask = Ask::PrepareContainer(container.clone());
                 self.lines.ask(ask, Purpose::Container(id.clone(), ContainerStep::Files));
             }
         }
+    }
+
+    /// Whether a SIGKILL waits for its start.
+    fn is_killed(&self, id: &ContainerId) -> bool {
+        self.parked.iter().any(|(_, command)| {
+            matches!(command, Command::KillContainer(kill) if kill.container == *id && kill.signal == Signal::KILL)
+        })
     }
 
     fn start_init(&mut self, id: &ContainerId) {

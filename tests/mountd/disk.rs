@@ -1,6 +1,7 @@
 //! A root filesystem on a block device; the disks of the other tests.
 
 use super::*;
+use hyperinit::wire::mountd::Reply;
 use std::cell::Cell;
 use std::process::Command;
 
@@ -148,5 +149,35 @@ fn a_disk_that_has_no_such_address_is_named_by_it() {
                 "mountd: waiting for the disk SCSI 77:0: No such file or directory"
             );
         }
+    });
+}
+
+/// A controller that refuses is no reason to have none of the others look: whether the disk comes is what counts.
+#[test]
+fn a_controller_that_refuses_to_look_keeps_none_from_looking() {
+    guest(|guest| {
+        const HOSTS: &str = "/sys/class/scsi_host";
+        image("web");
+        let mut pod = Pod::start(guest);
+        let tmpfs = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), "/sys/class", Some("tmpfs"), tmpfs, None::<&str>).unwrap();
+        // A directory is not to be written to. One is before the one that works, whatever the order.
+        for (name, refuses) in [("host0", true), ("host1", false), ("host2", true)] {
+            let scan = Path::new(HOSTS).join(name).join("scan");
+            fs::create_dir_all(scan.parent().unwrap()).unwrap();
+            if refuses { fs::create_dir(&scan) } else { fs::write(&scan, "") }.unwrap();
+        }
+        let container = json!({
+            "id": "web", "image": "sda", "addr": "3:1", "fstype": "ext4", "rootfs": "rootfs",
+            "process": {"args": ["/bin/true"]},
+        });
+        let container = Bulk::Here(serde_json::from_value(container).unwrap());
+        match pod.mountd.ask(&Request::PrepareContainer { container }).unwrap() {
+            Reply::NotYet { fault } => assert!(fault.to_string().contains("SCSI 3:1"), "{fault}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(fs::read_to_string(format!("{HOSTS}/host1/scan")).unwrap(), "- - -");
+        let log = pod.mountd.log();
+        assert!(log.contains("host0/scan") && log.contains("host2/scan"), "{log}");
     });
 }

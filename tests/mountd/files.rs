@@ -246,3 +246,37 @@ fn what_changes_under_the_eye_is_refused_or_read_and_never_waited_for() {
         assert_eq!(fs::read_to_string("/run/outside/file").unwrap(), "secret");
     });
 }
+
+/// Somebody makes the file at the moment at which mountd does.
+#[test]
+fn what_is_made_meanwhile_is_written_over_and_not_into() {
+    guest(|guest| {
+        let root = image("web");
+        let (path, aside, kept) = (root.join("path"), root.join("aside"), root.join("kept"));
+        fs::create_dir(&kept).unwrap();
+        let mut pod = web(guest, json!({}));
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 0.. {
+                    // Each a file of its own: only mountd writes to what has been there.
+                    fs::write(&aside, [b'o'; 100]).unwrap();
+                    fs::rename(&aside, &path).unwrap();
+                    fs::rename(&path, kept.join(number.to_string())).unwrap();
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+            let until = std::time::Instant::now() + std::time::Duration::from_secs(2);
+            while std::time::Instant::now() < until {
+                write(&mut pod, "/path", b"content").unwrap();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        for file in fs::read_dir(&kept).unwrap() {
+            let text = fs::read_to_string(file.unwrap().path()).unwrap();
+            assert!(text == "content" || !text.starts_with("content"), "what was there is left: {text:?}");
+        }
+    });
+}

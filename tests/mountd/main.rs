@@ -281,3 +281,27 @@ fn a_mountd_that_comes_later_goes_on() {
         assert_eq!(mounted_below(&guest.mounts(), paths::POD), BTreeSet::new(), "twice mounted, all gone");
     });
 }
+
+/// Nobody undid what a mountd that died in the middle had made.
+#[test]
+fn what_is_left_of_a_pod_is_none_of_the_next() {
+    guest(|guest| {
+        let before = guest.mounts();
+        image("web");
+        let mut pod = Pod::with(guest, PodFiles { dns: words(&["192.0.2.1"]), ..pod_files() }, &[]);
+        pod.prepare("web", json!({})).unwrap();
+        fs::write(Path::new(paths::POD_SHM).join("old"), "").unwrap();
+        pod.mountd.kill();
+        pod.mountd = mountd();
+        prepare_pod(&mut pod.mountd, pod_files()).unwrap();
+        assert!(!Path::new(paths::POD_RESOLV_CONF).exists(), "it has no DNS");
+        assert!(!Path::new(paths::POD_SHM).join("old").exists());
+        assert!(!paths::container(&id("web")).exists());
+        let shm = guest.mounts().lines().filter(|line| line.contains(paths::POD_SHM)).count();
+        assert_eq!(shm, 1, "mounted once");
+        pod.mountd(&Request::PinPod { pid: pod.init }).unwrap();
+        pod.mountd(&Request::DestroyPod).unwrap();
+        assert_eq!(guest.mounts(), before);
+        assert!(pod.mountd.log().contains("of an earlier pod"), "{}", pod.mountd.log());
+    });
+}

@@ -362,6 +362,46 @@ fn a_large_volume_takes_many_slices_and_can_be_given_up() {
     });
 }
 
+/// A hole is jumped over: reading one of this size takes hours.
+#[test]
+fn a_file_of_holes_takes_as_long_as_what_is_in_it() {
+    use std::os::unix::fs::FileExt;
+    const SIZE: u64 = 1 << 40;
+    const WORDS: [(u64, &[u8]); 3] = [(0, b"start"), (SIZE / 2 + 123_456, b"middle"), (SIZE - 3, b"end")];
+    guest(|guest| {
+        let data = image("web").join("data");
+        fs::create_dir(&data).unwrap();
+        let make = |name: &str, words: &[(u64, &[u8])]| {
+            let file = fs::File::create(data.join(name)).unwrap();
+            file.set_len(SIZE).unwrap();
+            words.iter().for_each(|(at, word)| file.write_all_at(word, *at).unwrap());
+        };
+        make("sparse", &WORDS);
+        make("empty", &[]);
+        make("open", &WORDS[..2]);
+        fs::create_dir(Path::new(paths::LOCAL_SHARE).join("volume")).unwrap();
+        let mut pod = Pod::start(guest);
+        let deadline = std::time::Instant::now() + support::DEADLINE / 4;
+        while ask(&mut pod, "web", "volume") == Reply::Populating {
+            assert!(std::time::Instant::now() < deadline, "the holes are read");
+        }
+        guest.inside("web", |_| {
+            for (name, words) in [("sparse", &WORDS[..]), ("empty", &[]), ("open", &WORDS[..2])] {
+                let file = fs::File::open(Path::new("/data").join(name)).unwrap();
+                let told = file.metadata().unwrap();
+                assert_eq!(told.len(), SIZE, "{name}");
+                assert!(told.blocks() * 512 < 1 << 20, "{name}: its holes are holes: {}", told.blocks());
+                for (at, word) in words {
+                    let mut found = vec![0; word.len()];
+                    file.read_exact_at(&mut found, *at).unwrap();
+                    assert_eq!(&found, word, "{name}");
+                }
+            }
+        });
+        assert_eq!(pod.mountd.log(), "");
+    });
+}
+
 #[test]
 fn what_takes_the_place_of_a_copy_is_not_taken_for_it() {
     guest(|guest| {

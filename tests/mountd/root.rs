@@ -183,6 +183,60 @@ fn a_first_start_makes_the_init_layer_and_the_workdir() {
     });
 }
 
+/// systemd's images have such links, to what a service would make.
+#[test]
+fn a_link_that_leads_nowhere_is_replaced_by_the_pods_file() {
+    guest(|guest| {
+        fs::create_dir("/run/outside").unwrap();
+        let mut pod = Pod::with(guest, PodFiles { dns: words(&["192.0.2.1"]), ..pod_files() }, &[]);
+        let links = [
+            "../run/systemd/resolve/stub-resolv.conf",
+            "/run/outside/file",
+            "../../../../../../run/outside/file",
+            "/proc/1/root/etc/passwd",
+            "/etc/passwd/file",
+            "a loop",
+        ];
+        for (number, link) in links.into_iter().enumerate() {
+            let name = format!("web{number}");
+            let root = image(&name);
+            for file in ["hosts", "hostname", "resolv.conf"] {
+                let to = if link == "a loop" { file } else { link };
+                symlink(to, root.join("etc").join(file)).unwrap();
+            }
+            pod.prepare(&name, json!({"initialize": true})).unwrap();
+            guest.inside(&name, |_| {
+                let read =
+                    |path: &str| fs::read_to_string(path).unwrap_or_else(|error| panic!("{link}: {error}"));
+                assert_eq!(read("/etc/resolv.conf"), "nameserver 192.0.2.1\n", "{link}");
+                assert_eq!(read("/etc/hostname"), "thepod\n", "{link}");
+                assert!(read("/etc/hosts").contains("localhost"), "{link}");
+            });
+            let made = fs::symlink_metadata(root.join("etc/resolv.conf")).unwrap();
+            assert!(made.is_file() && made.len() == 0, "{link}");
+        }
+        assert_eq!(fs::read_dir("/run/outside").unwrap().count(), 0);
+        assert_eq!(fs::read_to_string(paths::POD_RESOLV_CONF).unwrap(), "nameserver 192.0.2.1\n");
+        assert_eq!(pod.mountd.log(), "");
+    });
+}
+
+#[test]
+fn a_link_that_leads_to_a_file_inside_stays() {
+    guest(|guest| {
+        let root = image("web");
+        fs::write(root.join("srv/resolv.conf"), "the image's\n").unwrap();
+        symlink("/srv/resolv.conf", root.join("etc/resolv.conf")).unwrap();
+        let mut pod = Pod::with(guest, PodFiles { dns: words(&["192.0.2.1"]), ..pod_files() }, &[]);
+        pod.prepare("web", json!({"initialize": true})).unwrap();
+        guest.inside("web", |_| {
+            assert_eq!(fs::read_link("/etc/resolv.conf").unwrap(), Path::new("/srv/resolv.conf"));
+            assert_eq!(fs::read_to_string("/etc/resolv.conf").unwrap(), "nameserver 192.0.2.1\n");
+        });
+        assert_eq!(fs::read_to_string(root.join("srv/resolv.conf")).unwrap(), "the image's\n");
+    });
+}
+
 #[test]
 fn a_later_start_leaves_the_images_own_files() {
     guest(|guest| {

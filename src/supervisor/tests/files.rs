@@ -185,3 +185,41 @@ fn a_volume_takes_as_long_as_it_takes_and_holds_up_nobody() {
     world.populating("d");
     assert_eq!(world.asked(Role::Mountd), ["kill d", "remove d"], "there is no pod to be in any more");
 }
+
+#[test]
+fn a_container_that_is_killed_while_a_volume_is_filled_is_given_up() {
+    let mut world = World::with_container();
+    world.new_container("d", 3);
+    world.populating("d");
+    world.tell(Message::KillContainer, r#"{"container":"d","signal":15}"#);
+    world.populating("d");
+    assert_eq!(world.asked(Role::Mountd), ["prepare d"], "its init may have something to say to that");
+    world.tell(Message::KillContainer, r#"{"container":"d","signal":9}"#);
+    world.tell(Message::RemoveContainer, r#"{"container":"d"}"#);
+    world.populating("d");
+    assert_eq!(world.asked(Role::Mountd), ["kill d", "remove d"]);
+    world.done(Role::Mountd);
+    assert!(world.said().is_empty(), "what was copied is not removed yet");
+    world.done(Role::Mountd);
+    let said = world.said();
+    assert!(
+        said[0].starts_with("ERROR ") && said[0].ends_with("it was killed before its volumes were filled"),
+        "{said:?}"
+    );
+    assert!(said[1..].iter().all(|said| said.ends_with("no such container")) && said.len() == 4, "{said:?}");
+    world.new_container("d", 3);
+    world.done(Role::Mountd);
+    world.started(Pid(101));
+    assert_eq!(world.said(), ["ACK "]);
+}
+
+#[test]
+fn a_kill_that_comes_before_the_start_is_known_to_take_long_waits_for_it() {
+    let mut world = World::with_container();
+    world.new_container("d", 3);
+    world.tell(Message::KillContainer, r#"{"container":"d","signal":9}"#);
+    world.done(Role::Mountd);
+    world.started(Pid(101));
+    assert_eq!(world.said(), ["ACK ", "ACK "]);
+    assert_eq!(world.did().last(), Some(&kill(101, Signal::KILL, false)));
+}

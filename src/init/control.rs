@@ -68,6 +68,8 @@ pub struct Control {
     readable: bool,
     /// The port takes no more until an event says that it does.
     blocked: bool,
+    /// The connection takes nothing any more. What its host has written is read to its end.
+    broken: bool,
     /// The decoder may have whole frames, which nobody had room for.
     whole: bool,
     /// The same of the listening socket: a stranger was refused, and others may wait behind it.
@@ -110,6 +112,7 @@ impl Control {
             deaf: false,
             readable: false,
             blocked: false,
+            broken: false,
             whole: false,
             callers: false,
             short: None,
@@ -143,7 +146,12 @@ impl Control {
 
     /// Whether [`Control::turn`] has something to do without a new event.
     pub fn wants_turn(&self) -> bool {
-        self.callers || self.leaving || ((self.readable || self.whole) && self.waiting < OUT_MAX)
+        self.callers || self.leaving || ((self.readable || self.whole) && self.has_room())
+    }
+
+    /// Whether so little waits to be written that more is read. Of what waits for a broken connection its host makes nothing more.
+    fn has_room(&self) -> bool {
+        self.waiting < OUT_MAX || self.broken
     }
 
     /// After how long [`Control::turn`] has something to do without a new event.
@@ -178,7 +186,7 @@ impl Control {
             self.left();
         }
         self.flush();
-        if room > 0 && self.waiting < OUT_MAX {
+        if room > 0 && self.has_room() {
             if self.whole {
                 self.decode(&[], room, &mut inputs);
             } else if self.readable {
@@ -191,7 +199,7 @@ impl Control {
         if self.leaving && read && !self.parting {
             inputs.extend(self.part());
         }
-        if self.connection.is_none() && self.accept(epoll) {
+        if self.connection.is_none() && self.accept(epoll, inputs.is_empty()) {
             inputs.push(Input::Connected);
         }
         inputs
@@ -223,9 +231,14 @@ impl Control {
         self.flush();
     }
 
-    /// Takes the next connection in the queue, if there is one: only one is served at a time.
-    fn accept(&mut self, epoll: &Epoll) -> bool {
+    /// Takes the next connection in the queue, if there is one: only one is served at a time. `now`: nothing of the one before is still
+    /// to be answered, which the next one would hear.
+    fn accept(&mut self, epoll: &Epoll, now: bool) -> bool {
         let (Port::Listener(listener) | Port::Vsock(listener)) = &self.port else { return false };
+        if !now {
+            self.callers = true;
+            return false;
+        }
         if self.short.is_some_and(|until| Instant::now() < until) {
             return false;
         }
@@ -429,6 +442,7 @@ impl Control {
         self.decoder.reset();
         self.deaf = false;
         self.sent = 0;
+        self.broken = false;
     }
 
     /// A new connection: credits and replies were owed to the old one, events and READY are anybody's.
@@ -438,7 +452,12 @@ impl Control {
         self.deaf = false;
         self.sent = 0;
         self.blocked = false;
+        self.broken = false;
         self.readable = true;
+        self.keep_events();
+    }
+
+    fn keep_events(&mut self) {
         self.out.retain(|out| out.message == Message::ProcessAsyncEvent);
         self.count_waiting();
     }
@@ -459,6 +478,9 @@ impl Control {
 
     /// Writes what can be written: small frames together, for each write to a device is work for the host and wakes init again.
     pub fn flush(&mut self) {
+        if self.broken {
+            return self.keep_events();
+        }
         while let Some(first) = self.out.front().filter(|_| !self.blocked && !self.leaving && !self.parting) {
             let rest = first.bytes.get(self.sent..).unwrap_or_default();
             let Some(fd) = self.fd() else { return };
@@ -473,11 +495,20 @@ impl Control {
                 Err(Errno::EAGAIN) => self.blocked = true,
                 Err(errno) => {
                     log::info!("{}", Fault::errno("writing", "the control port", errno));
-                    self.host_left();
-                    return;
+                    return self.cannot_write();
                 }
             }
         }
+    }
+
+    /// A connection's host may have written its last command and closed: that is carried out although nobody hears of it
+    /// (protocol.md «DESTROYPOD»). Its end is where it cannot be read any more.
+    fn cannot_write(&mut self) {
+        if self.connection.is_none() {
+            return self.host_left();
+        }
+        (self.broken, self.readable, self.sent) = (true, true, 0);
+        self.keep_events();
     }
 
     /// What is left of the first frame, and those behind it that fit into a write with it.

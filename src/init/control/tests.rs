@@ -3,11 +3,14 @@
 use super::*;
 use crate::frame::ControlDecoder;
 use nix::sys::epoll::EpollCreateFlags;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as Address, UnixListener, UnixStream};
 
 /// What the guest did, and what came.
 #[derive(Debug, PartialEq, Eq)]
 enum Did {
+    Connected,
     Got(u32),
     Left,
     Greeted,
@@ -29,6 +32,28 @@ impl World {
         let mut control = Control::new(Port::Device(guest), 0);
         assert_eq!(control.open(&epoll).unwrap(), [Input::Connected]);
         World { host, epoll, control, decoder: ControlDecoder::default() }
+    }
+
+    /// A port that hosts connect to, and the first of them.
+    fn listening() -> (World, Address) {
+        let address =
+            Address::from_abstract_name(format!("hyperinit-{:?}", std::thread::current().id())).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        let mut control = Control::new(Port::Listener(listener.into()), 0);
+        assert_eq!(control.open(&epoll).unwrap(), []);
+        let mut world = World { host: caller(&address), epoll, control, decoder: ControlDecoder::default() };
+        assert_eq!(world.turns(), [Did::Connected]);
+        assert_eq!(world.hears(), (0, vec![b"READY".to_vec()]));
+        (world, address)
+    }
+
+    /// The host closes, and another one, or none, is there instead.
+    fn closes(&mut self, next: OwnedFd) {
+        self.host = next;
+        self.decoder = ControlDecoder::default();
+        self.control.ready(EpollFlags::all());
     }
 
     fn say(&mut self, bytes: &[u8]) {
@@ -64,7 +89,10 @@ impl World {
                         self.control.send(Message::Ack, &greeting);
                         Did::Greeted
                     }
-                    Input::Connected => panic!("a device has no connections"),
+                    Input::Connected => {
+                        self.control.send(Message::Ready, b"");
+                        Did::Connected
+                    }
                 });
             }
             if !self.control.wants_turn() {
@@ -85,12 +113,24 @@ impl World {
                         credit += u32::from_be_bytes(frame.payload.try_into().unwrap()) as usize;
                     }
                     Some(Message::Ack) => replies.push(frame.payload.to_vec()),
+                    Some(Message::Ready) => replies.push(b"READY".to_vec()),
                     other => panic!("{other:?}"),
                 }
             }
         }
         (credit, replies)
     }
+}
+
+fn caller(address: &Address) -> OwnedFd {
+    let stream = UnixStream::connect_addr(address).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    stream.into()
+}
+
+/// Nobody that calls.
+fn nobody() -> OwnedFd {
+    UnixStream::pair().unwrap().0.into()
 }
 
 fn exec() -> Vec<u8> {
@@ -348,4 +388,67 @@ fn credits_that_nobody_reads_have_an_end() {
         }
     }
     assert!(taken > OUT_MAX / 40 && control.waiting <= OUT_MAX + 64, "{taken}, {}", control.waiting);
+}
+
+/// protocol.md «DESTROYPOD»: it is carried out also for a host that closes at once, whatever waits to be written to it.
+#[test]
+fn the_last_command_of_a_host_that_does_not_read_is_carried_out() {
+    let destroy = frame::control(Message::DestroyPod, b"").unwrap();
+    let (mut world, address) = World::listening();
+    while !world.control.blocked {
+        world.control.send(Message::Ack, &[0; 1000]);
+        world.control.flush();
+    }
+    world.control.send(Message::ProcessAsyncEvent, b"{}");
+    assert_eq!(write(&world.host, &destroy), Ok(destroy.len()));
+    world.closes(caller(&address));
+    assert_eq!(world.turns(), [Did::Got(Message::DestroyPod as u32), Did::Connected]);
+    assert_eq!(world.control.out.len(), 0, "READY and the event have left, and no reply is left");
+}
+
+#[test]
+fn a_command_whose_host_closes_behind_it_is_whole() {
+    let exec = exec();
+    for cut in 1..exec.len() {
+        let (mut world, _) = World::listening();
+        world.say(&exec[..cut]);
+        assert_eq!(world.turns(), []);
+        assert_eq!(write(&world.host, &exec[cut..]), Ok(exec.len() - cut));
+        world.closes(nobody());
+        assert_eq!(world.turns(), [EXEC], "cut at {cut}");
+        assert!(world.control.connection.is_none());
+    }
+}
+
+/// Not even where the next one has been waiting to be let in.
+#[test]
+fn a_new_connection_hears_no_reply_to_the_one_before() {
+    let ping = frame::control(Message::Ping, b"").unwrap();
+    let wrong = [0; 8];
+    for (also, what) in [(&[][..], "it closes"), (&wrong[..], "it says what makes no sense, and stays")] {
+        let (mut world, address) = World::listening();
+        assert_eq!(write(&world.host, &[&ping, also].concat()), Ok(ping.len() + also.len()));
+        let next = caller(&address);
+        let before = std::mem::replace(&mut world.host, next);
+        if also.is_empty() {
+            drop(before);
+        }
+        world.control.ready(EpollFlags::all());
+        assert_eq!(world.turns(), [Did::Got(Message::Ping as u32), Did::Connected], "{what}");
+        assert_eq!(world.hears(), (0, vec![b"READY".to_vec()]), "{what}");
+    }
+}
+
+/// A host that reads nothing more, but writes, has no memory of the guest's.
+#[test]
+fn replies_that_cannot_be_written_are_not_kept() {
+    let ping = frame::control(Message::Ping, b"").unwrap();
+    let (mut world, _) = World::listening();
+    shutdown(std::os::fd::AsRawFd::as_raw_fd(&world.host), Shutdown::Read).unwrap();
+    for _ in 0..1000 {
+        world.say(&ping);
+        assert_eq!(world.turns(), [Did::Got(Message::Ping as u32)]);
+        world.control.flush();
+        assert!(world.control.out.is_empty());
+    }
 }

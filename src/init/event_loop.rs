@@ -519,41 +519,45 @@ impl EventLoop {
         }
     }
 
+    /// What comes of a request at once is another event, behind all that this one has led to: replies and requests keep their order.
     fn supervise(&mut self, event: Event) {
-        for action in self.supervisor.on_event(now(), event) {
-            match action {
-                Action::Send { message, payload } => {
-                    self.control.send(message, &payload);
-                    self.drained = false;
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in self.supervisor.on_event(now(), event) {
+                match action {
+                    Action::Send { message, payload } => {
+                        self.control.send(message, &payload);
+                        self.drained = false;
+                    }
+                    Action::Ask { id, ask } => events.extend(self.ask(id, ask)),
+                    Action::Kill { pid, signal, group } => kill(pid, signal.get(), group),
+                    Action::Release { pid } => kill(pid, nix::libc::SIGCONT, false),
+                    Action::KillHelper { role, why, lied: false } => self.kill_helper(role, &why),
+                    Action::KillHelper { role, why, lied: true } => self.liar(role, &why),
+                    Action::PowerOff => super::leave(self.local),
                 }
-                Action::Ask { id, ask } => self.ask(id, ask),
-                Action::Kill { pid, signal, group } => kill(pid, signal.get(), group),
-                Action::Release { pid } => kill(pid, nix::libc::SIGCONT, false),
-                Action::KillHelper { role, why, lied: false } => self.kill_helper(role, &why),
-                Action::KillHelper { role, why, lied: true } => self.liar(role, &why),
-                Action::PowerOff => super::leave(self.local),
             }
         }
     }
 
-    /// Sends a request. One that cannot be made is answered here; one to a helper that is dying is answered by its end.
-    fn ask(&mut self, id: u64, ask: Ask) {
+    /// Sends a request. One that cannot be made or sent is answered by the event; one to a helper that is dying is answered by its end.
+    fn ask(&mut self, id: u64, ask: Ask) -> Option<Event> {
         let role = ask.role();
         let request = match ask.into_request(&self.memory) {
-            Err(fault) => return self.supervise(Event::Reply { role, id, result: Err(fault) }),
+            Err(fault) => return Some(Event::Reply { role, id, result: Err(fault) }),
             Ok(request) => request,
         };
-        let Some(sender) = self.helpers.get(&role).and_then(Helper::sender) else { return };
+        let sender = self.helpers.get(&role).and_then(Helper::sender)?;
         // ipc-channel asserts that shared memory can be mapped once more to put it into a message.
         let sent = catch_unwind(AssertUnwindSafe(|| sender.send(id, request)))
             .unwrap_or_else(|_| Sent::Unsent(NO_MEMORY.to_owned()));
         match sent {
-            Sent::Whole => {}
-            Sent::Dying(why) => log::info!("asking {role}: {why}"),
-            Sent::Unsent(why) => {
-                let fault = Fault::new("asking", role, why);
-                self.supervise(Event::Unsent { role, id, fault });
+            Sent::Whole => None,
+            Sent::Dying(why) => {
+                log::info!("asking {role}: {why}");
+                None
             }
+            Sent::Unsent(why) => Some(Event::Unsent { role, id, fault: Fault::new("asking", role, why) }),
         }
     }
 

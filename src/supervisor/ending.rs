@@ -311,29 +311,32 @@ impl Supervisor {
                 log::warn!("leaving before everything has ended");
                 self.say_goodbye();
             }
+            // What has come so far only now: the rest of a container's end is still to come, and needs its time.
+            LeavingStep::Abandoned => self.abandon_output(),
             LeavingStep::Said { until } if now >= until => self.actions.push(Action::PowerOff),
             LeavingStep::Term
             | LeavingStep::Killed
-            | LeavingStep::Abandoned
             | LeavingStep::Flushing
             | LeavingStep::Said { .. } => {}
         }
     }
 
+    /// Of every process whose output is waited for, that of a container's init last: it waits for the others.
     fn abandon_output(&mut self) {
-        let exited: Vec<(ContainerId, ProcessId)> = self
-            .containers
-            .iter()
-            .flat_map(|(id, known)| {
-                let exited = known.processes.iter().filter(|(_, process)| process.state.has_exited());
-                exited.map(move |(process, _)| (id.clone(), process.clone()))
-            })
-            .collect();
-        for (container, process) in exited {
+        while let Some((container, process)) = self.waits_for_output() {
             let fault =
                 Fault::new("waiting for the output of", format!("{container}: {process}"), "given up");
             self.output_left(&container, &process, Err(fault));
         }
+    }
+
+    fn waits_for_output(&self) -> Option<(ContainerId, ProcessId)> {
+        self.containers.iter().find_map(|(id, known)| {
+            let init_waits = matches!(known.state, ContainerState::Ending(ContainerEnd::Output));
+            let waits = |process: &ProcessId| init_waits || known.init.as_ref() != Some(process);
+            let mut exited = known.processes.iter().filter(|(_, process)| process.state.has_exited());
+            exited.find(|(process, _)| waits(process)).map(|(process, _)| (id.clone(), process.clone()))
+        })
     }
 
     /// streamd has written everything, or cannot.

@@ -319,6 +319,33 @@ fn destroypod_gives_output_up_that_nobody_reads() {
     assert_eq!(world.did(), [Action::PowerOff], "also if the host does not take the last frame");
 }
 
+/// Whatever its processes are called, and however late it comes so far.
+#[test]
+fn destroypod_has_time_for_the_files_of_who_is_given_up() {
+    for (process, late) in [("a", false), ("z", false), ("z", true)] {
+        let mut world = World::with_container();
+        world.exec("c", process, 3);
+        world.started(Pid(101));
+        world.said();
+        world.tell(Message::DestroyPod, "null");
+        world.exits(Pid(100), 0);
+        world.exits(Pid(101), 0);
+        if !late {
+            world.done(Role::Mountd);
+        }
+        world.wait();
+        world.wait();
+        if late {
+            world.done(Role::Mountd);
+        }
+        assert_eq!(world.asked(Role::Mountd), ["remove c"], "{process}");
+        world.done(Role::Mountd);
+        assert_eq!(world.said(), [event("c", process, 0), event("c", "init", 0)]);
+        world.exits(POD_INIT, 137);
+        assert_eq!(world.asked(Role::Mountd), ["destroy pod"]);
+    }
+}
+
 #[test]
 fn destroypod_does_not_wait_for_a_helper_that_hangs() {
     let mut world = World::with_container();

@@ -52,12 +52,15 @@ impl Execd {
         // What is cloned next is to be the guest's, and whatever comes of it, what comes after it the pod's again.
         self.home.enter()?;
         let started = self.start_at(&Place::Guest, process, &hostname.nodename().to_string_lossy());
-        if self.joined
-            && let Err(fault) = pod::join()
-        {
-            // What it has started is known to nobody, is never released, and ends. A successor begins in the pod.
-            log::error!("{fault}");
-            process::exit(1)
+        match self.joined.then(pod::join) {
+            None | Some(Ok(())) => {}
+            // The pod has ended, and nobody has told.
+            Some(Err(fault)) if fault.is(Errno::ENOENT) => self.joined = false,
+            Some(Err(fault)) => {
+                // What it has started is known to nobody, is never released, and ends. A successor begins in the pod.
+                log::error!("{fault}");
+                process::exit(1)
+            }
         }
         started
     }

@@ -314,10 +314,7 @@ impl Supervisor {
             // What has come so far only now: the rest of a container's end is still to come, and needs its time.
             LeavingStep::Abandoned => self.abandon_output(),
             LeavingStep::Said { until } if now >= until => self.actions.push(Action::PowerOff),
-            LeavingStep::Term
-            | LeavingStep::Killed
-            | LeavingStep::Flushing
-            | LeavingStep::Said { .. } => {}
+            LeavingStep::Term | LeavingStep::Killed | LeavingStep::Flushing | LeavingStep::Said { .. } => {}
         }
     }
 

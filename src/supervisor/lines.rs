@@ -294,6 +294,11 @@ impl Lines {
         self.lines.values().any(|line| line.state == State::Up(pid))
     }
 
+    /// Whether that process is that helper.
+    pub(super) fn is_up(&self, role: Role, pid: Pid) -> bool {
+        self.lines.get(&role).is_some_and(|line| line.state == State::Up(pid))
+    }
+
     /// Whether execd may be starting something that is not known yet.
     pub(super) fn starts_under_way(&self) -> bool {
         self.lines.get(&Role::Execd).is_some_and(|line| line.sent.iter().any(|pending| pending.ask.starts()))

@@ -312,7 +312,7 @@ impl Supervisor {
             self.lines.ask_first(Ask::Adopt { running: self.unfinished() }, Purpose::Rejoin);
         }
         if resends {
-            self.lines.ask_first(Ask::Resend, Purpose::Resend);
+            self.lines.ask_first(Ask::Resend, Purpose::Resend(pid));
         }
     }
 
@@ -329,6 +329,12 @@ impl Supervisor {
         }
     }
 
+    fn kill_helper(&mut self, role: Role, why: String) {
+        if self.lines.kill(role, false) {
+            self.actions.push(Action::KillHelper { role, why, lied: false });
+        }
+    }
+
     /// What is asked once fails. What must not be given up is asked again of a successor, which gets all that was asked; nothing
     /// else would make a helper hear of it.
     fn unsent_request(&mut self, role: Role, id: u64, fault: Fault) {
@@ -336,8 +342,8 @@ impl Supervisor {
             if let Ok(Some(outcome)) = self.lines.answered(self.now, role, id, Err(fault)) {
                 self.go_on(outcome);
             }
-        } else if self.lines.kill(role, false) {
-            self.actions.push(Action::KillHelper { role, why: fault.to_string(), lied: false });
+        } else {
+            self.kill_helper(role, fault.to_string());
         }
     }
 
@@ -345,16 +351,11 @@ impl Supervisor {
         self.look_for_plugged();
         self.lines.ping(self.now);
         for role in self.lines.late(self.now) {
-            if self.lines.kill(role, false) {
-                let why = match role {
-                    Role::Streamd => "it does not answer",
-                    Role::Netd | Role::Mountd | Role::Execd => {
-                        "it has been working on one request for too long"
-                    }
-                };
-                let why = why.to_owned();
-                self.actions.push(Action::KillHelper { role, why, lied: false });
-            }
+            let why = match role {
+                Role::Streamd => "it does not answer",
+                Role::Netd | Role::Mountd | Role::Execd => "it has been working on one request for too long",
+            };
+            self.kill_helper(role, why.to_owned());
         }
     }
 
@@ -403,10 +404,17 @@ impl Supervisor {
                 Ok(_) => self.lines.unbar(Role::Execd),
                 Err(fault) => self.kill_liar(Role::Execd, fault.to_string()),
             },
-            Purpose::Resend => {
-                warn(result);
-                self.lines.unbar(Role::Streamd);
-            }
+            // That one is dead, and its successor's is another.
+            Purpose::Resend(streamd) if !self.lines.is_up(Role::Streamd, streamd) => {}
+            Purpose::Resend(_) => match result {
+                // It has some of them, and would take the end of the others for that of strangers.
+                Err(fault) if answered => self.kill_helper(Role::Streamd, fault.to_string()),
+                // Nobody has them.
+                result => {
+                    warn(result);
+                    self.lines.unbar(Role::Streamd);
+                }
+            },
             // Without an answer it is killed, and that says enough.
             Purpose::Ping => {}
             Purpose::Nothing => warn(result),

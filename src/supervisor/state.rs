@@ -224,8 +224,8 @@ pub(super) enum Purpose {
     Flush,
     /// A new execd enters the pod.
     Rejoin,
-    /// A new streamd gets the processes' descriptors.
-    Resend,
+    /// A new streamd, that one, gets the processes' descriptors.
+    Resend(Pid),
     /// Whether streamd is alive.
     Ping,
     /// Nobody waits for it.

@@ -314,6 +314,23 @@ fn what_comes_by_the_door_while_a_pod_starts_keeps_its_output() {
 }
 
 #[test]
+fn the_door_is_open_after_a_pods_end() {
+    guest(|guest| {
+        image("web");
+        let mut pod = Pod::with(guest, pod_files(), &["--debug"]);
+        guest.kill(pod.init, Signal::SIGKILL);
+        pod.mountd(&hyperinit::wire::mountd::Request::DestroyPod).unwrap();
+        let pid = pod.execd.started(&at_the_door(77)).unwrap();
+        guest.adopt(pid);
+        release(pid);
+        let container = pod.request("web", false, json!({}));
+        let fault = pod.execd.started(&container).unwrap_err();
+        assert!(fault.to_string().contains("has not joined the pod"), "{fault}");
+        guest.kill(pid, Signal::SIGKILL);
+    });
+}
+
+#[test]
 fn an_execd_that_finds_no_way_back_to_the_pod_ends() {
     guest(|guest| {
         image("web");

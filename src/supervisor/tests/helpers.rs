@@ -130,6 +130,55 @@ fn a_new_streamd_gets_the_descriptors_before_it_hears_of_ends() {
     assert_eq!(world.said(), [event("c", "p", 1)]);
 }
 
+/// A world whose process has ended, and whose new streamd, 70, does not have its output yet.
+fn with_output_to_resend() -> World {
+    let mut world = World::with_container();
+    world.exec("c", "p", 3);
+    world.started(Pid(101));
+    world.exits(Pid(101), 1);
+    world.said();
+    world.dies(Role::Streamd);
+    world.comes_up(Role::Streamd, 70);
+    world
+}
+
+#[test]
+fn a_streamd_that_dies_over_the_descriptors_has_not_given_them_to_the_next() {
+    let mut world = with_output_to_resend();
+    // What it was to be given is still under way.
+    world.feed(Event::HelperGone(Role::Streamd));
+    world.comes_up(Role::Streamd, 71);
+    assert_eq!(world.asked(Role::Execd), ["resend", "resend"]);
+    world.done(Role::Execd);
+    assert!(world.asked(Role::Streamd).is_empty());
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
+}
+
+#[test]
+fn a_streamd_that_could_not_be_given_all_gives_way_to_one_that_can() {
+    let mut world = with_output_to_resend();
+    world.fails(Role::Execd);
+    let did = world.did();
+    assert!(
+        matches!(did.as_slice(), [Action::KillHelper { role: Role::Streamd, lied: false, .. }]),
+        "{did:?}"
+    );
+    assert!(world.asked(Role::Streamd).is_empty());
+    world.dies(Role::Streamd);
+    world.comes_up(Role::Streamd, 71);
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
+}
+
+#[test]
+fn without_an_execd_the_ends_are_told_all_the_same() {
+    let mut world = with_output_to_resend();
+    world.dies(Role::Execd);
+    world.feed(Event::HelperClosed(Role::Execd));
+    assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
+}
+
 #[test]
 fn a_new_execd_is_told_whose_output_it_keeps() {
     let mut world = World::with_container();

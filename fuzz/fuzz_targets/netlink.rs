@@ -12,6 +12,9 @@ use netlink_packet_route::RouteNetlinkMessage;
 mod address;
 #[path = "../../helpers/netd/answer.rs"]
 mod answer;
+#[path = "../../helpers/netd/had.rs"]
+#[allow(dead_code)]
+mod had;
 #[path = "../../helpers/netd/links.rs"]
 #[allow(dead_code)]
 mod links;
@@ -43,7 +46,7 @@ fuzz_target!(|data: &[u8]| {
     for message in all {
         // What is given back to the kernel has to be sayable.
         for index in [0, 1, 2] {
-            if let Some(step) = links::gives_back(message.clone(), index) {
+            if let Some(step) = had::gives_back(message.clone(), index) {
                 let mut message =
                     NetlinkMessage::new(Default::default(), NetlinkPayload::InnerMessage(step.message));
                 message.finalize();

@@ -1,5 +1,7 @@
 //! Requests, carried out: each whole or not at all.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::{Duration, Instant};
 
 use hyperinit::fault::Fault;
@@ -9,7 +11,7 @@ use nix::errno::Errno;
 
 use super::kernel::Kernel;
 use super::plan::{Change, Step};
-use super::{links, ports, routes};
+use super::{had, links, ports, routes};
 
 /// How long one request waits for links that are being plugged (protocol.md «STARTPOD»).
 const PLUGGED: Duration = Duration::from_secs(2);
@@ -18,11 +20,19 @@ const PLUGGED: Duration = Duration::from_secs(2);
 struct Done<'a> {
     kernel: &'a mut Kernel,
     undo: Vec<Step>,
-    /// What links that had to be taken down had.
-    lost: Vec<Step>,
+    /// What links had before they were changed: a change may cost them more than it says, and what takes it back too.
+    had: BTreeMap<u32, Vec<Step>>,
 }
 
 impl Done<'_> {
+    /// Before the first change of a link.
+    fn remember(&mut self, index: u32) -> Result<(), Fault> {
+        if let Entry::Vacant(new) = self.had.entry(index) {
+            new.insert(self.kernel.had(index)?);
+        }
+        Ok(())
+    }
+
     fn change(&mut self, change: &Change) -> Result<(), Fault> {
         match self.kernel.apply(&change.step) {
             Err(fault) if fault.is(Errno::EBUSY) && !change.busy.is_empty() => {
@@ -36,24 +46,43 @@ impl Done<'_> {
 
     /// The same to a link that is taken down for it, and has afterwards what it had before.
     fn change_down(&mut self, change: &Change) -> Result<(), Fault> {
-        let lost = match change.step.link() {
-            Some(index) => self.kernel.would_lose(index)?,
+        let had = match change.step.link() {
+            Some(index) => self.kernel.had(index)?,
             None => Vec::new(),
         };
-        self.lost.extend(lost.clone());
         change.busy.iter().try_for_each(|change| self.change(change))?;
-        lost.iter().try_for_each(|step| self.kernel.apply(step))
+        had.iter().try_for_each(|step| unless_there(self.kernel.apply(step)))
     }
 
     fn take_back(&mut self) {
-        for step in self.undo.iter().rev().chain(&self.lost) {
-            match self.kernel.apply(step) {
-                // It was never lost.
-                Err(fault) if fault.is(Errno::EEXIST) => {}
-                Err(fault) => log::warn!("{fault}"),
-                Ok(()) => {}
-            }
+        for step in self.undo.iter().rev() {
+            // It may have gone with another one.
+            warn(unless_gone(self.kernel.apply(step)).map(drop));
         }
+        for (&index, had) in &self.had {
+            warn(give_back(self.kernel, index, had));
+        }
+    }
+}
+
+/// Gives a link back what it had. Addresses that are not in their order are taken from it first: of a network's addresses
+/// packets come from the first.
+fn give_back(kernel: &mut Kernel, index: u32, had: &[Step]) -> Result<(), Fault> {
+    let has = kernel.had(index)?;
+    if !had::same_order(&has, had) {
+        for step in had::removals(&has) {
+            warn(unless_gone(kernel.apply(&step)).map(drop));
+        }
+    }
+    for step in had {
+        warn(unless_there(kernel.apply(step)));
+    }
+    Ok(())
+}
+
+fn warn(result: Result<(), Fault>) {
+    if let Err(fault) = result {
+        log::warn!("{fault}");
     }
 }
 
@@ -62,7 +91,7 @@ fn all_or_nothing(
     kernel: &mut Kernel,
     work: impl FnOnce(&mut Done) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
-    let mut done = Done { kernel, undo: Vec::new(), lost: Vec::new() };
+    let mut done = Done { kernel, undo: Vec::new(), had: BTreeMap::new() };
     let result = work(&mut done);
     if result.is_err() {
         done.take_back();
@@ -77,7 +106,11 @@ pub fn set_interfaces(kernel: &mut Kernel, interfaces: &[Interface]) -> Result<(
     all_or_nothing(kernel, |done| {
         wanted.iter().try_for_each(|wanted| {
             let link = done.kernel.await_link(&wanted.device, until)?;
-            wanted.changes(&link).iter().try_for_each(|change| done.change(change))
+            let changes = wanted.changes(&link);
+            if !changes.is_empty() {
+                done.remember(link.index)?;
+            }
+            changes.iter().try_for_each(|change| done.change(change))
         })
     })
 }
@@ -135,6 +168,14 @@ fn unless_gone<T>(result: Result<T, Fault>) -> Result<Option<T>, Fault> {
     }
 }
 
+/// What is there already, or has come by itself (the kernel adds some), is as it should be.
+fn unless_there(result: Result<(), Fault>) -> Result<(), Fault> {
+    match result {
+        Err(fault) if fault.is(Errno::EEXIST) => Ok(()),
+        result => result,
+    }
+}
+
 fn remove_route(kernel: &mut Kernel, route: &Route) -> Result<(), Fault> {
     let wanted = routes::Wanted::read(route)?;
     let Some(oif) = unless_gone(oif(kernel, &wanted))? else { return Ok(()) };
@@ -156,4 +197,63 @@ fn reset_interface(kernel: &mut Kernel, interface: &Interface) -> Result<(), Fau
     };
     let Some(link) = link else { return Ok(()) };
     wanted.takes_back(&link).iter().try_for_each(|step| unless_gone(kernel.apply(step)).map(drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sched::{CloneFlags, unshare};
+    use serde_json::json;
+    use std::process::Command;
+
+    fn ip(words: &str) -> String {
+        let output = Command::new("ip").args(words.split(' ')).output().unwrap();
+        assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn all_of(link: &str) -> String {
+        let lines = format!("{}{}", ip("route show"), ip("-6 route show"));
+        let mut all: Vec<_> = lines.lines().filter(|line| !line.starts_with("fe80:")).collect();
+        let addresses = ip(&format!("-oneline address show dev {link} scope global"));
+        all.extend(addresses.lines().map(|line| line.split_once(link).unwrap().1));
+        all.join("\n").replace(link, "LINK")
+    }
+
+    /// What Linux before 6.2 wants for each rename: this kernel would never come to it.
+    #[test]
+    fn a_link_that_is_taken_down_for_its_name_has_afterwards_what_it_had() {
+        let test = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            for words in [
+                "link add eth0 type veth peer name other",
+                "link set other up",
+                "link set eth0 up",
+                "address add 10.0.0.2/32 dev eth0",
+                "route add 10.0.0.1 dev eth0",
+                "route add default via 10.0.0.1",
+                "address add fec0:0:0:1::2/128 dev eth0 nodad",
+                "-6 route add fec0:0:0:1::1 dev eth0",
+                "-6 route add default via fec0:0:0:1::1",
+            ] {
+                ip(words);
+            }
+            let before = all_of("eth0");
+            let mut kernel = Kernel::open().unwrap();
+            let link = kernel.link("eth0").unwrap();
+            let interface = json!({"device": "eth0", "newDeviceName": "lan"});
+            let wanted = links::Wanted::read(&serde_json::from_value(interface).unwrap()).unwrap();
+            let rename = wanted.changes(&link).remove(0);
+            let fault = all_or_nothing(&mut kernel, |done| {
+                done.remember(link.index)?;
+                done.change_down(&rename)?;
+                Err(Fault::new("doing", "the next", "no"))
+            });
+            assert_eq!(fault.unwrap_err().why, "no");
+            assert_eq!(all_of("eth0"), before);
+            all_or_nothing(&mut kernel, |done| done.change_down(&rename)).unwrap();
+            assert_eq!(all_of("lan"), before);
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
 }

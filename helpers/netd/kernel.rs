@@ -22,7 +22,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::answer::{self, Verdict};
-use super::links::{self, Link};
+use super::had;
+use super::links::Link;
 use super::plan::Step;
 
 /// More than the kernel says of a link, and than an acknowledgement needs: the header, the errno and its words.
@@ -101,17 +102,19 @@ impl Kernel {
         }
     }
 
-    /// What a link loses when it is taken down, as what gives it back: IPv6 addresses, and routes that somebody has added.
-    pub fn would_lose(&mut self, index: u32) -> Result<Vec<Step>, Fault> {
-        let mut addresses = AddressMessage::default();
-        addresses.header.family = AddressFamily::Inet6;
-        let mut all = self.dump(RouteNetlinkMessage::GetAddress(addresses))?;
+    /// What a link has, as what gives it back: it may go when the link is taken down, when IPv6 finds no room in its packets,
+    /// or with an address.
+    pub fn had(&mut self, index: u32) -> Result<Vec<Step>, Fault> {
+        let mut all = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut addresses = AddressMessage::default();
+            addresses.header.family = family;
+            all.extend(self.dump(RouteNetlinkMessage::GetAddress(addresses))?);
             let mut routes = RouteMessage::default();
             routes.header.address_family = family;
             all.extend(self.dump(RouteNetlinkMessage::GetRoute(routes))?);
         }
-        Ok(all.into_iter().filter_map(|message| links::gives_back(message, index)).collect())
+        Ok(had::all(all, index))
     }
 
     /// The link of that name.

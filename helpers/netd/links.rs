@@ -4,9 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use hyperinit::fault::Fault;
 use hyperinit::spec::{Interface, IpAddress};
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteHeader, RouteProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::address::{Network, bits};
@@ -152,39 +151,6 @@ fn addresses(interface: &Interface) -> Result<Vec<(What, Network)>, Fault> {
     all.iter().map(read).collect()
 }
 
-/// What gives a link back what it had, if that goes when the link is taken down: an address of IPv6 (those of IPv4 stay), or
-/// a route that somebody has added (the kernel's own come with addresses).
-pub fn gives_back(message: RouteNetlinkMessage, index: u32) -> Option<Step> {
-    let message = match message {
-        RouteNetlinkMessage::NewAddress(had) if had.header.index == index => {
-            // What a router gave it, it gives again.
-            let given = had.header.flags.contains(AddressHeaderFlags::Permanent);
-            if !given || had.header.scope == AddressScope::Link {
-                return None;
-            }
-            let address = had.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Address(address) => Some(*address),
-                _ => None,
-            });
-            let network = Network { address: address?, prefix: had.header.prefix_len };
-            RouteNetlinkMessage::NewAddress(self::address(index, &network))
-        }
-        RouteNetlinkMessage::NewRoute(mut had) if had.attributes.contains(&RouteAttribute::Oif(index)) => {
-            let ours = had.header.table == RouteHeader::RT_TABLE_MAIN
-                && !matches!(had.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
-            if !ours {
-                return None;
-            }
-            // What the kernel only tells.
-            had.header.flags = RouteFlags::empty();
-            had.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
-            RouteNetlinkMessage::NewRoute(had)
-        }
-        _ => return None,
-    };
-    Some(Step { doing: "giving back", to: format!("what link {index} had"), message })
-}
-
 /// The loopback's only need.
 pub fn up(device: &str) -> Result<Step, Fault> {
     check_name("device", device)?;
@@ -239,7 +205,7 @@ fn rename(link: &Link, old: &str, new: &str) -> Change {
 }
 
 /// An address for NEWADDR and DELADDR alike.
-fn address(index: u32, network: &Network) -> AddressMessage {
+pub fn address(index: u32, network: &Network) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
     message.header.prefix_len = network.prefix;
@@ -267,7 +233,6 @@ fn address(index: u32, network: &Network) -> AddressMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use netlink_packet_route::route::RouteMessage;
     use serde_json::json;
 
     fn wanted(value: serde_json::Value) -> Result<Wanted, Fault> {
@@ -367,43 +332,6 @@ mod tests {
         }
         let v6 = address(7, &network("fec0::2/64"));
         assert_eq!((v6.header.family, v6.header.flags), (AddressFamily::Inet6, AddressHeaderFlags::Nodad));
-    }
-
-    #[test]
-    fn a_link_gets_back_what_was_given_to_it() {
-        let network = |text| Network::parse(text).unwrap();
-        let had = |index, flags, scope| {
-            let mut had = address(index, &network("fec0::2/64"));
-            (had.header.flags, had.header.scope) = (flags, scope);
-            had.attributes = vec![AddressAttribute::Address(network("fec0::2").address)];
-            RouteNetlinkMessage::NewAddress(had)
-        };
-        let permanent = AddressHeaderFlags::Permanent;
-        let back = gives_back(had(7, permanent, AddressScope::Site), 7).unwrap();
-        assert_eq!(back.message, RouteNetlinkMessage::NewAddress(address(7, &network("fec0::2/64"))));
-        for (index, flags, scope) in [
-            (8, permanent, AddressScope::Site),
-            (7, permanent, AddressScope::Link),
-            (7, AddressHeaderFlags::empty(), AddressScope::Site),
-        ] {
-            assert_eq!(gives_back(had(index, flags, scope), 7), None);
-        }
-        let route = |protocol, table, oif| {
-            let mut route = RouteMessage::default();
-            (route.header.protocol, route.header.table) = (protocol, table);
-            route.attributes = vec![RouteAttribute::Oif(oif)];
-            RouteNetlinkMessage::NewRoute(route)
-        };
-        let main = RouteHeader::RT_TABLE_MAIN;
-        assert!(gives_back(route(RouteProtocol::Boot, main, 7), 7).is_some());
-        for (protocol, table, oif) in [
-            (RouteProtocol::Kernel, main, 7),
-            (RouteProtocol::Ra, main, 7),
-            (RouteProtocol::Boot, 255, 7),
-            (RouteProtocol::Boot, main, 8),
-        ] {
-            assert_eq!(gives_back(route(protocol, table, oif), 7), None);
-        }
     }
 
     #[test]

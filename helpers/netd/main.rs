@@ -4,6 +4,7 @@
 mod address;
 mod answer;
 mod apply;
+mod had;
 mod kernel;
 mod links;
 mod nft;

@@ -231,3 +231,50 @@ fn a_reset_takes_back_what_is_there_of_it() {
         }
     });
 }
+
+#[test]
+fn what_a_link_loses_by_the_way_is_there_again_when_it_fails() {
+    guest(|_| {
+        let world = World::new();
+        world.link("eth0", &["10.1.0.1/24"]);
+        world.link("eth1", &[]);
+        world.link("eth2", &[]);
+        ip("link set eth0 up");
+        for words in [
+            "address add 10.1.0.9/24 dev eth0",
+            "address add 10.1.0.8/24 dev eth0",
+            "address add fec0:1::9/64 dev eth0 nodad",
+            "route add 10.7.0.0/16 dev eth0",
+            "route add default via 10.7.0.1 src 10.1.0.9",
+            "-6 route add default via fec0:1::1",
+            // Of a link that is down.
+            "address add 10.2.0.9/24 dev eth1",
+            "address add fec0:2::9/64 dev eth1 nodad",
+        ] {
+            ip(words);
+        }
+        let before = everything();
+        let mut netd = netd();
+        for changes in [
+            // The last address takes the routes with it, the first one its secondaries.
+            json!({"ipAddresses": [{"ipAddress": "-10.1.0.9", "netMask": "24"}]}),
+            json!({"ipAddresses": [{"ipAddress": "-10.1.0.8", "netMask": "24"}, {"ipAddress": "-10.1.0.9", "netMask": "24"}]}),
+            // A link of this size has no IPv6.
+            json!({"mtu": 1279}),
+            json!({"newDeviceName": "lan", "mtu": 1000, "ipAddresses": [{"ipAddress": "-10.1.0.9", "netMask": "24"}]}),
+        ] {
+            for device in ["eth0", "eth1"] {
+                let mut first = changes.clone();
+                first["device"] = json!(device);
+                if device == "eth1" {
+                    first["ipAddresses"] = json!([{"ipAddress": "-10.2.0.9", "netMask": "24"}]);
+                }
+                let fails = json!({"device": "eth2", "ipAddress": "-10.9.9.9", "netMask": "8"});
+                let fault = set(&mut netd, json!([first, fails])).unwrap_err();
+                assert!(fault.is(Errno::EADDRNOTAVAIL), "{fault}");
+                assert_eq!(everything(), before, "{first}");
+            }
+        }
+        assert_eq!(netd.log(), "");
+    });
+}

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use hyperinit::fault::Fault;
 use hyperinit::spec::{Interface, IpAddress};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{
+    AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute, LinkFlags, LinkMessage,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::address::{Network, bits};
@@ -101,6 +103,9 @@ impl Wanted {
         if !link.up {
             changes.push(bring_up(link, self.name()));
         }
+        if self.has_v4(What::Remove) {
+            changes.push(Change::new(self.promote(link), None));
+        }
         changes.extend(self.addresses.iter().map(|(what, network)| {
             let (add, remove) = (self.add(link, network), self.remove(link, network));
             match what {
@@ -114,12 +119,36 @@ impl Wanted {
     /// What makes `link`, whatever has been done to it, what it was before: without the addresses, down, with its old name.
     pub fn takes_back(&self, link: &Link) -> Vec<Step> {
         let added = self.addresses.iter().rev().filter(|(what, _)| *what == What::Add);
-        let mut steps: Vec<Step> = added.map(|(_, network)| self.remove(link, network)).collect();
+        let mut steps: Vec<Step> = Vec::new();
+        if self.has_v4(What::Add) {
+            steps.push(self.promote(link));
+        }
+        steps.extend(added.map(|(_, network)| self.remove(link, network)));
         steps.push(set_up(link, &link.name, false));
         if self.rename.is_some() && link.name != self.device {
             steps.push(name(link, &link.name, &self.device));
         }
         steps
+    }
+
+    /// Whether there are such addresses of IPv4.
+    fn has_v4(&self, kind: What) -> bool {
+        self.addresses.iter().any(|(what, network)| *what == kind && network.address.is_ipv4())
+    }
+
+    /// Has the kernel leave a network's other addresses on the link when the first of them is removed: it would take them
+    /// along. Here, link by link and by netlink, for netd has no files, and a local guest's other links are not its own.
+    fn promote(&self, link: &Link) -> Step {
+        let mut message = to(link);
+        let mut settings = InetDevConf::default();
+        settings.promote_secondaries = 1;
+        let settings = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(settings)]);
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![settings]));
+        Step {
+            doing: "keeping the other addresses of",
+            to: self.name().to_owned(),
+            message: RouteNetlinkMessage::SetLink(message),
+        }
     }
 
     fn add(&self, link: &Link, network: &Network) -> Step {
@@ -266,6 +295,7 @@ mod tests {
                 "renaming eth0 to net0 (renaming net0 to eth0)",
                 "setting the MTU of net0 (setting the MTU of net0)",
                 "bringing up net0 (taking down net0)",
+                "keeping the other addresses of net0 ()",
                 "adding 10.0.0.2/24 to net0 (removing 10.0.0.2/24 from net0)",
                 "removing 10.0.0.9/24 from net0 (adding 10.0.0.9/24 to net0)",
                 "adding fec0::2/64 to net0 (removing fec0::2/64 from net0)",
@@ -277,13 +307,14 @@ mod tests {
         assert_eq!(
             back,
             [
+                "keeping the other addresses of net0",
                 "removing fec0::2/64 from net0",
                 "removing 10.0.0.2/24 from net0",
                 "taking down net0",
                 "renaming net0 to eth0"
             ]
         );
-        assert_eq!(wanted.takes_back(&link(false)).len(), 3, "its name is the old one already");
+        assert_eq!(wanted.takes_back(&link(false)).len(), 4, "its name is the old one already");
     }
 
     #[test]

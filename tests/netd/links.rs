@@ -69,6 +69,31 @@ fn the_old_style_and_removal() {
 }
 
 #[test]
+fn only_the_address_that_is_named_is_removed() {
+    guest(|_| {
+        let world = World::new();
+        world.link("eth0", &["10.1.0.1/24"]);
+        let mut netd = netd();
+        let all: Vec<_> =
+            (2..5).map(|n| json!({"ipAddress": format!("10.1.0.{n}"), "netMask": "24"})).collect();
+        set(&mut netd, json!([{"device": "eth0", "ipAddresses": all}])).unwrap();
+        ip("route add default via 10.1.0.1");
+        // The first one: the kernel calls the others its secondaries.
+        set(&mut netd, json!([{"device": "eth0", "ipAddress": "-10.1.0.2", "netMask": "24"}])).unwrap();
+        assert_eq!(addresses("eth0").0, ["10.1.0.3/24", "10.1.0.4/24"]);
+        assert!(ip("route show").contains("default via 10.1.0.1"), "{}", ip("route show"));
+        reset(
+            &mut netd,
+            json!([{"device": "eth0", "ipAddress": "10.1.0.3", "netMask": "24"}]),
+            json!([]),
+            false,
+        )
+        .unwrap();
+        assert_eq!(addresses("eth0").0, ["10.1.0.4/24"]);
+    });
+}
+
+#[test]
 fn a_name_that_is_no_other_changes_nothing() {
     guest(|_| {
         let world = World::new();

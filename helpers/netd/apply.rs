@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use hyperinit::fault::Fault;
 use hyperinit::spec::{Interface, Route};
 use hyperinit::wire::netd::{Network, PortMapping};
+use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
 use super::kernel::Kernel;
@@ -22,6 +23,8 @@ struct Done<'a> {
     undo: Vec<Step>,
     /// What links had before they were changed: a change may cost them more than it says, and what takes it back too.
     had: BTreeMap<u32, Vec<Step>>,
+    /// A predecessor died over the same request: what is as it should be is its doing, and is taken back like one's own.
+    repeated: bool,
 }
 
 impl Done<'_> {
@@ -38,10 +41,41 @@ impl Done<'_> {
             Err(fault) if fault.is(Errno::EBUSY) && !change.busy.is_empty() => {
                 return self.change_down(change);
             }
+            Err(fault) if self.repeated && self.is_done(&change.step, &fault)? => self.forget(&change.step),
             result => result?,
         }
         self.undo.extend(change.undo.clone());
         Ok(())
+    }
+
+    /// Whether the kernel's no means that a step is done already.
+    fn is_done(&mut self, step: &Step, fault: &Fault) -> Result<bool, Fault> {
+        match &step.message {
+            RouteNetlinkMessage::DelAddress(_) => Ok(fault.is(Errno::EADDRNOTAVAIL)),
+            RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::NewRoute(_) => {
+                Ok(fault.is(Errno::EEXIST) && self.kernel.has(&step.message)?)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// What a predecessor has added is not what a link had before.
+    fn forget(&mut self, step: &Step) {
+        for had in self.had.values_mut() {
+            had.retain(|had| !had::is(&had.message, &step.message));
+        }
+    }
+
+    /// The link; it may have its new name already.
+    fn link(&mut self, wanted: &links::Wanted, until: Instant) -> Result<links::Link, Fault> {
+        if let Some(name) = wanted.rename.as_ref().filter(|_| self.repeated)
+            && unless_gone(self.kernel.link(&wanted.device))?.is_none()
+            && let Some(link) = unless_gone(self.kernel.link(name))?
+        {
+            self.undo.push(links::name(&link, name, &wanted.device));
+            return Ok(link);
+        }
+        self.kernel.await_link(&wanted.device, until)
     }
 
     /// The same to a link that is taken down for it, and has afterwards what it had before.
@@ -60,16 +94,17 @@ impl Done<'_> {
             warn(unless_gone(self.kernel.apply(step)).map(drop));
         }
         for (&index, had) in &self.had {
-            warn(give_back(self.kernel, index, had));
+            // A predecessor has left them in no order that would say what was before.
+            warn(give_back(self.kernel, index, had, !self.repeated));
         }
     }
 }
 
 /// Gives a link back what it had. Addresses that are not in their order are taken from it first: of a network's addresses
 /// packets come from the first.
-fn give_back(kernel: &mut Kernel, index: u32, had: &[Step]) -> Result<(), Fault> {
+fn give_back(kernel: &mut Kernel, index: u32, had: &[Step], in_order: bool) -> Result<(), Fault> {
     let has = kernel.had(index)?;
-    if !had::same_order(&has, had) {
+    if in_order && !had::same_order(&has, had) {
         for step in had::removals(&has) {
             warn(unless_gone(kernel.apply(&step)).map(drop));
         }
@@ -89,9 +124,10 @@ fn warn(result: Result<(), Fault>) {
 /// Does the work, or takes back what of it was done.
 fn all_or_nothing(
     kernel: &mut Kernel,
+    repeated: bool,
     work: impl FnOnce(&mut Done) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
-    let mut done = Done { kernel, undo: Vec::new(), had: BTreeMap::new() };
+    let mut done = Done { kernel, undo: Vec::new(), had: BTreeMap::new(), repeated };
     let result = work(&mut done);
     if result.is_err() {
         done.take_back();
@@ -100,12 +136,12 @@ fn all_or_nothing(
 }
 
 /// SetInterfaces.
-pub fn set_interfaces(kernel: &mut Kernel, interfaces: &[Interface]) -> Result<(), Fault> {
+pub fn set_interfaces(kernel: &mut Kernel, interfaces: &[Interface], repeated: bool) -> Result<(), Fault> {
     let wanted = interfaces.iter().map(links::Wanted::read).collect::<Result<Vec<_>, _>>()?;
     let until = Instant::now() + PLUGGED;
-    all_or_nothing(kernel, |done| {
+    all_or_nothing(kernel, repeated, |done| {
         wanted.iter().try_for_each(|wanted| {
-            let link = done.kernel.await_link(&wanted.device, until)?;
+            let link = done.link(wanted, until)?;
             let changes = wanted.changes(&link);
             if !changes.is_empty() {
                 done.remember(link.index)?;
@@ -116,9 +152,9 @@ pub fn set_interfaces(kernel: &mut Kernel, interfaces: &[Interface]) -> Result<(
 }
 
 /// AddRoutes.
-pub fn add_routes(kernel: &mut Kernel, routes: &[Route]) -> Result<(), Fault> {
+pub fn add_routes(kernel: &mut Kernel, routes: &[Route], repeated: bool) -> Result<(), Fault> {
     let wanted = routes.iter().map(routes::Wanted::read).collect::<Result<Vec<_>, _>>()?;
-    all_or_nothing(kernel, |done| {
+    all_or_nothing(kernel, repeated, |done| {
         wanted.iter().try_for_each(|wanted| {
             let change = wanted.change(oif(done.kernel, wanted)?);
             done.change(&change)
@@ -244,14 +280,14 @@ mod tests {
             let interface = json!({"device": "eth0", "newDeviceName": "lan"});
             let wanted = links::Wanted::read(&serde_json::from_value(interface).unwrap()).unwrap();
             let rename = wanted.changes(&link).remove(0);
-            let fault = all_or_nothing(&mut kernel, |done| {
+            let fault = all_or_nothing(&mut kernel, false, |done| {
                 done.remember(link.index)?;
                 done.change_down(&rename)?;
                 Err(Fault::new("doing", "the next", "no"))
             });
             assert_eq!(fault.unwrap_err().why, "no");
             assert_eq!(all_of("eth0"), before);
-            all_or_nothing(&mut kernel, |done| done.change_down(&rename)).unwrap();
+            all_or_nothing(&mut kernel, false, |done| done.change_down(&rename)).unwrap();
             assert_eq!(all_of("lan"), before);
         };
         std::thread::spawn(test).join().unwrap();

@@ -6,8 +6,11 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteHeader, RouteProtocol};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol,
+};
 
+use super::address::Network;
 use super::plan::Step;
 
 /// What gives a link back what it had, of all that the kernel listed: addresses, then the routes that they make possible,
@@ -102,6 +105,45 @@ fn v4(had: &[Step]) -> impl Iterator<Item = &AddressMessage> {
     })
 }
 
+/// Whether what the kernel lists is what was wanted.
+pub fn is(listed: &RouteNetlinkMessage, wanted: &RouteNetlinkMessage) -> bool {
+    match (listed, wanted) {
+        (RouteNetlinkMessage::NewAddress(listed), RouteNetlinkMessage::NewAddress(wanted)) => {
+            let place = |address: &AddressMessage| (address.header.index, address.header.prefix_len);
+            place(listed) == place(wanted) && local(listed) == local(wanted)
+        }
+        (RouteNetlinkMessage::NewRoute(listed), RouteNetlinkMessage::NewRoute(wanted)) => {
+            let gateway = |route: &RouteMessage| {
+                let is = |attribute: &&RouteAttribute| matches!(attribute, RouteAttribute::Gateway(_));
+                route.attributes.iter().find(is).cloned()
+            };
+            let link = |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Oif(_));
+            let same_link =
+                |attribute: &RouteAttribute| !link(attribute) || listed.attributes.contains(attribute);
+            listed.header.table == wanted.header.table
+                && listed.header.address_family == wanted.header.address_family
+                && destination(listed) == destination(wanted)
+                && gateway(listed) == gateway(wanted)
+                // A gateway says which link it is, where none is named.
+                && wanted.attributes.iter().all(same_link)
+        }
+        _ => false,
+    }
+}
+
+/// Where a route leads; everything has no address, or one of zeros.
+fn destination(route: &RouteMessage) -> Option<(Vec<u8>, u8)> {
+    let prefix = route.header.destination_prefix_length;
+    route.attributes.iter().filter(|_| prefix > 0).find_map(|attribute| {
+        let address = match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => IpAddr::V4(*address),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => IpAddr::V6(*address),
+            _ => return None,
+        };
+        Some((Network { address, prefix }.masked(), prefix))
+    })
+}
+
 /// The link's own address; the other one is its peer's, where they differ.
 fn local(address: &AddressMessage) -> Option<IpAddr> {
     let local = address.attributes.iter().find_map(|attribute| match attribute {
@@ -118,10 +160,8 @@ fn local(address: &AddressMessage) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::address::Network;
     use super::super::links;
     use super::*;
-    use netlink_packet_route::route::{RouteAddress, RouteMessage};
 
     fn network(text: &str) -> Network {
         Network::parse(text).unwrap()

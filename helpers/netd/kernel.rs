@@ -117,6 +117,24 @@ impl Kernel {
         Ok(had::all(all, index))
     }
 
+    /// Whether there is just such an address or route.
+    pub fn has(&mut self, wanted: &RouteNetlinkMessage) -> Result<bool, Fault> {
+        let question = match wanted {
+            RouteNetlinkMessage::NewAddress(wanted) => {
+                let mut addresses = AddressMessage::default();
+                addresses.header.family = wanted.header.family;
+                RouteNetlinkMessage::GetAddress(addresses)
+            }
+            RouteNetlinkMessage::NewRoute(wanted) => {
+                let mut routes = RouteMessage::default();
+                routes.header.address_family = wanted.header.address_family;
+                RouteNetlinkMessage::GetRoute(routes)
+            }
+            _ => return Ok(false),
+        };
+        Ok(self.dump(question)?.iter().any(|there| had::is(there, wanted)))
+    }
+
     /// The link of that name.
     pub fn link(&mut self, name: &str) -> Result<Link, Fault> {
         const DOING: &str = "looking for the link";

@@ -89,7 +89,7 @@ impl Wanted {
     /// What makes `link` what is wanted: name, size, up, addresses.
     pub fn changes(&self, link: &Link) -> Vec<Change> {
         let mut changes = Vec::new();
-        if let Some(name) = &self.rename {
+        if let Some(name) = self.rename.as_ref().filter(|name| **name != link.name) {
             changes.push(rename(link, &self.device, name));
         }
         let set_mtu = |mtu| Step {
@@ -214,7 +214,8 @@ fn bring_up(link: &Link, name: &str) -> Change {
     Change::new(set_up(link, name, true), Some(set_up(link, name, false)))
 }
 
-fn name(link: &Link, old: &str, new: &str) -> Step {
+/// Renames a link.
+pub fn name(link: &Link, old: &str, new: &str) -> Step {
     let mut message = to(link);
     message.attributes.push(LinkAttribute::IfName(new.to_owned()));
     Step { doing: "renaming", to: format!("{old} to {new}"), message: RouteNetlinkMessage::SetLink(message) }

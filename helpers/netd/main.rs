@@ -38,8 +38,10 @@ pub fn main() -> ExitCode {
 fn handle(kernel: &mut Kernel, request: Request) -> Result<(), Fault> {
     match request {
         Request::SetLinkUp { device } => kernel.apply(&links::up(&device)?),
-        Request::SetInterfaces { interfaces } => apply::set_interfaces(kernel, &interfaces.open()?),
-        Request::AddRoutes { routes } => apply::add_routes(kernel, &routes.open()?),
+        Request::SetInterfaces { interfaces, repeated } => {
+            apply::set_interfaces(kernel, &interfaces.open()?, repeated)
+        }
+        Request::AddRoutes { routes, repeated } => apply::add_routes(kernel, &routes.open()?, repeated),
         Request::SetPorts { mapping } => apply::set_ports(kernel, &mapping.open()?),
         Request::Reset { network } => apply::reset(kernel, &network.open()?),
     }

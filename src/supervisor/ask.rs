@@ -22,8 +22,14 @@ pub enum Ask {
     SetLinkUp {
         device: String,
     },
-    SetInterfaces(Vec<Interface>),
-    AddRoutes(Vec<Route>),
+    SetInterfaces {
+        interfaces: Vec<Interface>,
+        repeated: bool,
+    },
+    AddRoutes {
+        routes: Vec<Route>,
+        repeated: bool,
+    },
     SetPorts(Box<PortMapping>),
     ResetNetwork(Box<Network>),
     Rescan,
@@ -130,8 +136,8 @@ impl Ask {
     pub fn role(&self) -> Role {
         match self {
             Ask::SetLinkUp { .. }
-            | Ask::SetInterfaces(_)
-            | Ask::AddRoutes(_)
+            | Ask::SetInterfaces { .. }
+            | Ask::AddRoutes { .. }
             | Ask::SetPorts(_)
             | Ask::ResetNetwork(_) => Role::Netd,
             Ask::Rescan
@@ -174,11 +180,13 @@ impl Ask {
     pub fn into_request(self, memory: &Adopter<IpcSharedMemory>) -> Result<HelperRequest, Fault> {
         Ok(match self {
             Ask::SetLinkUp { device } => HelperRequest::Netd(netd::Request::SetLinkUp { device }),
-            Ask::SetInterfaces(interfaces) => HelperRequest::Netd(netd::Request::SetInterfaces {
-                interfaces: Bulk::new(interfaces, memory)?,
-            }),
-            Ask::AddRoutes(routes) => {
-                HelperRequest::Netd(netd::Request::AddRoutes { routes: Bulk::new(routes, memory)? })
+            Ask::SetInterfaces { interfaces, repeated } => {
+                let interfaces = Bulk::new(interfaces, memory)?;
+                HelperRequest::Netd(netd::Request::SetInterfaces { interfaces, repeated })
+            }
+            Ask::AddRoutes { routes, repeated } => {
+                let routes = Bulk::new(routes, memory)?;
+                HelperRequest::Netd(netd::Request::AddRoutes { routes, repeated })
             }
             Ask::SetPorts(mapping) => {
                 HelperRequest::Netd(netd::Request::SetPorts { mapping: Bulk::new(*mapping, memory)? })
@@ -256,6 +264,8 @@ impl Ask {
             Ask::Resend | Ask::Finish { .. } | Ask::Flush => TRIES_FOR_OUTPUT,
             Ask::WakeUp
             | Ask::Online
+            | Ask::SetInterfaces { .. }
+            | Ask::AddRoutes { .. }
             | Ask::SetPorts(_)
             | Ask::ResetNetwork(_)
             | Ask::KillContainer { .. }
@@ -265,8 +275,6 @@ impl Ask {
             | Ask::JoinPod { .. }
             | Ask::Release { .. } => TRIES,
             Ask::SetLinkUp { .. }
-            | Ask::SetInterfaces(_)
-            | Ask::AddRoutes(_)
             | Ask::Rescan
             | Ask::Unplug { .. }
             | Ask::PreparePod(_)
@@ -282,6 +290,20 @@ impl Ask {
             | Ask::StartInGuest { .. }
             | Ask::Resize { .. } => 1,
         }
+    }
+
+    /// It is asked of a successor. Where that does not come to the same by itself, it has to know.
+    pub(super) fn again(self) -> Ask {
+        match self {
+            Ask::SetInterfaces { interfaces, .. } => Ask::SetInterfaces { interfaces, repeated: true },
+            Ask::AddRoutes { routes, .. } => Ask::AddRoutes { routes, repeated: true },
+            ask => ask,
+        }
+    }
+
+    /// Whether it can be given up before it is sent: whoever asked for it is told.
+    pub(super) fn may_fail(&self) -> bool {
+        self.tries() == 1 || matches!(self, Ask::SetInterfaces { .. } | Ask::AddRoutes { .. })
     }
 
     /// What the reply says to this request: the pid of what was started, or that it is done. None if the reply

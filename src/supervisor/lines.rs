@@ -75,7 +75,8 @@ impl Line {
         if self.sent.is_empty() {
             (self.since, self.heard) = (now, now);
         }
-        let sendable = (pending.id, pending.ask.clone());
+        let ask = pending.ask.clone();
+        let sendable = (pending.id, if pending.tries > 1 { ask.again() } else { ask });
         self.sent.push_back(pending);
         Some(sendable)
     }
@@ -250,10 +251,10 @@ impl Lines {
         Ok(Some(Outcome { purpose: pending.purpose, result, answered: true }))
     }
 
-    /// Whether that request, which is under way, is one that a successor is asked again.
-    pub(super) fn is_repeated(&self, role: Role, id: u64) -> bool {
+    /// Whether that request, which is under way, is one that must not be given up.
+    pub(super) fn is_kept(&self, role: Role, id: u64) -> bool {
         let sent = self.lines.get(&role).into_iter().flat_map(|line| &line.sent);
-        sent.filter(|pending| pending.id == id).any(|pending| pending.ask.tries() > 1)
+        sent.filter(|pending| pending.id == id).any(|pending| !pending.ask.may_fail())
     }
 
     /// The helper is being killed; true if it was not yet.

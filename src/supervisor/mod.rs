@@ -324,10 +324,10 @@ impl Supervisor {
         }
     }
 
-    /// What is asked once fails. What must not be given up is asked again of a successor, which gets all that was asked; nothing
+    /// What may fail does. What must not be given up is asked again of a successor, which gets all that was asked; nothing
     /// else would make a helper hear of it.
     fn unsent_request(&mut self, role: Role, id: u64, fault: Fault) {
-        if !self.lines.is_repeated(role, id) {
+        if !self.lines.is_kept(role, id) {
             if let Ok(Some(outcome)) = self.lines.answered(self.now, role, id, Err(fault)) {
                 self.go_on(outcome);
             }

@@ -163,6 +163,7 @@ impl Supervisor {
     /// The bus has been looked at for a NIC, or could not be: the kernel may have seen it all the same.
     pub(super) fn rescanned(&mut self, ticket: Ticket, interface: Interface, result: Result<Answer, Fault>) {
         warn(result);
-        self.lines.ask(Ask::SetInterfaces(vec![interface]), Purpose::Command(ticket));
+        let ask = Ask::SetInterfaces { interfaces: vec![interface], repeated: false };
+        self.lines.ask(ask, Purpose::Command(ticket));
     }
 }

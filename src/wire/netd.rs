@@ -18,11 +18,17 @@ pub enum Request {
     SetInterfaces {
         /// Which, in order.
         interfaces: Bulk<Vec<Interface>>,
+        /// A predecessor died over it: what is there of it already is done, and no error.
+        #[serde(default)]
+        repeated: bool,
     },
     /// Add routes. Undoes itself when it fails.
     AddRoutes {
         /// Which, in order.
         routes: Bulk<Vec<Route>>,
+        /// As for SetInterfaces.
+        #[serde(default)]
+        repeated: bool,
     },
     /// Let in what the white lists and the ports let in, and nothing else, in place of what was let in before.
     SetPorts {

@@ -8,7 +8,7 @@ use hyperinit::wire::Role;
 use nix::errno::Errno;
 use serde_json::json;
 
-use super::net::{World, addresses, everything, ip, ip_json, reset, set};
+use super::net::{World, addresses, everything, ip, ip_json, reset, set, set_again};
 use super::support::DEADLINE;
 use super::support::guest::guest;
 use super::support::helper::Helper;
@@ -301,5 +301,48 @@ fn what_a_link_loses_by_the_way_is_there_again_when_it_fails() {
             }
         }
         assert_eq!(netd.log(), "");
+    });
+}
+
+#[test]
+fn what_a_predecessor_has_done_of_it_is_done() {
+    guest(|_| {
+        let interfaces = json!([{"device": "eth0", "newDeviceName": "net0", "mtu": 1400, "ipAddresses": [
+            {"ipAddress": "-10.1.0.9", "netMask": "24"}, {"ipAddress": "10.1.0.2", "netMask": "24"},
+            {"ipAddress": "fec0::2", "netMask": "64"}]}]);
+        // After each of its steps somebody may have died.
+        let steps = [
+            "link set eth0 name net0",
+            "link set net0 mtu 1400",
+            "link set net0 up",
+            "address del 10.1.0.9/24 dev net0",
+            "address add 10.1.0.2/24 broadcast + dev net0",
+            "address add fec0::2/64 dev net0 nodad",
+        ];
+        let mut whole = None;
+        for done in 0..=steps.len() {
+            let world = World::new();
+            world.link("eth0", &[]);
+            world.link("eth1", &[]);
+            ip("address add 10.1.0.9/24 dev eth0");
+            steps[..done].iter().for_each(|step| drop(ip(step)));
+            let mut netd = netd();
+            if done == 1 {
+                set(&mut netd, interfaces.clone()).unwrap_err();
+            }
+            // What fails undoes what its predecessor had done too.
+            let fails = json!([interfaces[0], {"device": "eth1", "newDeviceName": "lo"}]);
+            let fault = set_again(&mut netd, fails).unwrap_err();
+            assert!(fault.is(Errno::EEXIST), "{done}: {fault}");
+            assert_eq!(addresses("eth0").0, ["10.1.0.9/24"], "{done}");
+            ip("link set eth0 mtu 1500");
+            ip("link set eth0 down");
+            steps[..done].iter().for_each(|step| drop(ip(step)));
+            set_again(&mut netd, interfaces.clone()).unwrap();
+            assert_eq!(*whole.get_or_insert_with(everything), everything(), "{done}");
+            assert_eq!(netd.log(), "");
+            ip("link delete net0");
+            ip("link delete eth1");
+        }
     });
 }

@@ -11,12 +11,30 @@ use super::support::helper::Helper;
 
 /// SetInterfaces.
 pub fn set(netd: &mut Helper, interfaces: Value) -> Result<Reply, Fault> {
-    netd.ask(&Request::SetInterfaces { interfaces: Bulk::Here(serde_json::from_value(interfaces).unwrap()) })
+    let interfaces = Bulk::Here(serde_json::from_value(interfaces).unwrap());
+    netd.ask(&Request::SetInterfaces { interfaces, repeated: false })
+}
+
+/// The same, of which a predecessor may have done a part.
+pub fn set_again(netd: &mut Helper, interfaces: Value) -> Result<Reply, Fault> {
+    let interfaces = Bulk::Here(serde_json::from_value(interfaces).unwrap());
+    netd.ask(&Request::SetInterfaces { interfaces, repeated: true })
 }
 
 /// AddRoutes.
 pub fn route(netd: &mut Helper, routes: Value) -> Result<Reply, Fault> {
-    netd.ask(&Request::AddRoutes { routes: Bulk::Here(serde_json::from_value(routes).unwrap()) })
+    netd.ask(&Request::AddRoutes {
+        routes: Bulk::Here(serde_json::from_value(routes).unwrap()),
+        repeated: false,
+    })
+}
+
+/// The same, of which a predecessor may have done a part.
+pub fn route_again(netd: &mut Helper, routes: Value) -> Result<Reply, Fault> {
+    netd.ask(&Request::AddRoutes {
+        routes: Bulk::Here(serde_json::from_value(routes).unwrap()),
+        repeated: true,
+    })
 }
 
 /// SetPorts.

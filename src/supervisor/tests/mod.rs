@@ -210,13 +210,13 @@ fn failure(role: Role) -> Fault {
 fn short(ask: &Ask) -> String {
     match ask {
         Ask::SetLinkUp { device } => format!("up {device}"),
-        Ask::SetInterfaces(interfaces) => {
+        Ask::SetInterfaces { interfaces, repeated } => {
             let names: Vec<_> = interfaces.iter().map(|interface| interface.device.as_str()).collect();
-            format!("set up {}", names.join(" "))
+            format!("set up {}{}", names.join(" "), if *repeated { ", again" } else { "" })
         }
-        Ask::AddRoutes(routes) => {
+        Ask::AddRoutes { routes, repeated } => {
             let all: Vec<_> = routes.iter().map(|route| route.dest.as_str()).collect();
-            format!("add routes {}", all.join(" "))
+            format!("add routes {}{}", all.join(" "), if *repeated { ", again" } else { "" })
         }
         Ask::SetPorts(mapping) => {
             let all: Vec<_> = mapping

@@ -108,12 +108,18 @@ fn a_step_that_fails_undoes_those_before_it() {
 
 #[test]
 fn what_netd_died_over_is_taken_back_too_for_a_part_of_it_may_be_done() {
-    for (step, expected) in
-        [(0, taken_back(0)), (3, Some("reset 1 interfaces, 0 routes, ports")), (4, taken_back(5))]
+    let again = ["set up eth0, again", "add routes default, again"];
+    for (step, tries, expected) in
+        [(0, 1, taken_back(0)), (3, 3, Some("reset 1 interfaces, 0 routes, ports")), (4, 3, taken_back(5))]
     {
         let mut world = starting(step);
-        world.dies(Role::Netd);
-        world.comes_up(Role::Netd, 70);
+        for pid in 1..=tries {
+            world.dies(Role::Netd);
+            world.comes_up(Role::Netd, 69 + pid);
+            if pid < tries {
+                assert_eq!(world.asked(Role::Netd), [again[step - 3]]);
+            }
+        }
         is_undone(&mut world, false, expected);
         assert!(world.said().join("").ends_with("it died before it answered"), "step {step}");
     }
@@ -336,8 +342,20 @@ fn an_interface_is_looked_for_on_the_bus_first() {
     }
     world.tell(Message::SetupInterface, interface);
     world.done(Role::Mountd);
+    world.tell(Message::SetupRoute, r#"{"routes":[{"dest":"default"}]}"#);
     world.dies(Role::Netd);
-    assert!(world.said().join("").ends_with("it died before it answered"), "it is not done twice");
+    world.comes_up(Role::Netd, 70);
+    // That it did not come to; a part of the first may be done.
+    assert_eq!(world.asked(Role::Netd), ["set up eth1, again", "add routes default"]);
+    for pid in 71..73 {
+        world.dies(Role::Netd);
+        world.comes_up(Role::Netd, pid);
+    }
+    assert!(world.said().join("").ends_with("it died before it answered"), "three deaths over it are enough");
+    assert_eq!(world.asked(Role::Netd), ["add routes default"]);
+    let (id, _) = world.take(Role::Netd);
+    world.feed(Event::Unsent { role: Role::Netd, id, fault: failure(Role::Netd) });
+    assert_eq!(world.said(), ["ERROR netd: doing it: no"], "what was not even sent is not repeated");
 }
 
 #[test]

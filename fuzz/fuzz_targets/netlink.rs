@@ -36,8 +36,9 @@ fuzz_target!(|data: &[u8]| {
         let refused = verdict.result.map_err(|refusal| refusal.fault("adding", "it").to_string());
         assert!(refused.err().is_none_or(|text| text.len() < 4096));
     }
-    let mut all = Vec::new();
-    let (listed, held) = measure(|| answer::list(datagram, sequence, &mut all));
+    let mut list = answer::List::default();
+    let (listed, held) = measure(|| list.read(datagram, sequence));
+    let all = list.all;
     assert!(held <= 256 * datagram.len() + 65_536, "{held} bytes for {}", datagram.len());
     assert!(all.len() <= datagram.len() / 16, "more messages than headers");
     if listed == Ok(true) {

@@ -42,7 +42,8 @@ fuzz_target!(|data: &[u8]| {
             let link = links::Link { index: 2, name: wanted.device.clone(), up: true, mtu: 1500 };
             wanted.changes(&link).iter().for_each(said);
             wanted.changes(&links::Link { up: false, ..link.clone() }).iter().for_each(said);
-            wanted.takes_back(&link).iter().for_each(step);
+            wanted.takes_back(&link, None).iter().for_each(said);
+            wanted.takes_back(&link, Some(&wanted.before(&link))).iter().for_each(said);
         }
     }
     let route = Route { dest: word(), gateway: word(), device: word() };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hyperinit::fault::Fault;
 use hyperinit::spec::{Interface, Route};
-use hyperinit::wire::netd::{Network, PortMapping};
+use hyperinit::wire::netd::{Before, Network, PortMapping};
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
@@ -122,11 +122,11 @@ fn warn(result: Result<(), Fault>) {
 }
 
 /// Does the work, or takes back what of it was done.
-fn all_or_nothing(
+fn all_or_nothing<T>(
     kernel: &mut Kernel,
     repeated: bool,
-    work: impl FnOnce(&mut Done) -> Result<(), Fault>,
-) -> Result<(), Fault> {
+    work: impl FnOnce(&mut Done) -> Result<T, Fault>,
+) -> Result<T, Fault> {
     let mut done = Done { kernel, undo: Vec::new(), had: BTreeMap::new(), repeated };
     let result = work(&mut done);
     if result.is_err() {
@@ -135,19 +135,26 @@ fn all_or_nothing(
     result
 }
 
-/// SetInterfaces.
-pub fn set_interfaces(kernel: &mut Kernel, interfaces: &[Interface], repeated: bool) -> Result<(), Fault> {
+/// SetInterfaces: what the links were before.
+pub fn set_interfaces(
+    kernel: &mut Kernel,
+    interfaces: &[Interface],
+    repeated: bool,
+) -> Result<Vec<Before>, Fault> {
     let wanted = interfaces.iter().map(links::Wanted::read).collect::<Result<Vec<_>, _>>()?;
     let until = Instant::now() + PLUGGED;
     all_or_nothing(kernel, repeated, |done| {
-        wanted.iter().try_for_each(|wanted| {
+        let set = |wanted: &links::Wanted| {
             let link = done.link(wanted, until)?;
             let changes = wanted.changes(&link);
             if !changes.is_empty() {
                 done.remember(link.index)?;
             }
-            changes.iter().try_for_each(|change| done.change(change))
-        })
+            changes.iter().try_for_each(|change| done.change(change))?;
+            // What a predecessor has found is not known.
+            Ok(if repeated { Before::default() } else { wanted.before(&link) })
+        };
+        wanted.iter().map(set).collect()
     })
 }
 
@@ -182,8 +189,8 @@ pub fn reset(kernel: &mut Kernel, network: &Network) -> Result<(), Fault> {
     for route in network.routes.iter().rev() {
         keep(remove_route(kernel, route));
     }
-    for interface in network.interfaces.iter().rev() {
-        keep(reset_interface(kernel, interface));
+    for (at, interface) in network.interfaces.iter().enumerate().rev() {
+        keep(reset_interface(kernel, interface, network.before.get(at)));
     }
     if network.ports {
         keep(kernel.transact(&ports::none()));
@@ -221,7 +228,7 @@ fn remove_route(kernel: &mut Kernel, route: &Route) -> Result<(), Fault> {
     }
 }
 
-fn reset_interface(kernel: &mut Kernel, interface: &Interface) -> Result<(), Fault> {
+fn reset_interface(kernel: &mut Kernel, interface: &Interface, before: Option<&Before>) -> Result<(), Fault> {
     let wanted = links::Wanted::read(interface)?;
     let renamed = match &wanted.rename {
         Some(name) => unless_gone(kernel.link(name))?,
@@ -232,7 +239,17 @@ fn reset_interface(kernel: &mut Kernel, interface: &Interface) -> Result<(), Fau
         None => unless_gone(kernel.link(&wanted.device))?,
     };
     let Some(link) = link else { return Ok(()) };
-    wanted.takes_back(&link).iter().try_for_each(|step| unless_gone(kernel.apply(step)).map(drop))
+    let mut done = Done { kernel, undo: Vec::new(), had: BTreeMap::new(), repeated: false };
+    let changes = wanted.takes_back(&link, before);
+    changes.iter().try_for_each(|change| {
+        let result = unless_gone(done.change(change)).map(drop);
+        // A name that is there is another link's.
+        if matches!(change.step.message, RouteNetlinkMessage::NewAddress(_)) {
+            unless_there(result)
+        } else {
+            result
+        }
+    })
 }
 
 #[cfg(test)]
@@ -283,7 +300,7 @@ mod tests {
             let fault = all_or_nothing(&mut kernel, false, |done| {
                 done.remember(link.index)?;
                 done.change_down(&rename)?;
-                Err(Fault::new("doing", "the next", "no"))
+                Err::<(), _>(Fault::new("doing", "the next", "no"))
             });
             assert_eq!(fault.unwrap_err().why, "no");
             assert_eq!(all_of("eth0"), before);

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use hyperinit::fault::Fault;
 use hyperinit::spec::{Interface, IpAddress};
+use hyperinit::wire::netd::Before;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute, LinkFlags, LinkMessage,
@@ -92,13 +93,9 @@ impl Wanted {
         if let Some(name) = self.rename.as_ref().filter(|name| **name != link.name) {
             changes.push(rename(link, &self.device, name));
         }
-        let set_mtu = |mtu| Step {
-            doing: "setting the MTU of",
-            to: self.name().to_owned(),
-            message: resize(link, mtu),
-        };
         if let Some(mtu) = self.mtu.filter(|mtu| *mtu != link.mtu) {
-            changes.push(Change::new(set_mtu(mtu), Some(set_mtu(link.mtu))));
+            let (set, back) = (self.set_mtu(link, mtu), self.set_mtu(link, link.mtu));
+            changes.push(Change::new(set, Some(back)));
         }
         if !link.up {
             changes.push(bring_up(link, self.name()));
@@ -116,19 +113,38 @@ impl Wanted {
         changes
     }
 
-    /// What makes `link`, whatever has been done to it, what it was before: without the addresses, down, with its old name.
-    pub fn takes_back(&self, link: &Link) -> Vec<Step> {
-        let added = self.addresses.iter().rev().filter(|(what, _)| *what == What::Add);
-        let mut steps: Vec<Step> = Vec::new();
+    /// What has to be remembered of the link as it is before the changes.
+    pub fn before(&self, link: &Link) -> Before {
+        Before { up: link.up, mtu: self.mtu.filter(|mtu| *mtu != link.mtu).map(|_| link.mtu) }
+    }
+
+    /// What makes `link`, whatever has been done to it, what it was before: with its size and its addresses, down if it was
+    /// or if that is not known, with its old name.
+    pub fn takes_back(&self, link: &Link, before: Option<&Before>) -> Vec<Change> {
+        let before = before.copied().unwrap_or_default();
+        let of = |kind: What| self.addresses.iter().rev().filter(move |(what, _)| *what == kind);
+        let mut steps = Vec::new();
+        if let Some(mtu) = before.mtu.filter(|mtu| *mtu != link.mtu) {
+            steps.push(self.set_mtu(link, mtu));
+        }
+        // With the last address the kernel would take the routes.
+        steps.extend(of(What::Remove).map(|(_, network)| self.add(link, network)));
         if self.has_v4(What::Add) {
             steps.push(self.promote(link));
         }
-        steps.extend(added.map(|(_, network)| self.remove(link, network)));
-        steps.push(set_up(link, &link.name, false));
-        if self.rename.is_some() && link.name != self.device {
-            steps.push(name(link, &link.name, &self.device));
+        steps.extend(of(What::Add).map(|(_, network)| self.remove(link, network)));
+        if !before.up {
+            steps.push(set_up(link, &link.name, false));
         }
-        steps
+        let mut changes: Vec<Change> = steps.into_iter().map(|step| Change::new(step, None)).collect();
+        if self.rename.is_some() && link.name != self.device {
+            changes.push(rename(&Link { up: before.up, ..link.clone() }, &link.name, &self.device));
+        }
+        changes
+    }
+
+    fn set_mtu(&self, link: &Link, mtu: u32) -> Step {
+        Step { doing: "setting the MTU of", to: self.name().to_owned(), message: resize(link, mtu) }
     }
 
     /// Whether there are such addresses of IPv4.
@@ -303,19 +319,27 @@ mod tests {
             ]
         );
         let renamed = Link { name: "net0".to_owned(), ..link(true) };
-        let back: Vec<_> =
-            wanted.takes_back(&renamed).iter().map(|step| format!("{} {}", step.doing, step.to)).collect();
+        let back = |link: &Link, before: Option<Before>| -> Vec<_> {
+            let changes = wanted.takes_back(link, before.as_ref());
+            changes.iter().map(|change| format!("{} {}", change.step.doing, change.step.to)).collect()
+        };
+        let unknown = [
+            "adding 10.0.0.9/24 to net0",
+            "keeping the other addresses of net0",
+            "removing fec0::2/64 from net0",
+            "removing 10.0.0.2/24 from net0",
+            "taking down net0",
+            "renaming net0 to eth0",
+        ];
+        assert_eq!(back(&renamed, None), unknown);
+        assert_eq!(back(&link(false), None).len(), 5, "its name is the old one already");
+        let known = back(&renamed, Some(Before { up: true, mtu: Some(1400) }));
+        assert_eq!(known[0], "setting the MTU of net0");
         assert_eq!(
-            back,
-            [
-                "keeping the other addresses of net0",
-                "removing fec0::2/64 from net0",
-                "removing 10.0.0.2/24 from net0",
-                "taking down net0",
-                "renaming net0 to eth0"
-            ]
+            (&known[1..5], &known[5..]),
+            (&unknown.map(str::to_owned)[..4], &unknown.map(str::to_owned)[5..])
         );
-        assert_eq!(wanted.takes_back(&link(false)).len(), 4, "its name is the old one already");
+        assert_eq!(wanted.before(&link(false)), Before { up: false, mtu: Some(1500) });
     }
 
     #[test]

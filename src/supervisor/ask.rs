@@ -12,7 +12,7 @@ use crate::ids::{ContainerId, Pid, StreamId};
 use crate::spec::{Container, Interface, Process, Route};
 use crate::wire::bootstrap::Adopter;
 use crate::wire::mountd::PodFiles;
-use crate::wire::netd::{Network, PortMapping};
+use crate::wire::netd::{Before, Network, PortMapping};
 use crate::wire::{Role, execd, mountd, netd, streamd};
 
 /// One request to one helper. The edges (src/wire) say what each means.
@@ -328,7 +328,13 @@ impl Ask {
                 (reads && sane).then_some(Answer::Part { bytes, last })
             }
             (Role::Mountd, HelperReply::Mountd(mountd::Reply::Done)) => (!reads).then_some(Answer::Done),
-            (Role::Netd, HelperReply::Netd(netd::Reply::Done)) => Some(Answer::Done),
+            (Role::Netd, HelperReply::Netd(reply)) => match (self, reply) {
+                (Ask::SetInterfaces { interfaces, .. }, netd::Reply::Set { before }) => {
+                    (before.len() == interfaces.len()).then_some(Answer::Set(before))
+                }
+                (Ask::SetInterfaces { .. }, _) | (_, netd::Reply::Set { .. }) => None,
+                (_, netd::Reply::Done) => Some(Answer::Done),
+            },
             (Role::Streamd, HelperReply::Streamd(reply)) => {
                 let expected = match self {
                     Ask::Ping => streamd::Reply::Alive,
@@ -348,6 +354,8 @@ pub(super) enum Answer {
     Done,
     /// A child of init exists.
     Started(Pid),
+    /// It is done, and this is what there was before.
+    Set(Vec<Before>),
     /// Something is missing that may come.
     NotYet(Fault),
     /// It goes on when it is asked again.

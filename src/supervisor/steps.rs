@@ -50,7 +50,7 @@ impl Supervisor {
         let Pod::Starting { step, spec, .. } = &mut self.pod else { return };
         *step = None;
         if result.is_ok() || !answered {
-            self.network.note(done, spec);
+            self.network.note(done, spec, result.as_ref().ok());
         }
         let answer = match result {
             Err(fault) if matches!(done, PodStep::Undo | PodStep::UndoNetwork) => {

@@ -5,10 +5,11 @@ use std::net::TcpListener;
 use std::time::Instant;
 
 use hyperinit::wire::Role;
+use hyperinit::wire::netd::Reply;
 use nix::errno::Errno;
 use serde_json::json;
 
-use super::net::{World, addresses, everything, ip, ip_json, reset, set, set_again};
+use super::net::{World, addresses, everything, ip, ip_json, reset, reset_to, set, set_again};
 use super::support::DEADLINE;
 use super::support::guest::guest;
 use super::support::helper::Helper;
@@ -344,5 +345,40 @@ fn what_a_predecessor_has_done_of_it_is_done() {
             ip("link delete net0");
             ip("link delete eth1");
         }
+    });
+}
+
+#[test]
+fn a_reset_makes_a_link_what_it_was() {
+    guest(|_| {
+        let world = World::new();
+        world.link("eth0", &["10.1.0.1/24"]);
+        world.link("eth1", &[]);
+        for words in [
+            "link set eth0 up",
+            "address add 10.1.0.9/24 dev eth0",
+            "address add fec0:1::9/64 dev eth0 nodad",
+            "route add default via 10.1.0.1",
+            "-6 route add default via fec0:1::1",
+        ] {
+            ip(words);
+        }
+        let before = everything();
+        let interfaces = json!([
+            {"device": "eth0", "newDeviceName": "lan", "mtu": 1400, "ipAddresses": [
+                {"ipAddress": "10.1.0.2", "netMask": "24"}, {"ipAddress": "-10.1.0.9", "netMask": "24"},
+                {"ipAddress": "-fec0:1::9", "netMask": "64"}, {"ipAddress": "fec0:1::2", "netMask": "64"}]},
+            {"device": "eth1", "newDeviceName": "wan", "mtu": 1300, "ipAddress": "10.2.0.2", "netMask": "24"}]);
+        let mut netd = netd();
+        let Reply::Set { before: links } = set(&mut netd, interfaces.clone()).unwrap() else { panic!() };
+        assert_eq!(
+            links.iter().map(|link| (link.up, link.mtu)).collect::<Vec<_>>(),
+            [(true, Some(1500)), (false, Some(1500))]
+        );
+        for _ in 0..2 {
+            reset_to(&mut netd, interfaces.clone(), json!([]), false, links.clone()).unwrap();
+            assert_eq!(everything(), before);
+        }
+        assert_eq!(netd.log(), "");
     });
 }

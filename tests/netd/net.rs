@@ -2,7 +2,7 @@
 
 use hyperinit::channel::Bulk;
 use hyperinit::fault::Fault;
-use hyperinit::wire::netd::{Network, PortMapping, Reply, Request};
+use hyperinit::wire::netd::{Before, Network, PortMapping, Reply, Request};
 use serde_json::Value;
 
 pub use super::support::net::{World, addresses, everything, ip, ip_json, listen, nft};
@@ -48,8 +48,20 @@ pub fn map(netd: &mut Helper, lists: Value, ports: Value) -> Result<Reply, Fault
 
 /// Reset.
 pub fn reset(netd: &mut Helper, interfaces: Value, routes: Value, ports: bool) -> Result<Reply, Fault> {
+    reset_to(netd, interfaces, routes, ports, Vec::new())
+}
+
+/// The same, where it is known what the links were.
+pub fn reset_to(
+    netd: &mut Helper,
+    interfaces: Value,
+    routes: Value,
+    ports: bool,
+    before: Vec<Before>,
+) -> Result<Reply, Fault> {
     let network = Network {
         interfaces: serde_json::from_value(interfaces).unwrap(),
+        before,
         routes: serde_json::from_value(routes).unwrap(),
         ports,
     };

@@ -24,8 +24,8 @@ fn taken_back(steps: usize) -> Option<&'static str> {
     match steps {
         0 | 1 => None,
         2 | 3 => Some("reset 0 interfaces, 0 routes, ports"),
-        4 => Some("reset 1 interfaces, 0 routes, ports"),
-        _ => Some("reset 1 interfaces, 1 routes, ports"),
+        4 => Some("reset 1 interfaces as before, 0 routes, ports"),
+        _ => Some("reset 1 interfaces as before, 1 routes, ports"),
     }
 }
 
@@ -146,7 +146,7 @@ fn a_netd_that_dies_over_the_undo_is_asked_again() {
     world.done(Role::Mountd);
     world.dies(Role::Netd);
     world.comes_up(Role::Netd, 70);
-    assert_eq!(world.asked(Role::Netd), ["reset 1 interfaces, 1 routes, ports"]);
+    assert_eq!(world.asked(Role::Netd), ["reset 1 interfaces as before, 1 routes, ports"]);
     world.fails(Role::Netd);
     assert_eq!(world.said(), ["ERROR mountd: doing it: no"], "the first fault is the answer");
 }
@@ -191,7 +191,7 @@ fn a_pod_that_ends_takes_its_network_with_it() {
     world.done(Role::Mountd);
     assert_eq!(
         world.asked(Role::Netd),
-        ["reset 1 interfaces, 1 routes, ports", "up lo"],
+        ["reset 1 interfaces as before, 1 routes, ports", "up lo"],
         "then the next one's"
     );
 }
@@ -381,4 +381,15 @@ fn routes_and_unplugging_are_one_request_each() {
     world.fails(Role::Mountd);
     world.done(Role::Netd);
     assert_eq!(world.said(), ["ACK ", "ERROR mountd: doing it: no"]);
+}
+
+#[test]
+fn what_the_links_were_is_said_of_each() {
+    for before in [0, 2] {
+        let mut world = starting(3);
+        let (id, _) = world.take(Role::Netd);
+        let reply = netd::Reply::Set { before: vec![BEFORE; before] };
+        world.reply(Role::Netd, id, Ok(HelperReply::Netd(reply)));
+        assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Netd, lied: true, .. }]));
+    }
 }

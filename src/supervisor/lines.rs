@@ -169,6 +169,11 @@ impl Lines {
         hopeless
     }
 
+    /// Whether what is asked of the helper is refused at once.
+    pub(super) fn is_closed(&self, role: Role) -> bool {
+        self.lines.get(&role).is_some_and(|line| line.state == State::Closed)
+    }
+
     /// The helper runs. `barred`: until [`Lines::unbar`] it only gets what comes first.
     pub(super) fn up(&mut self, role: Role, pid: Pid, barred: bool) {
         let line = self.line(role);
@@ -209,7 +214,7 @@ impl Lines {
         failed
     }
 
-    /// The helper will not come back.
+    /// The helper will not come back, or not for a while.
     pub(super) fn closed(&mut self, role: Role) {
         self.line(role).state = State::Closed;
     }

@@ -300,7 +300,12 @@ impl Supervisor {
         let adopts = role == Role::Execd && !self.streams.is_empty();
         // Until it has the processes' descriptors it would take the end of their streams for that of strangers.
         let resends = role == Role::Streamd && !self.streams.is_empty();
+        let was_closed = self.lines.is_closed(role);
         self.lines.up(role, pid, rejoins || adopts || resends);
+        if role == Role::Netd && was_closed {
+            // Of containers that ended meanwhile nobody could close the ports.
+            self.ask_ports(Purpose::Nothing);
+        }
         if rejoins {
             self.lines.ask_first(Ask::JoinPod { running: self.unfinished() }, Purpose::Rejoin);
         } else if adopts {

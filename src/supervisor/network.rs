@@ -133,7 +133,8 @@ impl Supervisor {
         }
     }
 
-    fn ask_ports(&mut self, purpose: Purpose) {
+    /// Has netd let in what is open now, and nothing else.
+    pub(super) fn ask_ports(&mut self, purpose: Purpose) {
         let Some(white_lists) = self.network.white_lists.clone() else { return };
         let open = self.containers.values().filter(|known| known.open);
         let ports = open.flat_map(|known| known.ports.iter().cloned()).collect();

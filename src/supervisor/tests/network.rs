@@ -393,3 +393,21 @@ fn what_the_links_were_is_said_of_each() {
         assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Netd, lied: true, .. }]));
     }
 }
+
+#[test]
+fn ports_that_nobody_could_close_are_closed_when_netd_is_tried_again() {
+    let mut world = web();
+    world.dies(Role::Netd);
+    world.comes_up(Role::Netd, 70);
+    assert!(world.asked(Role::Netd).is_empty(), "the rules are the kernel's");
+    world.dies(Role::Netd);
+    world.feed(Event::HelperClosed(Role::Netd));
+    world.exits(Pid(100), 0);
+    assert!(world.asked(Role::Netd).is_empty());
+    world.comes_up(Role::Netd, 71);
+    assert_eq!(world.asked(Role::Netd), ["let in"]);
+    let mut world = World::with_pod();
+    world.feed(Event::HelperClosed(Role::Netd));
+    world.comes_up(Role::Netd, 70);
+    assert!(world.asked(Role::Netd).is_empty(), "without white lists there are none");
+}

@@ -178,48 +178,39 @@ impl Ask {
     /// The request as it travels. The fault (no memory to share) is for the event loop to hand back as the
     /// request's reply.
     pub fn into_request(self, memory: &Adopter<IpcSharedMemory>) -> Result<HelperRequest, Fault> {
+        use HelperRequest::{Mountd, Netd};
         Ok(match self {
-            Ask::SetLinkUp { device } => HelperRequest::Netd(netd::Request::SetLinkUp { device }),
+            Ask::SetLinkUp { device } => Netd(netd::Request::SetLinkUp { device }),
             Ask::SetInterfaces { interfaces, repeated } => {
                 let interfaces = Bulk::new(interfaces, memory)?;
-                HelperRequest::Netd(netd::Request::SetInterfaces { interfaces, repeated })
+                Netd(netd::Request::SetInterfaces { interfaces, repeated })
             }
             Ask::AddRoutes { routes, repeated } => {
                 let routes = Bulk::new(routes, memory)?;
-                HelperRequest::Netd(netd::Request::AddRoutes { routes, repeated })
+                Netd(netd::Request::AddRoutes { routes, repeated })
             }
-            Ask::SetPorts(mapping) => {
-                HelperRequest::Netd(netd::Request::SetPorts { mapping: Bulk::new(*mapping, memory)? })
-            }
+            Ask::SetPorts(mapping) => Netd(netd::Request::SetPorts { mapping: Bulk::new(*mapping, memory)? }),
             Ask::ResetNetwork(network) => {
-                HelperRequest::Netd(netd::Request::Reset { network: Bulk::new(*network, memory)? })
+                Netd(netd::Request::Reset { network: Bulk::new(*network, memory)? })
             }
-            Ask::Rescan => HelperRequest::Mountd(mountd::Request::Rescan),
-            Ask::WakeUp => HelperRequest::Mountd(mountd::Request::WakeUp),
-            Ask::Online => HelperRequest::Mountd(mountd::Request::Online),
-            Ask::Unplug { device } => HelperRequest::Mountd(mountd::Request::Unplug { device }),
-            Ask::PreparePod(pod) => {
-                HelperRequest::Mountd(mountd::Request::PreparePod { pod: Bulk::new(pod, memory)? })
+            Ask::Rescan => Mountd(mountd::Request::Rescan),
+            Ask::WakeUp => Mountd(mountd::Request::WakeUp),
+            Ask::Online => Mountd(mountd::Request::Online),
+            Ask::Unplug { device } => Mountd(mountd::Request::Unplug { device }),
+            Ask::PreparePod(pod) => Mountd(mountd::Request::PreparePod { pod: Bulk::new(pod, memory)? }),
+            Ask::PinPod { pid } => Mountd(mountd::Request::PinPod { pid }),
+            Ask::PrepareContainer(container) => {
+                Mountd(mountd::Request::PrepareContainer { container: Bulk::new(*container, memory)? })
             }
-            Ask::PinPod { pid } => HelperRequest::Mountd(mountd::Request::PinPod { pid }),
-            Ask::PrepareContainer(container) => HelperRequest::Mountd(mountd::Request::PrepareContainer {
-                container: Bulk::new(*container, memory)?,
-            }),
-            Ask::ReadFile { container, file } => {
-                HelperRequest::Mountd(mountd::Request::ReadFile { container, file })
-            }
-            Ask::ReadOn => HelperRequest::Mountd(mountd::Request::ReadOn),
+            Ask::ReadFile { container, file } => Mountd(mountd::Request::ReadFile { container, file }),
+            Ask::ReadOn => Mountd(mountd::Request::ReadOn),
             Ask::WriteFile { container, file, data } => {
                 let data = Payload::new(&data.0, memory)?;
-                HelperRequest::Mountd(mountd::Request::WriteFile { container, file, data })
+                Mountd(mountd::Request::WriteFile { container, file, data })
             }
-            Ask::KillContainer { container } => {
-                HelperRequest::Mountd(mountd::Request::KillContainer { container })
-            }
-            Ask::RemoveContainer { container } => {
-                HelperRequest::Mountd(mountd::Request::RemoveContainer { container })
-            }
-            Ask::DestroyPod => HelperRequest::Mountd(mountd::Request::DestroyPod),
+            Ask::KillContainer { container } => Mountd(mountd::Request::KillContainer { container }),
+            Ask::RemoveContainer { container } => Mountd(mountd::Request::RemoveContainer { container }),
+            Ask::DestroyPod => Mountd(mountd::Request::DestroyPod),
             Ask::StartPod { hostname } => HelperRequest::Execd(execd::Request::StartPod { hostname }),
             Ask::Adopt { running } => {
                 HelperRequest::Execd(execd::Request::Adopt { running: Bulk::new(running, memory)? })

@@ -12,6 +12,9 @@ use netlink_packet_route::RouteNetlinkMessage;
 mod address;
 #[path = "../../helpers/netd/answer.rs"]
 mod answer;
+#[path = "../../helpers/netd/had.rs"]
+#[allow(dead_code)]
+mod had;
 #[path = "../../helpers/netd/links.rs"]
 #[allow(dead_code)]
 mod links;
@@ -33,8 +36,9 @@ fuzz_target!(|data: &[u8]| {
         let refused = verdict.result.map_err(|refusal| refusal.fault("adding", "it").to_string());
         assert!(refused.err().is_none_or(|text| text.len() < 4096));
     }
-    let mut all = Vec::new();
-    let (listed, held) = measure(|| answer::list(datagram, sequence, &mut all));
+    let mut list = answer::List::default();
+    let (listed, held) = measure(|| list.read(datagram, sequence));
+    let all = list.all;
     assert!(held <= 256 * datagram.len() + 65_536, "{held} bytes for {}", datagram.len());
     assert!(all.len() <= datagram.len() / 16, "more messages than headers");
     if listed == Ok(true) {
@@ -43,7 +47,7 @@ fuzz_target!(|data: &[u8]| {
     for message in all {
         // What is given back to the kernel has to be sayable.
         for index in [0, 1, 2] {
-            if let Some(step) = links::gives_back(message.clone(), index) {
+            if let Some(step) = had::gives_back(message.clone(), index) {
                 let mut message =
                     NetlinkMessage::new(Default::default(), NetlinkPayload::InnerMessage(step.message));
                 message.finalize();

@@ -1,15 +1,18 @@
 //! Requests, carried out: each whole or not at all.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::{Duration, Instant};
 
 use hyperinit::fault::Fault;
 use hyperinit::spec::{Interface, Route};
-use hyperinit::wire::netd::{Network, PortMapping};
+use hyperinit::wire::netd::{Before, Network, PortMapping};
+use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
 
 use super::kernel::Kernel;
 use super::plan::{Change, Step};
-use super::{links, ports, routes};
+use super::{had, links, ports, routes};
 
 /// How long one request waits for links that are being plugged (protocol.md «STARTPOD»).
 const PLUGGED: Duration = Duration::from_secs(2);
@@ -18,51 +21,113 @@ const PLUGGED: Duration = Duration::from_secs(2);
 struct Done<'a> {
     kernel: &'a mut Kernel,
     undo: Vec<Step>,
-    /// What links that had to be taken down had.
-    lost: Vec<Step>,
+    /// What links had before they were changed: a change may cost them more than it says, and what takes it back too.
+    had: BTreeMap<u32, Vec<Step>>,
+    /// A predecessor died over the same request: what is as it should be is its doing, and is taken back like one's own.
+    repeated: bool,
 }
 
 impl Done<'_> {
+    /// Before the first change of a link.
+    fn remember(&mut self, index: u32) -> Result<(), Fault> {
+        if let Entry::Vacant(new) = self.had.entry(index) {
+            new.insert(self.kernel.had(index)?);
+        }
+        Ok(())
+    }
+
     fn change(&mut self, change: &Change) -> Result<(), Fault> {
         match self.kernel.apply(&change.step) {
             Err(fault) if fault.is(Errno::EBUSY) && !change.busy.is_empty() => {
                 return self.change_down(change);
             }
+            Err(fault) if self.repeated && self.is_done(&change.step, &fault)? => self.forget(&change.step),
             result => result?,
         }
         self.undo.extend(change.undo.clone());
         Ok(())
     }
 
+    /// Whether the kernel's no means that a step is done already.
+    fn is_done(&mut self, step: &Step, fault: &Fault) -> Result<bool, Fault> {
+        match &step.message {
+            RouteNetlinkMessage::DelAddress(_) => Ok(fault.is(Errno::EADDRNOTAVAIL)),
+            RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::NewRoute(_) => {
+                Ok(fault.is(Errno::EEXIST) && self.kernel.has(&step.message)?)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// What a predecessor has added is not what a link had before.
+    fn forget(&mut self, step: &Step) {
+        for had in self.had.values_mut() {
+            had.retain(|had| !had::is(&had.message, &step.message));
+        }
+    }
+
+    /// The link; it may have its new name already.
+    fn link(&mut self, wanted: &links::Wanted, until: Instant) -> Result<links::Link, Fault> {
+        if let Some(name) = wanted.rename.as_ref().filter(|_| self.repeated)
+            && unless_gone(self.kernel.link(&wanted.device))?.is_none()
+            && let Some(link) = unless_gone(self.kernel.link(name))?
+        {
+            self.undo.push(links::name(&link, name, &wanted.device));
+            return Ok(link);
+        }
+        self.kernel.await_link(&wanted.device, until)
+    }
+
     /// The same to a link that is taken down for it, and has afterwards what it had before.
     fn change_down(&mut self, change: &Change) -> Result<(), Fault> {
-        let lost = match change.step.link() {
-            Some(index) => self.kernel.would_lose(index)?,
+        let had = match change.step.link() {
+            Some(index) => self.kernel.had(index)?,
             None => Vec::new(),
         };
-        self.lost.extend(lost.clone());
         change.busy.iter().try_for_each(|change| self.change(change))?;
-        lost.iter().try_for_each(|step| self.kernel.apply(step))
+        had.iter().try_for_each(|step| unless_there(self.kernel.apply(step)))
     }
 
     fn take_back(&mut self) {
-        for step in self.undo.iter().rev().chain(&self.lost) {
-            match self.kernel.apply(step) {
-                // It was never lost.
-                Err(fault) if fault.is(Errno::EEXIST) => {}
-                Err(fault) => log::warn!("{fault}"),
-                Ok(()) => {}
-            }
+        for step in self.undo.iter().rev() {
+            // It may have gone with another one.
+            warn(unless_gone(self.kernel.apply(step)).map(drop));
+        }
+        for (&index, had) in &self.had {
+            // A predecessor has left them in no order that would say what was before.
+            warn(give_back(self.kernel, index, had, !self.repeated));
         }
     }
 }
 
+/// Gives a link back what it had. Addresses that are not in their order are taken from it first: of a network's addresses
+/// packets come from the first.
+fn give_back(kernel: &mut Kernel, index: u32, had: &[Step], in_order: bool) -> Result<(), Fault> {
+    let has = kernel.had(index)?;
+    if in_order && !had::same_order(&has, had) {
+        for step in had::removals(&has) {
+            warn(unless_gone(kernel.apply(&step)).map(drop));
+        }
+    }
+    for step in had {
+        warn(unless_there(kernel.apply(step)));
+    }
+    Ok(())
+}
+
+fn warn(result: Result<(), Fault>) {
+    if let Err(fault) = result {
+        log::warn!("{fault}");
+    }
+}
+
 /// Does the work, or takes back what of it was done.
-fn all_or_nothing(
+fn all_or_nothing<T>(
     kernel: &mut Kernel,
-    work: impl FnOnce(&mut Done) -> Result<(), Fault>,
-) -> Result<(), Fault> {
-    let mut done = Done { kernel, undo: Vec::new(), lost: Vec::new() };
+    repeated: bool,
+    work: impl FnOnce(&mut Done) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let mut done = Done { kernel, undo: Vec::new(), had: BTreeMap::new(), repeated };
     let result = work(&mut done);
     if result.is_err() {
         done.take_back();
@@ -70,22 +135,33 @@ fn all_or_nothing(
     result
 }
 
-/// SetInterfaces.
-pub fn set_interfaces(kernel: &mut Kernel, interfaces: &[Interface]) -> Result<(), Fault> {
+/// SetInterfaces: what the links were before.
+pub fn set_interfaces(
+    kernel: &mut Kernel,
+    interfaces: &[Interface],
+    repeated: bool,
+) -> Result<Vec<Before>, Fault> {
     let wanted = interfaces.iter().map(links::Wanted::read).collect::<Result<Vec<_>, _>>()?;
     let until = Instant::now() + PLUGGED;
-    all_or_nothing(kernel, |done| {
-        wanted.iter().try_for_each(|wanted| {
-            let link = done.kernel.await_link(&wanted.device, until)?;
-            wanted.changes(&link).iter().try_for_each(|change| done.change(change))
-        })
+    all_or_nothing(kernel, repeated, |done| {
+        let set = |wanted: &links::Wanted| {
+            let link = done.link(wanted, until)?;
+            let changes = wanted.changes(&link);
+            if !changes.is_empty() {
+                done.remember(link.index)?;
+            }
+            changes.iter().try_for_each(|change| done.change(change))?;
+            // What a predecessor has found is not known.
+            Ok(if repeated { Before::default() } else { wanted.before(&link) })
+        };
+        wanted.iter().map(set).collect()
     })
 }
 
 /// AddRoutes.
-pub fn add_routes(kernel: &mut Kernel, routes: &[Route]) -> Result<(), Fault> {
+pub fn add_routes(kernel: &mut Kernel, routes: &[Route], repeated: bool) -> Result<(), Fault> {
     let wanted = routes.iter().map(routes::Wanted::read).collect::<Result<Vec<_>, _>>()?;
-    all_or_nothing(kernel, |done| {
+    all_or_nothing(kernel, repeated, |done| {
         wanted.iter().try_for_each(|wanted| {
             let change = wanted.change(oif(done.kernel, wanted)?);
             done.change(&change)
@@ -113,8 +189,8 @@ pub fn reset(kernel: &mut Kernel, network: &Network) -> Result<(), Fault> {
     for route in network.routes.iter().rev() {
         keep(remove_route(kernel, route));
     }
-    for interface in network.interfaces.iter().rev() {
-        keep(reset_interface(kernel, interface));
+    for (at, interface) in network.interfaces.iter().enumerate().rev() {
+        keep(reset_interface(kernel, interface, network.before.get(at)));
     }
     if network.ports {
         keep(kernel.transact(&ports::none()));
@@ -135,6 +211,14 @@ fn unless_gone<T>(result: Result<T, Fault>) -> Result<Option<T>, Fault> {
     }
 }
 
+/// What is there already, or has come by itself (the kernel adds some), is as it should be.
+fn unless_there(result: Result<(), Fault>) -> Result<(), Fault> {
+    match result {
+        Err(fault) if fault.is(Errno::EEXIST) => Ok(()),
+        result => result,
+    }
+}
+
 fn remove_route(kernel: &mut Kernel, route: &Route) -> Result<(), Fault> {
     let wanted = routes::Wanted::read(route)?;
     let Some(oif) = unless_gone(oif(kernel, &wanted))? else { return Ok(()) };
@@ -144,7 +228,7 @@ fn remove_route(kernel: &mut Kernel, route: &Route) -> Result<(), Fault> {
     }
 }
 
-fn reset_interface(kernel: &mut Kernel, interface: &Interface) -> Result<(), Fault> {
+fn reset_interface(kernel: &mut Kernel, interface: &Interface, before: Option<&Before>) -> Result<(), Fault> {
     let wanted = links::Wanted::read(interface)?;
     let renamed = match &wanted.rename {
         Some(name) => unless_gone(kernel.link(name))?,
@@ -155,5 +239,74 @@ fn reset_interface(kernel: &mut Kernel, interface: &Interface) -> Result<(), Fau
         None => unless_gone(kernel.link(&wanted.device))?,
     };
     let Some(link) = link else { return Ok(()) };
-    wanted.takes_back(&link).iter().try_for_each(|step| unless_gone(kernel.apply(step)).map(drop))
+    let mut done = Done { kernel, undo: Vec::new(), had: BTreeMap::new(), repeated: false };
+    let changes = wanted.takes_back(&link, before);
+    changes.iter().try_for_each(|change| {
+        let result = unless_gone(done.change(change)).map(drop);
+        // A name that is there is another link's.
+        if matches!(change.step.message, RouteNetlinkMessage::NewAddress(_)) {
+            unless_there(result)
+        } else {
+            result
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sched::{CloneFlags, unshare};
+    use serde_json::json;
+    use std::process::Command;
+
+    fn ip(words: &str) -> String {
+        let output = Command::new("ip").args(words.split(' ')).output().unwrap();
+        assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn all_of(link: &str) -> String {
+        let lines = format!("{}{}", ip("route show"), ip("-6 route show"));
+        let mut all: Vec<_> = lines.lines().filter(|line| !line.starts_with("fe80:")).collect();
+        let addresses = ip(&format!("-oneline address show dev {link} scope global"));
+        all.extend(addresses.lines().map(|line| line.split_once(link).unwrap().1));
+        all.join("\n").replace(link, "LINK")
+    }
+
+    /// What Linux before 6.2 wants for each rename: this kernel would never come to it.
+    #[test]
+    fn a_link_that_is_taken_down_for_its_name_has_afterwards_what_it_had() {
+        let test = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            for words in [
+                "link add eth0 type veth peer name other",
+                "link set other up",
+                "link set eth0 up",
+                "address add 10.0.0.2/32 dev eth0",
+                "route add 10.0.0.1 dev eth0",
+                "route add default via 10.0.0.1",
+                "address add fec0:0:0:1::2/128 dev eth0 nodad",
+                "-6 route add fec0:0:0:1::1 dev eth0",
+                "-6 route add default via fec0:0:0:1::1",
+            ] {
+                ip(words);
+            }
+            let before = all_of("eth0");
+            let mut kernel = Kernel::open().unwrap();
+            let link = kernel.link("eth0").unwrap();
+            let interface = json!({"device": "eth0", "newDeviceName": "lan"});
+            let wanted = links::Wanted::read(&serde_json::from_value(interface).unwrap()).unwrap();
+            let rename = wanted.changes(&link).remove(0);
+            let fault = all_or_nothing(&mut kernel, false, |done| {
+                done.remember(link.index)?;
+                done.change_down(&rename)?;
+                Err::<(), _>(Fault::new("doing", "the next", "no"))
+            });
+            assert_eq!(fault.unwrap_err().why, "no");
+            assert_eq!(all_of("eth0"), before);
+            all_or_nothing(&mut kernel, false, |done| done.change_down(&rename)).unwrap();
+            assert_eq!(all_of("lan"), before);
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
 }

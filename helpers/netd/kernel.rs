@@ -21,8 +21,9 @@ use nix::libc::MSG_DONTWAIT;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::answer::{self, Verdict};
-use super::links::{self, Link};
+use super::answer::{self, List, Verdict};
+use super::had;
+use super::links::Link;
 use super::plan::Step;
 
 /// More than the kernel says of a link, and than an acknowledgement needs: the header, the errno and its words.
@@ -34,6 +35,12 @@ const BATCH_MAX: usize = 1 << 20;
 const NEWS_OF_LINKS: u32 = 1;
 /// NFNL_SUBSYS_NFTABLES of linux/netfilter/nfnetlink.h.
 const NFTABLES: u16 = 10;
+
+/// How often a list is asked for while what it is of changes.
+const DUMPS_MAX: usize = 16;
+/// What a list is for, as an error says it.
+const LISTING: &str = "listing";
+const LISTED: &str = "what a link has";
 
 /// The kernel, as netd reaches it.
 pub struct Kernel {
@@ -87,31 +94,59 @@ impl Kernel {
     }
 
     /// All that the kernel has to say to a question (NLM_F_DUMP).
-    fn dump(&mut self, question: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Fault> {
-        const DOING: &str = "listing";
-        const TO: &str = "what a link has";
+    fn dump(&mut self, question: &RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Fault> {
+        for _ in 0..DUMPS_MAX {
+            let list = self.dump_once(question.clone())?;
+            if !list.interrupted {
+                return Ok(list.all);
+            }
+        }
+        Err(Fault::new(LISTING, LISTED, "it changes all the while"))
+    }
+
+    fn dump_once(&mut self, question: RouteNetlinkMessage) -> Result<List, Fault> {
         let (first, bytes) = self.route.messages([(question, NLM_F_DUMP)]);
-        self.route.send(&bytes).fault(DOING, TO)?;
-        let mut all = Vec::new();
+        self.route.send(&bytes).fault(LISTING, LISTED)?;
+        let mut list = List::default();
         loop {
-            let answer = self.route.receive().fault(DOING, TO)?;
-            if answer::list(&answer, first, &mut all).map_err(|why| Fault::new(DOING, TO, why))? {
-                return Ok(all);
+            let answer = self.route.receive().fault(LISTING, LISTED)?;
+            if list.read(&answer, first).map_err(|refusal| refusal.fault(LISTING, LISTED))? {
+                return Ok(list);
             }
         }
     }
 
-    /// What a link loses when it is taken down, as what gives it back: IPv6 addresses, and routes that somebody has added.
-    pub fn would_lose(&mut self, index: u32) -> Result<Vec<Step>, Fault> {
-        let mut addresses = AddressMessage::default();
-        addresses.header.family = AddressFamily::Inet6;
-        let mut all = self.dump(RouteNetlinkMessage::GetAddress(addresses))?;
+    /// What a link has, as what gives it back: it may go when the link is taken down, when IPv6 finds no room in its packets,
+    /// or with an address.
+    pub fn had(&mut self, index: u32) -> Result<Vec<Step>, Fault> {
+        let mut all = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut addresses = AddressMessage::default();
+            addresses.header.family = family;
+            all.extend(self.dump(&RouteNetlinkMessage::GetAddress(addresses))?);
             let mut routes = RouteMessage::default();
             routes.header.address_family = family;
-            all.extend(self.dump(RouteNetlinkMessage::GetRoute(routes))?);
+            all.extend(self.dump(&RouteNetlinkMessage::GetRoute(routes))?);
         }
-        Ok(all.into_iter().filter_map(|message| links::gives_back(message, index)).collect())
+        Ok(had::all(all, index))
+    }
+
+    /// Whether there is just such an address or route.
+    pub fn has(&mut self, wanted: &RouteNetlinkMessage) -> Result<bool, Fault> {
+        let question = match wanted {
+            RouteNetlinkMessage::NewAddress(wanted) => {
+                let mut addresses = AddressMessage::default();
+                addresses.header.family = wanted.header.family;
+                RouteNetlinkMessage::GetAddress(addresses)
+            }
+            RouteNetlinkMessage::NewRoute(wanted) => {
+                let mut routes = RouteMessage::default();
+                routes.header.address_family = wanted.header.address_family;
+                RouteNetlinkMessage::GetRoute(routes)
+            }
+            _ => return Ok(false),
+        };
+        Ok(self.dump(&question)?.iter().any(|there| had::is(there, wanted)))
     }
 
     /// The link of that name.

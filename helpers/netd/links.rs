@@ -4,9 +4,11 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use hyperinit::fault::Fault;
 use hyperinit::spec::{Interface, IpAddress};
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteHeader, RouteProtocol};
+use hyperinit::wire::netd::Before;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::{
+    AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute, LinkFlags, LinkMessage,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::address::{Network, bits};
@@ -88,19 +90,18 @@ impl Wanted {
     /// What makes `link` what is wanted: name, size, up, addresses.
     pub fn changes(&self, link: &Link) -> Vec<Change> {
         let mut changes = Vec::new();
-        if let Some(name) = &self.rename {
+        if let Some(name) = self.rename.as_ref().filter(|name| **name != link.name) {
             changes.push(rename(link, &self.device, name));
         }
-        let set_mtu = |mtu| Step {
-            doing: "setting the MTU of",
-            to: self.name().to_owned(),
-            message: resize(link, mtu),
-        };
         if let Some(mtu) = self.mtu.filter(|mtu| *mtu != link.mtu) {
-            changes.push(Change::new(set_mtu(mtu), Some(set_mtu(link.mtu))));
+            let (set, back) = (self.set_mtu(link, mtu), self.set_mtu(link, link.mtu));
+            changes.push(Change::new(set, Some(back)));
         }
         if !link.up {
             changes.push(bring_up(link, self.name()));
+        }
+        if self.has_v4(What::Remove) {
+            changes.push(Change::new(self.promote(link), None));
         }
         changes.extend(self.addresses.iter().map(|(what, network)| {
             let (add, remove) = (self.add(link, network), self.remove(link, network));
@@ -112,15 +113,58 @@ impl Wanted {
         changes
     }
 
-    /// What makes `link`, whatever has been done to it, what it was before: without the addresses, down, with its old name.
-    pub fn takes_back(&self, link: &Link) -> Vec<Step> {
-        let added = self.addresses.iter().rev().filter(|(what, _)| *what == What::Add);
-        let mut steps: Vec<Step> = added.map(|(_, network)| self.remove(link, network)).collect();
-        steps.push(set_up(link, &link.name, false));
-        if self.rename.is_some() && link.name != self.device {
-            steps.push(name(link, &link.name, &self.device));
+    /// What has to be remembered of the link as it is before the changes.
+    pub fn before(&self, link: &Link) -> Before {
+        Before { up: link.up, mtu: self.mtu.filter(|mtu| *mtu != link.mtu).map(|_| link.mtu) }
+    }
+
+    /// What makes `link`, whatever has been done to it, what it was before: with its size and its addresses, down if it was
+    /// or if that is not known, with its old name.
+    pub fn takes_back(&self, link: &Link, before: Option<&Before>) -> Vec<Change> {
+        let before = before.copied().unwrap_or_default();
+        let of = |kind: What| self.addresses.iter().rev().filter(move |(what, _)| *what == kind);
+        let mut steps = Vec::new();
+        if let Some(mtu) = before.mtu.filter(|mtu| *mtu != link.mtu) {
+            steps.push(self.set_mtu(link, mtu));
         }
-        steps
+        // With the last address the kernel would take the routes.
+        steps.extend(of(What::Remove).map(|(_, network)| self.add(link, network)));
+        if self.has_v4(What::Add) {
+            steps.push(self.promote(link));
+        }
+        steps.extend(of(What::Add).map(|(_, network)| self.remove(link, network)));
+        if !before.up {
+            steps.push(set_up(link, &link.name, false));
+        }
+        let mut changes: Vec<Change> = steps.into_iter().map(|step| Change::new(step, None)).collect();
+        if self.rename.is_some() && link.name != self.device {
+            changes.push(rename(&Link { up: before.up, ..link.clone() }, &link.name, &self.device));
+        }
+        changes
+    }
+
+    fn set_mtu(&self, link: &Link, mtu: u32) -> Step {
+        Step { doing: "setting the MTU of", to: self.name().to_owned(), message: resize(link, mtu) }
+    }
+
+    /// Whether there are such addresses of IPv4.
+    fn has_v4(&self, kind: What) -> bool {
+        self.addresses.iter().any(|(what, network)| *what == kind && network.address.is_ipv4())
+    }
+
+    /// Has the kernel leave a network's other addresses on the link when the first of them is removed: it would take them
+    /// along. Here, link by link and by netlink, for netd has no files, and a local guest's other links are not its own.
+    fn promote(&self, link: &Link) -> Step {
+        let mut message = to(link);
+        let mut settings = InetDevConf::default();
+        settings.promote_secondaries = 1;
+        let settings = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(settings)]);
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![settings]));
+        Step {
+            doing: "keeping the other addresses of",
+            to: self.name().to_owned(),
+            message: RouteNetlinkMessage::SetLink(message),
+        }
     }
 
     fn add(&self, link: &Link, network: &Network) -> Step {
@@ -150,39 +194,6 @@ fn addresses(interface: &Interface) -> Result<Vec<(What, Network)>, Fault> {
             .map_err(|why| Fault::new("reading", format!("an address of {}", interface.device), why))
     };
     all.iter().map(read).collect()
-}
-
-/// What gives a link back what it had, if that goes when the link is taken down: an address of IPv6 (those of IPv4 stay), or
-/// a route that somebody has added (the kernel's own come with addresses).
-pub fn gives_back(message: RouteNetlinkMessage, index: u32) -> Option<Step> {
-    let message = match message {
-        RouteNetlinkMessage::NewAddress(had) if had.header.index == index => {
-            // What a router gave it, it gives again.
-            let given = had.header.flags.contains(AddressHeaderFlags::Permanent);
-            if !given || had.header.scope == AddressScope::Link {
-                return None;
-            }
-            let address = had.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Address(address) => Some(*address),
-                _ => None,
-            });
-            let network = Network { address: address?, prefix: had.header.prefix_len };
-            RouteNetlinkMessage::NewAddress(self::address(index, &network))
-        }
-        RouteNetlinkMessage::NewRoute(mut had) if had.attributes.contains(&RouteAttribute::Oif(index)) => {
-            let ours = had.header.table == RouteHeader::RT_TABLE_MAIN
-                && !matches!(had.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
-            if !ours {
-                return None;
-            }
-            // What the kernel only tells.
-            had.header.flags = RouteFlags::empty();
-            had.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
-            RouteNetlinkMessage::NewRoute(had)
-        }
-        _ => return None,
-    };
-    Some(Step { doing: "giving back", to: format!("what link {index} had"), message })
 }
 
 /// The loopback's only need.
@@ -219,7 +230,8 @@ fn bring_up(link: &Link, name: &str) -> Change {
     Change::new(set_up(link, name, true), Some(set_up(link, name, false)))
 }
 
-fn name(link: &Link, old: &str, new: &str) -> Step {
+/// Renames a link.
+pub fn name(link: &Link, old: &str, new: &str) -> Step {
     let mut message = to(link);
     message.attributes.push(LinkAttribute::IfName(new.to_owned()));
     Step { doing: "renaming", to: format!("{old} to {new}"), message: RouteNetlinkMessage::SetLink(message) }
@@ -239,7 +251,7 @@ fn rename(link: &Link, old: &str, new: &str) -> Change {
 }
 
 /// An address for NEWADDR and DELADDR alike.
-fn address(index: u32, network: &Network) -> AddressMessage {
+pub fn address(index: u32, network: &Network) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
     message.header.prefix_len = network.prefix;
@@ -267,7 +279,6 @@ fn address(index: u32, network: &Network) -> AddressMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use netlink_packet_route::route::RouteMessage;
     use serde_json::json;
 
     fn wanted(value: serde_json::Value) -> Result<Wanted, Fault> {
@@ -301,24 +312,34 @@ mod tests {
                 "renaming eth0 to net0 (renaming net0 to eth0)",
                 "setting the MTU of net0 (setting the MTU of net0)",
                 "bringing up net0 (taking down net0)",
+                "keeping the other addresses of net0 ()",
                 "adding 10.0.0.2/24 to net0 (removing 10.0.0.2/24 from net0)",
                 "removing 10.0.0.9/24 from net0 (adding 10.0.0.9/24 to net0)",
                 "adding fec0::2/64 to net0 (removing fec0::2/64 from net0)",
             ]
         );
         let renamed = Link { name: "net0".to_owned(), ..link(true) };
-        let back: Vec<_> =
-            wanted.takes_back(&renamed).iter().map(|step| format!("{} {}", step.doing, step.to)).collect();
+        let back = |link: &Link, before: Option<Before>| -> Vec<_> {
+            let changes = wanted.takes_back(link, before.as_ref());
+            changes.iter().map(|change| format!("{} {}", change.step.doing, change.step.to)).collect()
+        };
+        let unknown = [
+            "adding 10.0.0.9/24 to net0",
+            "keeping the other addresses of net0",
+            "removing fec0::2/64 from net0",
+            "removing 10.0.0.2/24 from net0",
+            "taking down net0",
+            "renaming net0 to eth0",
+        ];
+        assert_eq!(back(&renamed, None), unknown);
+        assert_eq!(back(&link(false), None).len(), 5, "its name is the old one already");
+        let known = back(&renamed, Some(Before { up: true, mtu: Some(1400) }));
+        assert_eq!(known[0], "setting the MTU of net0");
         assert_eq!(
-            back,
-            [
-                "removing fec0::2/64 from net0",
-                "removing 10.0.0.2/24 from net0",
-                "taking down net0",
-                "renaming net0 to eth0"
-            ]
+            (&known[1..5], &known[5..]),
+            (&unknown.map(str::to_owned)[..4], &unknown.map(str::to_owned)[5..])
         );
-        assert_eq!(wanted.takes_back(&link(false)).len(), 3, "its name is the old one already");
+        assert_eq!(wanted.before(&link(false)), Before { up: false, mtu: Some(1500) });
     }
 
     #[test]
@@ -367,43 +388,6 @@ mod tests {
         }
         let v6 = address(7, &network("fec0::2/64"));
         assert_eq!((v6.header.family, v6.header.flags), (AddressFamily::Inet6, AddressHeaderFlags::Nodad));
-    }
-
-    #[test]
-    fn a_link_gets_back_what_was_given_to_it() {
-        let network = |text| Network::parse(text).unwrap();
-        let had = |index, flags, scope| {
-            let mut had = address(index, &network("fec0::2/64"));
-            (had.header.flags, had.header.scope) = (flags, scope);
-            had.attributes = vec![AddressAttribute::Address(network("fec0::2").address)];
-            RouteNetlinkMessage::NewAddress(had)
-        };
-        let permanent = AddressHeaderFlags::Permanent;
-        let back = gives_back(had(7, permanent, AddressScope::Site), 7).unwrap();
-        assert_eq!(back.message, RouteNetlinkMessage::NewAddress(address(7, &network("fec0::2/64"))));
-        for (index, flags, scope) in [
-            (8, permanent, AddressScope::Site),
-            (7, permanent, AddressScope::Link),
-            (7, AddressHeaderFlags::empty(), AddressScope::Site),
-        ] {
-            assert_eq!(gives_back(had(index, flags, scope), 7), None);
-        }
-        let route = |protocol, table, oif| {
-            let mut route = RouteMessage::default();
-            (route.header.protocol, route.header.table) = (protocol, table);
-            route.attributes = vec![RouteAttribute::Oif(oif)];
-            RouteNetlinkMessage::NewRoute(route)
-        };
-        let main = RouteHeader::RT_TABLE_MAIN;
-        assert!(gives_back(route(RouteProtocol::Boot, main, 7), 7).is_some());
-        for (protocol, table, oif) in [
-            (RouteProtocol::Kernel, main, 7),
-            (RouteProtocol::Ra, main, 7),
-            (RouteProtocol::Boot, 255, 7),
-            (RouteProtocol::Boot, main, 8),
-        ] {
-            assert_eq!(gives_back(route(protocol, table, oif), 7), None);
-        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod address;
 mod answer;
 mod apply;
+mod had;
 mod kernel;
 mod links;
 mod nft;
@@ -29,17 +30,21 @@ pub fn main() -> ExitCode {
         |_options| Ok(CapSet::default()),
         |_options| Kernel::open(),
         |mut kernel, requests, replies| {
-            helper::serve(requests, replies, |request| handle(&mut kernel, request).map(|()| Reply::Done))
+            helper::serve(requests, replies, |request| handle(&mut kernel, request))
         },
     )
 }
 
-fn handle(kernel: &mut Kernel, request: Request) -> Result<(), Fault> {
-    match request {
+fn handle(kernel: &mut Kernel, request: Request) -> Result<Reply, Fault> {
+    let done = match request {
         Request::SetLinkUp { device } => kernel.apply(&links::up(&device)?),
-        Request::SetInterfaces { interfaces } => apply::set_interfaces(kernel, &interfaces.open()?),
-        Request::AddRoutes { routes } => apply::add_routes(kernel, &routes.open()?),
+        Request::SetInterfaces { interfaces, repeated } => {
+            let before = apply::set_interfaces(kernel, &interfaces.open()?, repeated)?;
+            return Ok(Reply::Set { before });
+        }
+        Request::AddRoutes { routes, repeated } => apply::add_routes(kernel, &routes.open()?, repeated),
         Request::SetPorts { mapping } => apply::set_ports(kernel, &mapping.open()?),
         Request::Reset { network } => apply::reset(kernel, &network.open()?),
-    }
+    };
+    done.map(|()| Reply::Done)
 }

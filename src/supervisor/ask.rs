@@ -12,7 +12,7 @@ use crate::ids::{ContainerId, Pid, StreamId};
 use crate::spec::{Container, Interface, Process, Route};
 use crate::wire::bootstrap::Adopter;
 use crate::wire::mountd::PodFiles;
-use crate::wire::netd::{Network, PortMapping};
+use crate::wire::netd::{Before, Network, PortMapping};
 use crate::wire::{Role, execd, mountd, netd, streamd};
 
 /// One request to one helper. The edges (src/wire) say what each means.
@@ -22,8 +22,14 @@ pub enum Ask {
     SetLinkUp {
         device: String,
     },
-    SetInterfaces(Vec<Interface>),
-    AddRoutes(Vec<Route>),
+    SetInterfaces {
+        interfaces: Vec<Interface>,
+        repeated: bool,
+    },
+    AddRoutes {
+        routes: Vec<Route>,
+        repeated: bool,
+    },
     SetPorts(Box<PortMapping>),
     ResetNetwork(Box<Network>),
     Rescan,
@@ -130,8 +136,8 @@ impl Ask {
     pub fn role(&self) -> Role {
         match self {
             Ask::SetLinkUp { .. }
-            | Ask::SetInterfaces(_)
-            | Ask::AddRoutes(_)
+            | Ask::SetInterfaces { .. }
+            | Ask::AddRoutes { .. }
             | Ask::SetPorts(_)
             | Ask::ResetNetwork(_) => Role::Netd,
             Ask::Rescan
@@ -172,46 +178,39 @@ impl Ask {
     /// The request as it travels. The fault (no memory to share) is for the event loop to hand back as the
     /// request's reply.
     pub fn into_request(self, memory: &Adopter<IpcSharedMemory>) -> Result<HelperRequest, Fault> {
+        use HelperRequest::{Mountd, Netd};
         Ok(match self {
-            Ask::SetLinkUp { device } => HelperRequest::Netd(netd::Request::SetLinkUp { device }),
-            Ask::SetInterfaces(interfaces) => HelperRequest::Netd(netd::Request::SetInterfaces {
-                interfaces: Bulk::new(interfaces, memory)?,
-            }),
-            Ask::AddRoutes(routes) => {
-                HelperRequest::Netd(netd::Request::AddRoutes { routes: Bulk::new(routes, memory)? })
+            Ask::SetLinkUp { device } => Netd(netd::Request::SetLinkUp { device }),
+            Ask::SetInterfaces { interfaces, repeated } => {
+                let interfaces = Bulk::new(interfaces, memory)?;
+                Netd(netd::Request::SetInterfaces { interfaces, repeated })
             }
-            Ask::SetPorts(mapping) => {
-                HelperRequest::Netd(netd::Request::SetPorts { mapping: Bulk::new(*mapping, memory)? })
+            Ask::AddRoutes { routes, repeated } => {
+                let routes = Bulk::new(routes, memory)?;
+                Netd(netd::Request::AddRoutes { routes, repeated })
             }
+            Ask::SetPorts(mapping) => Netd(netd::Request::SetPorts { mapping: Bulk::new(*mapping, memory)? }),
             Ask::ResetNetwork(network) => {
-                HelperRequest::Netd(netd::Request::Reset { network: Bulk::new(*network, memory)? })
+                Netd(netd::Request::Reset { network: Bulk::new(*network, memory)? })
             }
-            Ask::Rescan => HelperRequest::Mountd(mountd::Request::Rescan),
-            Ask::WakeUp => HelperRequest::Mountd(mountd::Request::WakeUp),
-            Ask::Online => HelperRequest::Mountd(mountd::Request::Online),
-            Ask::Unplug { device } => HelperRequest::Mountd(mountd::Request::Unplug { device }),
-            Ask::PreparePod(pod) => {
-                HelperRequest::Mountd(mountd::Request::PreparePod { pod: Bulk::new(pod, memory)? })
+            Ask::Rescan => Mountd(mountd::Request::Rescan),
+            Ask::WakeUp => Mountd(mountd::Request::WakeUp),
+            Ask::Online => Mountd(mountd::Request::Online),
+            Ask::Unplug { device } => Mountd(mountd::Request::Unplug { device }),
+            Ask::PreparePod(pod) => Mountd(mountd::Request::PreparePod { pod: Bulk::new(pod, memory)? }),
+            Ask::PinPod { pid } => Mountd(mountd::Request::PinPod { pid }),
+            Ask::PrepareContainer(container) => {
+                Mountd(mountd::Request::PrepareContainer { container: Bulk::new(*container, memory)? })
             }
-            Ask::PinPod { pid } => HelperRequest::Mountd(mountd::Request::PinPod { pid }),
-            Ask::PrepareContainer(container) => HelperRequest::Mountd(mountd::Request::PrepareContainer {
-                container: Bulk::new(*container, memory)?,
-            }),
-            Ask::ReadFile { container, file } => {
-                HelperRequest::Mountd(mountd::Request::ReadFile { container, file })
-            }
-            Ask::ReadOn => HelperRequest::Mountd(mountd::Request::ReadOn),
+            Ask::ReadFile { container, file } => Mountd(mountd::Request::ReadFile { container, file }),
+            Ask::ReadOn => Mountd(mountd::Request::ReadOn),
             Ask::WriteFile { container, file, data } => {
                 let data = Payload::new(&data.0, memory)?;
-                HelperRequest::Mountd(mountd::Request::WriteFile { container, file, data })
+                Mountd(mountd::Request::WriteFile { container, file, data })
             }
-            Ask::KillContainer { container } => {
-                HelperRequest::Mountd(mountd::Request::KillContainer { container })
-            }
-            Ask::RemoveContainer { container } => {
-                HelperRequest::Mountd(mountd::Request::RemoveContainer { container })
-            }
-            Ask::DestroyPod => HelperRequest::Mountd(mountd::Request::DestroyPod),
+            Ask::KillContainer { container } => Mountd(mountd::Request::KillContainer { container }),
+            Ask::RemoveContainer { container } => Mountd(mountd::Request::RemoveContainer { container }),
+            Ask::DestroyPod => Mountd(mountd::Request::DestroyPod),
             Ask::StartPod { hostname } => HelperRequest::Execd(execd::Request::StartPod { hostname }),
             Ask::Adopt { running } => {
                 HelperRequest::Execd(execd::Request::Adopt { running: Bulk::new(running, memory)? })
@@ -256,6 +255,8 @@ impl Ask {
             Ask::Resend | Ask::Finish { .. } | Ask::Flush => TRIES_FOR_OUTPUT,
             Ask::WakeUp
             | Ask::Online
+            | Ask::SetInterfaces { .. }
+            | Ask::AddRoutes { .. }
             | Ask::SetPorts(_)
             | Ask::ResetNetwork(_)
             | Ask::KillContainer { .. }
@@ -265,8 +266,6 @@ impl Ask {
             | Ask::JoinPod { .. }
             | Ask::Release { .. } => TRIES,
             Ask::SetLinkUp { .. }
-            | Ask::SetInterfaces(_)
-            | Ask::AddRoutes(_)
             | Ask::Rescan
             | Ask::Unplug { .. }
             | Ask::PreparePod(_)
@@ -282,6 +281,20 @@ impl Ask {
             | Ask::StartInGuest { .. }
             | Ask::Resize { .. } => 1,
         }
+    }
+
+    /// It is asked of a successor. Where that does not come to the same by itself, it has to know.
+    pub(super) fn again(self) -> Ask {
+        match self {
+            Ask::SetInterfaces { interfaces, .. } => Ask::SetInterfaces { interfaces, repeated: true },
+            Ask::AddRoutes { routes, .. } => Ask::AddRoutes { routes, repeated: true },
+            ask => ask,
+        }
+    }
+
+    /// Whether it can be given up before it is sent: whoever asked for it is told.
+    pub(super) fn may_fail(&self) -> bool {
+        self.tries() == 1 || matches!(self, Ask::SetInterfaces { .. } | Ask::AddRoutes { .. })
     }
 
     /// What the reply says to this request: the pid of what was started, or that it is done. None if the reply
@@ -306,7 +319,13 @@ impl Ask {
                 (reads && sane).then_some(Answer::Part { bytes, last })
             }
             (Role::Mountd, HelperReply::Mountd(mountd::Reply::Done)) => (!reads).then_some(Answer::Done),
-            (Role::Netd, HelperReply::Netd(netd::Reply::Done)) => Some(Answer::Done),
+            (Role::Netd, HelperReply::Netd(reply)) => match (self, reply) {
+                (Ask::SetInterfaces { interfaces, .. }, netd::Reply::Set { before }) => {
+                    (before.len() == interfaces.len()).then_some(Answer::Set(before))
+                }
+                (Ask::SetInterfaces { .. }, _) | (_, netd::Reply::Set { .. }) => None,
+                (_, netd::Reply::Done) => Some(Answer::Done),
+            },
             (Role::Streamd, HelperReply::Streamd(reply)) => {
                 let expected = match self {
                     Ask::Ping => streamd::Reply::Alive,
@@ -326,6 +345,8 @@ pub(super) enum Answer {
     Done,
     /// A child of init exists.
     Started(Pid),
+    /// It is done, and this is what there was before.
+    Set(Vec<Before>),
     /// Something is missing that may come.
     NotYet(Fault),
     /// It goes on when it is asked again.

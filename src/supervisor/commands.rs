@@ -88,7 +88,8 @@ impl Supervisor {
             Command::WriteFile(file) => return self.write_file(ticket, file),
             Command::SetupInterface(interface) => return self.set_up_interface(ticket, interface),
             Command::SetupRoute(setup) => {
-                return self.lines.ask(Ask::AddRoutes(setup.routes), Purpose::Command(ticket));
+                let ask = Ask::AddRoutes { routes: setup.routes, repeated: false };
+                return self.lines.ask(ask, Purpose::Command(ticket));
             }
             Command::DeleteInterface(interface) => {
                 return self.lines.ask(Ask::Unplug { device: interface.device }, Purpose::Command(ticket));

@@ -75,7 +75,8 @@ impl Line {
         if self.sent.is_empty() {
             (self.since, self.heard) = (now, now);
         }
-        let sendable = (pending.id, pending.ask.clone());
+        let ask = pending.ask.clone();
+        let sendable = (pending.id, if pending.tries > 1 { ask.again() } else { ask });
         self.sent.push_back(pending);
         Some(sendable)
     }
@@ -168,6 +169,11 @@ impl Lines {
         hopeless
     }
 
+    /// Whether what is asked of the helper is refused at once.
+    pub(super) fn is_closed(&self, role: Role) -> bool {
+        self.lines.get(&role).is_some_and(|line| line.state == State::Closed)
+    }
+
     /// The helper runs. `barred`: until [`Lines::unbar`] it only gets what comes first.
     pub(super) fn up(&mut self, role: Role, pid: Pid, barred: bool) {
         let line = self.line(role);
@@ -210,7 +216,7 @@ impl Lines {
         failed
     }
 
-    /// The helper will not come back.
+    /// The helper will not come back, or not for a while.
     pub(super) fn closed(&mut self, role: Role) {
         self.line(role).state = State::Closed;
     }
@@ -252,10 +258,10 @@ impl Lines {
         Ok(Some(Outcome { purpose: pending.purpose, result, answered: true }))
     }
 
-    /// Whether that request, which is under way, is one that a successor is asked again.
-    pub(super) fn is_repeated(&self, role: Role, id: u64) -> bool {
+    /// Whether that request, which is under way, is one that must not be given up.
+    pub(super) fn is_kept(&self, role: Role, id: u64) -> bool {
         let sent = self.lines.get(&role).into_iter().flat_map(|line| &line.sent);
-        sent.filter(|pending| pending.id == id).any(|pending| pending.ask.tries() > 1)
+        sent.filter(|pending| pending.id == id).any(|pending| !pending.ask.may_fail())
     }
 
     /// The helper is being killed; true if it was not yet.

@@ -305,7 +305,12 @@ impl Supervisor {
         let adopts = role == Role::Execd && !self.streams.is_empty();
         // Until it has the processes' descriptors it would take the end of their streams for that of strangers.
         let resends = role == Role::Streamd && !self.streams.is_empty();
+        let was_closed = self.lines.is_closed(role);
         self.lines.up(role, pid, rejoins || adopts || resends);
+        if role == Role::Netd && was_closed {
+            // Of containers that ended meanwhile nobody could close the ports.
+            self.ask_ports(Purpose::Nothing);
+        }
         if rejoins {
             self.lines.ask_first(Ask::JoinPod { running: self.unfinished() }, Purpose::Rejoin);
         } else if adopts {
@@ -335,10 +340,10 @@ impl Supervisor {
         }
     }
 
-    /// What is asked once fails. What must not be given up is asked again of a successor, which gets all that was asked; nothing
+    /// What may fail does. What must not be given up is asked again of a successor, which gets all that was asked; nothing
     /// else would make a helper hear of it.
     fn unsent_request(&mut self, role: Role, id: u64, fault: Fault) {
-        if !self.lines.is_repeated(role, id) {
+        if !self.lines.is_kept(role, id) {
             if let Ok(Some(outcome)) = self.lines.answered(self.now, role, id, Err(fault)) {
                 self.go_on(outcome);
             }

@@ -9,12 +9,14 @@ use super::{Ask, Supervisor, Ticket, warn};
 use crate::fault::Fault;
 use crate::ids::ContainerId;
 use crate::spec::{Container, Interface, Pod, Port, PortmappingWhiteLists, Protocol, Route};
-use crate::wire::netd::{self, PORTS_MAX, PortMapping};
+use crate::wire::netd::{self, Before, PORTS_MAX, PortMapping};
 
 /// What STARTPOD has set up, for as long as the pod is there.
 #[derive(Debug, Default)]
 pub(super) struct Network {
     interfaces: Vec<Interface>,
+    /// What their links were before, if netd could say so.
+    before: Vec<Before>,
     routes: Vec<Route>,
     /// Without them nothing is kept out, and ports mean nothing.
     white_lists: Option<PortmappingWhiteLists>,
@@ -22,10 +24,16 @@ pub(super) struct Network {
 
 impl Network {
     /// A step of STARTPOD is done, or a helper has died over it: something of it may be there.
-    pub(super) fn note(&mut self, step: PodStep, pod: &Pod) {
+    pub(super) fn note(&mut self, step: PodStep, pod: &Pod, answer: Option<&Answer>) {
         match step {
             PodStep::Ports => self.white_lists = white_lists(pod).cloned(),
-            PodStep::Interfaces => self.interfaces.clone_from(&pod.interfaces),
+            PodStep::Interfaces => {
+                self.interfaces.clone_from(&pod.interfaces);
+                self.before = match answer {
+                    Some(Answer::Set(before)) => before.clone(),
+                    _ => Vec::new(),
+                };
+            }
             PodStep::Routes => self.routes.clone_from(&pod.routes),
             PodStep::Loopback
             | PodStep::Rescan
@@ -125,7 +133,8 @@ impl Supervisor {
         }
     }
 
-    fn ask_ports(&mut self, purpose: Purpose) {
+    /// Has netd let in what is open now, and nothing else.
+    pub(super) fn ask_ports(&mut self, purpose: Purpose) {
         let Some(white_lists) = self.network.white_lists.clone() else { return };
         let open = self.containers.values().filter(|known| known.open);
         let ports = open.flat_map(|known| known.ports.iter().cloned()).collect();
@@ -139,8 +148,8 @@ impl Supervisor {
 
     /// netd takes back what STARTPOD had it set up; false if that is nothing.
     pub(super) fn reset_network(&mut self, purpose: Purpose) -> bool {
-        let Network { interfaces, routes, white_lists } = std::mem::take(&mut self.network);
-        let network = netd::Network { interfaces, routes, ports: white_lists.is_some() };
+        let Network { interfaces, before, routes, white_lists } = std::mem::take(&mut self.network);
+        let network = netd::Network { interfaces, before, routes, ports: white_lists.is_some() };
         let something = network != netd::Network::default();
         if something {
             self.lines.ask(Ask::ResetNetwork(Box::new(network)), purpose);
@@ -163,6 +172,7 @@ impl Supervisor {
     /// The bus has been looked at for a NIC, or could not be: the kernel may have seen it all the same.
     pub(super) fn rescanned(&mut self, ticket: Ticket, interface: Interface, result: Result<Answer, Fault>) {
         warn(result);
-        self.lines.ask(Ask::SetInterfaces(vec![interface]), Purpose::Command(ticket));
+        let ask = Ask::SetInterfaces { interfaces: vec![interface], repeated: false };
+        self.lines.ask(ask, Purpose::Command(ticket));
     }
 }

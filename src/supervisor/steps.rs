@@ -25,8 +25,10 @@ impl Supervisor {
             (PodStep::Loopback, _) => Ask::SetLinkUp { device: "lo".to_owned() },
             (PodStep::Ports, _) => Ask::SetPorts(Box::new(super::network::base(spec))),
             (PodStep::Rescan, _) => Ask::Rescan,
-            (PodStep::Interfaces, _) => Ask::SetInterfaces(spec.interfaces.clone()),
-            (PodStep::Routes, _) => Ask::AddRoutes(spec.routes.clone()),
+            (PodStep::Interfaces, _) => {
+                Ask::SetInterfaces { interfaces: spec.interfaces.clone(), repeated: false }
+            }
+            (PodStep::Routes, _) => Ask::AddRoutes { routes: spec.routes.clone(), repeated: false },
             (PodStep::Files, _) => Ask::PreparePod(pod_files(spec, local, nine_p)),
             (PodStep::Init, _) => Ask::StartPod { hostname: spec.hostname.clone() },
             (PodStep::Pin, Some(pid)) => Ask::PinPod { pid },
@@ -49,7 +51,7 @@ impl Supervisor {
         let Pod::Starting { step, spec, .. } = &mut self.pod else { return };
         *step = None;
         if result.is_ok() || !answered {
-            self.network.note(done, spec);
+            self.network.note(done, spec, result.as_ref().ok());
         }
         let answer = match result {
             Err(fault) if matches!(done, PodStep::Undo | PodStep::UndoNetwork) => {

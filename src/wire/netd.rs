@@ -18,11 +18,17 @@ pub enum Request {
     SetInterfaces {
         /// Which, in order.
         interfaces: Bulk<Vec<Interface>>,
+        /// A predecessor died over it: what is there of it already is done, and no error.
+        #[serde(default)]
+        repeated: bool,
     },
     /// Add routes. Undoes itself when it fails.
     AddRoutes {
         /// Which, in order.
         routes: Bulk<Vec<Route>>,
+        /// As for SetInterfaces.
+        #[serde(default)]
+        repeated: bool,
     },
     /// Let in what the white lists and the ports let in, and nothing else, in place of what was let in before.
     SetPorts {
@@ -52,10 +58,22 @@ pub struct PortMapping {
 pub struct Network {
     /// SetInterfaces.
     pub interfaces: Vec<Interface>,
+    /// What its answer said; nothing, if there was none.
+    #[serde(default)]
+    pub before: Vec<Before>,
     /// AddRoutes.
     pub routes: Vec<Route>,
     /// Whether there was a SetPorts.
     pub ports: bool,
+}
+
+/// What a link was before SetInterfaces.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Before {
+    /// Whether it was up.
+    pub up: bool,
+    /// How large its packets were, if that was changed.
+    pub mtu: Option<u32>,
 }
 
 /// What netd answers.
@@ -63,4 +81,9 @@ pub struct Network {
 pub enum Reply {
     /// The kernel did it.
     Done,
+    /// The same, to SetInterfaces.
+    Set {
+        /// What each of the interfaces was before, as far as that is known. netd itself remembers nothing.
+        before: Vec<Before>,
+    },
 }

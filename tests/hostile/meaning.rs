@@ -23,7 +23,9 @@ fn ask(guest: &Guest, name: &str) -> Pending {
     let process = json!({"id": "asked", "args": ["true"], "stdio": 9001, "stderr": 9002});
     match name {
         "netd" => {
-            let routes = json!({"routes": [{"dest": "198.51.100.0/24", "device": "lo"}]}).to_string();
+            // A successor, which is asked again, can only refuse it.
+            let routes =
+                json!({"routes": [{"dest": "198.51.100.0/24", "device": "no-such-link"}]}).to_string();
             guest.client().send_raw(Message::SetupRoute.id(), routes.as_bytes())
         }
         "mountd" => {

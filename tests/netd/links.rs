@@ -5,10 +5,11 @@ use std::net::TcpListener;
 use std::time::Instant;
 
 use hyperinit::wire::Role;
+use hyperinit::wire::netd::Reply;
 use nix::errno::Errno;
 use serde_json::json;
 
-use super::net::{World, addresses, everything, ip, ip_json, reset, set};
+use super::net::{World, addresses, everything, ip, ip_json, reset, reset_to, set, set_again};
 use super::support::DEADLINE;
 use super::support::guest::guest;
 use super::support::helper::Helper;
@@ -65,6 +66,31 @@ fn the_old_style_and_removal() {
         let fault = fault.unwrap_err();
         assert!(fault.is(Errno::EADDRNOTAVAIL), "{fault}");
         assert!(fault.to_string().starts_with("netd: removing 10.9.9.9/8 from eth0: "), "{fault}");
+    });
+}
+
+#[test]
+fn only_the_address_that_is_named_is_removed() {
+    guest(|_| {
+        let world = World::new();
+        world.link("eth0", &["10.1.0.1/24"]);
+        let mut netd = netd();
+        let all: Vec<_> =
+            (2..5).map(|n| json!({"ipAddress": format!("10.1.0.{n}"), "netMask": "24"})).collect();
+        set(&mut netd, json!([{"device": "eth0", "ipAddresses": all}])).unwrap();
+        ip("route add default via 10.1.0.1");
+        // The first one: the kernel calls the others its secondaries.
+        set(&mut netd, json!([{"device": "eth0", "ipAddress": "-10.1.0.2", "netMask": "24"}])).unwrap();
+        assert_eq!(addresses("eth0").0, ["10.1.0.3/24", "10.1.0.4/24"]);
+        assert!(ip("route show").contains("default via 10.1.0.1"), "{}", ip("route show"));
+        reset(
+            &mut netd,
+            json!([{"device": "eth0", "ipAddress": "10.1.0.3", "netMask": "24"}]),
+            json!([]),
+            false,
+        )
+        .unwrap();
+        assert_eq!(addresses("eth0").0, ["10.1.0.4/24"]);
     });
 }
 
@@ -229,5 +255,130 @@ fn a_reset_takes_back_what_is_there_of_it() {
             reset(&mut netd, interfaces.clone(), routes.clone(), true).unwrap();
             assert_eq!(everything(), before);
         }
+    });
+}
+
+#[test]
+fn what_a_link_loses_by_the_way_is_there_again_when_it_fails() {
+    guest(|_| {
+        let world = World::new();
+        world.link("eth0", &["10.1.0.1/24"]);
+        world.link("eth1", &[]);
+        world.link("eth2", &[]);
+        ip("link set eth0 up");
+        for words in [
+            "address add 10.1.0.9/24 dev eth0",
+            "address add 10.1.0.8/24 dev eth0",
+            "address add fec0:1::9/64 dev eth0 nodad",
+            "route add 10.7.0.0/16 dev eth0",
+            "route add default via 10.7.0.1 src 10.1.0.9",
+            "-6 route add default via fec0:1::1",
+            // Of a link that is down.
+            "address add 10.2.0.9/24 dev eth1",
+            "address add fec0:2::9/64 dev eth1 nodad",
+        ] {
+            ip(words);
+        }
+        let before = everything();
+        let mut netd = netd();
+        for changes in [
+            // The last address takes the routes with it, the first one its secondaries.
+            json!({"ipAddresses": [{"ipAddress": "-10.1.0.9", "netMask": "24"}]}),
+            json!({"ipAddresses": [{"ipAddress": "-10.1.0.8", "netMask": "24"}, {"ipAddress": "-10.1.0.9", "netMask": "24"}]}),
+            // A link of this size has no IPv6.
+            json!({"mtu": 1279}),
+            json!({"newDeviceName": "lan", "mtu": 1000, "ipAddresses": [{"ipAddress": "-10.1.0.9", "netMask": "24"}]}),
+        ] {
+            for device in ["eth0", "eth1"] {
+                let mut first = changes.clone();
+                first["device"] = json!(device);
+                if device == "eth1" {
+                    first["ipAddresses"] = json!([{"ipAddress": "-10.2.0.9", "netMask": "24"}]);
+                }
+                let fails = json!({"device": "eth2", "ipAddress": "-10.9.9.9", "netMask": "8"});
+                let fault = set(&mut netd, json!([first, fails])).unwrap_err();
+                assert!(fault.is(Errno::EADDRNOTAVAIL), "{fault}");
+                assert_eq!(everything(), before, "{first}");
+            }
+        }
+        assert_eq!(netd.log(), "");
+    });
+}
+
+#[test]
+fn what_a_predecessor_has_done_of_it_is_done() {
+    guest(|_| {
+        let interfaces = json!([{"device": "eth0", "newDeviceName": "net0", "mtu": 1400, "ipAddresses": [
+            {"ipAddress": "-10.1.0.9", "netMask": "24"}, {"ipAddress": "10.1.0.2", "netMask": "24"},
+            {"ipAddress": "fec0::2", "netMask": "64"}]}]);
+        // After each of its steps somebody may have died.
+        let steps = [
+            "link set eth0 name net0",
+            "link set net0 mtu 1400",
+            "link set net0 up",
+            "address del 10.1.0.9/24 dev net0",
+            "address add 10.1.0.2/24 broadcast + dev net0",
+            "address add fec0::2/64 dev net0 nodad",
+        ];
+        let mut whole = None;
+        for done in 0..=steps.len() {
+            let world = World::new();
+            world.link("eth0", &[]);
+            world.link("eth1", &[]);
+            ip("address add 10.1.0.9/24 dev eth0");
+            steps[..done].iter().for_each(|step| drop(ip(step)));
+            let mut netd = netd();
+            if done == 1 {
+                set(&mut netd, interfaces.clone()).unwrap_err();
+            }
+            // What fails undoes what its predecessor had done too.
+            let fails = json!([interfaces[0], {"device": "eth1", "newDeviceName": "lo"}]);
+            let fault = set_again(&mut netd, fails).unwrap_err();
+            assert!(fault.is(Errno::EEXIST), "{done}: {fault}");
+            assert_eq!(addresses("eth0").0, ["10.1.0.9/24"], "{done}");
+            ip("link set eth0 mtu 1500");
+            ip("link set eth0 down");
+            steps[..done].iter().for_each(|step| drop(ip(step)));
+            set_again(&mut netd, interfaces.clone()).unwrap();
+            assert_eq!(*whole.get_or_insert_with(everything), everything(), "{done}");
+            assert_eq!(netd.log(), "");
+            ip("link delete net0");
+            ip("link delete eth1");
+        }
+    });
+}
+
+#[test]
+fn a_reset_makes_a_link_what_it_was() {
+    guest(|_| {
+        let world = World::new();
+        world.link("eth0", &["10.1.0.1/24"]);
+        world.link("eth1", &[]);
+        for words in [
+            "link set eth0 up",
+            "address add 10.1.0.9/24 dev eth0",
+            "address add fec0:1::9/64 dev eth0 nodad",
+            "route add default via 10.1.0.1",
+            "-6 route add default via fec0:1::1",
+        ] {
+            ip(words);
+        }
+        let before = everything();
+        let interfaces = json!([
+            {"device": "eth0", "newDeviceName": "lan", "mtu": 1400, "ipAddresses": [
+                {"ipAddress": "10.1.0.2", "netMask": "24"}, {"ipAddress": "-10.1.0.9", "netMask": "24"},
+                {"ipAddress": "-fec0:1::9", "netMask": "64"}, {"ipAddress": "fec0:1::2", "netMask": "64"}]},
+            {"device": "eth1", "newDeviceName": "wan", "mtu": 1300, "ipAddress": "10.2.0.2", "netMask": "24"}]);
+        let mut netd = netd();
+        let Reply::Set { before: links } = set(&mut netd, interfaces.clone()).unwrap() else { panic!() };
+        assert_eq!(
+            links.iter().map(|link| (link.up, link.mtu)).collect::<Vec<_>>(),
+            [(true, Some(1500)), (false, Some(1500))]
+        );
+        for _ in 0..2 {
+            reset_to(&mut netd, interfaces.clone(), json!([]), false, links.clone()).unwrap();
+            assert_eq!(everything(), before);
+        }
+        assert_eq!(netd.log(), "");
     });
 }

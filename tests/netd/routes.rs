@@ -4,7 +4,7 @@ use hyperinit::wire::Role;
 use nix::errno::Errno;
 use serde_json::json;
 
-use super::net::{World, everything, ip, route, set};
+use super::net::{World, everything, ip, route, route_again, set};
 use super::support::guest::guest;
 use super::support::helper::Helper;
 
@@ -93,5 +93,37 @@ fn an_item_that_fails_undoes_the_earlier_ones() {
             assert_eq!(everything(), before, "{text}");
         }
         assert_eq!(netd.log(), "");
+    });
+}
+
+#[test]
+fn what_a_predecessor_has_done_of_it_is_done() {
+    with_link(|netd| {
+        let routes = json!([
+            {"dest": "198.51.100.0/24", "device": "eth0"},
+            {"dest": "0.0.0.0/0", "gateway": "10.1.0.1"},
+            {"dest": "2001:db8::1/32", "gateway": "fec0:1::1", "device": "eth0"},
+        ]);
+        let before = everything();
+        route(netd, routes.clone()).unwrap();
+        let whole = everything();
+        assert!(route(netd, routes.clone()).unwrap_err().is(Errno::EEXIST), "it is somebody else's");
+        route_again(netd, routes.clone()).unwrap();
+        assert_eq!(everything(), whole);
+        ip("route delete default");
+        route_again(netd, routes.clone()).unwrap();
+        assert_eq!(everything(), whole);
+        for other in [
+            json!({"dest": "default", "gateway": "10.1.0.7"}),
+            json!({"dest": "198.51.100.0/24", "gateway": "10.1.0.1"}),
+        ] {
+            let fault = route_again(netd, json!([other])).unwrap_err();
+            assert!(fault.is(Errno::EEXIST), "another one is in its place: {fault}");
+            assert_eq!(everything(), whole);
+        }
+        let mut fails = routes.clone();
+        fails.as_array_mut().unwrap().push(json!({"dest": "192.0.2.7", "gateway": "10.9.0.1"}));
+        assert!(route_again(netd, fails).unwrap_err().is(Errno::ENETUNREACH));
+        assert_eq!(everything(), before);
     });
 }

@@ -186,9 +186,17 @@ impl World {
     }
 }
 
+/// What every link was.
+const BEFORE: netd::Before = netd::Before { up: true, mtu: Some(1500) };
+
 fn done(ask: &Ask) -> HelperReply {
     match ask.role() {
-        Role::Netd => HelperReply::Netd(netd::Reply::Done),
+        Role::Netd => match ask {
+            Ask::SetInterfaces { interfaces, .. } => {
+                HelperReply::Netd(netd::Reply::Set { before: vec![BEFORE; interfaces.len()] })
+            }
+            _ => HelperReply::Netd(netd::Reply::Done),
+        },
         Role::Mountd => HelperReply::Mountd(mountd::Reply::Done),
         Role::Execd => HelperReply::Execd(execd::Reply::Done),
         Role::Streamd if *ask == Ask::Ping => HelperReply::Streamd(streamd::Reply::Alive),
@@ -210,13 +218,13 @@ fn failure(role: Role) -> Fault {
 fn short(ask: &Ask) -> String {
     match ask {
         Ask::SetLinkUp { device } => format!("up {device}"),
-        Ask::SetInterfaces(interfaces) => {
+        Ask::SetInterfaces { interfaces, repeated } => {
             let names: Vec<_> = interfaces.iter().map(|interface| interface.device.as_str()).collect();
-            format!("set up {}", names.join(" "))
+            format!("set up {}{}", names.join(" "), if *repeated { ", again" } else { "" })
         }
-        Ask::AddRoutes(routes) => {
+        Ask::AddRoutes { routes, repeated } => {
             let all: Vec<_> = routes.iter().map(|route| route.dest.as_str()).collect();
-            format!("add routes {}", all.join(" "))
+            format!("add routes {}{}", all.join(" "), if *repeated { ", again" } else { "" })
         }
         Ask::SetPorts(mapping) => {
             let all: Vec<_> = mapping
@@ -227,8 +235,9 @@ fn short(ask: &Ask) -> String {
             format!("let in{}", all.concat())
         }
         Ask::ResetNetwork(network) => format!(
-            "reset {} interfaces, {} routes{}",
+            "reset {} interfaces{}, {} routes{}",
             network.interfaces.len(),
+            if network.before.is_empty() { "" } else { " as before" },
             network.routes.len(),
             if network.ports { ", ports" } else { "" }
         ),

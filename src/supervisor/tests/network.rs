@@ -24,8 +24,8 @@ fn taken_back(steps: usize) -> Option<&'static str> {
     match steps {
         0 | 1 => None,
         2 | 3 => Some("reset 0 interfaces, 0 routes, ports"),
-        4 => Some("reset 1 interfaces, 0 routes, ports"),
-        _ => Some("reset 1 interfaces, 1 routes, ports"),
+        4 => Some("reset 1 interfaces as before, 0 routes, ports"),
+        _ => Some("reset 1 interfaces as before, 1 routes, ports"),
     }
 }
 
@@ -108,12 +108,18 @@ fn a_step_that_fails_undoes_those_before_it() {
 
 #[test]
 fn what_netd_died_over_is_taken_back_too_for_a_part_of_it_may_be_done() {
-    for (step, expected) in
-        [(0, taken_back(0)), (3, Some("reset 1 interfaces, 0 routes, ports")), (4, taken_back(5))]
+    let again = ["set up eth0, again", "add routes default, again"];
+    for (step, tries, expected) in
+        [(0, 1, taken_back(0)), (3, 3, Some("reset 1 interfaces, 0 routes, ports")), (4, 3, taken_back(5))]
     {
         let mut world = starting(step);
-        world.dies(Role::Netd);
-        world.comes_up(Role::Netd, 70);
+        for pid in 1..=tries {
+            world.dies(Role::Netd);
+            world.comes_up(Role::Netd, 69 + pid);
+            if pid < tries {
+                assert_eq!(world.asked(Role::Netd), [again[step - 3]]);
+            }
+        }
         is_undone(&mut world, false, expected);
         assert!(world.said().join("").ends_with("it died before it answered"), "step {step}");
     }
@@ -140,7 +146,7 @@ fn a_netd_that_dies_over_the_undo_is_asked_again() {
     world.done(Role::Mountd);
     world.dies(Role::Netd);
     world.comes_up(Role::Netd, 70);
-    assert_eq!(world.asked(Role::Netd), ["reset 1 interfaces, 1 routes, ports"]);
+    assert_eq!(world.asked(Role::Netd), ["reset 1 interfaces as before, 1 routes, ports"]);
     world.fails(Role::Netd);
     assert_eq!(world.said(), ["ERROR mountd: doing it: no"], "the first fault is the answer");
 }
@@ -185,7 +191,7 @@ fn a_pod_that_ends_takes_its_network_with_it() {
     world.done(Role::Mountd);
     assert_eq!(
         world.asked(Role::Netd),
-        ["reset 1 interfaces, 1 routes, ports", "up lo"],
+        ["reset 1 interfaces as before, 1 routes, ports", "up lo"],
         "then the next one's"
     );
 }
@@ -336,8 +342,20 @@ fn an_interface_is_looked_for_on_the_bus_first() {
     }
     world.tell(Message::SetupInterface, interface);
     world.done(Role::Mountd);
+    world.tell(Message::SetupRoute, r#"{"routes":[{"dest":"default"}]}"#);
     world.dies(Role::Netd);
-    assert!(world.said().join("").ends_with("it died before it answered"), "it is not done twice");
+    world.comes_up(Role::Netd, 70);
+    // That it did not come to; a part of the first may be done.
+    assert_eq!(world.asked(Role::Netd), ["set up eth1, again", "add routes default"]);
+    for pid in 71..73 {
+        world.dies(Role::Netd);
+        world.comes_up(Role::Netd, pid);
+    }
+    assert!(world.said().join("").ends_with("it died before it answered"), "three deaths over it are enough");
+    assert_eq!(world.asked(Role::Netd), ["add routes default"]);
+    let (id, _) = world.take(Role::Netd);
+    world.feed(Event::Unsent { role: Role::Netd, id, fault: failure(Role::Netd) });
+    assert_eq!(world.said(), ["ERROR netd: doing it: no"], "what was not even sent is not repeated");
 }
 
 #[test]
@@ -363,4 +381,33 @@ fn routes_and_unplugging_are_one_request_each() {
     world.fails(Role::Mountd);
     world.done(Role::Netd);
     assert_eq!(world.said(), ["ACK ", "ERROR mountd: doing it: no"]);
+}
+
+#[test]
+fn what_the_links_were_is_said_of_each() {
+    for before in [0, 2] {
+        let mut world = starting(3);
+        let (id, _) = world.take(Role::Netd);
+        let reply = netd::Reply::Set { before: vec![BEFORE; before] };
+        world.reply(Role::Netd, id, Ok(HelperReply::Netd(reply)));
+        assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Netd, lied: true, .. }]));
+    }
+}
+
+#[test]
+fn ports_that_nobody_could_close_are_closed_when_netd_is_tried_again() {
+    let mut world = web();
+    world.dies(Role::Netd);
+    world.comes_up(Role::Netd, 70);
+    assert!(world.asked(Role::Netd).is_empty(), "the rules are the kernel's");
+    world.dies(Role::Netd);
+    world.feed(Event::HelperClosed(Role::Netd));
+    world.exits(Pid(100), 0);
+    assert!(world.asked(Role::Netd).is_empty());
+    world.comes_up(Role::Netd, 71);
+    assert_eq!(world.asked(Role::Netd), ["let in"]);
+    let mut world = World::with_pod();
+    world.feed(Event::HelperClosed(Role::Netd));
+    world.comes_up(Role::Netd, 70);
+    assert!(world.asked(Role::Netd).is_empty(), "without white lists there are none");
 }

@@ -1,0 +1,245 @@
+//! What a link has, as the kernel lists it, and what gives it back when it was lost. Pure.
+
+use std::net::IpAddr;
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol,
+};
+
+use super::address::Network;
+use super::plan::Step;
+
+/// What gives a link back what it had, of all that the kernel listed: addresses, then the routes that they make possible,
+/// those through a gateway last, for the gateway has to be reachable.
+pub fn all(listed: Vec<RouteNetlinkMessage>, index: u32) -> Vec<Step> {
+    let mut steps: Vec<Step> = listed.into_iter().filter_map(|message| gives_back(message, index)).collect();
+    // In the kernel's order otherwise: of a network's addresses the first is the one that packets come from.
+    steps.sort_by_key(|step| rank(&step.message));
+    steps
+}
+
+fn rank(message: &RouteNetlinkMessage) -> u8 {
+    match message {
+        RouteNetlinkMessage::NewRoute(route) => {
+            let far = |attribute: &RouteAttribute| {
+                matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_))
+            };
+            1 + u8::from(route.attributes.iter().any(far))
+        }
+        _ => 0,
+    }
+}
+
+/// What gives back one thing that was listed, if it is the link's: an address, or a route that somebody has added (the
+/// kernel's own come with addresses).
+pub fn gives_back(message: RouteNetlinkMessage, index: u32) -> Option<Step> {
+    let message = match message {
+        RouteNetlinkMessage::NewAddress(had) if had.header.index == index => {
+            RouteNetlinkMessage::NewAddress(address(had)?)
+        }
+        RouteNetlinkMessage::NewRoute(mut had) if had.attributes.contains(&RouteAttribute::Oif(index)) => {
+            let ours = had.header.table == RouteHeader::RT_TABLE_MAIN
+                && !matches!(had.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
+            if !ours {
+                return None;
+            }
+            // What the kernel only tells.
+            had.header.flags = RouteFlags::empty();
+            had.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
+            RouteNetlinkMessage::NewRoute(had)
+        }
+        _ => return None,
+    };
+    Some(Step { doing: "giving back", to: format!("what link {index} had"), message })
+}
+
+/// An address as it was, without what the kernel only tells; none for what a router or the kernel gives again.
+fn address(mut had: AddressMessage) -> Option<AddressMessage> {
+    if !had.header.flags.contains(AddressHeaderFlags::Permanent) {
+        return None;
+    }
+    if local(&had)?.is_ipv4() {
+        return Some(had);
+    }
+    if had.header.scope == AddressScope::Link {
+        return None;
+    }
+    // It was the link's before: nobody has to be asked for it.
+    had.header.flags |= AddressHeaderFlags::Nodad;
+    for attribute in &mut had.attributes {
+        if let AddressAttribute::Flags(flags) = attribute {
+            *flags |= AddressFlags::Nodad;
+        }
+    }
+    Some(had)
+}
+
+/// Whether the addresses of IPv4 are the same in both, in their order. Those of IPv6 have none.
+pub fn same_order(one: &[Step], other: &[Step]) -> bool {
+    v4(one)
+        .map(|had| (local(had), had.header.prefix_len))
+        .eq(v4(other).map(|had| (local(had), had.header.prefix_len)))
+}
+
+/// What takes the addresses of IPv4 from a link, the last first.
+pub fn removals(had: &[Step]) -> Vec<Step> {
+    let mut steps: Vec<Step> = v4(had)
+        .map(|had| Step {
+            doing: "removing",
+            to: format!("what link {} has", had.header.index),
+            message: RouteNetlinkMessage::DelAddress(had.clone()),
+        })
+        .collect();
+    steps.reverse();
+    steps
+}
+
+fn v4(had: &[Step]) -> impl Iterator<Item = &AddressMessage> {
+    had.iter().filter_map(|step| match &step.message {
+        RouteNetlinkMessage::NewAddress(had) if local(had).is_some_and(|local| local.is_ipv4()) => Some(had),
+        _ => None,
+    })
+}
+
+/// Whether what the kernel lists is what was wanted.
+pub fn is(listed: &RouteNetlinkMessage, wanted: &RouteNetlinkMessage) -> bool {
+    match (listed, wanted) {
+        (RouteNetlinkMessage::NewAddress(listed), RouteNetlinkMessage::NewAddress(wanted)) => {
+            let place = |address: &AddressMessage| (address.header.index, address.header.prefix_len);
+            place(listed) == place(wanted) && local(listed) == local(wanted)
+        }
+        (RouteNetlinkMessage::NewRoute(listed), RouteNetlinkMessage::NewRoute(wanted)) => {
+            let gateway = |route: &RouteMessage| {
+                let is = |attribute: &&RouteAttribute| matches!(attribute, RouteAttribute::Gateway(_));
+                route.attributes.iter().find(is).cloned()
+            };
+            let link = |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Oif(_));
+            let same_link =
+                |attribute: &RouteAttribute| !link(attribute) || listed.attributes.contains(attribute);
+            listed.header.table == wanted.header.table
+                && listed.header.address_family == wanted.header.address_family
+                && destination(listed) == destination(wanted)
+                && gateway(listed) == gateway(wanted)
+                // A gateway says which link it is, where none is named.
+                && wanted.attributes.iter().all(same_link)
+        }
+        _ => false,
+    }
+}
+
+/// Where a route leads; everything has no address, or one of zeros.
+fn destination(route: &RouteMessage) -> Option<(Vec<u8>, u8)> {
+    let prefix = route.header.destination_prefix_length;
+    route.attributes.iter().filter(|_| prefix > 0).find_map(|attribute| {
+        let address = match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => IpAddr::V4(*address),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => IpAddr::V6(*address),
+            _ => return None,
+        };
+        Some((Network { address, prefix }.masked(), prefix))
+    })
+}
+
+/// The link's own address; the other one is its peer's, where they differ.
+fn local(address: &AddressMessage) -> Option<IpAddr> {
+    let local = address.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    local.or_else(|| {
+        address.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::links;
+    use super::*;
+
+    fn network(text: &str) -> Network {
+        Network::parse(text).unwrap()
+    }
+
+    fn address(
+        index: u32,
+        text: &str,
+        flags: AddressHeaderFlags,
+        scope: AddressScope,
+    ) -> RouteNetlinkMessage {
+        let mut had = links::address(index, &network(text));
+        (had.header.flags, had.header.scope) = (flags, scope);
+        RouteNetlinkMessage::NewAddress(had)
+    }
+
+    fn route(protocol: RouteProtocol, table: u8, oif: u32, gateway: Option<&str>) -> RouteNetlinkMessage {
+        let mut route = RouteMessage::default();
+        (route.header.protocol, route.header.table) = (protocol, table);
+        route.attributes = vec![RouteAttribute::Oif(oif)];
+        let gateway = gateway.map(|text| RouteAddress::from(network(text).address));
+        route.attributes.extend(gateway.map(RouteAttribute::Gateway));
+        RouteNetlinkMessage::NewRoute(route)
+    }
+
+    const PERMANENT: AddressHeaderFlags = AddressHeaderFlags::Permanent;
+    const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
+
+    #[test]
+    fn a_link_gets_back_what_was_given_to_it() {
+        let back = gives_back(address(7, "fec0::2/64", PERMANENT, AddressScope::Site), 7).unwrap();
+        let nodad = PERMANENT | AddressHeaderFlags::Nodad;
+        assert_eq!(back.message, address(7, "fec0::2/64", nodad, AddressScope::Site));
+        let v4 = address(7, "169.254.0.2/16", PERMANENT, AddressScope::Link);
+        assert_eq!(gives_back(v4.clone(), 7).unwrap().message, v4, "no kernel gives itself one of IPv4");
+        for (index, flags, scope) in [
+            (8, PERMANENT, AddressScope::Site),
+            (7, PERMANENT, AddressScope::Link),
+            (7, AddressHeaderFlags::empty(), AddressScope::Site),
+        ] {
+            assert_eq!(gives_back(address(index, "fec0::2/64", flags, scope), 7), None);
+        }
+        assert!(gives_back(route(RouteProtocol::Boot, MAIN, 7, None), 7).is_some());
+        for (protocol, table, oif) in [
+            (RouteProtocol::Kernel, MAIN, 7),
+            (RouteProtocol::Ra, MAIN, 7),
+            (RouteProtocol::Boot, 255, 7),
+            (RouteProtocol::Boot, MAIN, 8),
+        ] {
+            assert_eq!(gives_back(route(protocol, table, oif, None), 7), None);
+        }
+    }
+
+    #[test]
+    fn what_others_need_is_given_back_before_them() {
+        let first = address(7, "10.0.0.2/24", PERMANENT, AddressScope::Universe);
+        let second = address(7, "10.0.0.1/24", PERMANENT, AddressScope::Universe);
+        let far = route(RouteProtocol::Boot, MAIN, 7, Some("10.0.0.1"));
+        let near = route(RouteProtocol::Boot, MAIN, 7, None);
+        let listed = vec![far.clone(), near.clone(), first.clone(), second.clone()];
+        let back: Vec<_> = all(listed, 7).into_iter().map(|step| step.message).collect();
+        assert_eq!(back, [first, second, near, far]);
+    }
+
+    #[test]
+    fn addresses_have_an_order() {
+        let address = |text| address(7, text, PERMANENT, AddressScope::Universe);
+        let [first, second] = [address("10.0.0.2/24"), address("10.0.0.1/24")];
+        let v6 = address("fec0::2/64");
+        let had = all(vec![first.clone(), second.clone(), v6], 7);
+        assert!(same_order(&had, &had[..2]));
+        assert!(!same_order(&had, &all(vec![second.clone(), first.clone()], 7)));
+        assert!(!same_order(&had, &had[..1]) && !same_order(&had[..1], &had));
+        let removed: Vec<_> = removals(&had).into_iter().map(|step| step.message).collect();
+        let del = |message| match message {
+            RouteNetlinkMessage::NewAddress(had) => RouteNetlinkMessage::DelAddress(had),
+            other => other,
+        };
+        assert_eq!(removed, [del(second), del(first)]);
+    }
+}

@@ -179,6 +179,7 @@ impl Supervisor {
         let record = Container {
             state: ContainerState::Preparing { asker, container: container.clone(), until },
             init: Some(container.process.id.clone()),
+            reuses: self.containers.contains_key(&id),
             ports: self.mapped(&container),
             open: false,
             processes: BTreeMap::from([(container.process.id.clone(), init)]),

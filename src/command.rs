@@ -11,6 +11,9 @@ use crate::fault::Fault;
 use crate::frame::Message;
 use crate::ids::{ContainerId, ProcessId, Signal};
 use crate::spec::{Container, Interface, PATH_MAX, Pod, Process, ROUTES_MAX, Route};
+use objects::Objects;
+
+mod objects;
 
 /// The longest JSON in bytes. The kernel takes 2 MiB of arguments and environment for one process (a quarter of
 /// the usual stack limit), and JSON's escapes make that longer.
@@ -229,14 +232,10 @@ fn json<T: DeserializeOwned>(message: Message, payload: &[u8]) -> Result<T, Faul
             &format!("{} bytes of JSON are more than {JSON_MAX}", payload.len()),
         ));
     }
-    // serde would take a list for the fields in their order, and Go has none of that.
-    if payload.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
-        return Err(malformed(message, "", "expected an object, not a list"));
-    }
     let mut input = serde_json::Deserializer::from_slice(payload);
     let mut track = serde_path_to_error::Track::new();
     let mut unknown = Unknown::default();
-    let tracked = serde_path_to_error::Deserializer::new(&mut input, &mut track);
+    let tracked = serde_path_to_error::Deserializer::new(Objects(&mut input), &mut track);
     let value = serde_ignored::deserialize(tracked, |key| unknown.note(&key));
     let value = value.map_err(|error: serde_json::Error| {
         let key = match track.path().to_string() {
@@ -470,13 +469,70 @@ mod tests {
             (Message::RemoveContainer, r#"{"container":"c"}x"#, "REMOVECONTAINER: trailing characters"),
             (Message::RemoveContainer, "null", "REMOVECONTAINER: expected struct RemoveContainer"),
             (Message::RemoveContainer, "", "REMOVECONTAINER: EOF while parsing"),
-            (Message::StartPod, " []", "STARTPOD: expected an object, not a list"),
-            (Message::RemoveContainer, r#"["c"]"#, "REMOVECONTAINER: expected an object, not a list"),
         ];
         for (message, payload, expected) in cases {
             let error = read(message, payload).unwrap_err();
             assert!(error.contains(expected), "{payload} → {error}");
             assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    /// Each with what it needs, in the order of its fields.
+    #[test]
+    fn a_list_is_no_object_however_deep() {
+        let container = r#"["c","","","","",[],[],{},{}]"#;
+        let process = r#"["p","","",[],false,1,2,["/bin/sh"]]"#;
+        let cases = [
+            (Message::StartPod, "@", " []", "STARTPOD: expected struct Pod"),
+            (Message::RemoveContainer, "@", r#"["c"]"#, "REMOVECONTAINER: expected struct RemoveContainer"),
+            (
+                Message::StartPod,
+                r#"{"containers":[@]}"#,
+                container,
+                "containers[0]: expected struct Container",
+            ),
+            (
+                Message::StartPod,
+                r#"{"portmappingWhiteLists":@}"#,
+                r#"[["10.0.0.0/8"]]"#,
+                "portmappingWhiteLists: ",
+            ),
+            (
+                Message::ExecCmd,
+                r#"{"container":"c","process":@}"#,
+                process,
+                "process: expected struct Process",
+            ),
+            (
+                Message::ExecCmd,
+                r#"{"container":"c","process":{"envs":[@]}}"#,
+                r#"["A","b"]"#,
+                "process.envs[0]: ",
+            ),
+            (
+                Message::ExecCmd,
+                r#"{"container":"c","process":{"rlimits":[@]}}"#,
+                r#"["a",1,1]"#,
+                "process.rlimits[0]: ",
+            ),
+            (Message::NewContainer, r#"{"id":"c","process":@}"#, process, "process: expected struct Process"),
+            (
+                Message::NewContainer,
+                r#"{"id":"c","process":{},"volumes":[{"mount":"a"},@]}"#,
+                r#"["a","","m"]"#,
+                "volumes[1]: ",
+            ),
+            (Message::NewContainer, r#"{"id":"c","process":{},"fsmap":[@]}"#, r#"["a","b"]"#, "fsmap[0]: "),
+            (Message::NewContainer, r#"{"id":"c","process":{},"ports":[@]}"#, "[80,80]", "ports[0]: "),
+            (Message::NewContainer, r#"{"id":"c","process":{},"sysctl":@}"#, r#"[["a","b"]]"#, "sysctl: "),
+            (Message::SetupRoute, r#"{"routes":[@]}"#, r#"["default"]"#, "routes[0]: expected struct Route"),
+            (Message::SetupInterface, r#"{"ipAddresses":[@]}"#, r#"["10.0.0.2","24"]"#, "ipAddresses[0]: "),
+        ];
+        for (message, json, list, expected) in cases {
+            for list in [list, "[]"] {
+                let error = read(message, &json.replace('@', list)).unwrap_err();
+                assert!(error.contains(expected), "{json}, {list} → {error}");
+            }
         }
     }
 

@@ -146,8 +146,15 @@ impl Supervisor {
             Pod::Running { hostname, opening: None, .. } => Gate::Go(hostname.clone()),
             Pod::Running { opening: Some(_), .. } | Pod::Starting { .. } => Gate::Wait,
             Pod::None => Gate::No(Fault::new(doing, to, "there is no pod")),
+            Pod::Ending { .. } if self.next_pod_waits() => Gate::Wait,
             Pod::Ending { .. } => Gate::No(Fault::new(doing, to, "the pod is ending")),
         }
+    }
+
+    /// Whether a STARTPOD waits for the pod's end: what comes behind it is about the next pod.
+    fn next_pod_waits(&self) -> bool {
+        let starts = |(_, command): &(Ticket, Command)| matches!(command, Command::StartPod(_));
+        matches!(self.pod, Pod::Ending { .. }) && self.parked.iter().any(starts)
     }
 
     fn new_container(&mut self, ticket: Ticket, container: Box<spec::Container>) {
@@ -173,6 +180,7 @@ impl Supervisor {
         let record = Container {
             state: ContainerState::Preparing { asker, container: container.clone(), until },
             init: Some(container.process.id.clone()),
+            reuses: self.containers.contains_key(&id),
             ports: self.mapped(&container),
             open: false,
             processes: BTreeMap::from([(container.process.id.clone(), init)]),
@@ -311,7 +319,7 @@ impl Supervisor {
     fn is_awaited(&self, id: &ContainerId) -> bool {
         let asked = |(_, command): &(Ticket, Command)| matches!(command, Command::NewContainer(container) if container.id == *id);
         let pod_starts = matches!(self.pod, Pod::Starting { .. } | Pod::Running { opening: Some(_), .. });
-        id.as_str() != DOOR && (pod_starts || self.parked.iter().any(asked))
+        id.as_str() != DOOR && (pod_starts || self.next_pod_waits() || self.parked.iter().any(asked))
     }
 
     /// A process that runs, or why it does not.

@@ -105,6 +105,8 @@ pub(super) struct Container {
     pub(super) state: ContainerState,
     /// The id of its init; none of the debugging door, which is no container.
     pub(super) init: Option<ProcessId>,
+    /// Whether its id was one's that has exited, which is still known if this one cannot be started.
+    pub(super) reuses: bool,
     /// The ports that are mapped to it; none of a pod without white lists.
     pub(super) ports: Vec<spec::Port>,
     /// Whether they are open, or about to be.
@@ -117,7 +119,8 @@ impl Container {
     /// What stands for the debugging door among the containers: it runs as long as the guest.
     pub(super) fn door() -> Container {
         let (ports, processes) = (Vec::new(), BTreeMap::new());
-        Container { state: ContainerState::Running, init: None, ports, open: false, processes }
+        let state = ContainerState::Running;
+        Container { state, init: None, reuses: false, ports, open: false, processes }
     }
 
     /// Whether it is that.

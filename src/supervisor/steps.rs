@@ -3,7 +3,7 @@
 use super::ask::Answer;
 use super::commands::Gate;
 use super::state::{
-    Asker, Container, ContainerState, ContainerStep, Opening, Pod, PodEnd, PodStep, ProcessState, Purpose,
+    Asker, ContainerState, ContainerStep, Opening, Pod, PodEnd, PodStep, ProcessState, Purpose,
 };
 use super::{Action, Ask, Supervisor};
 use crate::command::Command;
@@ -292,8 +292,14 @@ impl Supervisor {
         self.lines.ask(Ask::RemoveContainer { container: id.clone() }, purpose);
     }
 
+    /// A container that could not be started is none. The one that has exited with its id was not removed, and stays.
     fn forget_container(&mut self, id: &ContainerId) -> Option<ContainerState> {
-        let Container { state, processes, .. } = self.containers.remove(id)?;
+        let known = self.containers.get_mut(id)?;
+        let state = std::mem::replace(&mut known.state, ContainerState::Exited);
+        let processes = std::mem::take(&mut known.processes);
+        if !known.reuses {
+            self.containers.remove(id);
+        }
         for process in processes.values() {
             self.free_streams(process.stdio, process.stderr);
         }

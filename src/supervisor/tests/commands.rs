@@ -233,6 +233,47 @@ fn a_container_that_cannot_start_is_undone() {
     assert_eq!(world.asked(Role::Mountd), ["prepare c"], "id and streams are free again");
 }
 
+/// `c` has exited; execd has nothing to do.
+fn exited() -> World {
+    let mut world = World::with_container();
+    world.exits(Pid(100), 0);
+    world.done(Role::Mountd);
+    world.done(Role::Streamd);
+    world.done(Role::Mountd);
+    assert_eq!(world.said(), [event("c", "init", 0)]);
+    world.asked.clear();
+    world
+}
+
+#[test]
+fn what_has_exited_stays_known_when_its_id_cannot_be_used_again() {
+    for from in [Role::Mountd, Role::Execd] {
+        let mut world = exited();
+        for _ in 0..2 {
+            world.new_container("c", 1);
+            if from == Role::Execd {
+                world.done(Role::Mountd);
+            }
+            world.fails(from);
+            world.tell(Message::KillContainer, r#"{"container":"c","signal":9}"#);
+            world.done(Role::Mountd);
+            world.done(Role::Mountd);
+            let said = world.said();
+            assert!(said.len() == 2 && said[1].ends_with("c: init: no such process"), "{said:?}");
+            world.exec("c", "p", 3);
+            assert!(world.said().join("").ends_with("the container does not run"));
+        }
+        world.tell(Message::RemoveContainer, r#"{"container":"c"}"#);
+        assert_eq!(world.said(), ["ACK "], "it has exited, and nobody has removed it");
+        world.new_container("c", 1);
+        world.fails(Role::Mountd);
+        world.done(Role::Mountd);
+        world.tell(Message::RemoveContainer, r#"{"container":"c"}"#);
+        world.done(Role::Mountd);
+        assert!(world.said().join("").ends_with("no such container"), "it has been removed");
+    }
+}
+
 #[test]
 fn a_disk_that_is_not_there_yet_is_asked_for_again_and_holds_up_nobody() {
     let mut world = World::with_container();

@@ -381,6 +381,73 @@ fn a_dead_pod_init_ends_the_pod_in_order() {
     assert_eq!(world.asked(Role::Netd), ["up lo"], "the guest goes on");
 }
 
+/// A pod whose init is gone, and whose only container `c` has yet to be cleaned up.
+fn dying_pod() -> World {
+    let mut world = World::with_container();
+    world.exits(POD_INIT, 137);
+    world.exits(Pid(100), 137);
+    world.done(Role::Mountd);
+    world.done(Role::Streamd);
+    assert_eq!(world.asked(Role::Mountd), ["remove c"]);
+    world
+}
+
+#[test]
+fn what_follows_a_startpod_that_waits_for_the_last_pods_end_waits_too() {
+    let mut world = dying_pod();
+    world.exec("c", "early", 5);
+    assert!(world.said().join("").ends_with("the pod is ending"), "it is of the pod that ends");
+    world.tell(Message::StartPod, r#"{"hostname":"next"}"#);
+    world.new_container("c", 7);
+    world.exec("c", "p", 9);
+    assert_eq!(world.said(), [""; 0]);
+    world.done(Role::Mountd);
+    assert_eq!(world.said(), [event("c", "init", 137)]);
+    world.done(Role::Mountd);
+    world.pod_starts();
+    assert_eq!(world.said(), ["ACK "]);
+    assert_eq!(world.asked(Role::Mountd), ["prepare c"]);
+    world.done(Role::Mountd);
+    world.started(Pid(200));
+    world.started(Pid(201));
+    assert_eq!(world.said(), ["ACK ", "ACK "]);
+}
+
+#[test]
+fn what_is_said_of_the_containers_that_a_waiting_startpod_brings_waits_for_them() {
+    let mut world = dying_pod();
+    world.tell(
+        Message::StartPod,
+        r#"{"containers":[{"id":"c","process":{"args":["a"],"stdio":7,"stderr":8}}]}"#,
+    );
+    world.tell(Message::KillContainer, r#"{"container":"c","signal":9}"#);
+    world.tell(Message::RemoveContainer, r#"{"container":"c"}"#);
+    world.done(Role::Mountd);
+    assert_eq!(world.said(), [event("c", "init", 137)]);
+    world.done(Role::Mountd);
+    world.pod_starts();
+    world.done(Role::Mountd);
+    world.started(Pid(200));
+    let said = world.said();
+    assert_eq!(said[..2], ["ACK ", "ACK "]);
+    assert!(said.len() == 3 && said[2].ends_with("removing container c: it runs"), "{said:?}");
+    assert_eq!(world.did(), [kill(200, Signal::KILL, false)]);
+}
+
+#[test]
+fn destroypod_ends_what_waits_for_the_last_pods_end() {
+    let mut world = dying_pod();
+    world.tell(Message::StartPod, "{}");
+    world.new_container("d", 7);
+    world.tell(Message::DestroyPod, "null");
+    let said = world.said();
+    assert!(said.len() == 2 && said.iter().all(|said| said.ends_with("the guest is going down")), "{said:?}");
+    world.done(Role::Mountd);
+    assert_eq!(world.said(), [event("c", "init", 137)]);
+    world.done(Role::Mountd);
+    no_pod_guest_ends(&mut world);
+}
+
 /// Found by fuzzing: it had no reply.
 #[test]
 fn a_destroypod_behind_the_last_ack_has_its_own() {

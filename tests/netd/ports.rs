@@ -107,20 +107,20 @@ fn udp_and_sctp_are_mapped_too() {
         {
             let at = |network: &str, host: u8| format!("{network}{host}").parse::<IpAddr>().unwrap();
             let server = sctp::raw(at(internal, 2));
-            world.inside(move || {
-                for (from, to) in [
-                    // From nowhere, by each of its numbers; a port that is TCP's; the external network; the internal one.
-                    (7, (at(nowhere, 2), 9)),
-                    (7, (at(nowhere, 2), 90)),
-                    (7, (at(external, 2), 91)),
-                    (8, (at(external, 2), 9)),
-                    (8, (at(internal, 2), 4)),
-                ] {
-                    sctp::send_init(from, to);
-                }
-            });
+            let send = |packets: Vec<(u16, (IpAddr, u16))>| {
+                world.inside(move || packets.into_iter().for_each(|(from, to)| sctp::send_init(from, to)));
+            };
+            // From nowhere, by each of its numbers; a port that is TCP's; the external network.
+            send(vec![
+                (7, (at(nowhere, 2), 9)),
+                (7, (at(nowhere, 2), 90)),
+                (7, (at(external, 2), 91)),
+                (8, (at(external, 2), 9)),
+            ]);
             let led = sctp::receive(&server);
             assert_eq!(led, (at(external, 1), 8, 90, 1), "it leads to the container's port");
+            // Of two links either's packet may come first.
+            send(vec![(8, (at(internal, 2), 4))]);
             assert_eq!(sctp::receive(&server), (at(internal, 1), 8, 4, 1));
         }
         let table = nft("list table inet hyperstart");

@@ -359,6 +359,8 @@ impl Host {
             processes.end_inputs();
         } else {
             self.port.hang_up();
+            // That the host of a connection has left too says nothing of the next one.
+            self.hung_up &= self.port.fd().is_some();
         }
         self.hearing = match line || self.guessed {
             true => Hearing::Lost { quiet: now() + QUIET },

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use hyperinit::frame::{self, STREAM_MAX};
 
-use super::guest::{Host, Random, World, pattern_at};
+use super::guest::{Host, Random, World, pattern_at, readable};
 
 fn bad_frames() -> Vec<Vec<u8>> {
     let header = |length: u32| [&1_u64.to_be_bytes()[..], &length.to_be_bytes()].concat();
@@ -67,6 +68,35 @@ fn a_violation_on_a_connection_ends_that() {
     streamd.finish(1);
     assert_eq!(host.frame(), (1, Vec::new()));
     streamd.drained();
+    let (status, log) = streamd.leave();
+    assert!(status.success() && log.contains("a stream frame of 11 bytes"), "{log}");
+}
+
+#[test]
+fn the_host_after_one_that_broke_the_protocol_and_left_stays() {
+    let mut world = World::listening("after");
+    let streamd = world.start();
+    let mut process = world.piped(1, None);
+    for bad in bad_frames() {
+        let mut host = world.connect();
+        process.stdout.as_mut().unwrap().write_all(b"one").unwrap();
+        assert_eq!(host.frame(), (1, b"one".to_vec()));
+        let mut next = streamd.while_it_stands(|| {
+            host.send(&bad);
+            drop(host);
+            world.connect()
+        });
+        for word in [b"two", b"six"] {
+            process.stdout.as_mut().unwrap().write_all(word).unwrap();
+            assert_eq!(next.frame(), (1, word.to_vec()));
+            next.stdin(1, word, 16);
+            let stdin = process.stdin.as_mut().unwrap();
+            assert!(readable(stdin.as_fd(), Duration::from_secs(20)), "the next host is not heard");
+            let mut got = [0; 3];
+            stdin.read_exact(&mut got).unwrap();
+            assert_eq!(&got, word);
+        }
+    }
     let (status, log) = streamd.leave();
     assert!(status.success() && log.contains("a stream frame of 11 bytes"), "{log}");
 }

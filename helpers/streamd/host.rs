@@ -26,6 +26,8 @@ const QUIET: Duration = Duration::from_secs(1);
 /// How long a successor may not have been sent every process again. Meanwhile it takes no stream for unknown: the answer
 /// would be the end of a process that runs.
 const RESEND: Duration = Duration::from_secs(10);
+/// How long another host has to wait while processes do not read what one that left has written for them.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// SLOT_INPUT: where the host is in its frames stands at SLOT_PLACE.
 const KNOWN: u64 = 0;
@@ -66,6 +68,8 @@ pub struct Host {
     writable: bool,
     /// The host has left; what it sent before is still read.
     hung_up: bool,
+    /// Until when another one waits for that.
+    patience: Option<Duration>,
     /// When sending is tried again: the kernel had no memory for it, and will not say when it has.
     starved: Option<Duration>,
     /// The same of accepting a connection.
@@ -115,6 +119,7 @@ impl Host {
             readable: true,
             writable: true,
             hung_up: false,
+            patience: None,
             starved: None,
             short: None,
             unsure: buffer.is_inherited().then(|| now() + RESEND),
@@ -172,15 +177,18 @@ impl Host {
         }
     }
 
-    /// Takes leave of a host that hung up, once what it sent has been read, or cannot be for now: true if it did. The host
-    /// gets whole frames when it is back, and half a frame from it is forgotten, on a device once the next bytes say that it was its.
-    pub fn part(&mut self, processes: &Processes, buffer: &mut Buffer) -> Result<bool, Fault> {
+    /// Takes leave of a host that hung up, once what it sent has been read, or on a device cannot be for now: true if that changed something.
+    /// The host gets whole frames when it is back, and half a frame from it is forgotten, on a device once the next bytes say that it was its.
+    pub fn part(&mut self, processes: &mut Processes, buffer: &mut Buffer) -> Result<bool, Fault> {
         if !self.hung_up || self.may_read(processes, buffer) {
             return Ok(false);
         }
+        if self.readable && self.is_gone() {
+            return Ok(self.lose_patience(processes));
+        }
         log::info!("the host has left the stream port");
         self.hung_up = false;
-        self.port.hang_up();
+        self.hang_up();
         if self.hearing == Hearing::Frames && self.port.is_device() && self.place.is_inside() {
             self.seam.get_or_insert_default();
             buffer.rewind()?;
@@ -188,6 +196,30 @@ impl Host {
             self.start_over(buffer)?;
         }
         Ok(true)
+    }
+
+    /// Processes do not read what a host that left has written, and with its connection that would be lost. It keeps nobody out for ever: true if
+    /// the processes' time is over.
+    fn lose_patience(&mut self, processes: &mut Processes) -> bool {
+        if !self.port.has_caller() {
+            self.patience = None;
+            return false;
+        }
+        if now() < *self.patience.get_or_insert_with(|| now() + PATIENCE) {
+            return false;
+        }
+        log::warn!("a host waits, and what the last one has sent is not read: that ends");
+        processes.end_full_inputs();
+        true
+    }
+
+    fn hang_up(&mut self) {
+        self.port.hang_up();
+        if self.port.fd().is_none() {
+            // That this host has left too says nothing of the next one.
+            self.hung_up = false;
+            self.patience = None;
+        }
     }
 
     fn start_over(&mut self, buffer: &mut Buffer) -> Result<(), Fault> {
@@ -258,7 +290,12 @@ impl Host {
     }
 
     fn may_read(&self, processes: &Processes, buffer: &Buffer) -> bool {
-        self.readable && !processes.input_is_full() && buffer.has_room_for_answers()
+        self.readable && !processes.input_is_full() && (buffer.has_room_for_answers() || self.is_gone())
+    }
+
+    /// Whether this host will not be back: the next one is another connection.
+    fn is_gone(&self) -> bool {
+        self.hung_up && self.port.listener().is_some()
     }
 
     /// Reads a chunk from the host, if all its processes have room; true if something came.
@@ -331,11 +368,14 @@ impl Host {
         let skip = self.skip.min(bytes.len());
         self.skip -= skip;
         self.decoder.push(bytes.get(skip..).unwrap_or_default());
+        // Who is gone must not keep its last words from being read by answers that nobody takes.
+        let gone = self.is_gone();
         loop {
             match self.decoder.next_frame() {
                 Ok(Some(frame)) => {
                     if !stdin(frame.tag, frame.payload, processes, buffer)
                         && self.unsure.is_none_or(|until| now() >= until)
+                        && (!gone || buffer.has_room_for_answers())
                     {
                         answer(frame.tag, buffer)?;
                     }
@@ -358,9 +398,7 @@ impl Host {
             // What was thrown away, or misunderstood, was somebody's.
             processes.end_inputs();
         } else {
-            self.port.hang_up();
-            // That the host of a connection has left too says nothing of the next one.
-            self.hung_up &= self.port.fd().is_some();
+            self.hang_up();
         }
         self.hearing = match line || self.guessed {
             true => Hearing::Lost { quiet: now() + QUIET },
@@ -374,7 +412,8 @@ impl Host {
             Hearing::Lost { quiet } => Some(quiet),
             Hearing::Frames | Hearing::Deaf => None,
         };
-        quiet.into_iter().chain(self.starved).chain(self.short).chain(self.pause).min()
+        let others = [self.starved, self.short, self.pause, self.patience];
+        quiet.into_iter().chain(others.into_iter().flatten()).min()
     }
 
     /// A host that has been silent for long enough is listened to again.
@@ -475,7 +514,7 @@ mod tests {
             self.host.event(events);
             while self.host.read(&mut self.processes, &mut self.buffer).unwrap() {}
             self.host.send(&mut self.buffer).unwrap();
-            self.host.part(&self.processes, &mut self.buffer).unwrap()
+            self.host.part(&mut self.processes, &mut self.buffer).unwrap()
         }
 
         /// Nobody has any stream, so each frame that was understood is answered by its end: of which streams.

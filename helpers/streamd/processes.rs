@@ -456,9 +456,27 @@ impl Processes {
 
     /// Whether the host has to wait: a process has too much unread, or all together have.
     pub fn input_is_full(&self) -> bool {
-        let waiting =
-            || self.behind.iter().filter_map(|stdio| self.by_stdio.get(stdio)).map(Process::waiting);
-        waiting().any(|waiting| waiting >= QUEUE_MAX) || waiting().sum::<usize>() >= QUEUES_MAX
+        self.unread().any(|(_, unread)| unread >= QUEUE_MAX) || self.inputs_are_full()
+    }
+
+    /// Whether all together have too much unread.
+    fn inputs_are_full(&self) -> bool {
+        self.unread().map(|(_, unread)| unread).sum::<usize>() >= QUEUES_MAX
+    }
+
+    /// Who has something unread, and how much, in bytes.
+    fn unread(&self) -> impl Iterator<Item = (StreamId, usize)> + '_ {
+        self.behind.iter().filter_map(|stdio| Some((*stdio, self.by_stdio.get(stdio)?.waiting())))
+    }
+
+    /// For whoever keeps the host waiting stdin ends.
+    pub fn end_full_inputs(&mut self) {
+        let all = self.inputs_are_full();
+        let full = self.unread().filter(|&(_, unread)| all || unread >= QUEUE_MAX);
+        for stdio in full.map(|(stdio, _)| stdio).collect::<Vec<_>>() {
+            self.by_stdio.get_mut(&stdio).into_iter().for_each(Process::drop_input);
+            self.behind.remove(&stdio);
+        }
     }
 
     /// Queues one frame's payload; false if no process has this stream. It is written by [`Processes::flush`].

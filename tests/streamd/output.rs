@@ -109,7 +109,7 @@ fn a_tty_may_be_closed_and_opened_again() {
 }
 
 /// How much a process can write before it has to wait, for good.
-fn write_until_blocked(to: &mut File, stream: u64) -> usize {
+pub fn write_until_blocked(to: &mut File, stream: u64) -> usize {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::os::fd::AsFd;
     fcntl(&*to, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();

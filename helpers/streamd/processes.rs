@@ -194,8 +194,13 @@ impl Processes {
             // Sent again to a streamd that has it: the descriptors are duplicates.
             return Ok(());
         }
+        let refused = |why| Err(Fault::new("adding", format!("stream {stdio}"), why));
+        // init waits for its end, and starts nothing with its number before that.
+        if self.finishing.contains(&stdio) {
+            return refused("the one before has not ended");
+        }
         let Some(mut process) = Process::new(packet, fds) else {
-            return Err(Fault::new("adding", format!("stream {stdio}"), "its descriptors do not fit it"));
+            return refused("its descriptors do not fit it");
         };
         if packet.again && buffer.find_end(stdio).is_some() {
             process.end = End::Finished;

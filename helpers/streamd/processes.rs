@@ -296,7 +296,7 @@ impl Processes {
 
     /// One chunk from each source that may have something, while there is room; true if anything was taken.
     pub fn take_turns(&mut self, buffer: &mut Buffer) -> bool {
-        self.paused = self.paused.filter(|&until| now() < until);
+        // The tick ends a pause: ends are tried again with it.
         if self.paused.is_some() {
             return false;
         }
@@ -443,13 +443,17 @@ impl Processes {
         }
     }
 
-    /// When [`Processes::tick`] or [`Processes::take_turns`] has something to do.
+    /// When [`Processes::tick`] has something to do.
     pub fn deadline(&self) -> Option<Duration> {
+        if self.paused.is_some() {
+            // Ends are put off with everything else.
+            return self.paused.into_iter().chain(self.starved).min();
+        }
         let ends = self.finishing.iter().filter_map(|stdio| match self.by_stdio.get(stdio)?.end {
             End::Finishing { deadline, .. } => deadline,
             End::Running | End::Finished => None,
         });
-        ends.chain(self.paused).chain(self.starved).min()
+        ends.chain(self.starved).min()
     }
 
     /// Whether a request still has to be answered.
@@ -545,5 +549,55 @@ fn discard(fd: &OwnedFd, to: &mut [u8]) -> Taken {
         Err(Errno::EAGAIN) => Taken::Nothing,
         Err(Errno::EINTR) => Taken::Bytes(0),
         Err(_) => Taken::End,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::epoll::EpollCreateFlags;
+
+    use super::super::engine::own_buffer;
+    use super::*;
+
+    const ID: u64 = 5;
+
+    /// A process that has exited and has nothing more to say; if its survivors have, their time is over.
+    fn finishing(deadline: Option<Duration>) -> Processes {
+        let epoll = Rc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap());
+        let mut processes = Processes::new(epoll, None);
+        let stdio = StreamId::new(1).unwrap();
+        let mut process = Process::unknown();
+        process.end = End::Finishing { id: ID, deadline };
+        processes.by_stdio.insert(stdio, process);
+        processes.finishing.insert(stdio);
+        processes
+    }
+
+    /// There was no memory for its end, and whatever else is done when the pause is over, that is tried again.
+    #[test]
+    fn an_end_is_not_lost_by_a_pause() {
+        let mut buffer = own_buffer(true).unwrap();
+        let mut processes = finishing(None);
+        processes.paused = Some(now());
+        assert!(!processes.take_turns(&mut buffer));
+        assert!(processes.deadline().is_some_and(|deadline| deadline <= now()), "it is not waited for");
+        processes.tick(&mut buffer);
+        assert_eq!(processes.waiting, [(buffer.end(), ID)]);
+        assert!(processes.deadline().is_none() && buffer.waits());
+    }
+
+    #[test]
+    fn nothing_is_due_in_a_pause() {
+        let mut buffer = own_buffer(true).unwrap();
+        let mut processes = finishing(Some(now()));
+        let until = now() + Duration::from_secs(60);
+        processes.paused = Some(until);
+        processes.tick(&mut buffer);
+        assert_eq!(processes.deadline(), Some(until), "that would be a loop that never waits");
+        // But what waits for a stdin is.
+        processes.starved = Some(now());
+        assert!(processes.deadline().is_some_and(|deadline| deadline <= now()));
+        processes.tick(&mut buffer);
+        assert_eq!((processes.deadline(), processes.waiting.len()), (Some(until), 0));
     }
 }

@@ -298,7 +298,7 @@ impl Host {
         self.hung_up && self.port.listener().is_some()
     }
 
-    /// Reads a chunk from the host, if all its processes have room; true if something came.
+    /// Reads a chunk from the host, if all its processes have room; true if something came, or may now.
     pub fn read(&mut self, processes: &mut Processes, buffer: &mut Buffer) -> Result<bool, Fault> {
         let mut total = 0;
         while total < CHUNK
@@ -335,7 +335,8 @@ impl Host {
             }
         }
         processes.flush();
-        Ok(total > 0)
+        // What has just made room for more may have no event to tell of it.
+        Ok(total > 0 || self.port.fd().is_some() && self.may_read(processes, buffer))
     }
 
     /// Acts on the first `count` bytes of the chunk.
@@ -476,12 +477,14 @@ fn answer(number: u64, buffer: &mut Buffer) -> Result<(), Fault> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::OwnedFd;
+    use std::os::fd::{AsFd, OwnedFd};
 
     use hyperinit::frame;
+    use hyperinit::sys::fd::send_fds;
+    use hyperinit::wire::streamd::Streams;
     use nix::sys::epoll::EpollCreateFlags;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-    use nix::unistd::write;
+    use nix::unistd::{pipe, write};
 
     use super::super::engine::own_buffer;
     use super::*;
@@ -530,6 +533,28 @@ mod tests {
             }
             answered
         }
+    }
+
+    /// Where the kernel had no memory to write to a stdin, nothing tells when it has: the next attempt is all there is.
+    #[test]
+    fn the_host_is_read_when_its_stdin_could_be_written_without_an_event() {
+        let mut world = World::new();
+        let (execd, socket) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_NONBLOCK).unwrap();
+        world.processes = Processes::new(Rc::clone(&world.host.epoll), Some(socket));
+        let [(stdin, stdin_in), (stdout, _stdout_in)] = [(); 2].map(|()| pipe().unwrap());
+        let stdio = StreamId::new(5).unwrap();
+        let packet = Streams { stdio, stderr: None, terminal: false, stdin: true, again: false };
+        send_fds(&execd, &packet.encode(), &[stdin_in.as_fd(), stdout.as_fd()]).unwrap();
+        let frame = frame::stream(5, &[b'x'; 32 << 10]).unwrap();
+        while !world.processes.input_is_full() {
+            world.say(&frame);
+        }
+        world.say(&frame);
+        assert_eq!(read(&stdin, &mut [0; 64 << 10]), Ok(64 << 10));
+        assert!(world.host.read(&mut world.processes, &mut world.buffer).unwrap(), "there is more");
+        assert!(world.host.read(&mut world.processes, &mut world.buffer).unwrap());
+        assert!(!world.host.read(&mut world.processes, &mut world.buffer).unwrap());
     }
 
     /// The new host's first bytes come before anything tells that there is one.

@@ -153,7 +153,11 @@ impl Buffer {
             .filter(|&slot| buffer.page.get(slot + 1) >= buffer.published)
             .for_each(|slot| buffer.page.set(slot, 0));
         buffer.find_frames()?;
-        buffer.finish_pending()?;
+        match buffer.finish_pending() {
+            // Whatever is taken or appended next tries it again.
+            Err(fault) if is_no_memory(&fault) => log::warn!("{fault}; output waits"),
+            finished => finished?,
+        }
         Ok(buffer)
     }
 

@@ -107,7 +107,7 @@ impl Engine {
             moved |= self.host.read(&mut self.processes, &mut self.buffer)?;
             moved |= self.processes.take_turns(&mut self.buffer);
             moved |= self.host.send(&mut self.buffer)?;
-            moved |= self.host.part(&self.processes, &mut self.buffer)?;
+            moved |= self.host.part(&mut self.processes, &mut self.buffer)?;
             self.tell(&replies)?;
             if over && !self.processes.owes_an_answer() {
                 return Ok(());
@@ -137,7 +137,7 @@ impl Engine {
                 REQUESTS => asked = true,
                 SOCKET => self.processes.receive(&mut self.buffer),
                 PORT => self.host.event(event.events()),
-                // Every round looks for a connection when there is none.
+                // Every round looks for a connection when there is none, or one has ended.
                 LISTENER => {}
                 token => self.processes.event(token),
             }

@@ -26,6 +26,8 @@ const QUIET: Duration = Duration::from_secs(1);
 /// How long a successor may not have been sent every process again. Meanwhile it takes no stream for unknown: the answer
 /// would be the end of a process that runs.
 const RESEND: Duration = Duration::from_secs(10);
+/// How long another host has to wait while processes do not read what one that left has written for them.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// SLOT_INPUT: where the host is in its frames stands at SLOT_PLACE.
 const KNOWN: u64 = 0;
@@ -66,6 +68,8 @@ pub struct Host {
     writable: bool,
     /// The host has left; what it sent before is still read.
     hung_up: bool,
+    /// Until when another one waits for that.
+    patience: Option<Duration>,
     /// When sending is tried again: the kernel had no memory for it, and will not say when it has.
     starved: Option<Duration>,
     /// The same of accepting a connection.
@@ -115,6 +119,7 @@ impl Host {
             readable: true,
             writable: true,
             hung_up: false,
+            patience: None,
             starved: None,
             short: None,
             unsure: buffer.is_inherited().then(|| now() + RESEND),
@@ -172,15 +177,18 @@ impl Host {
         }
     }
 
-    /// Takes leave of a host that hung up, once what it sent has been read, or cannot be for now: true if it did. The host
-    /// gets whole frames when it is back, and half a frame from it is forgotten, on a device once the next bytes say that it was its.
-    pub fn part(&mut self, processes: &Processes, buffer: &mut Buffer) -> Result<bool, Fault> {
+    /// Takes leave of a host that hung up, once what it sent has been read, or on a device cannot be for now: true if that changed something.
+    /// The host gets whole frames when it is back, and half a frame from it is forgotten, on a device once the next bytes say that it was its.
+    pub fn part(&mut self, processes: &mut Processes, buffer: &mut Buffer) -> Result<bool, Fault> {
         if !self.hung_up || self.may_read(processes, buffer) {
             return Ok(false);
         }
+        if self.readable && self.is_gone() {
+            return Ok(self.lose_patience(processes));
+        }
         log::info!("the host has left the stream port");
         self.hung_up = false;
-        self.port.hang_up();
+        self.hang_up();
         if self.hearing == Hearing::Frames && self.port.is_device() && self.place.is_inside() {
             self.seam.get_or_insert_default();
             buffer.rewind()?;
@@ -188,6 +196,30 @@ impl Host {
             self.start_over(buffer)?;
         }
         Ok(true)
+    }
+
+    /// Processes do not read what a host that left has written, and with its connection that would be lost. It keeps nobody out for ever: true if
+    /// the processes' time is over.
+    fn lose_patience(&mut self, processes: &mut Processes) -> bool {
+        if !self.port.has_caller() {
+            self.patience = None;
+            return false;
+        }
+        if now() < *self.patience.get_or_insert_with(|| now() + PATIENCE) {
+            return false;
+        }
+        log::warn!("a host waits, and what the last one has sent is not read: that ends");
+        processes.end_full_inputs();
+        true
+    }
+
+    fn hang_up(&mut self) {
+        self.port.hang_up();
+        if self.port.fd().is_none() {
+            // That this host has left too says nothing of the next one.
+            self.hung_up = false;
+            self.patience = None;
+        }
     }
 
     fn start_over(&mut self, buffer: &mut Buffer) -> Result<(), Fault> {
@@ -258,10 +290,15 @@ impl Host {
     }
 
     fn may_read(&self, processes: &Processes, buffer: &Buffer) -> bool {
-        self.readable && !processes.input_is_full() && buffer.has_room_for_answers()
+        self.readable && !processes.input_is_full() && (buffer.has_room_for_answers() || self.is_gone())
     }
 
-    /// Reads a chunk from the host, if all its processes have room; true if something came.
+    /// Whether this host will not be back: the next one is another connection.
+    fn is_gone(&self) -> bool {
+        self.hung_up && self.port.listener().is_some()
+    }
+
+    /// Reads a chunk from the host, if all its processes have room; true if something came, or may now.
     pub fn read(&mut self, processes: &mut Processes, buffer: &mut Buffer) -> Result<bool, Fault> {
         let mut total = 0;
         while total < CHUNK
@@ -298,7 +335,8 @@ impl Host {
             }
         }
         processes.flush();
-        Ok(total > 0)
+        // What has just made room for more may have no event to tell of it.
+        Ok(total > 0 || self.port.fd().is_some() && self.may_read(processes, buffer))
     }
 
     /// Acts on the first `count` bytes of the chunk.
@@ -331,11 +369,14 @@ impl Host {
         let skip = self.skip.min(bytes.len());
         self.skip -= skip;
         self.decoder.push(bytes.get(skip..).unwrap_or_default());
+        // Who is gone must not keep its last words from being read by answers that nobody takes.
+        let gone = self.is_gone();
         loop {
             match self.decoder.next_frame() {
                 Ok(Some(frame)) => {
                     if !stdin(frame.tag, frame.payload, processes, buffer)
                         && self.unsure.is_none_or(|until| now() >= until)
+                        && (!gone || buffer.has_room_for_answers())
                     {
                         answer(frame.tag, buffer)?;
                     }
@@ -358,7 +399,7 @@ impl Host {
             // What was thrown away, or misunderstood, was somebody's.
             processes.end_inputs();
         } else {
-            self.port.hang_up();
+            self.hang_up();
         }
         self.hearing = match line || self.guessed {
             true => Hearing::Lost { quiet: now() + QUIET },
@@ -372,7 +413,8 @@ impl Host {
             Hearing::Lost { quiet } => Some(quiet),
             Hearing::Frames | Hearing::Deaf => None,
         };
-        quiet.into_iter().chain(self.starved).chain(self.short).chain(self.pause).min()
+        let others = [self.starved, self.short, self.pause, self.patience];
+        quiet.into_iter().chain(others.into_iter().flatten()).min()
     }
 
     /// A host that has been silent for long enough is listened to again.
@@ -435,12 +477,14 @@ fn answer(number: u64, buffer: &mut Buffer) -> Result<(), Fault> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::OwnedFd;
+    use std::os::fd::{AsFd, OwnedFd};
 
     use hyperinit::frame;
+    use hyperinit::sys::fd::send_fds;
+    use hyperinit::wire::streamd::Streams;
     use nix::sys::epoll::EpollCreateFlags;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-    use nix::unistd::write;
+    use nix::unistd::{pipe, write};
 
     use super::super::engine::own_buffer;
     use super::*;
@@ -473,7 +517,7 @@ mod tests {
             self.host.event(events);
             while self.host.read(&mut self.processes, &mut self.buffer).unwrap() {}
             self.host.send(&mut self.buffer).unwrap();
-            self.host.part(&self.processes, &mut self.buffer).unwrap()
+            self.host.part(&mut self.processes, &mut self.buffer).unwrap()
         }
 
         /// Nobody has any stream, so each frame that was understood is answered by its end: of which streams.
@@ -489,6 +533,28 @@ mod tests {
             }
             answered
         }
+    }
+
+    /// Where the kernel had no memory to write to a stdin, nothing tells when it has: the next attempt is all there is.
+    #[test]
+    fn the_host_is_read_when_its_stdin_could_be_written_without_an_event() {
+        let mut world = World::new();
+        let (execd, socket) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_NONBLOCK).unwrap();
+        world.processes = Processes::new(Rc::clone(&world.host.epoll), Some(socket));
+        let [(stdin, stdin_in), (stdout, _stdout_in)] = [(); 2].map(|()| pipe().unwrap());
+        let stdio = StreamId::new(5).unwrap();
+        let packet = Streams { stdio, stderr: None, terminal: false, stdin: true, again: false };
+        send_fds(&execd, &packet.encode(), &[stdin_in.as_fd(), stdout.as_fd()]).unwrap();
+        let frame = frame::stream(5, &[b'x'; 32 << 10]).unwrap();
+        while !world.processes.input_is_full() {
+            world.say(&frame);
+        }
+        world.say(&frame);
+        assert_eq!(read(&stdin, &mut [0; 64 << 10]), Ok(64 << 10));
+        assert!(world.host.read(&mut world.processes, &mut world.buffer).unwrap(), "there is more");
+        assert!(world.host.read(&mut world.processes, &mut world.buffer).unwrap());
+        assert!(!world.host.read(&mut world.processes, &mut world.buffer).unwrap());
     }
 
     /// The new host's first bytes come before anything tells that there is one.

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use hyperinit::fault::Fault;
 use hyperinit::host::{self, Caller};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::park::Park;
 
@@ -60,6 +61,14 @@ impl Port {
     /// Whether it stays while hosts come and go, and tells of that, if late.
     pub fn is_device(&self) -> bool {
         matches!(self, Port::Device(_))
+    }
+
+    /// Whether somebody waits to connect.
+    pub fn has_caller(&self) -> bool {
+        self.listener().is_some_and(|listener| {
+            poll(&mut [PollFd::new(listener, PollFlags::POLLIN)], PollTimeout::ZERO)
+                .is_ok_and(|count| count > 0)
+        })
     }
 
     /// Takes the next connection, if there is none and one waits.

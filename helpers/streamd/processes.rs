@@ -194,8 +194,13 @@ impl Processes {
             // Sent again to a streamd that has it: the descriptors are duplicates.
             return Ok(());
         }
+        let refused = |why| Err(Fault::new("adding", format!("stream {stdio}"), why));
+        // init waits for its end, and starts nothing with its number before that.
+        if self.finishing.contains(&stdio) {
+            return refused("the one before has not ended");
+        }
         let Some(mut process) = Process::new(packet, fds) else {
-            return Err(Fault::new("adding", format!("stream {stdio}"), "its descriptors do not fit it"));
+            return refused("its descriptors do not fit it");
         };
         if packet.again && buffer.find_end(stdio).is_some() {
             process.end = End::Finished;
@@ -291,7 +296,7 @@ impl Processes {
 
     /// One chunk from each source that may have something, while there is room; true if anything was taken.
     pub fn take_turns(&mut self, buffer: &mut Buffer) -> bool {
-        self.paused = self.paused.filter(|&until| now() < until);
+        // The tick ends a pause: ends are tried again with it.
         if self.paused.is_some() {
             return false;
         }
@@ -438,13 +443,17 @@ impl Processes {
         }
     }
 
-    /// When [`Processes::tick`] or [`Processes::take_turns`] has something to do.
+    /// When [`Processes::tick`] has something to do.
     pub fn deadline(&self) -> Option<Duration> {
+        if self.paused.is_some() {
+            // Ends are put off with everything else.
+            return self.paused.into_iter().chain(self.starved).min();
+        }
         let ends = self.finishing.iter().filter_map(|stdio| match self.by_stdio.get(stdio)?.end {
             End::Finishing { deadline, .. } => deadline,
             End::Running | End::Finished => None,
         });
-        ends.chain(self.paused).chain(self.starved).min()
+        ends.chain(self.starved).min()
     }
 
     /// Whether a request still has to be answered.
@@ -456,9 +465,27 @@ impl Processes {
 
     /// Whether the host has to wait: a process has too much unread, or all together have.
     pub fn input_is_full(&self) -> bool {
-        let waiting =
-            || self.behind.iter().filter_map(|stdio| self.by_stdio.get(stdio)).map(Process::waiting);
-        waiting().any(|waiting| waiting >= QUEUE_MAX) || waiting().sum::<usize>() >= QUEUES_MAX
+        self.unread().any(|(_, unread)| unread >= QUEUE_MAX) || self.inputs_are_full()
+    }
+
+    /// Whether all together have too much unread.
+    fn inputs_are_full(&self) -> bool {
+        self.unread().map(|(_, unread)| unread).sum::<usize>() >= QUEUES_MAX
+    }
+
+    /// Who has something unread, and how much, in bytes.
+    fn unread(&self) -> impl Iterator<Item = (StreamId, usize)> + '_ {
+        self.behind.iter().filter_map(|stdio| Some((*stdio, self.by_stdio.get(stdio)?.waiting())))
+    }
+
+    /// For whoever keeps the host waiting stdin ends.
+    pub fn end_full_inputs(&mut self) {
+        let all = self.inputs_are_full();
+        let full = self.unread().filter(|&(_, unread)| all || unread >= QUEUE_MAX);
+        for stdio in full.map(|(stdio, _)| stdio).collect::<Vec<_>>() {
+            self.by_stdio.get_mut(&stdio).into_iter().for_each(Process::drop_input);
+            self.behind.remove(&stdio);
+        }
     }
 
     /// Queues one frame's payload; false if no process has this stream. It is written by [`Processes::flush`].
@@ -522,5 +549,55 @@ fn discard(fd: &OwnedFd, to: &mut [u8]) -> Taken {
         Err(Errno::EAGAIN) => Taken::Nothing,
         Err(Errno::EINTR) => Taken::Bytes(0),
         Err(_) => Taken::End,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::epoll::EpollCreateFlags;
+
+    use super::super::engine::own_buffer;
+    use super::*;
+
+    const ID: u64 = 5;
+
+    /// A process that has exited and has nothing more to say; if its survivors have, their time is over.
+    fn finishing(deadline: Option<Duration>) -> Processes {
+        let epoll = Rc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap());
+        let mut processes = Processes::new(epoll, None);
+        let stdio = StreamId::new(1).unwrap();
+        let mut process = Process::unknown();
+        process.end = End::Finishing { id: ID, deadline };
+        processes.by_stdio.insert(stdio, process);
+        processes.finishing.insert(stdio);
+        processes
+    }
+
+    /// There was no memory for its end, and whatever else is done when the pause is over, that is tried again.
+    #[test]
+    fn an_end_is_not_lost_by_a_pause() {
+        let mut buffer = own_buffer(true).unwrap();
+        let mut processes = finishing(None);
+        processes.paused = Some(now());
+        assert!(!processes.take_turns(&mut buffer));
+        assert!(processes.deadline().is_some_and(|deadline| deadline <= now()), "it is not waited for");
+        processes.tick(&mut buffer);
+        assert_eq!(processes.waiting, [(buffer.end(), ID)]);
+        assert!(processes.deadline().is_none() && buffer.waits());
+    }
+
+    #[test]
+    fn nothing_is_due_in_a_pause() {
+        let mut buffer = own_buffer(true).unwrap();
+        let mut processes = finishing(Some(now()));
+        let until = now() + Duration::from_secs(60);
+        processes.paused = Some(until);
+        processes.tick(&mut buffer);
+        assert_eq!(processes.deadline(), Some(until), "that would be a loop that never waits");
+        // But what waits for a stdin is.
+        processes.starved = Some(now());
+        assert!(processes.deadline().is_some_and(|deadline| deadline <= now()));
+        processes.tick(&mut buffer);
+        assert_eq!((processes.deadline(), processes.waiting.len()), (Some(until), 0));
     }
 }

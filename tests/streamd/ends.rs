@@ -199,6 +199,23 @@ fn one_that_never_ran_is_forgotten_without_a_word() {
     streamd.leave_well();
 }
 
+/// The number is its own until its end has left, and init would wait for that for ever.
+#[test]
+fn no_start_takes_the_place_of_what_ends() {
+    let (mut world, mut host) = World::device();
+    let mut streamd = world.start();
+    let ends = world.piped(1, None);
+    streamd.finish(1);
+    streamd.ask(r#""Ping""#);
+    assert!(streamd.answer().contains("Alive"), "it knows of the end");
+    let early = world.piped(1, None);
+    assert_eq!(host.frame(), (1, Vec::new()));
+    streamd.drained();
+    drop((ends, early));
+    let (status, log) = streamd.leave();
+    assert!(status.success() && log.contains("has not ended"), "{log}");
+}
+
 #[test]
 fn a_start_takes_the_place_of_what_had_its_number() {
     let (mut world, mut host) = World::device();

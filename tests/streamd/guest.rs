@@ -24,9 +24,11 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{OpenptyResult, openpty};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use nix::unistd::pipe2;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::{Pid, pipe2};
 
 /// Longer than anything honest takes on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(120);
@@ -270,6 +272,17 @@ impl Streamd {
     /// Whether it stays silent for so long.
     pub fn says_nothing_for(&self, time: Duration) -> bool {
         self.answers.recv_timeout(time) == Err(RecvTimeoutError::Timeout)
+    }
+
+    /// Does something while it stands still, so that it sees all of that at once.
+    pub fn while_it_stands<T>(&self, act: impl FnOnce() -> T) -> T {
+        let pid = Pid::from_raw(self.pid().cast_signed());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(pid), flags).unwrap();
+        let acted = act();
+        kill(pid, Signal::SIGCONT).unwrap();
+        acted
     }
 
     pub fn kill(mut self) {

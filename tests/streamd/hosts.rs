@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use hyperinit::frame::{self, STREAM_MAX};
 
-use super::guest::{Host, Random, World, pattern_at};
+use super::guest::{Host, Random, Streamd, World, pattern, pattern_at, readable, same};
 
 fn bad_frames() -> Vec<Vec<u8>> {
     let header = |length: u32| [&1_u64.to_be_bytes()[..], &length.to_be_bytes()].concat();
@@ -72,6 +73,35 @@ fn a_violation_on_a_connection_ends_that() {
 }
 
 #[test]
+fn the_host_after_one_that_broke_the_protocol_and_left_stays() {
+    let mut world = World::listening("after");
+    let streamd = world.start();
+    let mut process = world.piped(1, None);
+    for bad in bad_frames() {
+        let mut host = world.connect();
+        process.stdout.as_mut().unwrap().write_all(b"one").unwrap();
+        assert_eq!(host.frame(), (1, b"one".to_vec()));
+        let mut next = streamd.while_it_stands(|| {
+            host.send(&bad);
+            drop(host);
+            world.connect()
+        });
+        for word in [b"two", b"six"] {
+            process.stdout.as_mut().unwrap().write_all(word).unwrap();
+            assert_eq!(next.frame(), (1, word.to_vec()));
+            next.stdin(1, word, 16);
+            let stdin = process.stdin.as_mut().unwrap();
+            assert!(readable(stdin.as_fd(), Duration::from_secs(20)), "the next host is not heard");
+            let mut got = [0; 3];
+            stdin.read_exact(&mut got).unwrap();
+            assert_eq!(&got, word);
+        }
+    }
+    let (status, log) = streamd.leave();
+    assert!(status.success() && log.contains("a stream frame of 11 bytes"), "{log}");
+}
+
+#[test]
 fn half_a_frame_of_a_host_that_left_is_forgotten() {
     let mut world = World::listening("half");
     let streamd = world.start();
@@ -110,6 +140,98 @@ fn what_a_host_sent_before_it_left_is_read() {
         streamd.drained();
     }
     streamd.leave_well();
+}
+
+/// A process's queue and pipe are full, and more is in the socket.
+fn sends_and_leaves(streamd: &Streamd, mut host: Host, stdin: &[u8]) {
+    let (first, rest) = stdin.split_at(MUCH - (64 << 10));
+    host.stdin(1, first, 4096);
+    // Of these little is left there: a socket that was full would not take the rest before it is nearly empty.
+    assert!(streamd.says_nothing_for(Duration::from_millis(500)));
+    host.stdin(1, rest, 4096);
+    host.close_stdin(1);
+    host.stdin(3, b"others", 16);
+    host.close_stdin(3);
+}
+
+const MUCH: usize = 400 << 10;
+
+fn all_of(stdin: &mut std::fs::File) -> Vec<u8> {
+    let mut got = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        assert!(readable(stdin.as_fd(), Duration::from_secs(20)), "neither more nor an end: {}", got.len());
+        match stdin.read(&mut chunk).unwrap() {
+            0 => return got,
+            count => got.extend_from_slice(&chunk[..count]),
+        }
+    }
+}
+
+#[test]
+fn what_a_host_sent_before_it_left_waits_for_who_reads_late() {
+    for next_waits in [false, true] {
+        let mut world = World::listening(&format!("late-{next_waits}"));
+        let mut streamd = world.start();
+        let (mut process, mut other) = (world.piped(1, None), world.piped(3, None));
+        sends_and_leaves(&streamd, world.connect(), &pattern(1, 0, MUCH));
+        let next = next_waits.then(|| world.connect());
+        // Longer than it takes to see that the host has left.
+        assert!(streamd.says_nothing_for(Duration::from_secs(1)));
+        streamd.ask(r#""Ping""#);
+        assert!(streamd.answer().contains("Alive"), "init is heard");
+        same(&all_of(process.stdin.as_mut().unwrap()), &pattern(1, 0, MUCH));
+        assert_eq!(all_of(other.stdin.as_mut().unwrap()), b"others");
+        let mut next = next.unwrap_or_else(|| world.connect());
+        process.stdout.as_mut().unwrap().write_all(b"output").unwrap();
+        assert_eq!(next.frame(), (1, b"output".to_vec()));
+        streamd.leave_well();
+    }
+}
+
+#[test]
+fn who_never_reads_does_not_keep_the_next_host_out() {
+    let mut world = World::listening("never");
+    let streamd = world.start();
+    let (mut process, mut other) = (world.piped(1, None), world.piped(3, None));
+    sends_and_leaves(&streamd, world.connect(), &pattern(1, 0, MUCH));
+    // Nobody is kept out: the process has as long as it likes, and nothing wakes up.
+    assert!(streamd.says_nothing_for(Duration::from_secs(1)));
+    let before = streamd.status("voluntary_ctxt_switches");
+    assert!(streamd.says_nothing_for(Duration::from_secs(6)));
+    assert_eq!(streamd.status("voluntary_ctxt_switches"), before);
+    let mut next = world.connect();
+    process.stdout.as_mut().unwrap().write_all(b"output").unwrap();
+    assert_eq!(next.frame(), (1, b"output".to_vec()));
+    // Others lose nothing.
+    assert_eq!(all_of(other.stdin.as_mut().unwrap()), b"others");
+    let got = all_of(process.stdin.as_mut().unwrap());
+    same(&got, &pattern(1, 0, got.len()));
+    assert!(got.len() < MUCH, "a gap is worse than an end: nothing comes behind it");
+    let (status, log) = streamd.leave();
+    assert!(status.success() && log.contains("what the last one has sent is not read"), "{log}");
+}
+
+/// What it asks is not answered before it reads, and it has left.
+#[test]
+fn what_a_host_sent_before_it_left_is_read_behind_what_cannot_be_answered() {
+    let mut world = World::listening("unanswered");
+    let streamd = world.start();
+    let mut process = world.piped(1, None);
+    let mut host = world.connect();
+    super::output::write_until_blocked(process.stdout.as_mut().unwrap(), 1);
+    // More than is answered, and less than that and what the socket holds.
+    let unknown: Vec<u8> = (1000..26_000).flat_map(|stream| frame::stream(stream, b"").unwrap()).collect();
+    host.send(&unknown);
+    host.stdin(1, b"stdin", 16);
+    host.close_stdin(1);
+    assert!(streamd.says_nothing_for(Duration::from_secs(1)));
+    drop(host);
+    assert_eq!(all_of(process.stdin.as_mut().unwrap()), b"stdin");
+    let mut next = world.connect();
+    assert_eq!(next.frame().0, 1);
+    let (status, log) = streamd.leave();
+    assert!(status.success(), "{log}");
 }
 
 #[test]

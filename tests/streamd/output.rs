@@ -1,14 +1,16 @@
 //! What processes write arrives, whole, in order, in turn.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use hyperinit::sys::mount::new_mount;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::guest::{World, pattern, same};
+use super::guest::{DEADLINE, World, pattern, same};
 
 const SIZE: usize = 8 << 20;
 
@@ -109,7 +111,7 @@ fn a_tty_may_be_closed_and_opened_again() {
 }
 
 /// How much a process can write before it has to wait, for good.
-fn write_until_blocked(to: &mut File, stream: u64) -> usize {
+pub fn write_until_blocked(to: &mut File, stream: u64) -> usize {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::os::fd::AsFd;
     fcntl(&*to, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
@@ -265,6 +267,58 @@ fn without_memory_output_waits() {
     // It waits, and does not die of it.
     streamd.ask(r#""Flush""#);
     streamd.drained();
+    let (status, log) = streamd.leave();
+    assert!(status.success() && log.contains("output waits"), "{status}: {log}");
+}
+
+/// What a tty has written has been taken, and is in no frame yet.
+#[test]
+fn without_memory_a_successor_waits_too() {
+    let tmpfs = new_mount("tmpfs", &[("size", "188416")], 0).unwrap();
+    let create = |name: &str| {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT;
+        File::from(nix::fcntl::openat(&tmpfs, name, flags, nix::sys::stat::Mode::S_IRWXU).unwrap())
+    };
+    // 14 pages are left.
+    let mut others = create("others");
+    others.write_all(&[0; 131_072]).unwrap();
+    let buffer = create("buffer");
+    let (mut world, mut host) = World::device_with_buffer(buffer.try_clone().unwrap().into());
+    let mut process = world.piped(1, None);
+    let tty = world.tty(3);
+    let streamd = world.start();
+    let mut got = BTreeMap::<u64, Vec<u8>>::new();
+    let mut hear = |got: &mut BTreeMap<u64, Vec<u8>>| {
+        let (stream, payload) = host.frame();
+        got.entry(stream).or_default().extend(payload);
+    };
+    writer(process.stdout.take().unwrap(), 1, 60_000, 60_000).join().unwrap();
+    while got.get(&1).is_none_or(|got| got.len() < 30_000) {
+        hear(&mut got);
+    }
+    writer(tty, 3, 2_000, 2_000).join().unwrap();
+    // The third number of the page (helpers/streamd/buffer.rs).
+    let pending = || {
+        let mut number = [0; 8];
+        buffer.read_exact_at(&mut number, 2 * 8).unwrap();
+        u64::from_ne_bytes(number)
+    };
+    let start = Instant::now();
+    while pending() != 3 {
+        assert!(start.elapsed() < DEADLINE, "{} is pending", pending());
+        std::thread::yield_now();
+    }
+    streamd.kill();
+    let mut streamd = world.start();
+    streamd.ask(r#""Ping""#);
+    assert!(streamd.answer().contains("Alive"));
+    assert!(streamd.says_nothing_for(Duration::from_millis(300)));
+    others.set_len(0).unwrap();
+    while got.values().map(Vec::len).sum::<usize>() < 62_000 {
+        hear(&mut got);
+    }
+    same(&got[&1], &pattern(1, 0, 60_000));
+    same(&got[&3], &pattern(3, 0, 2_000));
     let (status, log) = streamd.leave();
     assert!(status.success() && log.contains("output waits"), "{status}: {log}");
 }

@@ -144,9 +144,9 @@ impl Control {
         Ok(inputs)
     }
 
-    /// Whether [`Control::turn`] has something to do without a new event.
-    pub fn wants_turn(&self) -> bool {
-        self.callers || self.leaving || ((self.readable || self.whole) && self.has_room())
+    /// Whether [`Control::turn`] has something to do without a new event, with room for so many frames. Who calls needs none.
+    pub fn wants_turn(&self, room: usize) -> bool {
+        self.callers || room > 0 && (self.leaving || ((self.readable || self.whole) && self.has_room()))
     }
 
     /// Whether so little waits to be written that more is read. Of what waits for a broken connection its host makes nothing more.

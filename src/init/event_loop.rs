@@ -156,7 +156,7 @@ impl EventLoop {
 
     /// How long to sleep: until the next deadline, not at all while the control port has more.
     fn timeout(&self) -> EpollTimeout {
-        if self.supervisor.room() > 0 && self.control.wants_turn() {
+        if self.control.wants_turn(self.supervisor.room()) {
             return EpollTimeout::ZERO;
         }
         let drain = (!self.drained && self.control.wrote_all()).then(|| now() + DRAIN_POLL);

@@ -95,7 +95,7 @@ impl World {
                     }
                 });
             }
-            if !self.control.wants_turn() {
+            if !self.control.wants_turn(8) {
                 return did;
             }
         }
@@ -305,10 +305,10 @@ fn no_more_commands_are_taken_than_there_is_room_for() {
     assert_eq!(control.open(&epoll).unwrap(), [Input::Connected]);
     let all: Vec<u8> = (0..1000_u32).flat_map(|id| frame::control(id, b"").unwrap()).collect();
     assert_eq!(write(&host, &all), Ok(all.len()));
-    assert!(control.turn(&epoll, 0).is_empty() && control.wants_turn());
+    assert!(control.turn(&epoll, 0).is_empty() && control.wants_turn(8));
     let mut next = 0..1000_u32;
     while next.start < next.end {
-        assert!(control.wants_turn());
+        assert!(control.wants_turn(8));
         let inputs = control.turn(&epoll, 7);
         assert!((1..=7).contains(&inputs.len()));
         for input in inputs {
@@ -320,7 +320,7 @@ fn no_more_commands_are_taken_than_there_is_room_for() {
     let count = read(&host, &mut said).unwrap();
     let credit = u32::try_from(all.len()).unwrap().to_be_bytes();
     assert_eq!(said[..count], frame::control(Message::Next, &credit).unwrap());
-    assert!(control.turn(&epoll, 7).is_empty() && !control.wants_turn());
+    assert!(control.turn(&epoll, 7).is_empty() && !control.wants_turn(8));
 }
 
 /// Each message of this socket is one write.
@@ -381,7 +381,7 @@ fn credits_that_nobody_reads_have_an_end() {
     let mut taken = 0_usize;
     while write(&host, &ping).is_ok() {
         control.ready(EpollFlags::EPOLLIN);
-        while control.wants_turn() && control.readable {
+        while control.wants_turn(8) && control.readable {
             taken += control.turn(&epoll, 256).len();
             control.send(Message::Ack, b"");
             control.flush();
@@ -437,6 +437,21 @@ fn a_new_connection_hears_no_reply_to_the_one_before() {
         assert_eq!(world.turns(), [Did::Got(Message::Ping as u32), Did::Connected], "{what}");
         assert_eq!(world.hears(), (0, vec![b"READY".to_vec()]), "{what}");
     }
+}
+
+/// However much the one before has under way.
+#[test]
+fn a_new_connection_needs_no_room_for_commands() {
+    let ping = frame::control(Message::Ping, b"").unwrap();
+    let (mut world, address) = World::listening();
+    let words = [&ping, &[0; 8][..]].concat();
+    assert_eq!(write(&world.host, &words), Ok(words.len()));
+    let _next = caller(&address);
+    world.control.ready(EpollFlags::all());
+    assert_eq!(world.control.turn(&world.epoll, 2), [Input::Frame(Message::Ping.id(), Vec::new())]);
+    assert!(world.control.wants_turn(0));
+    assert_eq!(world.control.turn(&world.epoll, 0), [Input::Connected]);
+    assert!(!world.control.wants_turn(0));
 }
 
 /// A host that reads nothing more, but writes, has no memory of the guest's.

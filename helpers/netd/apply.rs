@@ -23,7 +23,8 @@ struct Done<'a> {
     undo: Vec<Step>,
     /// What links had before they were changed: a change may cost them more than it says, and what takes it back too.
     had: BTreeMap<u32, Vec<Step>>,
-    /// A predecessor died over the same request: what is as it should be is its doing, and is taken back like one's own.
+    /// A predecessor died over the same request: what is as it should be is done. Whether that was its doing or was so before nobody
+    /// knows, so it stays whatever comes of the rest.
     repeated: bool,
 }
 
@@ -41,7 +42,7 @@ impl Done<'_> {
             Err(fault) if fault.is(Errno::EBUSY) && !change.busy.is_empty() => {
                 return self.change_down(change);
             }
-            Err(fault) if self.repeated && self.is_done(&change.step, &fault)? => self.forget(&change.step),
+            Err(fault) if self.repeated && self.is_done(&change.step, &fault)? => return Ok(()),
             result => result?,
         }
         self.undo.extend(change.undo.clone());
@@ -59,23 +60,16 @@ impl Done<'_> {
         }
     }
 
-    /// What a predecessor has added is not what a link had before.
-    fn forget(&mut self, step: &Step) {
-        for had in self.had.values_mut() {
-            had.retain(|had| !had::is(&had.message, &step.message));
-        }
-    }
-
     /// The link; it may have its new name already.
     fn link(&mut self, wanted: &links::Wanted, until: Instant) -> Result<links::Link, Fault> {
-        if let Some(name) = wanted.rename.as_ref().filter(|_| self.repeated)
-            && unless_gone(self.kernel.link(&wanted.device))?.is_none()
-            && let Some(link) = unless_gone(self.kernel.link(name))?
-        {
-            self.undo.push(links::name(&link, name, &wanted.device));
-            return Ok(link);
+        let link = self.kernel.await_link(&wanted.device, until);
+        match &wanted.rename {
+            Some(name) if self.repeated => match unless_gone(link)? {
+                Some(link) => Ok(link),
+                None => self.kernel.link(name),
+            },
+            _ => link,
         }
-        self.kernel.await_link(&wanted.device, until)
     }
 
     /// The same to a link that is taken down for it, and has afterwards what it had before.
@@ -190,7 +184,8 @@ pub fn reset(kernel: &mut Kernel, network: &Network) -> Result<(), Fault> {
         keep(remove_route(kernel, route));
     }
     for (at, interface) in network.interfaces.iter().enumerate().rev() {
-        keep(reset_interface(kernel, interface, network.before.get(at)));
+        let looked = reset_interface(kernel, interface, network.before.get(at), &mut keep);
+        keep(looked);
     }
     if network.ports {
         keep(kernel.transact(&ports::none()));
@@ -228,7 +223,13 @@ fn remove_route(kernel: &mut Kernel, route: &Route) -> Result<(), Fault> {
     }
 }
 
-fn reset_interface(kernel: &mut Kernel, interface: &Interface, before: Option<&Before>) -> Result<(), Fault> {
+/// What cannot be taken back keeps nothing else from it.
+fn reset_interface(
+    kernel: &mut Kernel,
+    interface: &Interface,
+    before: Option<&Before>,
+    mut keep: impl FnMut(Result<(), Fault>),
+) -> Result<(), Fault> {
     let wanted = links::Wanted::read(interface)?;
     let renamed = match &wanted.rename {
         Some(name) => unless_gone(kernel.link(name))?,
@@ -241,15 +242,13 @@ fn reset_interface(kernel: &mut Kernel, interface: &Interface, before: Option<&B
     let Some(link) = link else { return Ok(()) };
     let mut done = Done { kernel, undo: Vec::new(), had: BTreeMap::new(), repeated: false };
     let changes = wanted.takes_back(&link, before);
-    changes.iter().try_for_each(|change| {
+    changes.iter().for_each(|change| {
         let result = unless_gone(done.change(change)).map(drop);
         // A name that is there is another link's.
-        if matches!(change.step.message, RouteNetlinkMessage::NewAddress(_)) {
-            unless_there(result)
-        } else {
-            result
-        }
-    })
+        let is_address = matches!(change.step.message, RouteNetlinkMessage::NewAddress(_));
+        keep(if is_address { unless_there(result) } else { result });
+    });
+    Ok(())
 }
 
 #[cfg(test)]

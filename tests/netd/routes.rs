@@ -123,6 +123,12 @@ fn what_a_predecessor_has_done_of_it_is_done() {
         }
         let mut fails = routes.clone();
         fails.as_array_mut().unwrap().push(json!({"dest": "192.0.2.7", "gateway": "10.9.0.1"}));
+        assert!(route_again(netd, fails.clone()).unwrap_err().is(Errno::ENETUNREACH));
+        assert_eq!(everything(), whole, "who knows whose they are");
+        ip("route delete 198.51.100.0/24");
+        ip("route delete default");
+        ip("route delete 2001:db8::/32");
+        assert_eq!(everything(), before);
         assert!(route_again(netd, fails).unwrap_err().is(Errno::ENETUNREACH));
         assert_eq!(everything(), before);
     });

@@ -156,7 +156,7 @@ impl Guest {
                 assert!(!event.events().contains(EpollFlags::EPOLLHUP));
                 self.control.ready(event.events());
             }
-            if !self.control.wants_turn() {
+            if !self.control.wants_turn(room) {
                 return self.hear();
             }
             let inputs = self.control.turn(&self.epoll, room);

@@ -37,7 +37,7 @@ struct Execd {
     home: Namespaces,
     proc: OwnedFd,
     streams: Streams,
-    /// The containers' passwd files.
+    /// The containers' passwd and group files.
     remembered: Remembered,
     /// Whether it is in the pod's namespaces: a process of a container is never started outside.
     joined: bool,

@@ -149,9 +149,9 @@ impl Control {
         self.callers || room > 0 && (self.leaving || ((self.readable || self.whole) && self.has_room()))
     }
 
-    /// Whether so little waits to be written that more is read. Of what waits for a broken connection its host makes nothing more.
+    /// Whether so little waits to be written that more is read: for a broken connection that is events only.
     fn has_room(&self) -> bool {
-        self.waiting < OUT_MAX || self.broken
+        self.waiting < if self.broken { 2 * OUT_MAX } else { OUT_MAX }
     }
 
     /// After how long [`Control::turn`] has something to do without a new event.
@@ -186,6 +186,10 @@ impl Control {
             self.left();
         }
         self.flush();
+        if self.broken && !self.has_room() {
+            // It still writes, and has processes started: the next host is to hear of their ends.
+            self.host_left();
+        }
         if room > 0 && self.has_room() {
             if self.whole {
                 self.decode(&[], room, &mut inputs);
@@ -272,6 +276,9 @@ impl Control {
     /// Queues a frame; [`Control::flush`] writes it. READY goes before all else, also before what an earlier
     /// connection left.
     pub fn send(&mut self, message: Message, payload: &[u8]) {
+        if self.broken && message != Message::ProcessAsyncEvent {
+            return;
+        }
         let bytes = match frame::control(message, payload) {
             Ok(bytes) => bytes,
             Err(violation) => {
@@ -479,7 +486,7 @@ impl Control {
     /// Writes what can be written: small frames together, for each write to a device is work for the host and wakes init again.
     pub fn flush(&mut self) {
         if self.broken {
-            return self.keep_events();
+            return;
         }
         while let Some(first) = self.out.front().filter(|_| !self.blocked && !self.leaving && !self.parting) {
             let rest = first.bytes.get(self.sent..).unwrap_or_default();

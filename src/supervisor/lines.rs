@@ -31,7 +31,7 @@ pub(super) struct Outcome {
     pub(super) purpose: Purpose,
     /// What came of it.
     pub(super) result: Result<Answer, Fault>,
-    /// The helper has said so itself: what it could not do it has undone.
+    /// The one helper that was asked has said so itself, or was not even asked: what it could not do is undone.
     pub(super) answered: bool,
 }
 
@@ -255,7 +255,7 @@ impl Lines {
                 }
             },
         };
-        Ok(Some(Outcome { purpose: pending.purpose, result, answered: true }))
+        Ok(Some(Outcome { purpose: pending.purpose, result, answered: pending.tries <= 1 }))
     }
 
     /// Whether that request, which is under way, is one that must not be given up.

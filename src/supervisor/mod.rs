@@ -413,7 +413,9 @@ impl Supervisor {
             Purpose::Resend(streamd) if !self.lines.is_up(Role::Streamd, streamd) => {}
             Purpose::Resend(_) => match result {
                 // It has some of them, and would take the end of the others for that of strangers.
-                Err(fault) if answered => self.kill_helper(Role::Streamd, fault.to_string()),
+                Err(fault) if !self.lines.is_closed(Role::Execd) => {
+                    self.kill_helper(Role::Streamd, fault.to_string());
+                }
                 // Nobody has them.
                 result => {
                     warn(result);

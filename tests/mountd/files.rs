@@ -1,7 +1,5 @@
 //! READFILE and WRITEFILE.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use hyperinit::channel::{Bytes, Payload};
 use hyperinit::wire::mountd::{FILE_MAX, PART_MAX, Reply};
 
@@ -235,13 +233,13 @@ fn what_changes_under_the_eye_is_refused_or_read_and_never_waited_for() {
                     }
                 }
             });
+            let _stop = Stop(&stop);
             for _ in 0..300 {
                 if let Ok(bytes) = read(&mut pod, "/path") {
                     assert!(bytes == b"content" || bytes.is_empty(), "{bytes:?}");
                 }
                 let _ = write(&mut pod, "/path", b"content");
             }
-            stop.store(true, Ordering::Relaxed);
         });
         assert_eq!(fs::read_to_string("/run/outside/file").unwrap(), "secret");
     });
@@ -268,11 +266,11 @@ fn what_is_made_meanwhile_is_written_over_and_not_into() {
                     }
                 }
             });
+            let _stop = Stop(&stop);
             let until = std::time::Instant::now() + std::time::Duration::from_secs(2);
             while std::time::Instant::now() < until {
                 write(&mut pod, "/path", b"content").unwrap();
             }
-            stop.store(true, Ordering::Relaxed);
         });
         for file in fs::read_dir(&kept).unwrap() {
             let text = fs::read_to_string(file.unwrap().path()).unwrap();

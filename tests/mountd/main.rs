@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyperinit::channel::Bulk;
 use hyperinit::fault::Fault;
@@ -304,4 +305,13 @@ fn what_is_left_of_a_pod_is_none_of_the_next() {
         assert_eq!(guest.mounts(), before);
         assert!(pod.mountd.log().contains("of an earlier pod"), "{}", pod.mountd.log());
     });
+}
+
+/// Ends a thread that looks at it, also when a test unwinds.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

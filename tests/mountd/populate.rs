@@ -2,7 +2,6 @@
 
 use std::ffi::CString;
 use std::os::unix::fs::chown;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyperinit::sys::xattr;
 use hyperinit::wire::mountd::Reply;
@@ -535,13 +534,4 @@ fn an_image_that_changes_leads_nobody_out() {
             }
         });
     });
-}
-
-/// Ends a thread that looks at it, also when a test unwinds.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

@@ -36,8 +36,12 @@ impl World {
 
     /// A port that hosts connect to, and the first of them.
     fn listening() -> (World, Address) {
-        let address =
-            Address::from_abstract_name(format!("hyperinit-{:?}", std::thread::current().id())).unwrap();
+        let address = Address::from_abstract_name(format!(
+            "hyperinit-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        ))
+        .unwrap();
         let listener = UnixListener::bind_addr(&address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
@@ -454,7 +458,7 @@ fn a_new_connection_needs_no_room_for_commands() {
     assert!(!world.control.wants_turn(0));
 }
 
-/// A host that reads nothing more, but writes, has no memory of the guest's.
+/// A host that reads nothing more, but writes, has no more memory of the guest's than another.
 #[test]
 fn replies_that_cannot_be_written_are_not_kept() {
     let ping = frame::control(Message::Ping, b"").unwrap();
@@ -465,5 +469,15 @@ fn replies_that_cannot_be_written_are_not_kept() {
         assert_eq!(world.turns(), [Did::Got(Message::Ping as u32)]);
         world.control.flush();
         assert!(world.control.out.is_empty());
+    }
+    // Of what has ended the next host hears, but no more is started than it is told of.
+    for count in 1.. {
+        world.control.send(Message::ProcessAsyncEvent, &[b' '; 1000]);
+        assert!(world.control.waiting <= 2 * OUT_MAX + 1100);
+        world.say(&ping);
+        if world.turns().is_empty() {
+            assert!(count > OUT_MAX / 1000 && world.control.connection.is_none());
+            break;
+        }
     }
 }

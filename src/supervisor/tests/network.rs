@@ -358,6 +358,24 @@ fn an_interface_is_looked_for_on_the_bus_first() {
     assert_eq!(world.said(), ["ERROR netd: doing it: no"], "what was not even sent is not repeated");
 }
 
+/// What the first one has done of it nobody has undone.
+#[test]
+fn a_step_of_a_pods_network_that_fails_again_is_taken_back() {
+    for sent in [true, false] {
+        let mut world = starting(3);
+        world.dies(Role::Netd);
+        world.comes_up(Role::Netd, 70);
+        let (id, _) = world.take(Role::Netd);
+        let fault = failure(Role::Netd);
+        world.feed(match sent {
+            true => Event::Reply { role: Role::Netd, id, result: Err(fault) },
+            false => Event::Unsent { role: Role::Netd, id, fault },
+        });
+        is_undone(&mut world, false, Some("reset 1 interfaces, 0 routes, ports"));
+        assert_eq!(world.said(), ["ERROR netd: doing it: no"]);
+    }
+}
+
 #[test]
 fn a_local_guest_has_no_bus() {
     let mut world = World::new();

@@ -56,7 +56,7 @@ pub(super) struct Patience {
 
 /// Connects to both channels and greets until it is answered.
 pub(super) fn until_answered(
-    mut connect: impl FnMut() -> Result<(UnixStream, UnixStream), Fault>,
+    mut connect: impl FnMut(Instant) -> Result<(UnixStream, UnixStream), Fault>,
     mut greet: impl FnMut(UnixStream, UnixStream, Patience) -> Result<(Greeted, Greeted), Fault>,
 ) -> Result<(Greeted, Greeted), Fault> {
     let deadline = Instant::now() + TIMEOUT;
@@ -66,7 +66,7 @@ pub(super) fn until_answered(
         let (answers, away) = attempts.next().unwrap_or(last);
         // The guest has to notice that the ports were left, and nothing tells when it has.
         std::thread::sleep(away);
-        let (control, stream) = connect()?;
+        let (control, stream) = connect(deadline)?;
         let outcome = greet(control, stream, Patience { answers, deadline });
         if outcome.is_ok() || Instant::now() >= deadline {
             return outcome;

@@ -1,7 +1,12 @@
 //! The client against a guest that does exactly what the test says.
 
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::channel;
+
+use nix::sys::socket::{Backlog, listen as listen_for};
 
 use super::*;
 use crate::command::{RemoveContainer, WriteFile};
@@ -471,6 +476,43 @@ fn hanging_up_wakes_whoever_waits() {
     assert!(matches!(waiting.join().unwrap(), Err(CallError::Broken(_))));
     assert!(broken(reply.wait(SOON)).contains("hung up"));
     drop(guest);
+}
+
+/// A guest's directory with sockets that nobody takes connections from.
+fn listen() -> (tempfile::TempDir, [UnixListener; 2]) {
+    let directory = tempfile::tempdir().unwrap();
+    let listeners =
+        [CONTROL_SOCKET, STREAM_SOCKET].map(|name| UnixListener::bind(directory.path().join(name)).unwrap());
+    (directory, listeners)
+}
+
+/// Why nobody connects there, which must be known in time.
+fn late(directory: &Path) -> String {
+    let (sender, fault) = channel();
+    let directory = directory.to_owned();
+    std::thread::spawn(move || sender.send(Client::connect_within(&directory, QUIET, || Ok(()))));
+    fault.recv_timeout(SOON).expect("it waits for ever").unwrap_err().to_string()
+}
+
+#[test]
+fn who_cannot_connect_has_its_time() {
+    // Somebody else is connected, and the queue behind is full.
+    let (directory, [control, _stream]) = listen();
+    listen_for(&control, Backlog::new(0).unwrap()).unwrap();
+    let _first = UnixStream::connect(directory.path().join(CONTROL_SOCKET)).unwrap();
+    let why = late(directory.path());
+    assert!(why.contains("ctl.sock: others are connected, or waiting to be"), "{why}");
+    control.accept().unwrap();
+    Client::connect(directory.path()).unwrap();
+
+    // Somebody else is connecting.
+    let (directory, _listeners) = listen();
+    let turn = File::open(directory.path()).unwrap();
+    turn.lock().unwrap();
+    let why = late(directory.path());
+    assert!(why.contains("others are connected, or waiting to be"), "{why}");
+    turn.unlock().unwrap();
+    Client::connect(directory.path()).unwrap();
 }
 
 #[test]

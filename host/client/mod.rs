@@ -35,7 +35,7 @@ use crate::ids::{ContainerId, ProcessId};
 use connect::has_connections;
 pub use control::{CONTROL_CHUNK, Pending};
 pub use encode::encode;
-use greeting::{Greeted, Patience};
+use greeting::Greeted;
 pub use streams::{Input, Output, ProcessStreams};
 
 /// The control channel's socket in a guest's directory.
@@ -108,41 +108,30 @@ impl Client {
         directory: &Path,
         processes: &[(u64, u64)],
     ) -> Result<(Client, Vec<ProcessStreams>), Fault> {
-        let (control, stream) = Client::greet(directory, |control, stream, patience| {
-            let control = greeting::control(control, patience)?;
-            Ok((control, greeting::streams(stream, processes, patience)?))
-        })?;
+        let (control, stream) = Client::greet(directory, Some(processes))?;
         Client::start(control, stream, processes, streams::Others::Wrong)
     }
 
     /// Connects to a guest that others use too, one after the other: what processes write that they have started is thrown
     /// away meanwhile.
     pub fn visit(directory: &Path) -> Result<Client, Fault> {
-        let (control, stream) = Client::greet(directory, |control, stream, patience| {
-            let control = greeting::control(control, patience)?;
-            Ok((control, greeting::streams(stream, &[], patience)?))
-        })?;
+        let (control, stream) = Client::greet(directory, Some(&[]))?;
         Client::start(control, stream, &[], streams::Others::ThrownAway).map(|(client, _)| client)
     }
 
     /// The same for commands only: all that processes write is thrown away meanwhile.
     pub fn visit_control(directory: &Path) -> Result<Client, Fault> {
-        let (control, stream) = Client::greet(directory, |control, stream, patience| {
-            Ok((greeting::control(control, patience)?, stream.into()))
-        })?;
+        let (control, stream) = Client::greet(directory, None)?;
         Client::start(control, stream, &[], streams::Others::Everything).map(|(client, _)| client)
     }
 
-    /// Connects to where others were before.
-    fn greet(
-        directory: &Path,
-        greet: impl FnMut(UnixStream, UnixStream, Patience) -> Result<(Greeted, Greeted), Fault>,
-    ) -> Result<(Greeted, Greeted), Fault> {
+    /// Connects to where others were before: with the streams that are known, if any are to be heard.
+    fn greet(directory: &Path, known: Option<&[(u64, u64)]>) -> Result<(Greeted, Greeted), Fault> {
         if has_connections(directory) {
             let (control, stream) = Client::sockets(directory)?;
             return Ok((control.into(), stream.into()));
         }
-        greeting::until_answered(|deadline| connect::sockets(directory, deadline), greet)
+        greeting::until_answered(|deadline| connect::sockets(directory, deadline), known)
     }
 
     /// Both channels as they are, for who speaks the protocol by hand: control, stream.

@@ -93,7 +93,8 @@ pub(super) fn start(
     known: &[(u64, u64)],
     others: Others,
 ) -> Result<(Arc<Streams>, Vec<ProcessStreams>, JoinHandle<()>), Fault> {
-    let Greeted { socket, heard } = greeted;
+    let Greeted { socket, before, heard } = greeted;
+    let heard = [before, heard].concat();
     let clone = || socket.try_clone().fault("duplicating", "the stream socket");
     let (writer, mut reader) = (Mutex::new(clone()?), clone()?);
     let state = Mutex::new(State { others, ..State::default() });

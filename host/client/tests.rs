@@ -310,8 +310,9 @@ fn greet_and(
 ) -> (Client, Vec<ProcessStreams>, Guest) {
     let (control, stream, mut guest) = sockets();
     let host = std::thread::spawn(move || {
-        let control = greeting::control(control, patience(answers)).unwrap();
-        let stream = greeting::streams(stream, known, patience(answers)).unwrap();
+        let (mut control, mut stream) = (control.into(), stream.into());
+        greeting::control(&mut control, patience(answers)).unwrap();
+        greeting::streams(&mut stream, known, patience(answers)).unwrap();
         Client::start(control, stream, known, streams::Others::Wrong).unwrap()
     });
     play(&mut guest);
@@ -397,14 +398,85 @@ fn who_is_not_answered_greets_again_and_hears_the_last_answer() {
 fn a_greeting_that_nobody_takes_has_its_time() {
     let (control, _, _guest) = sockets();
     let gone = greeting::Patience { answers: &[SOON], deadline: Instant::now() };
-    let error = greeting::control(control, gone).unwrap_err().to_string();
+    let error = greeting::control(&mut control.into(), gone).unwrap_err().to_string();
     assert!(error.contains("it does not listen, or to another host"), "{error}");
 
     let (control, _, mut guest) = sockets();
-    let host = std::thread::spawn(move || greeting::control(control, patience(&[QUIET, QUIET])));
+    let host = std::thread::spawn(move || greeting::control(&mut control.into(), patience(&[QUIET, QUIET])));
     (0..2).for_each(|_| drop(greeted(&mut guest)));
     let error = host.join().unwrap().unwrap_err().to_string();
     assert!(error.contains("no answer"), "{error}");
+}
+
+#[test]
+fn what_an_attempt_heard_that_failed_is_heard() {
+    for control_answers in [false, true] {
+        let (directory, [control, stream]) = listen();
+        let at = directory.path().to_owned();
+        let host = std::thread::spawn(move || Client::resume(&at, &[(1, 2)]).unwrap());
+        let accept = || {
+            let [control, stream] = [&control, &stream].map(|listener| {
+                let (connection, _) = listener.accept().unwrap();
+                connection.set_read_timeout(Some(SOON)).unwrap();
+                connection
+            });
+            Guest { control, stream, decoder: ControlDecoder::default(), streams: StreamDecoder::default() }
+        };
+        let event = |status: u8| {
+            let event =
+                serde_json::json!({"container": "c", "process": "p", "event": "finished", "status": status});
+            event.to_string().into_bytes()
+        };
+        let mut guest = accept();
+        guest.say(Message::Ready, b"");
+        guest.say(Message::ProcessAsyncEvent, &event(1));
+        let answer = greeted(&mut guest);
+        guest.output(9, b"another's");
+        guest.output(1, b"one ");
+        guest.output(2, b"err");
+        guest.stream.write_all(&frame::stream(1, b"half").unwrap()[..14]).unwrap();
+        if control_answers {
+            guest.control.write_all(&answer).unwrap();
+            guest.input();
+        }
+        guest.say(Message::ProcessAsyncEvent, &event(2));
+        // It says one thing more before it hears that the host has left.
+        assert_eq!(guest.control.read(&mut [0]).unwrap(), 0);
+        guest.say(Message::ProcessAsyncEvent, &event(3));
+        drop(guest);
+
+        let mut guest = accept();
+        guest.say(Message::Ready, b"");
+        let answer = greeted(&mut guest);
+        guest.control.write_all(&answer).unwrap();
+        guest.output(1, b"half");
+        let (number, _) = guest.input();
+        guest.output(number, b"");
+        guest.output(1, b"");
+        let (client, streams) = host.join().unwrap();
+        client.ready(SOON).unwrap();
+        let statuses = [(); 3].map(|()| client.event(SOON).unwrap().status);
+        assert_eq!(statuses, [1, 2, 3], "{control_answers}");
+        let streams = streams.into_iter().next().unwrap();
+        assert_eq!(streams.stdout.read_to_end(SOON).unwrap(), b"one half");
+        assert_eq!(streams.stderr.unwrap().read_to_end(SOON).unwrap(), b"err");
+        assert_eq!(client.broken(), None);
+    }
+}
+
+#[test]
+fn every_attempt_may_hear_ready_and_each_once() {
+    let (control, stream, mut guest) = sockets();
+    let ready = frame::control(Message::Ready, b"").unwrap();
+    let control = Greeted { socket: control, before: ready.repeat(2), heard: ready.clone() };
+    let (client, _) = Client::start(control, stream.into(), &[], streams::Others::Wrong).unwrap();
+    client.ready(SOON).unwrap();
+    let reply = client.send(Command::Ping);
+    guest.command(4096);
+    guest.say(Message::Ack, b"");
+    assert_eq!(reply.wait(SOON), Ok(Vec::new()));
+    guest.say(Message::Ready, b"");
+    assert!(client.event(SOON).unwrap_err().to_string().contains("READY twice"));
 }
 
 #[test]

@@ -513,6 +513,50 @@ fn dropped_output_is_discarded_and_a_slow_reader_slows_the_guest() {
 }
 
 #[test]
+fn a_number_that_is_used_again_is_the_new_process() {
+    let (client, mut guest) = pair();
+    let first = client.streams(7, 8);
+    guest.output(7, b"first");
+    guest.output(7, b"");
+    assert_eq!(first.stdout.read_to_end(SOON).unwrap(), b"first");
+    let second = client.streams(7, 8);
+    guest.output(7, b"second");
+    guest.output(8, b"err");
+    // What is left of the first hears nothing of it, and takes nothing with it.
+    assert_eq!(first.stdout.recv_within(SOON).unwrap(), None);
+    assert_eq!(first.stdout.eof_frames(), 0);
+    drop(first);
+    guest.output(7, b" more");
+    guest.output(7, b"");
+    assert_eq!(second.stdout.read_to_end(SOON).unwrap(), b"second more");
+    assert_eq!(second.stderr.unwrap().read_to_end(SOON).unwrap(), b"err");
+}
+
+#[test]
+fn streams_that_have_ended_and_that_nobody_reads_are_forgotten() {
+    let (client, mut guest) = pair();
+    for number in (1..40).step_by(2) {
+        let ended = client.streams(number, number + 1);
+        guest.output(number, b"said");
+        guest.output(number, b"");
+        assert_eq!(ended.stdout.read_to_end(SOON).unwrap(), b"said");
+    }
+    let dropped = client.streams(41, 42);
+    let kept = client.streams(43, 44);
+    assert_eq!(client.streams.count(), 4);
+    drop(dropped);
+    // The answer to a frame for a stream that is gone.
+    guest.output(1, b"");
+    guest.output(41, b"said");
+    guest.output(41, b"");
+    guest.output(43, b"");
+    assert_eq!(kept.stdout.read_to_end(SOON).unwrap(), b"");
+    assert_eq!(client.streams.count(), 2);
+    drop(kept);
+    assert_eq!((client.streams.count(), client.broken()), (0, None));
+}
+
+#[test]
 fn input_is_framed_and_closed() {
     let (client, mut guest) = pair();
     let one = client.streams(1, 2);

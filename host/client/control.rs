@@ -71,6 +71,10 @@ struct State {
     /// Commands without a reply, oldest first.
     awaited: VecDeque<Awaited>,
     ready: bool,
+    /// This connection has said it.
+    said_ready: bool,
+    /// All that was heard over earlier connections has been acted on.
+    is_own: bool,
     events: VecDeque<Finished>,
     broken: Option<String>,
 }
@@ -84,14 +88,14 @@ struct Awaited {
 
 /// Starts the writer and the reader of a connected socket.
 pub(super) fn start(greeted: Greeted) -> Result<(Arc<Control>, Vec<JoinHandle<()>>), Fault> {
-    let Greeted { socket, heard } = greeted;
+    let Greeted { socket, before, heard } = greeted;
     let writer = socket.try_clone().fault("duplicating", "the control socket")?;
     let reader = socket.try_clone().fault("duplicating", "the control socket")?;
     let control = Arc::new(Control { state: Mutex::default(), changed: Condvar::new(), socket });
     let (for_writer, for_reader) = (Arc::clone(&control), Arc::clone(&control));
     let threads = vec![
         std::thread::spawn(move || for_writer.write_all(writer)),
-        std::thread::spawn(move || for_reader.read_all(reader, &heard)),
+        std::thread::spawn(move || for_reader.read_all(reader, &before, &heard)),
     ];
     Ok((control, threads))
 }
@@ -212,8 +216,13 @@ impl Control {
         }
     }
 
-    fn read_all(&self, mut socket: UnixStream, heard: &[u8]) {
+    fn read_all(&self, mut socket: UnixStream, before: &[u8], heard: &[u8]) {
         let mut decoder = ControlDecoder::default();
+        decoder.push(before);
+        if let Err(why) = self.take_frames(&mut decoder) {
+            return self.break_off(why);
+        }
+        self.state().is_own = true;
         decoder.push(heard);
         if let Err(why) = self.take_frames(&mut decoder) {
             return self.break_off(why);
@@ -270,9 +279,10 @@ impl State {
                 self.take_reply(Err(CallError::Refused(String::from_utf8_lossy(payload).into_owned())))
             }
             Message::ProcessAsyncEvent => self.take_event(payload),
-            Message::Ready if self.ready => Err("the guest sent READY twice".to_owned()),
+            Message::Ready if self.said_ready => Err("the guest sent READY twice".to_owned()),
             Message::Ready => {
-                self.ready = true;
+                // Over sockets a guest says it to every connection.
+                (self.ready, self.said_ready) = (true, self.is_own);
                 Ok(())
             }
             Message::GetVersion

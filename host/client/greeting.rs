@@ -3,10 +3,11 @@
 //!
 //! A guest that does not answer may take the greeting for the rest of what another host has begun. Then it is greeted again,
 //! by another number; then the ports are left for a while, which it is told, and on a serial line for as long as it takes there to be
-//! believed to begin anew.
+//! believed to begin anew. What it has said meanwhile that is for this host it does not say again: that goes to the next attempt.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -31,17 +32,42 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// More than a guest can have to say before the answer: what was on its way to another host.
 const BEFORE_MAX: usize = 2 * CONTROL_MAX;
 
+/// What the attempts that failed may leave of what they heard, of both channels.
+const KEPT_MAX: usize = 4 * BEFORE_MAX;
+/// How long a guest that is left may take to notice and to hang up. What it says until then is still heard.
+const FAREWELL: Duration = Duration::from_millis(250);
+
 /// A socket, and what has come already that is for whoever has it now.
 #[derive(Debug)]
 pub(super) struct Greeted {
     pub(super) socket: UnixStream,
+    /// Whole frames that came over earlier connections.
+    pub(super) before: Vec<u8>,
+    /// What came over this one.
     pub(super) heard: Vec<u8>,
 }
 
 impl From<UnixStream> for Greeted {
-    /// One that needs no greeting.
+    /// One that needs no greeting, or has not been greeted yet.
     fn from(socket: UnixStream) -> Greeted {
-        Greeted { socket, heard: Vec::new() }
+        Greeted { socket, before: Vec::new(), heard: Vec::new() }
+    }
+}
+
+impl Greeted {
+    /// Hangs up, and takes what the guest says until it does so too. What is `ours` of the whole frames is for the next attempt;
+    /// half a frame comes again.
+    fn leave<C: Channel>(mut self, ours: impl Fn(C::Tag) -> bool) -> Vec<u8> {
+        // The guest may have hung up before.
+        let _ = self.socket.shutdown(Shutdown::Write);
+        let until = Instant::now() + FAREWELL;
+        while Instant::now() < until
+            && self.heard.len() <= BEFORE_MAX
+            && hear(&mut self.socket, &mut self.heard).unwrap_or(false)
+        {}
+        let (whole, _) = whole_frames::<C>(&self.heard, ours);
+        self.before.extend(whole);
+        self.before
     }
 }
 
@@ -54,68 +80,80 @@ pub(super) struct Patience {
     pub(super) deadline: Instant,
 }
 
-/// Connects to both channels and greets until it is answered.
+/// Connects to both channels and greets until it is answered. What comes for the streams that are `known` is kept; without
+/// that the stream channel is not greeted.
 pub(super) fn until_answered(
-    mut connect: impl FnMut() -> Result<(UnixStream, UnixStream), Fault>,
-    mut greet: impl FnMut(UnixStream, UnixStream, Patience) -> Result<(Greeted, Greeted), Fault>,
+    mut connect: impl FnMut(Instant) -> Result<(UnixStream, UnixStream), Fault>,
+    known: Option<&[(u64, u64)]>,
 ) -> Result<(Greeted, Greeted), Fault> {
     let deadline = Instant::now() + TIMEOUT;
     let [.., last] = ATTEMPTS;
     let mut attempts = ATTEMPTS.into_iter().chain(std::iter::repeat(last));
+    let (mut control_before, mut stream_before) = (Vec::new(), Vec::new());
     loop {
         let (answers, away) = attempts.next().unwrap_or(last);
         // The guest has to notice that the ports were left, and nothing tells when it has.
         std::thread::sleep(away);
-        let (control, stream) = connect()?;
-        let outcome = greet(control, stream, Patience { answers, deadline });
-        if outcome.is_ok() || Instant::now() >= deadline {
-            return outcome;
+        let (control, stream) = connect(deadline)?;
+        let mut control = Greeted { before: control_before, ..control.into() };
+        let mut stream = Greeted { before: stream_before, ..stream.into() };
+        let patience = Patience { answers, deadline };
+        let outcome = self::control(&mut control, patience).and_then(|()| match known {
+            Some(known) => streams(&mut stream, known, patience),
+            None => Ok(()),
+        });
+        match outcome {
+            Ok(()) => return Ok((control, stream)),
+            Err(fault) if Instant::now() >= deadline => return Err(fault),
+            Err(fault) => {
+                control_before = control.leave::<Control>(is_anybodys);
+                stream_before = stream.leave::<Stream>(|number| is_of(number, known.unwrap_or_default()));
+                if control_before.len() + stream_before.len() > KEPT_MAX {
+                    return Err(fault);
+                }
+            }
         }
     }
 }
 
 /// Greets on the control channel. READY and events are for anybody, and kept.
-pub(super) fn control(socket: UnixStream, patience: Patience) -> Result<Greeted, Fault> {
-    let ours = |id| matches!(Message::from_id(id), Some(Message::Ready | Message::ProcessAsyncEvent));
+pub(super) fn control(greeted: &mut Greeted, patience: Patience) -> Result<(), Fault> {
     greet::<Control>(
-        socket,
+        greeted,
         patience,
         |number| frame::control(Message::Ping, &host::greeting(number)),
         |number| frame::control(Message::Ack, &host::greeting(number)),
-        |id, payload| if ours(id) { frame::control(id, payload) } else { Ok(Vec::new()) },
+        is_anybodys,
     )
 }
 
 /// Greets on the stream channel: a frame for a stream that nobody has is answered by its end. What comes for the streams that are
 /// `known` is kept.
-pub(super) fn streams(
-    socket: UnixStream,
-    known: &[(u64, u64)],
-    patience: Patience,
-) -> Result<Greeted, Fault> {
-    let ours = |number| known.iter().any(|&(stdio, stderr)| number == stdio || number == stderr);
-    greet::<Stream>(
-        socket,
-        patience,
-        |number| frame::stream(number, b""),
-        |number| frame::stream(number, b""),
-        |number, payload| if ours(number) { frame::stream(number, payload) } else { Ok(Vec::new()) },
-    )
+pub(super) fn streams(greeted: &mut Greeted, known: &[(u64, u64)], patience: Patience) -> Result<(), Fault> {
+    let empty = |number| frame::stream(number, b"");
+    greet::<Stream>(greeted, patience, empty, empty, |number| is_of(number, known))
+}
+
+fn is_anybodys(id: u32) -> bool {
+    matches!(Message::from_id(id), Some(Message::Ready | Message::ProcessAsyncEvent))
+}
+
+fn is_of(number: u64, known: &[(u64, u64)]) -> bool {
+    known.iter().any(|&(stdio, stderr)| number == stdio || number == stderr)
 }
 
 type Encoded = Result<Vec<u8>, frame::Violation>;
 
 fn greet<C: Channel>(
-    mut socket: UnixStream,
+    Greeted { socket, heard, .. }: &mut Greeted,
     patience: Patience,
     greeting: impl Fn(u64) -> Encoded,
     answer: impl Fn(u64) -> Encoded,
-    kept: impl Fn(C::Tag, &[u8]) -> Encoded,
-) -> Result<Greeted, Fault> {
+    ours: impl Fn(C::Tag) -> bool,
+) -> Result<(), Fault> {
     let to = format!("the {} channel", C::NAME);
     let fault = |why: &str| Fault::new("greeting the guest on", &to, why);
     let bad = |violation: frame::Violation| fault(&violation.to_string());
-    let mut heard = Vec::new();
     for &answered in patience.answers {
         // Each hasher has random keys of its own. With this bit no other stream of hyperctl's, or small number, is meant.
         let number = RandomState::new().build_hasher().finish() | 1 << 63;
@@ -124,24 +162,26 @@ fn greet<C: Channel>(
         let mut taken = None;
         let mut looked: usize = 0;
         while taken.is_none_or(|taken: Instant| taken.elapsed() < answered) {
-            if let Some(at) = find(&heard, looked, &answer) {
+            if let Some(at) = find(heard, looked, &answer) {
                 let rest = heard.split_off(at + answer.len());
                 heard.truncate(at);
-                let heard = [whole_frames::<C>(&heard, kept).map_err(bad)?, rest].concat();
-                socket.set_read_timeout(None).fault("setting up", &to)?;
-                return Ok(Greeted { socket, heard });
+                // If they do not begin with the first byte, that was the rest of another's frame; then where the others begin could be
+                // guessed, but what is in a frame is a container's to say: nothing is kept.
+                let (whole, half) = whole_frames::<C>(heard, ours);
+                *heard = if half == 0 { [whole, rest].concat() } else { rest };
+                return socket.set_read_timeout(None).fault("setting up", &to);
             }
             looked = heard.len().saturating_sub(answer.len());
             if heard.len() > BEFORE_MAX {
                 return Err(fault("it says something else all the time"));
             }
-            if taken.is_none() && unsent(&socket).fault("greeting the guest on", &to)? == 0 {
+            if taken.is_none() && unsent(&*socket).fault("greeting the guest on", &to)? == 0 {
                 taken = Some(Instant::now());
             }
             if taken.is_none() && Instant::now() >= patience.deadline {
                 return Err(fault("it does not listen, or to another host"));
             }
-            if !hear(&mut socket, &mut heard).fault("greeting the guest on", &to)? {
+            if !hear(socket, heard).fault("greeting the guest on", &to)? {
                 return Err(fault("it hung up"));
             }
         }
@@ -177,14 +217,22 @@ fn find(heard: &[u8], from: usize, answer: &[u8]) -> Option<usize> {
     Some(from + at)
 }
 
-/// What is kept of the frames before the answer. If they do not begin with the first byte, that was the rest of another's frame; then where the
-/// others begin could be guessed, but what is in a frame is a container's to say: nothing is kept.
-fn whole_frames<C: Channel>(bytes: &[u8], kept: impl Fn(C::Tag, &[u8]) -> Encoded) -> Encoded {
+/// Those of the whole frames that are `ours`, and how many bytes are left behind them. Of bytes that are no frames nothing is kept.
+fn whole_frames<C: Channel>(bytes: &[u8], ours: impl Fn(C::Tag) -> bool) -> (Vec<u8>, usize) {
     let mut decoder = Decoder::<C>::default();
     decoder.push(bytes);
-    let mut whole = Vec::new();
-    while let Ok(Some(frame)) = decoder.next_frame() {
-        whole.extend(kept(frame.tag, frame.payload)?);
+    let (mut whole, mut at) = (Vec::new(), 0);
+    loop {
+        match decoder.next_frame() {
+            Ok(Some(frame)) => {
+                let end = at + C::HEADER + frame.payload.len();
+                if ours(frame.tag) {
+                    whole.extend_from_slice(bytes.get(at..end).unwrap_or_default());
+                }
+                at = end;
+            }
+            Ok(None) => return (whole, bytes.len() - at),
+            Err(_) => return (Vec::new(), bytes.len() - at),
+        }
     }
-    Ok(if decoder.is_between_frames() { whole } else { Vec::new() })
 }

@@ -13,6 +13,7 @@
 //! (protocol.md «Flow control»). A guest that breaks the protocol ends the connection with the reason; nothing
 //! waits for it for ever.
 
+mod connect;
 mod control;
 mod encode;
 mod greeting;
@@ -21,9 +22,6 @@ mod streams;
 mod tests;
 
 use std::fmt;
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,12 +29,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::command::Command;
-use crate::fault::{Fault, OrFault};
+use crate::fault::Fault;
 use crate::ids::{ContainerId, ProcessId};
 
+use connect::has_connections;
 pub use control::{CONTROL_CHUNK, Pending};
 pub use encode::encode;
-use greeting::{Greeted, Patience};
+use greeting::Greeted;
 pub use streams::{Input, Output, ProcessStreams};
 
 /// The control channel's socket in a guest's directory.
@@ -45,15 +44,9 @@ pub const CONTROL_SOCKET: &str = "ctl.sock";
 pub const STREAM_SOCKET: &str = "stream.sock";
 /// In their place: the socket of a vsock device, where a host says which of the guest's ports it wants.
 pub const VSOCK_SOCKET: &str = "vsock.sock";
-/// The guest's ports there (protocol.md «Channels»).
-const VSOCK_PORTS: [u32; 2] = [2718, 2719];
-/// How long the device may take to answer: it asks the guest.
-const VSOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a guest that does not listen yet is asked there. Not in a hurry: vhost-device-vsock 0.3 serves nobody any more
 /// when it is asked in the moment in which the guest sets the device up.
 const VSOCK_LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// The longest honest answer, in bytes.
-const VSOCK_ANSWER_MAX: u64 = 32;
 /// How long a call waits for its reply: DESTROYPOD's grace is the longest that a guest takes on purpose.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a socket that is not there yet is looked for.
@@ -102,7 +95,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the sockets in a guest's directory, which must be there, as its first host.
+    /// Connects to the sockets in a guest's directory, which must be there, as its first host. A minute is the most that
+    /// this and the other ways to connect wait for others.
     pub fn connect(directory: &Path) -> Result<Client, Fault> {
         let (control, stream) = Client::sockets(directory)?;
         Client::over(control, stream)
@@ -114,53 +108,35 @@ impl Client {
         directory: &Path,
         processes: &[(u64, u64)],
     ) -> Result<(Client, Vec<ProcessStreams>), Fault> {
-        let (control, stream) = Client::greet(directory, |control, stream, patience| {
-            let control = greeting::control(control, patience)?;
-            Ok((control, greeting::streams(stream, processes, patience)?))
-        })?;
+        let (control, stream) = Client::greet(directory, Some(processes))?;
         Client::start(control, stream, processes, streams::Others::Wrong)
     }
 
     /// Connects to a guest that others use too, one after the other: what processes write that they have started is thrown
     /// away meanwhile.
     pub fn visit(directory: &Path) -> Result<Client, Fault> {
-        let (control, stream) = Client::greet(directory, |control, stream, patience| {
-            let control = greeting::control(control, patience)?;
-            Ok((control, greeting::streams(stream, &[], patience)?))
-        })?;
+        let (control, stream) = Client::greet(directory, Some(&[]))?;
         Client::start(control, stream, &[], streams::Others::ThrownAway).map(|(client, _)| client)
     }
 
     /// The same for commands only: all that processes write is thrown away meanwhile.
     pub fn visit_control(directory: &Path) -> Result<Client, Fault> {
-        let (control, stream) = Client::greet(directory, |control, stream, patience| {
-            Ok((greeting::control(control, patience)?, stream.into()))
-        })?;
+        let (control, stream) = Client::greet(directory, None)?;
         Client::start(control, stream, &[], streams::Others::Everything).map(|(client, _)| client)
     }
 
-    /// Connects to where others were before.
-    fn greet(
-        directory: &Path,
-        greet: impl FnMut(UnixStream, UnixStream, Patience) -> Result<(Greeted, Greeted), Fault>,
-    ) -> Result<(Greeted, Greeted), Fault> {
+    /// Connects to where others were before: with the streams that are known, if any are to be heard.
+    fn greet(directory: &Path, known: Option<&[(u64, u64)]>) -> Result<(Greeted, Greeted), Fault> {
         if has_connections(directory) {
             let (control, stream) = Client::sockets(directory)?;
             return Ok((control.into(), stream.into()));
         }
-        greeting::until_answered(|| Client::sockets(directory), greet)
+        greeting::until_answered(|deadline| connect::sockets(directory, deadline), known)
     }
 
     /// Both channels as they are, for who speaks the protocol by hand: control, stream.
     pub fn sockets(directory: &Path) -> Result<(UnixStream, UnixStream), Fault> {
-        // Of two hosts that connect at once each would have one channel, and wait for the other: both queues need one order.
-        let turn = File::open(directory).fault("opening", directory.display())?;
-        turn.lock().fault("locking", directory.display())?;
-        if has_connections(directory) {
-            let [control, stream] = VSOCK_PORTS;
-            return Ok((vsock(directory, control)?, vsock(directory, stream)?));
-        }
-        Ok((socket(directory, CONTROL_SOCKET)?, socket(directory, STREAM_SOCKET)?))
+        connect::sockets(directory, Instant::now() + TIMEOUT)
     }
 
     /// Connects as soon as both sockets are there and somebody listens; `alive` is asked again and again whether
@@ -172,8 +148,8 @@ impl Client {
     ) -> Result<Client, Fault> {
         let deadline = Instant::now() + timeout;
         loop {
-            match Client::connect(directory) {
-                Ok(client) => return Ok(client),
+            match connect::sockets(directory, deadline) {
+                Ok((control, stream)) => return Client::over(control, stream),
                 Err(fault) if Instant::now() >= deadline => return Err(fault),
                 Err(_) => alive()?,
             }
@@ -265,43 +241,4 @@ impl Drop for Client {
             let _ = thread.join();
         }
     }
-}
-
-/// Whether each host has connections of its own, for certain: over vsock. In the directory of a local guest, whose hosts have them too,
-/// the sockets look like those of QEMU's ports, and are greeted like those.
-fn has_connections(directory: &Path) -> bool {
-    directory.join(VSOCK_SOCKET).exists()
-}
-
-/// Connects to a port of the guest through its vsock device, as Firecracker's and its relatives' hosts do: one line with the
-/// port, one line in return.
-fn vsock(directory: &Path, port: u32) -> Result<UnixStream, Fault> {
-    let mut socket = socket(directory, VSOCK_SOCKET)?;
-    let to = format!("vsock port {port}");
-    socket.set_read_timeout(Some(VSOCK_TIMEOUT)).fault("connecting to", &to)?;
-    socket.write_all(format!("CONNECT {port}\n").as_bytes()).fault("connecting to", &to)?;
-    let mut answer = Vec::new();
-    #[expect(
-        clippy::unbuffered_bytes,
-        reason = "what follows the line is the guest's, and is not to be buffered here"
-    )]
-    for byte in (&socket).take(VSOCK_ANSWER_MAX).bytes() {
-        match byte.fault("connecting to", &to)? {
-            b'\n' => break,
-            byte => answer.push(byte),
-        }
-    }
-    if !answer.starts_with(b"OK ") {
-        return Err(Fault::new("connecting to", to, "nobody listens"));
-    }
-    socket.set_read_timeout(None).fault("connecting to", &to)?;
-    Ok(socket)
-}
-
-/// Connects to a socket in a directory, however long its path: an address holds 108 bytes (unix(7)).
-fn socket(directory: &Path, name: &str) -> Result<UnixStream, Fault> {
-    let path = directory.join(name);
-    let parent = File::open(directory).fault("opening", directory.display())?;
-    UnixStream::connect(format!("/proc/self/fd/{}/{name}", parent.as_raw_fd()))
-        .fault("connecting to", path.display())
 }

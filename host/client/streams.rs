@@ -32,6 +32,8 @@ pub(super) struct Streams {
 #[derive(Debug, Default)]
 struct State {
     sinks: HashMap<u64, Sink>,
+    /// How many processes have been registered.
+    generation: u64,
     others: Others,
     broken: Option<String>,
 }
@@ -51,6 +53,8 @@ pub(super) enum Others {
 /// One direction of one stream: guest → host.
 #[derive(Debug, Default)]
 struct Sink {
+    /// Whose it is: which of all the processes that were registered. Numbers are used again.
+    generation: u64,
     chunks: VecDeque<Vec<u8>>,
     bytes: usize,
     ended: bool,
@@ -80,11 +84,12 @@ pub struct Input {
     number: u64,
 }
 
-/// Guest → host. What comes after it has been dropped is discarded.
+/// Guest → host. What comes after it has been dropped is discarded. It has ended when its number is another process's.
 #[derive(Debug)]
 pub struct Output {
     streams: Arc<Streams>,
     number: u64,
+    generation: u64,
 }
 
 /// Starts to read what comes for `known`, and for the processes that are asked for later.
@@ -93,7 +98,8 @@ pub(super) fn start(
     known: &[(u64, u64)],
     others: Others,
 ) -> Result<(Arc<Streams>, Vec<ProcessStreams>, JoinHandle<()>), Fault> {
-    let Greeted { socket, heard } = greeted;
+    let Greeted { socket, before, heard } = greeted;
+    let heard = [before, heard].concat();
     let clone = || socket.try_clone().fault("duplicating", "the stream socket");
     let (writer, mut reader) = (Mutex::new(clone()?), clone()?);
     let state = Mutex::new(State { others, ..State::default() });
@@ -110,12 +116,16 @@ pub(super) fn start(
 /// Registers a process's numbers, as if nothing had ever come for them.
 pub(super) fn of_process(streams: &Arc<Streams>, stdio: u64, stderr: u64) -> ProcessStreams {
     let mut state = streams.state();
-    state.sinks.insert(stdio, Sink { stderr, ..Sink::default() });
+    state.generation += 1;
+    let generation = state.generation;
+    state.sinks.insert(stdio, Sink { generation, stderr, ..Sink::default() });
     if stderr != 0 {
-        state.sinks.insert(stderr, Sink::default());
+        state.sinks.insert(stderr, Sink { generation, ..Sink::default() });
     }
     drop(state);
-    let output = |number| Output { streams: Arc::clone(streams), number };
+    // Whoever waits for what the numbers were before.
+    streams.changed.notify_all();
+    let output = |number| Output { streams: Arc::clone(streams), number, generation };
     ProcessStreams {
         stdin: Input { streams: Arc::clone(streams), number: stdio },
         stdout: output(stdio),
@@ -130,6 +140,12 @@ impl Streams {
 
     pub(super) fn broken(&self) -> Option<String> {
         self.state().broken.clone()
+    }
+
+    /// How many streams are known.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.state().sinks.len()
     }
 
     pub(super) fn hang_up(&self) {
@@ -180,6 +196,7 @@ impl Streams {
     /// Files a frame's payload. Waits while its stream has too much already.
     fn take(&self, number: u64, payload: &[u8]) -> Result<(), String> {
         let mut state = self.state();
+        let whose = state.sinks.get(&number).map(|sink| sink.generation);
         loop {
             if let Some(why) = &state.broken {
                 return Err(why.clone());
@@ -201,7 +218,8 @@ impl Streams {
                     payload.len()
                 ));
             }
-            if sink.discard {
+            // Another process may have got the number while this waited.
+            if sink.discard || Some(sink.generation) != whose {
                 return Ok(());
             }
             if sink.bytes < KEPT {
@@ -249,9 +267,23 @@ impl State {
         let Some(sink) = self.sinks.get_mut(&number) else { return };
         sink.eof_frames += 1;
         sink.ended = true;
-        let stderr = sink.stderr;
-        if let Some(stderr) = self.sinks.get_mut(&stderr) {
+        let (generation, stderr) = (sink.generation, sink.stderr);
+        if let Some(stderr) = self.sink(stderr, generation) {
             stderr.ended = true;
+        }
+        self.forget(number);
+        self.forget(stderr);
+    }
+
+    /// A stream of a process, unless its number has become another's.
+    fn sink(&mut self, number: u64, generation: u64) -> Option<&mut Sink> {
+        self.sinks.get_mut(&number).filter(|sink| sink.generation == generation)
+    }
+
+    /// Nothing comes any more, and nobody would read it.
+    fn forget(&mut self, number: u64) {
+        if self.sinks.get(&number).is_some_and(|sink| sink.ended && sink.discard) {
+            self.sinks.remove(&number);
         }
     }
 }
@@ -296,14 +328,14 @@ impl Output {
 
     /// How many EOF frames of this number have come.
     pub fn eof_frames(&self) -> u32 {
-        self.streams.state().sinks.get(&self.number).map_or(0, |sink| sink.eof_frames)
+        self.streams.state().sink(self.number, self.generation).map_or(0, |sink| sink.eof_frames)
     }
 
     fn take(&self, timeout: Option<Duration>) -> Result<Option<Vec<u8>>, CallError> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let mut state = self.streams.state();
         loop {
-            let sink = state.sinks.entry(self.number).or_default();
+            let Some(sink) = state.sink(self.number, self.generation) else { return Ok(None) };
             if let Some(chunk) = sink.chunks.pop_front() {
                 sink.bytes -= chunk.len();
                 self.streams.changed.notify_all();
@@ -332,11 +364,14 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        if let Some(sink) = self.streams.state().sinks.get_mut(&self.number) {
+        let mut state = self.streams.state();
+        if let Some(sink) = state.sink(self.number, self.generation) {
             sink.discard = true;
             sink.chunks.clear();
             sink.bytes = 0;
+            state.forget(self.number);
         }
+        drop(state);
         self.streams.changed.notify_all();
     }
 }

@@ -1,7 +1,12 @@
 //! The client against a guest that does exactly what the test says.
 
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::channel;
+
+use nix::sys::socket::{Backlog, listen as listen_for};
 
 use super::*;
 use crate::command::{RemoveContainer, WriteFile};
@@ -305,8 +310,9 @@ fn greet_and(
 ) -> (Client, Vec<ProcessStreams>, Guest) {
     let (control, stream, mut guest) = sockets();
     let host = std::thread::spawn(move || {
-        let control = greeting::control(control, patience(answers)).unwrap();
-        let stream = greeting::streams(stream, known, patience(answers)).unwrap();
+        let (mut control, mut stream) = (control.into(), stream.into());
+        greeting::control(&mut control, patience(answers)).unwrap();
+        greeting::streams(&mut stream, known, patience(answers)).unwrap();
         Client::start(control, stream, known, streams::Others::Wrong).unwrap()
     });
     play(&mut guest);
@@ -392,14 +398,85 @@ fn who_is_not_answered_greets_again_and_hears_the_last_answer() {
 fn a_greeting_that_nobody_takes_has_its_time() {
     let (control, _, _guest) = sockets();
     let gone = greeting::Patience { answers: &[SOON], deadline: Instant::now() };
-    let error = greeting::control(control, gone).unwrap_err().to_string();
+    let error = greeting::control(&mut control.into(), gone).unwrap_err().to_string();
     assert!(error.contains("it does not listen, or to another host"), "{error}");
 
     let (control, _, mut guest) = sockets();
-    let host = std::thread::spawn(move || greeting::control(control, patience(&[QUIET, QUIET])));
+    let host = std::thread::spawn(move || greeting::control(&mut control.into(), patience(&[QUIET, QUIET])));
     (0..2).for_each(|_| drop(greeted(&mut guest)));
     let error = host.join().unwrap().unwrap_err().to_string();
     assert!(error.contains("no answer"), "{error}");
+}
+
+#[test]
+fn what_an_attempt_heard_that_failed_is_heard() {
+    for control_answers in [false, true] {
+        let (directory, [control, stream]) = listen();
+        let at = directory.path().to_owned();
+        let host = std::thread::spawn(move || Client::resume(&at, &[(1, 2)]).unwrap());
+        let accept = || {
+            let [control, stream] = [&control, &stream].map(|listener| {
+                let (connection, _) = listener.accept().unwrap();
+                connection.set_read_timeout(Some(SOON)).unwrap();
+                connection
+            });
+            Guest { control, stream, decoder: ControlDecoder::default(), streams: StreamDecoder::default() }
+        };
+        let event = |status: u8| {
+            let event =
+                serde_json::json!({"container": "c", "process": "p", "event": "finished", "status": status});
+            event.to_string().into_bytes()
+        };
+        let mut guest = accept();
+        guest.say(Message::Ready, b"");
+        guest.say(Message::ProcessAsyncEvent, &event(1));
+        let answer = greeted(&mut guest);
+        guest.output(9, b"another's");
+        guest.output(1, b"one ");
+        guest.output(2, b"err");
+        guest.stream.write_all(&frame::stream(1, b"half").unwrap()[..14]).unwrap();
+        if control_answers {
+            guest.control.write_all(&answer).unwrap();
+            guest.input();
+        }
+        guest.say(Message::ProcessAsyncEvent, &event(2));
+        // It says one thing more before it hears that the host has left.
+        assert_eq!(guest.control.read(&mut [0]).unwrap(), 0);
+        guest.say(Message::ProcessAsyncEvent, &event(3));
+        drop(guest);
+
+        let mut guest = accept();
+        guest.say(Message::Ready, b"");
+        let answer = greeted(&mut guest);
+        guest.control.write_all(&answer).unwrap();
+        guest.output(1, b"half");
+        let (number, _) = guest.input();
+        guest.output(number, b"");
+        guest.output(1, b"");
+        let (client, streams) = host.join().unwrap();
+        client.ready(SOON).unwrap();
+        let statuses = [(); 3].map(|()| client.event(SOON).unwrap().status);
+        assert_eq!(statuses, [1, 2, 3], "{control_answers}");
+        let streams = streams.into_iter().next().unwrap();
+        assert_eq!(streams.stdout.read_to_end(SOON).unwrap(), b"one half");
+        assert_eq!(streams.stderr.unwrap().read_to_end(SOON).unwrap(), b"err");
+        assert_eq!(client.broken(), None);
+    }
+}
+
+#[test]
+fn every_attempt_may_hear_ready_and_each_once() {
+    let (control, stream, mut guest) = sockets();
+    let ready = frame::control(Message::Ready, b"").unwrap();
+    let control = Greeted { socket: control, before: ready.repeat(2), heard: ready.clone() };
+    let (client, _) = Client::start(control, stream.into(), &[], streams::Others::Wrong).unwrap();
+    client.ready(SOON).unwrap();
+    let reply = client.send(Command::Ping);
+    guest.command(4096);
+    guest.say(Message::Ack, b"");
+    assert_eq!(reply.wait(SOON), Ok(Vec::new()));
+    guest.say(Message::Ready, b"");
+    assert!(client.event(SOON).unwrap_err().to_string().contains("READY twice"));
 }
 
 #[test]
@@ -433,6 +510,50 @@ fn dropped_output_is_discarded_and_a_slow_reader_slows_the_guest() {
     assert!(!writer.is_finished(), "4 MiB went nowhere");
     assert_eq!(slow.stdout.read_to_end(SOON).unwrap().len(), 64 * (64 << 10));
     writer.join().unwrap();
+}
+
+#[test]
+fn a_number_that_is_used_again_is_the_new_process() {
+    let (client, mut guest) = pair();
+    let first = client.streams(7, 8);
+    guest.output(7, b"first");
+    guest.output(7, b"");
+    assert_eq!(first.stdout.read_to_end(SOON).unwrap(), b"first");
+    let second = client.streams(7, 8);
+    guest.output(7, b"second");
+    guest.output(8, b"err");
+    // What is left of the first hears nothing of it, and takes nothing with it.
+    assert_eq!(first.stdout.recv_within(SOON).unwrap(), None);
+    assert_eq!(first.stdout.eof_frames(), 0);
+    drop(first);
+    guest.output(7, b" more");
+    guest.output(7, b"");
+    assert_eq!(second.stdout.read_to_end(SOON).unwrap(), b"second more");
+    assert_eq!(second.stderr.unwrap().read_to_end(SOON).unwrap(), b"err");
+}
+
+#[test]
+fn streams_that_have_ended_and_that_nobody_reads_are_forgotten() {
+    let (client, mut guest) = pair();
+    for number in (1..40).step_by(2) {
+        let ended = client.streams(number, number + 1);
+        guest.output(number, b"said");
+        guest.output(number, b"");
+        assert_eq!(ended.stdout.read_to_end(SOON).unwrap(), b"said");
+    }
+    let dropped = client.streams(41, 42);
+    let kept = client.streams(43, 44);
+    assert_eq!(client.streams.count(), 4);
+    drop(dropped);
+    // The answer to a frame for a stream that is gone.
+    guest.output(1, b"");
+    guest.output(41, b"said");
+    guest.output(41, b"");
+    guest.output(43, b"");
+    assert_eq!(kept.stdout.read_to_end(SOON).unwrap(), b"");
+    assert_eq!(client.streams.count(), 2);
+    drop(kept);
+    assert_eq!((client.streams.count(), client.broken()), (0, None));
 }
 
 #[test]
@@ -471,6 +592,43 @@ fn hanging_up_wakes_whoever_waits() {
     assert!(matches!(waiting.join().unwrap(), Err(CallError::Broken(_))));
     assert!(broken(reply.wait(SOON)).contains("hung up"));
     drop(guest);
+}
+
+/// A guest's directory with sockets that nobody takes connections from.
+fn listen() -> (tempfile::TempDir, [UnixListener; 2]) {
+    let directory = tempfile::tempdir().unwrap();
+    let listeners =
+        [CONTROL_SOCKET, STREAM_SOCKET].map(|name| UnixListener::bind(directory.path().join(name)).unwrap());
+    (directory, listeners)
+}
+
+/// Why nobody connects there, which must be known in time.
+fn late(directory: &Path) -> String {
+    let (sender, fault) = channel();
+    let directory = directory.to_owned();
+    std::thread::spawn(move || sender.send(Client::connect_within(&directory, QUIET, || Ok(()))));
+    fault.recv_timeout(SOON).expect("it waits for ever").unwrap_err().to_string()
+}
+
+#[test]
+fn who_cannot_connect_has_its_time() {
+    // Somebody else is connected, and the queue behind is full.
+    let (directory, [control, _stream]) = listen();
+    listen_for(&control, Backlog::new(0).unwrap()).unwrap();
+    let _first = UnixStream::connect(directory.path().join(CONTROL_SOCKET)).unwrap();
+    let why = late(directory.path());
+    assert!(why.contains("ctl.sock: others are connected, or waiting to be"), "{why}");
+    control.accept().unwrap();
+    Client::connect(directory.path()).unwrap();
+
+    // Somebody else is connecting.
+    let (directory, _listeners) = listen();
+    let turn = File::open(directory.path()).unwrap();
+    turn.lock().unwrap();
+    let why = late(directory.path());
+    assert!(why.contains("others are connected, or waiting to be"), "{why}");
+    turn.unlock().unwrap();
+    Client::connect(directory.path()).unwrap();
 }
 
 #[test]

@@ -3,10 +3,10 @@
 use std::io;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, Sender, sync_channel};
 use std::time::Duration;
 
-use hyperinit::client::{CallError, Client};
+use hyperinit::client::{CallError, Client, TIMEOUT};
 use hyperinit::command::{Command, SignalProcess, WinSize};
 use hyperinit::fault::Fault;
 use hyperinit::ids::{self, ContainerId, ProcessId};
@@ -41,12 +41,12 @@ pub enum End {
     Done(Result<u8, Failure>),
     /// Its guest is gone.
     GuestEnded(ExitStatus),
-    /// hyperctl is told to end by this signal, or has nobody to write for any more (SIGPIPE); the process runs if there is
-    /// somebody to say that to.
+    /// hyperctl is told to end by this signal, or has nobody to write for any more (SIGPIPE); the process was asked for, and
+    /// may run, if there is somebody to say that to.
     Left(Signal, Option<Arc<Client>>),
 }
 
-/// Starts a process by a command, passes its streams on and waits for its end; its exit status.
+/// Has `attend` start a process by a command, passes its streams on and waits for its end; its exit status.
 pub fn run(
     target: &Target,
     process: &Process,
@@ -62,9 +62,12 @@ pub fn run(
         (true, false) => terminal.pass_output()?,
         (false, _) => {}
     }
-    client.call(start).map_err(failed("starting", target.what))?;
-    // Whoever waits for it is there until Done.
-    let _ = events.send(Event::Running(Arc::clone(client)));
+    let (sent, start_sent) = sync_channel(1);
+    // Whoever waits for the process is there until Done, or has left without starting it.
+    let _ = events.send(Event::Start { client: Arc::clone(client), command: start, sent });
+    let gone = |_| Fault::new("starting", target.what, "hyperctl is ending");
+    let started = start_sent.recv().map_err(gone)?;
+    started.wait(TIMEOUT).map_err(failed("starting", target.what))?;
     if target.interactive {
         pump::stdin(streams.stdin);
     } else if !target.tty {
@@ -93,7 +96,8 @@ pub fn failed(doing: &'static str, to: &'static str) -> impl Fn(CallError) -> Fa
     }
 }
 
-/// Waits for the end, and passes signals and sizes on until then.
+/// Waits for the end, and passes signals and sizes on until then: also to a process that is still being started, for the
+/// guest keeps them behind the start. The start is sent from here, so that whoever leaves knows whether it was.
 pub fn attend(target: &Target, queue: &Receiver<Event>) -> Result<End, Fault> {
     let mut client: Option<Arc<Client>> = None;
     let mut signals = 0;
@@ -103,8 +107,10 @@ pub fn attend(target: &Target, queue: &Receiver<Event>) -> Result<End, Fault> {
             Event::Done(result) => return Ok(End::Done(result)),
             Event::GuestEnded(status) => return Ok(End::GuestEnded(status)),
             Event::Unread => return Ok(End::Left(Signal::SIGPIPE, client)),
-            Event::Running(running) => {
-                client = Some(running);
+            Event::Start { client: connected, command, sent } => {
+                // It waits for it, unless it has panicked.
+                let _ = sent.send(connected.send(command));
+                client = Some(connected);
                 target.resize(client.as_deref());
             }
             Event::Signal(Signal::SIGWINCH) => target.resize(client.as_deref()),

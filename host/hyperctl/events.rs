@@ -2,9 +2,10 @@
 
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 
-use hyperinit::client::Client;
+use hyperinit::client::{Client, Pending};
+use hyperinit::command::Command;
 use hyperinit::fault::{Fault, OrFault};
 use nix::sys::signal::{SigSet, Signal};
 
@@ -14,8 +15,15 @@ pub enum Event {
     Signal(Signal),
     /// The guest is gone: QEMU's or hyperinit's own status.
     GuestEnded(ExitStatus),
-    /// `run`'s container runs: signals and sizes can be sent to it.
-    Running(Arc<Client>),
+    /// The guest is connected, and the process is to be started by this command; then signals and sizes can be sent to it.
+    Start {
+        /// The connection.
+        client: Arc<Client>,
+        /// NEWCONTAINER or EXECCMD.
+        command: Command,
+        /// Who waits for the reply.
+        sent: SyncSender<Pending>,
+    },
     /// Nobody reads what the container writes any more.
     Unread,
     /// `run`'s container has exited with this status and the pod is gone, or could not be run.

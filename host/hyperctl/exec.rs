@@ -1,8 +1,10 @@
 //! `hyperctl exec`: one more process in a container of a guest that is up, and its exit status.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use hyperinit::client::Client;
@@ -14,7 +16,7 @@ use nix::sys::signal::Signal;
 
 use super::attached::{self, End, Target};
 use super::cli::Exec;
-use super::events::{self, Event};
+use super::events::{self, Event, Failure};
 use super::guest;
 use super::terminal::Terminal;
 
@@ -35,14 +37,11 @@ pub fn exec(options: &Exec) -> Result<ExitCode, Fault> {
         tty: process.terminal,
         interactive: options.interactive,
     };
-    guest::wait_for_sockets(&options.dir);
-    let client = Arc::new(Client::visit(&options.dir)?);
     let terminal = Terminal::default();
     let _restore = terminal.restore_later();
-    let whose = target.clone();
+    let (whose, directory) = (target.clone(), options.dir.clone());
     std::thread::spawn(move || {
-        let start = ExecCmd { container: whose.container.clone(), process: Box::new(process.clone()) };
-        let status = attached::run(&whose, &process, Command::ExecCmd(start), &client, &terminal, &events);
+        let status = visit(&whose, &directory, &process, &terminal, &events);
         // Nobody waits any more: hyperctl is ending.
         let _ = events.send(Event::Done(status));
     });
@@ -60,6 +59,20 @@ pub fn exec(options: &Exec) -> Result<ExitCode, Fault> {
         }
     };
     Ok(ExitCode::from(status))
+}
+
+/// From the connection, for which others may have to leave, to the program's exit status.
+fn visit(
+    target: &Target,
+    directory: &Path,
+    process: &Process,
+    terminal: &Terminal,
+    events: &Sender<Event>,
+) -> Result<u8, Failure> {
+    guest::wait_for_sockets(directory);
+    let client = Arc::new(Client::visit(directory)?);
+    let start = ExecCmd { container: target.container.clone(), process: Box::new(process.clone()) };
+    attached::run(target, process, Command::ExecCmd(start), &client, terminal, events)
 }
 
 /// What a program of this machine would get in its place: SIGPIPE for what it writes, SIGHUP when its terminal goes; one

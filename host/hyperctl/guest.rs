@@ -38,6 +38,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const TAIL: u64 = 16 << 10;
 /// What a kernel says when it gives up; what comes behind it only says where.
 const PANIC: &str = "Kernel panic";
+/// What an init says that gives up; then it ends, or switches its VM off.
+const CANNOT_BOOT: &str = "init: the guest cannot boot: ";
 /// How long a guest that is being started may take to have its sockets.
 const STARTING: Duration = Duration::from_secs(5);
 
@@ -210,6 +212,26 @@ pub fn wait_for_sockets(directory: &Path) {
 
 /// The last lines of the guest's log, indented, or those from a panic of its kernel on; empty if there are none.
 pub fn last_words(directory: &Path, lines: usize) -> String {
+    let all = last_lines(directory);
+    let last = all.len().saturating_sub(lines);
+    // The first: it says so again at the end of its trace.
+    let last = all.iter().position(|line| line.contains(PANIC)).map_or(last, |panic| panic.min(last));
+    all.iter().skip(last).take(lines).map(|line| format!("\n  {line}")).collect()
+}
+
+/// Whether the guest's log ends with a kernel that has panicked or an init that could not boot. A VM's exit status does not tell: its
+/// machine is then switched off or reset as after an orderly end.
+pub fn gave_up(directory: &Path) -> bool {
+    last_lines(directory).iter().any(|line| {
+        // Behind the kernel's time. Others may say these words too, in the middle of a line.
+        let timed = line.strip_prefix('[').and_then(|line| line.split_once("] "));
+        let text = timed.map_or(line.as_str(), |(_, text)| text);
+        text.starts_with(PANIC) || text.starts_with(CANNOT_BOOT)
+    })
+}
+
+/// The lines at the end of the guest's log, without what a terminal would act on.
+fn last_lines(directory: &Path) -> Vec<String> {
     let tail = || -> std::io::Result<String> {
         let mut file = File::open(directory.join(CONSOLE))?;
         let length = file.metadata()?.len();
@@ -220,11 +242,7 @@ pub fn last_words(directory: &Path, lines: usize) -> String {
     };
     let text = tail().unwrap_or_default();
     let printable = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
-    let all: Vec<String> = text.lines().map(printable).filter(|line| !line.trim().is_empty()).collect();
-    let last = all.len().saturating_sub(lines);
-    // The first: it says so again at the end of its trace.
-    let last = all.iter().position(|line| line.contains(PANIC)).map_or(last, |panic| panic.min(last));
-    all.iter().skip(last).take(lines).map(|line| format!("\n  {line}")).collect()
+    text.lines().map(printable).filter(|line| !line.trim().is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -242,5 +260,21 @@ mod tests {
         assert_eq!(words(&["a", "b", "c"]), "\n  b\n  c");
         let panic = ["a", "Kernel panic - not syncing: no init", "b", "c", "---[ end Kernel panic ]---"];
         assert_eq!(words(&panic), "\n  Kernel panic - not syncing: no init\n  b");
+    }
+
+    #[test]
+    fn a_guest_that_gave_up_has_said_so_at_the_beginning_of_a_line() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!gave_up(directory.path()), "no log");
+        for (line, expected) in [
+            ("[    1.5] Kernel panic - not syncing: no init\r", true),
+            ("[    1.5] init: the guest cannot boot: init: opening /dev/x: no", true),
+            ("init: the guest cannot boot: no", true),
+            ("[    1.5] init: forgetting the key Kernel panic - not syncing", false),
+            ("[    1.5] init: [1] init: the guest cannot boot: no", false),
+        ] {
+            std::fs::write(directory.path().join(CONSOLE), format!("a\n{line}\nb\n")).unwrap();
+            assert_eq!(gave_up(directory.path()), expected, "{line}");
+        }
     }
 }

@@ -105,7 +105,7 @@ fn last_word(queue: &Receiver<Event>) -> Option<u8> {
     loop {
         match queue.recv_timeout(END_TIMEOUT).ok()? {
             Event::Done(result) => return result.ok(),
-            Event::Running(_) | Event::Unread | Event::GuestEnded(_) | Event::Signal(_) => {}
+            Event::Start { .. } | Event::Unread | Event::GuestEnded(_) | Event::Signal(_) => {}
         }
     }
 }

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use super::cli::{GuestOptions, Up};
 use super::events::{self, Event};
-use super::guest::{Guest, Plan, last_words};
+use super::guest::{Guest, Plan, gave_up, last_words};
 use super::{local, vm};
 
 /// How many lines of a dead guest's log are shown.
@@ -23,7 +23,9 @@ pub fn up(options: &Up) -> Result<ExitCode, Fault> {
     let event = queue.recv();
     drop(guest);
     match event {
-        Ok(Event::GuestEnded(status)) if !status.success() => Err(died(&options.dir, status)),
+        Ok(Event::GuestEnded(status)) if !status.success() || gave_up(&options.dir) => {
+            Err(died(&options.dir, status))
+        }
         _ => Ok(ExitCode::SUCCESS),
     }
 }

@@ -6,6 +6,7 @@
 mod by_hand;
 #[path = "../guest/mod.rs"]
 mod guest;
+mod played;
 mod run;
 mod up;
 

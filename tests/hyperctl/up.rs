@@ -71,6 +71,26 @@ fn the_log_of_a_vm_is_complete() {
     assert_eq!(finish(child).status.code(), Some(0));
 }
 
+/// QEMU's own exit status is 0 in both cases.
+#[test]
+fn a_vm_that_cannot_boot_is_an_error_with_its_last_words() {
+    for (append, says) in [
+        ("rdinit=/nothing", "Kernel panic - not syncing: "),
+        // The ports are virtio's.
+        ("hyper_use_serial", "init: the guest cannot boot: "),
+    ] {
+        let directory = scratch();
+        let mut command = Command::new(HYPERCTL);
+        command.args(["up", "--vm", "--append", append, "--share"]).arg(directory.path());
+        command.arg("--dir").arg(directory.path().join("guest")).stdin(Stdio::null());
+        let output = output(command);
+        let words = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{append}: {words}");
+        assert!(words.contains("it ended (exit status: 0); its log ends with"), "{words}");
+        assert!(words.contains(says), "{words}");
+    }
+}
+
 #[test]
 fn a_guest_dies_with_a_hyperctl_that_is_killed() {
     let directory = scratch();

@@ -1,0 +1,111 @@
+//! Connections to the sockets in a guest's directory. None is waited for beyond its deadline, whoever else is connected.
+
+use std::fs::{File, TryLockError};
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
+
+use super::{CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET};
+use crate::fault::{Fault, OrFault};
+
+/// The guest's ports on vsock (protocol.md «Channels»).
+const VSOCK_PORTS: [u32; 2] = [2718, 2719];
+/// How long the device may take to answer: it asks the guest.
+const VSOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest honest answer, in bytes.
+const VSOCK_ANSWER_MAX: u64 = 32;
+/// How often it is looked whether it is this host's turn.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Why a connection is late.
+const TAKEN: &str = "others are connected, or waiting to be";
+
+/// Whether each host has connections of its own, for certain: over vsock. In the directory of a local guest, whose hosts have them too,
+/// the sockets look like those of QEMU's ports, and are greeted like those.
+pub(super) fn has_connections(directory: &Path) -> bool {
+    directory.join(VSOCK_SOCKET).exists()
+}
+
+/// Both channels: control, stream.
+pub(super) fn sockets(directory: &Path, deadline: Instant) -> Result<(UnixStream, UnixStream), Fault> {
+    // Of two hosts that connect at once each would have one channel, and wait for the other: both queues need one order.
+    let turn = File::open(directory).fault("opening", directory.display())?;
+    wait_for_turn(&turn, directory, deadline)?;
+    if has_connections(directory) {
+        let [control, stream] = VSOCK_PORTS;
+        return Ok((vsock(directory, control, deadline)?, vsock(directory, stream, deadline)?));
+    }
+    Ok((unix(directory, CONTROL_SOCKET, deadline)?, unix(directory, STREAM_SOCKET, deadline)?))
+}
+
+/// Locks the directory: whoever has it may wait for a guest that is another's.
+fn wait_for_turn(turn: &File, directory: &Path, deadline: Instant) -> Result<(), Fault> {
+    loop {
+        match turn.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Fault::new("connecting in", directory.display(), TAKEN));
+            }
+            Err(TryLockError::Error(error)) => return Err(Fault::io("locking", directory.display(), &error)),
+        }
+    }
+}
+
+/// Connects to a port of the guest through its vsock device, as Firecracker's and its relatives' hosts do: one line with the
+/// port, one line in return.
+fn vsock(directory: &Path, port: u32, deadline: Instant) -> Result<UnixStream, Fault> {
+    let mut socket = unix(directory, VSOCK_SOCKET, deadline)?;
+    let to = format!("vsock port {port}");
+    socket.set_read_timeout(Some(VSOCK_TIMEOUT)).fault("connecting to", &to)?;
+    socket.write_all(format!("CONNECT {port}\n").as_bytes()).fault("connecting to", &to)?;
+    let mut answer = Vec::new();
+    #[expect(
+        clippy::unbuffered_bytes,
+        reason = "what follows the line is the guest's, and is not to be buffered here"
+    )]
+    for byte in (&socket).take(VSOCK_ANSWER_MAX).bytes() {
+        match byte.fault("connecting to", &to)? {
+            b'\n' => break,
+            byte => answer.push(byte),
+        }
+    }
+    if !answer.starts_with(b"OK ") {
+        return Err(Fault::new("connecting to", to, "nobody listens"));
+    }
+    socket.set_read_timeout(None).fault("connecting to", &to)?;
+    Ok(socket)
+}
+
+/// Connects to a socket in a directory, however long its path: an address holds 108 bytes (unix(7)). Where the queue is
+/// full, for QEMU takes one connection at a time, it is waited for a place in it.
+fn unix(directory: &Path, name: &str, deadline: Instant) -> Result<UnixStream, Fault> {
+    let path = directory.join(name);
+    let parent = File::open(directory).fault("opening", directory.display())?;
+    let connected = || -> std::io::Result<UnixStream> {
+        let address = UnixAddr::new(format!("/proc/self/fd/{}/{name}", parent.as_raw_fd()).as_str())?;
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = UnixStream::from(socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Zero would be for ever. It is the limit of connect(2) too (socket(7)).
+            socket.set_write_timeout(Some(left.max(LOOK_AGAIN)))?;
+            match socket::connect(socket.as_raw_fd(), &address) {
+                Err(Errno::EINTR) => {}
+                connected => break connected?,
+            }
+        }
+        socket.set_write_timeout(None)?;
+        Ok(socket)
+    };
+    match connected() {
+        Err(error) if error.raw_os_error() == Some(Errno::EAGAIN as i32) => {
+            Err(Fault::new("connecting to", path.display(), TAKEN))
+        }
+        connected => connected.fault("connecting to", path.display()),
+    }
+}

@@ -115,13 +115,7 @@ fn the_end_of_a_stream_is_not_given_up_because_a_host_reads_slowly() {
 
 #[test]
 fn a_new_streamd_gets_the_descriptors_before_it_hears_of_ends() {
-    let mut world = World::with_container();
-    world.exec("c", "p", 3);
-    world.started(Pid(101));
-    world.exits(Pid(101), 1);
-    world.said();
-    world.dies(Role::Streamd);
-    world.comes_up(Role::Streamd, 70);
+    let mut world = with_output_to_resend();
     assert!(world.asked(Role::Streamd).is_empty());
     assert_eq!(world.asked(Role::Execd), ["resend"]);
     world.done(Role::Execd);

@@ -31,6 +31,8 @@ const UNKNOWN_LEN: usize = 64;
 pub enum Command {
     /// Which API the guest speaks.
     GetVersion,
+    /// The same, asked by a host that knows more than this API: what else the guest can.
+    Features,
     /// Is anybody there.
     Ping,
     /// The host's READY: rescan the PCI bus.
@@ -68,7 +70,7 @@ pub enum Command {
 impl From<&Command> for Message {
     fn from(command: &Command) -> Message {
         match command {
-            Command::GetVersion => Message::GetVersion,
+            Command::GetVersion | Command::Features => Message::GetVersion,
             Command::Ping => Message::Ping,
             Command::Rescan => Message::Ready,
             Command::OnlineCpuMem => Message::OnlineCpuMem,
@@ -178,6 +180,7 @@ pub fn parse(id: u32, payload: &[u8]) -> Result<Command, Fault> {
     let unknown = || Fault::new("reading", format_args!("message {id}"), "there is no such command");
     let message = Message::from_id(id).ok_or_else(unknown)?;
     let command = match message {
+        Message::GetVersion if asks_for_features(payload) => Command::Features,
         Message::GetVersion => no_argument(message, payload, Command::GetVersion),
         Message::Ping => no_argument(message, payload, Command::Ping),
         Message::Ready => no_argument(message, payload, Command::Rescan),
@@ -200,6 +203,44 @@ pub fn parse(id: u32, payload: &[u8]) -> Result<Command, Fault> {
         }
     };
     Ok(command)
+}
+
+/// GETVERSION's payload, from a host that asks for more than the number.
+#[derive(Debug, Deserialize)]
+struct VersionQuery {
+    #[serde(default)]
+    features: bool,
+}
+
+/// Whether GETVERSION asks for the guest's features. A payload that says anything else is none, as it always was.
+fn asks_for_features(payload: &[u8]) -> bool {
+    json(Message::GetVersion, payload).is_ok_and(|query: VersionQuery| query.features)
+}
+
+/// What the guest can beyond the API's number: GETVERSION's reply, behind the number's four bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Features {
+    /// The guest's name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What it can, by name.
+    pub features: Vec<String>,
+}
+
+impl Features {
+    /// A host that knows this name hears of a process's end without the pause that runV's client needs
+    /// (protocol-coverage.md).
+    pub const PROMPT_EVENTS: &str = "prompt-events";
+
+    /// This guest's.
+    pub fn own() -> Features {
+        Features {
+            name: env!("CARGO_PKG_NAME").to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            features: vec![Features::PROMPT_EVENTS.to_owned()],
+        }
+    }
 }
 
 /// A command without argument: Go encodes none as `null`. Anything else is as harmless, and worth a warning.
@@ -317,6 +358,14 @@ mod tests {
             for payload in ["", "null", "{}"] {
                 assert_eq!(read(message, payload), Ok(command.clone()));
             }
+        }
+    }
+
+    #[test]
+    fn a_host_that_knows_more_asks_for_features() {
+        assert_eq!(read(Message::GetVersion, r#"{"features":true}"#), Ok(Command::Features));
+        for payload in ["", "null", "{}", r#"{"features":false}"#, r#"{"features":1}"#, "[true]", "{"] {
+            assert_eq!(read(Message::GetVersion, payload), Ok(Command::GetVersion), "{payload}");
         }
     }
 

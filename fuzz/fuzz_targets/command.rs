@@ -32,6 +32,7 @@ fuzz_target!(|data: &[u8]| {
 fn again(id: u32, payload: &[u8], command: &Command) {
     match command {
         Command::GetVersion
+        | Command::Features
         | Command::Ping
         | Command::Rescan
         | Command::OnlineCpuMem

@@ -146,7 +146,8 @@ impl Engine {
     }
 
     fn timeout(&self) -> EpollTimeout {
-        match [self.processes.deadline(), self.host.deadline()].into_iter().flatten().min() {
+        let deadlines = [self.processes.deadline(), self.processes.waiting.deadline(), self.host.deadline()];
+        match deadlines.into_iter().flatten().min() {
             None => EpollTimeout::NONE,
             Some(deadline) => {
                 let left = deadline.saturating_sub(now()) + Duration::from_micros(999);
@@ -168,8 +169,10 @@ impl Engine {
                 Asked::Over => return Ok(true),
             };
             match body {
-                Request::Flush => self.processes.waiting.push_back((self.buffer.end(), id)),
-                Request::Finish { stdio } => self.processes.finish(stdio, id, &mut self.buffer),
+                Request::Flush => self.processes.waiting.add(id, self.buffer.end(), Duration::ZERO),
+                Request::Finish { stdio, pause } => {
+                    self.processes.finish(stdio, id, pause, &mut self.buffer);
+                }
                 Request::Ping => replies.send(Answer { id, result: Ok(Reply::Alive) })?,
             }
         }
@@ -177,16 +180,8 @@ impl Engine {
 
     /// Answers whoever waited for what has left.
     fn tell(&mut self, replies: &Replies<Reply>) -> Result<(), Fault> {
-        let mut outcome = Ok(());
-        let buffer = &self.buffer;
-        self.processes.waiting.retain(|&(end, id)| {
-            let told = buffer.has_left(end) && outcome.is_ok();
-            if told {
-                outcome = replies.send(Answer { id, result: Ok(Reply::Drained) });
-            }
-            !told
-        });
-        outcome
+        let due = self.processes.waiting.due(now(), |end| self.buffer.has_left(end));
+        due.into_iter().try_for_each(|id| replies.send(Answer { id, result: Ok(Reply::Drained) }))
     }
 }
 

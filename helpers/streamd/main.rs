@@ -9,6 +9,7 @@ mod park;
 mod port;
 mod process;
 mod processes;
+mod waiting;
 
 use std::process::ExitCode;
 

@@ -39,6 +39,8 @@ pub enum End {
         id: u64,
         /// Once everything owed has been taken.
         deadline: Option<Duration>,
+        /// Whether the answer has to wait for the host's readers.
+        pause: bool,
     },
     /// Its end is on the way to the host: what survivors write is thrown away.
     Finished,
@@ -48,6 +50,8 @@ pub enum End {
 pub struct Process {
     /// stdout or tty, then stderr.
     pub sources: Vec<Source>,
+    /// How much of its output this streamd has taken, in bytes.
+    pub taken: usize,
     /// How far its end has come.
     pub end: End,
     /// What epoll says of it carries these.
@@ -77,6 +81,7 @@ impl Process {
     pub fn unknown() -> Process {
         Process {
             sources: Vec::new(),
+            taken: 0,
             stdin: None,
             queue: Queue::default(),
             end: End::Running,
@@ -100,8 +105,8 @@ impl Process {
     }
 
     /// It has exited: what it wrote itself is what its pipes can hold, at most.
-    pub fn finish(&mut self, id: u64) {
-        self.end = End::Finishing { id, deadline: None };
+    pub fn finish(&mut self, id: u64, pause: bool) {
+        self.end = End::Finishing { id, deadline: None, pause };
         self.drop_input();
         for source in &mut self.sources {
             let size = source.fd.as_ref().map(|fd| fcntl(fd, FcntlArg::F_GETPIPE_SZ));

@@ -18,6 +18,7 @@ use super::buffer::{Buffer, CHUNK, Taken, is_no_memory};
 use super::engine::{FIRST_TOKEN, edges, nonblocking, now};
 use super::input::{QUEUE_MAX, QUEUES_MAX, is_want};
 use super::process::{End, Process, SURVIVOR_GRACE};
+use super::waiting::{self, Waiting};
 
 /// How long nothing is taken when there was no memory for it.
 pub const PAUSE: Duration = Duration::from_millis(100);
@@ -72,8 +73,8 @@ pub struct Processes {
     finishing: BTreeSet<StreamId>,
     /// Processes whose end has been written and which have survivors, oldest first.
     over: VecDeque<StreamId>,
-    /// Which requests are to be answered when the port has passed which place.
-    pub waiting: VecDeque<(u64, u64)>,
+    /// Which requests are to be answered.
+    pub waiting: Waiting,
     /// There was no memory: until when nothing is taken.
     paused: Option<Duration>,
     /// The same of stdin.
@@ -98,7 +99,7 @@ impl Processes {
             behind: BTreeSet::new(),
             finishing: BTreeSet::new(),
             over: VecDeque::new(),
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
             paused: None,
             starved: None,
             discarded: vec![0; CHUNK],
@@ -326,6 +327,7 @@ impl Processes {
         };
         match taken {
             Ok(Taken::Bytes(count)) => {
+                process.taken = process.taken.saturating_add(count);
                 source.owed = source.owed.saturating_sub(count);
                 self.mark_ready(id);
                 true
@@ -374,19 +376,19 @@ impl Processes {
     // ---- ends ----
 
     /// Brings about the end of a process that has exited.
-    pub fn finish(&mut self, stdio: StreamId, id: u64, buffer: &mut Buffer) {
+    pub fn finish(&mut self, stdio: StreamId, id: u64, pause: bool, buffer: &mut Buffer) {
         self.receive(buffer);
         // A predecessor wrote it, and died before it could say so.
         if let Some(end) = buffer.find_end(stdio) {
-            self.waiting.push_back((end, id));
+            self.waiting.add(id, end, unknown_pause(pause));
             return;
         }
         let process = self.by_stdio.entry(stdio).or_insert_with(Process::unknown);
         if process.end == End::Finished {
-            self.waiting.push_back((buffer.end(), id));
+            self.waiting.add(id, buffer.end(), unknown_pause(pause));
             return;
         }
-        process.finish(id);
+        process.finish(id, pause);
         self.behind.remove(&stdio);
         self.finishing.insert(stdio);
         self.mark_all_ready(stdio);
@@ -396,7 +398,7 @@ impl Processes {
     /// Writes the end of an exited process once it has nothing more to say.
     fn advance_end(&mut self, stdio: StreamId, buffer: &mut Buffer) {
         let Some(process) = self.by_stdio.get_mut(&stdio) else { return };
-        let End::Finishing { id, deadline } = process.end else { return };
+        let End::Finishing { id, deadline, pause } = process.end else { return };
         if !process.is_silent() {
             if process.owes() {
                 return;
@@ -404,7 +406,8 @@ impl Processes {
             // Everything that it wrote has been taken; somebody else still can write.
             match deadline {
                 None => {
-                    process.end = End::Finishing { id, deadline: Some(now() + SURVIVOR_GRACE) };
+                    let deadline = Some(now() + SURVIVOR_GRACE);
+                    process.end = End::Finishing { id, deadline, pause };
                     return;
                 }
                 Some(deadline) if now() < deadline => return,
@@ -416,7 +419,8 @@ impl Processes {
             Err(fault) => return self.pause(&fault),
         };
         process.end = End::Finished;
-        self.waiting.push_back((end, id));
+        let pause = if pause { waiting::pause(process.taken) } else { Duration::ZERO };
+        self.waiting.add(id, end, pause);
         self.finishing.remove(&stdio);
         if process.is_silent() {
             self.remove(stdio);
@@ -541,6 +545,11 @@ impl Processes {
     }
 }
 
+/// The pause for a process whose output an earlier streamd has moved: nobody knows how much it was.
+fn unknown_pause(pause: bool) -> Duration {
+    if pause { waiting::pause(usize::MAX) } else { Duration::ZERO }
+}
+
 /// Reads and throws away: a survivor must not get SIGPIPE.
 fn discard(fd: &OwnedFd, to: &mut [u8]) -> Taken {
     match read(fd, to) {
@@ -567,7 +576,7 @@ mod tests {
         let mut processes = Processes::new(epoll, None);
         let stdio = StreamId::new(1).unwrap();
         let mut process = Process::unknown();
-        process.end = End::Finishing { id: ID, deadline };
+        process.end = End::Finishing { id: ID, deadline, pause: false };
         processes.by_stdio.insert(stdio, process);
         processes.finishing.insert(stdio);
         processes
@@ -582,7 +591,7 @@ mod tests {
         assert!(!processes.take_turns(&mut buffer));
         assert!(processes.deadline().is_some_and(|deadline| deadline <= now()), "it is not waited for");
         processes.tick(&mut buffer);
-        assert_eq!(processes.waiting, [(buffer.end(), ID)]);
+        assert_eq!(processes.waiting.owed(), [ID]);
         assert!(processes.deadline().is_none() && buffer.waits());
     }
 
@@ -598,6 +607,6 @@ mod tests {
         processes.starved = Some(now());
         assert!(processes.deadline().is_some_and(|deadline| deadline <= now()));
         processes.tick(&mut buffer);
-        assert_eq!((processes.deadline(), processes.waiting.len()), (Some(until), 0));
+        assert_eq!((processes.deadline(), processes.waiting.owed()), (Some(until), vec![]));
     }
 }

@@ -15,6 +15,7 @@ pub fn encode(command: &Command) -> Result<(Message, Vec<u8>), Fault> {
         | Command::Rescan
         | Command::OnlineCpuMem
         | Command::DestroyPod => b"null".to_vec(),
+        Command::Features => br#"{"features":true}"#.to_vec(),
         Command::StartPod(pod) => json(message, pod)?,
         Command::NewContainer(container) => json(message, container)?,
         Command::ExecCmd(exec) => json(message, exec)?,

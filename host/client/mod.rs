@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::command::Command;
+use crate::command::{Command, Features};
 use crate::fault::Fault;
 use crate::ids::{ContainerId, ProcessId};
 
@@ -178,6 +178,23 @@ impl Client {
     /// Waits for READY. A guest on virtio-serial says it once in its life, so only its first client hears it.
     pub fn ready(&self, timeout: Duration) -> Result<(), CallError> {
         self.control.ready(timeout)
+    }
+
+    /// Lets the guest know that this host reads on behind the end of a process, which runV's client does not: so the guest
+    /// tells of an end without a pause. The reply is not waited for.
+    pub fn introduce(&self) {
+        drop(self.send(Command::Features));
+    }
+
+    /// What the guest can beyond API 4244; none of a guest that tells its version alone.
+    pub fn features(&self) -> Result<Option<Features>, CallError> {
+        let reply = self.call(Command::Features)?;
+        match reply.get(size_of::<u32>()..) {
+            None | Some([]) => Ok(None),
+            Some(json) => serde_json::from_slice(json).map(Some).map_err(|error| {
+                CallError::Broken(format!("the guest's features are no such thing: {error}"))
+            }),
+        }
     }
 
     /// Sends a command; the reply is waited for later. Any number may be under way.

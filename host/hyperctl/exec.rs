@@ -71,6 +71,7 @@ fn visit(
 ) -> Result<u8, Failure> {
     guest::wait_for_sockets(directory);
     let client = Arc::new(Client::visit(directory)?);
+    client.introduce();
     let start = ExecCmd { container: target.container.clone(), process: Box::new(process.clone()) };
     attached::run(target, process, Command::ExecCmd(start), &client, terminal, events)
 }

@@ -173,6 +173,7 @@ impl Session {
     fn whole(self, progress: Option<Progress>) -> Result<u8, Failure> {
         let client = Arc::new(Client::connect_within(&self.directory, BOOT_TIMEOUT, || Ok(()))?);
         client.ready(BOOT_TIMEOUT).map_err(failed("waiting for", "the guest"))?;
+        client.introduce();
         client.call(Command::StartPod(Box::new(self.pod.clone()))).map_err(failed("starting", "the pod"))?;
         drop(progress);
         let Session { container, events, .. } = &self;

@@ -94,6 +94,7 @@ pub enum Ask {
     Resend,
     Finish {
         stdio: StreamId,
+        pause: bool,
     },
     Flush,
     Ping,
@@ -237,7 +238,7 @@ impl Ask {
             }
             Ask::Release { finished } => HelperRequest::Execd(execd::Request::Release { finished }),
             Ask::Resend => HelperRequest::Execd(execd::Request::Resend),
-            Ask::Finish { stdio } => HelperRequest::Streamd(streamd::Request::Finish { stdio }),
+            Ask::Finish { stdio, pause } => HelperRequest::Streamd(streamd::Request::Finish { stdio, pause }),
             Ask::Flush => HelperRequest::Streamd(streamd::Request::Flush),
             Ask::Ping => HelperRequest::Streamd(streamd::Request::Ping),
         })

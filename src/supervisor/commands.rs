@@ -4,7 +4,7 @@ use super::state::{
     Asker, Container, ContainerState, ContainerStep, Pod, PodStep, Process, ProcessState, Purpose,
 };
 use super::{Ask, Supervisor, Ticket};
-use crate::command::{Command, ExecCmd, KillContainer, RemoveContainer, SignalProcess, WinSize};
+use crate::command::{Command, ExecCmd, Features, KillContainer, RemoveContainer, SignalProcess, WinSize};
 use crate::fault::Fault;
 use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId};
@@ -62,13 +62,17 @@ impl Supervisor {
     /// Carries a command out, or parks it.
     pub(super) fn carry_out(&mut self, ticket: Ticket, command: Command) {
         let refused = self.leaving.is_some()
-            && !matches!(command, Command::GetVersion | Command::Ping | Command::DestroyPod);
+            && !matches!(
+                command,
+                Command::GetVersion | Command::Features | Command::Ping | Command::DestroyPod
+            );
         if refused {
             let fault = Fault::new("taking", name(&command), "the guest is going down");
             return self.replies.close(ticket, Err(fault));
         }
         let result = match command {
             Command::GetVersion => Ok(API.to_be_bytes().to_vec()),
+            Command::Features => self.features(),
             Command::Ping => Ok(Vec::new()),
             Command::Rescan if self.config.local => Ok(Vec::new()),
             Command::Rescan => return self.lines.ask(Ask::Rescan, Purpose::Command(ticket)),
@@ -96,6 +100,14 @@ impl Supervisor {
             }
         };
         self.replies.close(ticket, result);
+    }
+
+    /// The host knows more than runV: it is told what there is, and is not waited for.
+    fn features(&mut self) -> Result<Vec<u8>, Fault> {
+        self.host_reads_on = true;
+        let features = serde_json::to_vec(&Features::own())
+            .map_err(|error| Fault::new("encoding", "the features", error.to_string()))?;
+        Ok([API.to_be_bytes().as_slice(), &features].concat())
     }
 
     pub(super) fn refuse(&mut self, ticket: Ticket, fault: Fault) {

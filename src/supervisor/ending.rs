@@ -61,7 +61,7 @@ impl Supervisor {
 
     fn finish(&mut self, container: &ContainerId, process: &ProcessId, stdio: StreamId) {
         let purpose = Purpose::Output(container.clone(), process.clone());
-        self.lines.ask(Ask::Finish { stdio }, purpose);
+        self.lines.ask(Ask::Finish { stdio, pause: !self.host_reads_on }, purpose);
     }
 
     /// The host reads: what others wrote is not given up yet.

@@ -183,6 +183,9 @@ pub struct Supervisor {
     reading: Option<Reading>,
     /// How many bytes may not have left through the control port yet.
     unsent: usize,
+    /// The host that is there keeps a process's output until its own readers have read it. runV throws it away with the
+    /// event of the process's end.
+    host_reads_on: bool,
 }
 
 impl Supervisor {
@@ -207,6 +210,7 @@ impl Supervisor {
             strays: VecDeque::new(),
             reading: None,
             unsent: 0,
+            host_reads_on: false,
         }
     }
 
@@ -215,10 +219,14 @@ impl Supervisor {
         self.now = now;
         match event {
             Event::HostConnected => {
+                self.host_reads_on = false;
                 self.replies.forget();
                 self.send(Message::Ready, Vec::new());
             }
-            Event::HostLeft => self.replies.forget(),
+            Event::HostLeft => {
+                self.host_reads_on = false;
+                self.replies.forget();
+            }
             Event::Command { message, size, command } => self.take_command(message, size, command),
             Event::HelperUp { role, pid } => self.helper_up(role, pid),
             Event::HelperGone(role) => {

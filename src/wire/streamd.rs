@@ -13,6 +13,10 @@ pub enum Request {
     Finish {
         /// The process's stdio stream.
         stdio: StreamId,
+        /// Answer only after a pause in which the host's own readers can catch up: when it hears of the end, it throws away
+        /// what they have not read.
+        #[serde(default)]
+        pause: bool,
     },
     /// Answer `Drained` when everything accepted so far has been written to the port.
     Flush,

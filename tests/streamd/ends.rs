@@ -43,6 +43,35 @@ fn the_end_is_on_the_port_before_the_answer() {
     streamd.leave_well();
 }
 
+/// The pause of a megabyte is 110 ms, that of a few bytes is 10 (helpers/streamd/waiting.rs).
+#[test]
+fn a_host_whose_readers_lag_behind_gets_a_pause_before_the_answer() {
+    let (mut world, mut host) = World::device();
+    let mut streamd = world.start();
+    let mut process = world.piped(1, None);
+    let mut stdout = process.stdout.take().unwrap();
+    let writer = std::thread::spawn(move || stdout.write_all(&vec![b'x'; 1_000_000]).unwrap());
+    let mut read = 0;
+    while read < 1_000_000 {
+        read += host.frame().1.len();
+    }
+    writer.join().unwrap();
+    process.exit();
+    streamd.finish_with_pause(1);
+    assert_eq!(host.frame(), (1, Vec::new()));
+    let end = Instant::now();
+    // The end of another process does not wait for these readers, and is answered first.
+    let mut quiet = world.piped(3, None);
+    quiet.exit();
+    streamd.finish_with_pause(3);
+    streamd.finish(77);
+    streamd.drained();
+    streamd.drained();
+    streamd.drained();
+    assert!(end.elapsed() >= Duration::from_millis(100), "{:?}", end.elapsed());
+    streamd.leave_well();
+}
+
 #[test]
 fn a_survivor_has_a_short_time_and_no_sigpipe() {
     let (mut world, mut host) = World::device();

@@ -260,6 +260,11 @@ impl Streamd {
         self.ask(&format!("{{\"Finish\":{{\"stdio\":{stdio}}}}}"))
     }
 
+    /// Asks for the end of a process whose host throws away what its readers have not read by then.
+    pub fn finish_with_pause(&mut self, stdio: u64) -> bool {
+        self.ask(&format!("{{\"Finish\":{{\"stdio\":{stdio},\"pause\":true}}}}"))
+    }
+
     /// Its next answer.
     pub fn answer(&self) -> String {
         self.answers.recv_timeout(DEADLINE).expect("an answer")

@@ -46,6 +46,7 @@ pub(super) fn measure(
     current.start(&options, rootfs, directory, false)?;
     let client = Client::connect_within(directory, BOOT_TIMEOUT, || Ok(()))?;
     client.ready(BOOT_TIMEOUT).map_err(failed("booting"))?;
+    client.introduce();
     let containers = options.rounds.div_ceil(10);
     let mut session = Session { client, next_stream: 1, execs: options.rounds, containers };
     boot(&directory.join(CONSOLE), report);

@@ -22,6 +22,35 @@ fn the_event_follows_the_output() {
     );
 }
 
+/// runV's client throws away what its readers have not read when it hears of the end.
+#[test]
+fn only_a_host_that_reads_on_behind_an_end_hears_of_it_without_a_pause() {
+    let mut world = World::with_container();
+    let pauses = |world: &mut World| {
+        world.exec("c", "p", 3);
+        world.started(Pid(101));
+        world.exits(Pid(101), 0);
+        let Some((_, Ask::Finish { pause, .. })) = world.asked.last() else { panic!("{:?}", world.asked) };
+        let pause = *pause;
+        world.done(Role::Streamd);
+        pause
+    };
+    assert!(pauses(&mut world), "a host that has said nothing of itself");
+    world.tell(Message::GetVersion, "null");
+    assert!(pauses(&mut world), "runV asks for the version");
+    world.said();
+    world.tell(Message::GetVersion, r#"{"features":true}"#);
+    let said = world.said().join("");
+    assert!(said.ends_with(r#""features":["prompt-events"]}"#), "{said}");
+    assert!(!pauses(&mut world));
+    world.feed(Event::HostLeft);
+    assert!(pauses(&mut world), "the next host may be runV");
+    world.tell(Message::GetVersion, r#"{"features":true}"#);
+    assert!(!pauses(&mut world));
+    world.feed(Event::HostConnected);
+    assert!(pauses(&mut world), "another connection is another host's");
+}
+
 #[test]
 fn execd_hears_of_ends_though_nothing_is_started() {
     let mut world = World::with_container();

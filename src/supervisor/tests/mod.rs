@@ -266,7 +266,7 @@ fn short(ask: &Ask) -> String {
         Ask::Resize { stdio, row, column } => format!("resize {stdio} {row}x{column}"),
         Ask::Release { finished } => format!("release {finished:?}"),
         Ask::Resend => "resend".to_owned(),
-        Ask::Finish { stdio } => format!("finish {stdio}"),
+        Ask::Finish { stdio, .. } => format!("finish {stdio}"),
         Ask::Flush => "flush".to_owned(),
         Ask::Ping => "ping".to_owned(),
     }

@@ -14,13 +14,16 @@ pub const POD: &str = "/run/hyperinit/pod";
 pub const POD_NS: &str = "/run/hyperinit/pod/ns";
 /// The pod's `/dev/shm`, one tmpfs shared by all its containers.
 pub const POD_SHM: &str = "/run/hyperinit/pod/shm";
-/// The pod's resolv.conf, bound over the containers'.
+/// The pod's hosts file. Each container has a copy of its own of this and the next two.
+pub const POD_HOSTS: &str = "/run/hyperinit/pod/hosts";
+/// The pod's resolv.conf.
 pub const POD_RESOLV_CONF: &str = "/run/hyperinit/pod/resolv.conf";
-/// The pod's hostname file, bound over the containers'.
+/// The pod's hostname file.
 pub const POD_HOSTNAME: &str = "/run/hyperinit/pod/hostname";
 /// Where a container's root is put together, in a mount namespace that only becomes the container's.
 pub const STAGE: &str = "/run/hyperinit/stage";
-/// Where a volume is mounted while a part of it is bound into a container, in the same namespace.
+/// Where a container's scratch is mounted, in the same namespace, and on it a volume while a part of it is bound into the
+/// container.
 pub const VOLUME: &str = "/run/hyperinit/volume";
 /// Where the pod's share is mounted at STARTPOD.
 pub const SHARE: &str = "/run/hyperinit/share";

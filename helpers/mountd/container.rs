@@ -22,9 +22,9 @@ use nix::unistd::{chdir, fchdir, pivot_root, symlinkat};
 
 use super::disk::{self, Access, Disk, is_word};
 use super::populate::Populations;
-use super::tree::{Home, kind, libc_flags, make_directories, mount_point};
+use super::tree::{Home, Reach, directory, fault, kind, libc_flags, make_directories, mount_point};
 use super::volumes::{self, Bind};
-use super::{Rules, layer, pod, sysctl};
+use super::{Rules, layer, pod, scratch, sysctl};
 
 /// How long a disk that is being plugged is awaited, or a volume filled, at once; init asks again.
 const SLICE: Duration = Duration::from_millis(100);
@@ -76,9 +76,7 @@ impl Source<'_> {
     fn open_at(&self, stage: Option<&OwnedFd>) -> Result<OwnedFd, Fault> {
         match self {
             Source::Share { image, rootfs } => {
-                let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-                let share = open(paths::SHARE, flags, Mode::empty()).fault("opening", "the share")?;
-                below(&below(&share, image)?, rootfs)
+                below(&below(&directory(paths::SHARE)?, image)?, rootfs)
             }
             Source::Disk { disk, fstype, rootfs, read_only } => {
                 let access = if *read_only { Access::Read } else { Access::Write };
@@ -120,8 +118,15 @@ pub fn prepare(
     remove(&container.id)?;
     let directory = paths::container(&container.id);
     fs::create_dir_all(&directory).fault("making", directory.display())?;
-    let prepared = home
-        .in_new_namespace(|| build(home, rules, container, &source, &binds))
+    let build = |layered| {
+        home.in_new_namespace(|| build(home, rules, container, layered, &source, &binds))
+    };
+    let built = match build(false) {
+        // It lacks a mount point. Under Docker that is made in the container's layer, and so it is here; the image stays as it is.
+        Err(fault) if container.read_only && fault.is(Errno::EROFS) => build(true),
+        built => built,
+    };
+    let prepared = built
         .and_then(|namespace| keep(&namespace, &container.id))
         .and_then(|()| make_cgroup(&container.id));
     if prepared.is_err()
@@ -132,32 +137,44 @@ pub fn prepare(
     prepared.map(|()| Reply::Done)
 }
 
-/// Puts the root together, step by step, and makes it the namespace's root.
+/// Puts the root together, step by step, and makes it the namespace's root. `layered`: what a read-only image lacks is made in a
+/// layer over it.
 fn build(
     home: &Home,
     rules: &Rules,
     container: &Container,
+    layered: bool,
     source: &Source<'_>,
     binds: &[Bind<'_>],
 ) -> Result<(), Fault> {
     let profile = &rules.profile;
-    let root = root(source, container.read_only)?;
+    let read_only = container.read_only;
+    let scratch = scratch::make()?;
+    let mut root = root(source, read_only)?;
+    if layered {
+        root = layer_over(&scratch, root)?;
+    }
     let proc = self::proc(&root)?;
     let sys = self::sys(profile, &root)?;
     dev(profile, &root)?;
     // Before anything that the host places, or an image by its links, could be in their way.
     cover(home, profile, &proc, &sys)?;
-    if container.initialize && !container.read_only {
-        layer::make(&root)?;
+    if container.initialize && !read_only {
+        layer::make_mtab(&root)?;
     }
     layer::bind_modules(rules.release.as_deref(), &root)?;
+    // Before the volumes: whoever names one of their places, or what is above it, has his own there.
+    layer::bind_pod_files(&scratch, &root, read_only, read_only && !layered)?;
     for bind in binds {
         volumes::bind(home, &root, bind)?;
     }
-    layer::bind_pod_files(&root, container.read_only)?;
     if container.initialize && !container.process.workdir.is_empty() {
-        make_directories(&root, Path::new(&container.process.workdir))
-            .fault("making the workdir", &container.process.workdir)?;
+        let workdir = Path::new(&container.process.workdir);
+        make_directories(&root, workdir, Reach::Volumes(home))
+            .map_err(|errno| fault("making the workdir", workdir, errno))?;
+    }
+    if layered {
+        set_attributes(&root, RDONLY, false).fault("making read-only", "the root filesystem")?;
     }
     sysctl::apply(home, &pods_proc()?, &container.sysctl, rules.local)?;
     fchdir(&root).fault("entering", "the container's root")?;
@@ -182,18 +199,31 @@ fn cover(home: &Home, profile: &ContainerProfile, proc: &OwnedFd, sys: &OwnedFd)
 
 /// The root filesystem, mounted at the stage.
 fn root(source: &Source<'_>, read_only: bool) -> Result<OwnedFd, Fault> {
-    let stage = || {
-        open(paths::STAGE, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-            .fault("opening", paths::STAGE)
-    };
-    let directory = source.open_at(Some(&stage()?))?;
+    let stage = || directory(paths::STAGE);
+    let image = source.open_at(Some(&stage()?))?;
     // A copy of the mount's part below the directory: the rest of the share is not in the container's namespace.
-    let tree = clone_tree(&directory, false).fault("cloning", "the root filesystem")?;
+    let tree = clone_tree(&image, false).fault("cloning", "the root filesystem")?;
     // An image's device nodes are nobody's way to the guest's devices.
     set_attributes(&tree, NODEV | if read_only { RDONLY } else { 0 }, false)
         .fault("setting up", "the root filesystem")?;
     move_mount(&tree, &stage()?).fault("attaching", "the root filesystem")?;
     stage()
+}
+
+/// A root filesystem with a layer over it that can be written to; the root itself where the kernel has no layers.
+fn layer_over(scratch: &OwnedFd, image: OwnedFd) -> Result<OwnedFd, Fault> {
+    match scratch::layered(scratch, &image) {
+        Ok(tree) => {
+            // Private, as all are.
+            set_attributes(&tree, NODEV, false).fault("setting up", "the layer over the image")?;
+            move_mount(&tree, &image).fault("attaching", "the layer over the image")?;
+            directory(paths::STAGE)
+        }
+        Err(fault) => {
+            log::warn!("{fault}");
+            Ok(image)
+        }
+    }
 }
 
 /// A directory below another, whatever links there are.

@@ -16,7 +16,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::unistd::{ftruncate, read, write};
 
-use super::tree::{Home, kind, libc_flags, resolve};
+use super::tree::{Home, Reach, fault, kind, libc_flags, resolve};
 
 /// Some of procfs's files wait for what they have to say.
 const FLAGS: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY);
@@ -74,7 +74,8 @@ impl Reading {
 /// Writes a container's file.
 pub fn write_file(home: &Home, container: &ContainerId, path: &str, data: &[u8]) -> Result<(), Fault> {
     home.in_namespace(container, || {
-        let file = match resolve(root()?, Path::new(path)) {
+        // A link does not lead it to a setting of the kernel's.
+        let file = match Reach::Volumes(home).open(root()?, Path::new(path), OFlag::O_PATH) {
             Ok(file) => {
                 regular(&file, path)?;
                 home.reopen(&file, OFlag::O_WRONLY | OFlag::O_TRUNC | FLAGS).fault("opening", path)?
@@ -88,7 +89,7 @@ pub fn write_file(home: &Home, container: &ContainerId, path: &str, data: &[u8])
                 ftruncate(&file, 0).fault("emptying", path)?;
                 file
             }
-            Err(errno) => return Err(Fault::errno("opening", path, errno)),
+            Err(errno) => return Err(fault("opening", Path::new(path), errno)),
         };
         write_all(&file, data).fault("writing", path)
     })

@@ -1,5 +1,7 @@
-//! The Docker init layer, the kernel's modules, and the pod's files bound over the container's.
+//! What Docker puts over every image: the pod's hosts, hostname and resolv.conf, and mtab; and the kernel's modules.
 
+use std::fs;
+use std::io::{ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -8,67 +10,69 @@ use hyperinit::paths;
 use hyperinit::sys::mount::{Resolve, clone_tree, move_mount, openat2, set_attributes};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::libc::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 use nix::sys::stat::Mode;
-use nix::unistd::{symlinkat, write};
+use nix::unistd::symlinkat;
 
-use super::tree::{file_to_mount_over, libc_flags, make_directories, remove_dead_link};
+use super::tree::{Reach, file_to_mount_over, libc_flags, make_directories};
 use super::volumes::is_empty;
 
-/// What `/etc/hosts` says where an image has none.
-const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+/// The pod's files, and their places in a container.
+const FILES: [(&str, &str); 3] = [
+    (paths::POD_HOSTS, "etc/hosts"),
+    (paths::POD_HOSTNAME, "etc/hostname"),
+    (paths::POD_RESOLV_CONF, "etc/resolv.conf"),
+];
 
-/// Makes what Docker puts under every image: hosts and mtab. (resolv.conf and hostname are made where they are bound.)
-pub fn make(root: &OwnedFd) -> Result<(), Fault> {
-    let etc = make_directories(root, Path::new("etc")).fault("making in the image", "/etc")?;
-    let flags = libc_flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW);
-    make_room(root, Path::new("etc/hosts"));
-    match openat2(&etc, Path::new("hosts"), flags, 0o644, Resolve::NoLinks) {
-        Ok(hosts) => drop(write(&hosts, HOSTS.as_bytes()).fault("writing in the image", "/etc/hosts")?),
-        Err(Errno::EEXIST) => {}
-        Err(errno) => return Err(Fault::errno("making in the image", "/etc/hosts", errno)),
-    }
+/// Makes `/etc/mtab`, which older programs read.
+pub fn make_mtab(root: &OwnedFd) -> Result<(), Fault> {
+    let etc = make_directories(root, Path::new("etc"), Reach::Image).fault("making in the image", "/etc")?;
     match symlinkat("/proc/mounts", &etc, "mtab") {
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
         Err(errno) => Err(Fault::errno("making in the image", "/etc/mtab", errno)),
     }
 }
 
-/// Binds the pod's resolv.conf and hostname over the container's, read-only: they are the whole pod's. An image that
-/// has no such file and is read-only goes without.
-pub fn bind_pod_files(root: &OwnedFd, read_only: bool) -> Result<(), Fault> {
-    for (from, to) in [(paths::POD_RESOLV_CONF, "etc/resolv.conf"), (paths::POD_HOSTNAME, "etc/hostname")] {
-        let file = match open(from, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
-            Ok(file) => file,
+/// Binds a copy of each of the pod's files over the container's, its own to write to unless its root is read-only.
+///
+/// An image that has no place for one goes without, but for a root that is only mounted read-only: with `strict` that is a fault.
+pub fn bind_pod_files(
+    scratch: &OwnedFd,
+    root: &OwnedFd,
+    read_only: bool,
+    strict: bool,
+) -> Result<(), Fault> {
+    for (from, to) in FILES {
+        let text = match fs::read(from) {
+            Ok(text) => text,
             // The pod has no DNS.
-            Err(Errno::ENOENT) => continue,
-            Err(errno) => return Err(Fault::errno("opening", from, errno)),
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(Fault::io("reading", from, &error)),
         };
-        if !read_only {
-            make_room(root, Path::new(to));
-        }
-        let target = match file_to_mount_over(root, Path::new(to), !read_only) {
+        let doing = "making in the image";
+        let target = match file_to_mount_over(root, Path::new(to), Reach::Image) {
             Ok(target) => target,
+            Err(Errno::EROFS) if strict => {
+                return Err(Fault::errno(doing, format!("/{to}"), Errno::EROFS));
+            }
             Err(errno) => {
                 log::warn!("{}", Fault::errno("going without in the image:", format!("/{to}"), errno));
                 continue;
             }
         };
+        let name = Path::new(to).file_name().unwrap_or_default();
+        let flags = libc_flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL);
+        let file = openat2(scratch, Path::new(name), flags, 0o644, Resolve::NoLinks)
+            .fault("making the container's", format!("/{to}"))?;
+        let mut file = fs::File::from(file);
+        file.write_all(&text).fault("writing the container's", format!("/{to}"))?;
         let tree = clone_tree(&file, false).fault("cloning", from)?;
-        set_attributes(&tree, nix::libc::MOUNT_ATTR_RDONLY, false).fault("making read-only", from)?;
+        let read_only = if read_only { MOUNT_ATTR_RDONLY } else { 0 };
+        set_attributes(&tree, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC | read_only, false)
+            .fault("setting up the container's", format!("/{to}"))?;
         move_mount(&tree, &target).fault("binding in the image", format!("/{to}"))?;
     }
     Ok(())
-}
-
-/// A link to what a service of the image would make (systemd-resolved's stub) gives way, as under Docker: there is nothing to
-/// bind over.
-fn make_room(root: &OwnedFd, path: &Path) {
-    if let Err(errno) = remove_dead_link(root, path) {
-        log::warn!(
-            "{}",
-            Fault::errno("removing in the image the link", format!("/{}", path.display()), errno)
-        );
-    }
 }
 
 /// The release of the kernel whose modules this guest kept; none in nearly all guests (src/init/root.rs).
@@ -82,7 +86,7 @@ pub fn release() -> Result<Option<String>, Fault> {
 pub fn bind_modules(release: Option<&str>, root: &OwnedFd) -> Result<(), Fault> {
     let Some(release) = release else { return Ok(()) };
     let path = Path::new(paths::MODULES).join(release);
-    let target = match make_directories(root, &path) {
+    let target = match make_directories(root, &path, Reach::Image) {
         Ok(target) => target,
         Err(errno) => {
             log::warn!("{}", Fault::errno("going without in the image:", path.display(), errno));
@@ -95,7 +99,7 @@ pub fn bind_modules(release: Option<&str>, root: &OwnedFd) -> Result<(), Fault> 
     let modules = open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .fault("opening", path.display())?;
     let tree = clone_tree(&modules, false).fault("cloning", path.display())?;
-    set_attributes(&tree, nix::libc::MOUNT_ATTR_RDONLY | nix::libc::MOUNT_ATTR_NODEV, false)
+    set_attributes(&tree, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV, false)
         .fault("making read-only", path.display())?;
     move_mount(&tree, &target).fault("binding in the image", path.display())
 }

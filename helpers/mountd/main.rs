@@ -11,6 +11,7 @@ mod kill;
 mod layer;
 mod pod;
 mod populate;
+mod scratch;
 mod sysctl;
 mod tree;
 mod unplug;

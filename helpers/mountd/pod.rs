@@ -1,7 +1,8 @@
-//! The pod's own files: the share, resolv.conf, hostname, the shared memory, the kept namespaces.
+//! The pod's own files: the share, hosts, hostname, resolv.conf, the shared memory, the kept namespaces.
 
 use std::fs;
 use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -17,6 +18,21 @@ const NAMESPACES: [&str; 4] = ["ipc", "mnt", "pid", "uts"];
 
 /// Where the kernel has 9p devices, each a directory with a file `mount_tag`.
 const NINE_P_DEVICES: &str = "/sys/bus/virtio/drivers/9pnet_virtio";
+
+/// How long resolv.conf may be, in bytes: every container has a copy, in memory.
+const RESOLV_CONF_MAX: usize = 64 << 10;
+
+/// What every hosts file says.
+const HOSTS: &str = "\
+127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::\tip6-localnet
+ff00::\tip6-mcastprefix
+ff02::1\tip6-allnodes
+ff02::2\tip6-allrouters
+";
+/// The pod's own address where it has none on a network (as Debian's installer has it).
+const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1));
 
 /// Everything of PreparePod, or nothing of it.
 pub fn prepare(pod: &PodFiles) -> Result<(), Fault> {
@@ -50,6 +66,7 @@ fn lay_out(pod: &PodFiles, resolv_conf: Option<String>) -> Result<(), Fault> {
         write(paths::POD_RESOLV_CONF, &text)?;
     }
     write(paths::POD_HOSTNAME, &format!("{}\n", pod.hostname))?;
+    write(paths::POD_HOSTS, &hosts(pod))?;
     match &pod.share {
         None => Ok(()),
         Some(Share::NineP { tag, transport }) => mount_share(tag, *transport),
@@ -106,7 +123,22 @@ fn resolv_conf(pod: &PodFiles) -> Result<Option<String>, Fault> {
             text.push_str(&format!("{keyword} {}\n", words.join(" ")));
         }
     }
+    if text.len() > RESOLV_CONF_MAX {
+        let why = format!("resolv.conf would have more than {RESOLV_CONF_MAX} bytes");
+        return Err(Fault::new("reading", "dns", why));
+    }
     Ok(Some(text).filter(|text| !text.is_empty()))
+}
+
+/// The text of hosts(5): Docker's.
+fn hosts(pod: &PodFiles) -> String {
+    let address = pod.address.unwrap_or(NO_ADDRESS);
+    let name = pod.hostname.as_str();
+    match name.split_once('.') {
+        _ if name.is_empty() => HOSTS.to_owned(),
+        Some((short, _)) => format!("{HOSTS}{address}\t{name} {short}\n"),
+        None => format!("{HOSTS}{address}\t{name}\n"),
+    }
 }
 
 /// A word that would end its line would write a line of its own.
@@ -190,6 +222,7 @@ mod tests {
         let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
         PodFiles {
             hostname: "pod".to_owned(),
+            address: None,
             dns: owned(dns),
             dns_search: owned(search),
             dns_options: owned(options),
@@ -204,6 +237,25 @@ mod tests {
             resolv_conf(&pod(&["1.1.1.1", "::1"], &["a.test", "b.test"], &["ndots:2"])).unwrap().unwrap(),
             "nameserver 1.1.1.1\nnameserver ::1\nsearch a.test b.test\noptions ndots:2\n"
         );
+    }
+
+    #[test]
+    fn hosts_has_the_pods_name() {
+        let last = |hostname: &str, address: Option<&str>| {
+            let address = address.map(|address| address.parse().unwrap());
+            let text = hosts(&PodFiles { hostname: hostname.to_owned(), address, ..pod(&[], &[], &[]) });
+            text.strip_prefix(HOSTS).unwrap().to_owned()
+        };
+        assert_eq!(last("pod", None), "127.0.1.1\tpod\n");
+        assert_eq!(last("pod", Some("192.0.2.7")), "192.0.2.7\tpod\n");
+        assert_eq!(last("web.a.test", Some("2001:db8::7")), "2001:db8::7\tweb.a.test web\n");
+        assert_eq!(last("", Some("192.0.2.7")), "");
+    }
+
+    #[test]
+    fn a_resolv_conf_has_an_end() {
+        let long = "x".repeat(RESOLV_CONF_MAX);
+        assert_eq!(resolv_conf(&pod(&[], &[&long], &[])).unwrap_err().to, "dns");
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! Inside a container's root: every path is resolved there, by descriptor, and looked up once.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Component, Path};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::ContainerId;
 use hyperinit::paths;
 use hyperinit::sys::mount::{Resolve, openat2};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, open, readlinkat};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, makedev, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -72,6 +72,11 @@ impl Home {
         result
     }
 
+    /// Where in the namespace that mountd is in now a descriptor's file is.
+    fn path_of(&self, file: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
+        readlinkat(&self.proc, format!("self/fd/{}", file.as_raw_fd()).as_str()).map(PathBuf::from)
+    }
+
     /// Opens what an O_PATH descriptor is of, and nothing else: no path is walked again.
     pub fn reopen(&self, file: &OwnedFd, flags: OFlag) -> Result<OwnedFd, Errno> {
         let link = format!("self/fd/{}", file.as_raw_fd());
@@ -84,9 +89,63 @@ fn own_namespace(proc: &OwnedFd) -> Result<OwnedFd, Fault> {
         .fault("opening", "mountd's own mount namespace")
 }
 
+/// Opens one of the guest's own directories (O_PATH).
+pub fn directory(path: &str) -> Result<OwnedFd, Fault> {
+    open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", path)
+}
+
 /// A descriptor of what is at `path` inside `root` (O_PATH). Links lead wherever they lead inside.
 pub fn resolve(root: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
     openat2(root, path, libc_flags(OFlag::O_PATH), 0, Resolve::InRoot)
+}
+
+/// How far links inside a container's root may lead to a place that is mounted over or written to.
+///
+/// An image is somebody's, and its links are: `/etc/hostname -> /dev/null` would make a file of the device.
+#[derive(Clone, Copy)]
+pub enum Reach<'a> {
+    /// Not out of the image's own filesystem. For what the guest puts there by itself.
+    Image,
+    /// Also to volumes, but to nothing that the guest has made. For places that the host names.
+    Volumes(&'a Home),
+}
+
+impl Reach<'_> {
+    /// Opens what is at `path` inside `root`. EXDEV: a link leads too far.
+    pub fn open(self, root: impl AsFd, path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
+        let open = |path, resolve| openat2(root.as_fd(), path, libc_flags(flags), 0, resolve);
+        let home = match self {
+            Reach::Image => return open(path, Resolve::InMount),
+            Reach::Volumes(home) => home,
+        };
+        // Without a link the host has named the place itself, whatever is there.
+        if let Ok(found) = open(path.strip_prefix("/").unwrap_or(path), Resolve::NoLinks) {
+            return Ok(found);
+        }
+        let found = open(path, Resolve::InRoot)?;
+        let (top, at) = (home.path_of(root.as_fd())?, home.path_of(found.as_fd())?);
+        match at.strip_prefix(top).is_ok_and(|below| !is_guests(below)) {
+            true => Ok(found),
+            false => Err(Errno::EXDEV),
+        }
+    }
+}
+
+/// A fault at a path of a container, which says what EXDEV means there.
+pub fn fault(doing: &str, path: &Path, errno: Errno) -> Fault {
+    match errno {
+        Errno::EXDEV => Fault {
+            errno: Some(errno as i32),
+            ..Fault::new(doing, path.display(), "a link leads to what is the guest's own")
+        },
+        errno => Fault::errno(doing, path.display(), errno),
+    }
+}
+
+/// Whether what is at a path of a container, relative to its root, is of the guest's making. What is in the shared memory is the
+/// containers' own.
+fn is_guests(path: &Path) -> bool {
+    ["proc", "sys", "dev"].iter().any(|made| path.starts_with(made)) && !path.starts_with("dev/shm")
 }
 
 /// A directory of the container's root that is mounted over, made if it is missing. Here an image has no say: a link
@@ -105,66 +164,85 @@ pub fn mount_point(root: impl AsFd, path: &str) -> Result<OwnedFd, Fault> {
     .fault("opening in the image", format!("/{path}"))
 }
 
-/// A directory inside `root`, with all that leads to it, made where it is missing. Links are followed inside.
-pub fn make_directories(root: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
-    let flags = libc_flags(OFlag::O_PATH | OFlag::O_DIRECTORY);
-    let mut done = std::path::PathBuf::new();
-    let mut at = openat2(root.as_fd(), Path::new("."), flags, 0, Resolve::InRoot)?;
+/// A directory inside `root`, with all that leads to it, made where it is missing.
+pub fn make_directories(root: impl AsFd, path: &Path, reach: Reach<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    let mut done = PathBuf::new();
+    let mut at = reach.open(root.as_fd(), Path::new("."), flags)?;
     for component in path.components() {
         match component {
             Component::RootDir | Component::CurDir | Component::Prefix(_) => continue,
             // As the kernel has it: after links have been followed. So from the root again, with all so far.
             Component::ParentDir => done.push(".."),
-            Component::Normal(name) => {
+            Component::Normal(name) => done.push(name),
+        }
+        at = match (reach.open(root.as_fd(), &done, flags), component) {
+            (Err(Errno::ENOENT), Component::Normal(name)) => {
                 match mkdirat(&at, name, Mode::from_bits_truncate(0o755)) {
                     Ok(()) | Err(Errno::EEXIST) => {}
-                    // A read-only image that has it is as good.
-                    Err(Errno::EROFS) => {}
                     Err(errno) => return Err(errno),
                 }
-                done.push(name);
+                reach.open(root.as_fd(), &done, flags)?
             }
-        }
-        at = openat2(root.as_fd(), &done, flags, 0, Resolve::InRoot)?;
+            (result, _) => result?,
+        };
     }
     Ok(at)
 }
 
-/// A regular file inside `root`, opened to be mounted over; made empty, with its directory, if it is missing.
-pub fn file_to_mount_over(root: impl AsFd, path: &Path, create: bool) -> Result<OwnedFd, Errno> {
-    match resolve(root.as_fd(), path) {
-        Err(Errno::ENOENT) if create => {
-            let parent = make_directories(root.as_fd(), path.parent().unwrap_or(Path::new("/")))?;
-            let name = Path::new(path.file_name().ok_or(Errno::EINVAL)?);
-            let flags = libc_flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW);
-            // A dangling link in its place is the image's own: EEXIST.
-            drop(openat2(&parent, name, flags, 0o644, Resolve::NoLinks)?);
-            resolve(root, path)
-        }
-        result => result,
+/// A directory inside `root` that is to be mounted over, with all that leads to it, made where it is missing. A dead link in its
+/// place gives way.
+pub fn directory_to_mount_over(
+    root: impl AsFd,
+    path: &Path,
+    reach: Reach<'_>,
+) -> Result<OwnedFd, Errno> {
+    let errno = match make_directories(root.as_fd(), path, reach) {
+        Err(errno) if is_dead(errno) => errno,
+        result => return result,
+    };
+    let (parent, name) = parent_and_name(path)?;
+    match reach.open(root.as_fd(), parent, OFlag::O_PATH | OFlag::O_DIRECTORY) {
+        Ok(parent) if remove_link(&parent, name)? => make_directories(root, path, reach),
+        _ => Err(errno),
     }
 }
 
-/// Removes what is at `path` if it is a link that leads to nothing inside `root`. What is not there is no error.
-pub fn remove_dead_link(root: impl AsFd, path: &Path) -> Result<(), Errno> {
-    match resolve(root.as_fd(), path) {
-        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
-        result => return result.map(drop),
+/// A file inside `root` that is to be mounted over; made empty, with its directory, if it is missing. A dead link in its place
+/// gives way.
+pub fn file_to_mount_over(root: impl AsFd, path: &Path, reach: Reach<'_>) -> Result<OwnedFd, Errno> {
+    match reach.open(root.as_fd(), path, OFlag::O_PATH) {
+        Err(errno) if is_dead(errno) => {}
+        result => return result,
     }
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let name = Path::new(path.file_name().ok_or(Errno::EINVAL)?);
+    let (parent, name) = parent_and_name(path)?;
+    let parent = make_directories(root.as_fd(), parent, reach)?;
+    remove_link(&parent, name)?;
+    let flags = libc_flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW);
+    drop(openat2(&parent, name, flags, 0o644, Resolve::NoLinks)?);
+    reach.open(root, path, OFlag::O_PATH)
+}
+
+/// Whether nothing can be reached at a path: there is nothing, or a link leads nowhere, round and round, or too far.
+fn is_dead(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV)
+}
+
+fn parent_and_name(path: &Path) -> Result<(&Path, &Path), Errno> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    Ok((parent.unwrap_or(Path::new("/")), Path::new(path.file_name().ok_or(Errno::EINVAL)?)))
+}
+
+/// Removes what has that name if it is a link; whether it was one.
+fn remove_link(directory: &OwnedFd, name: &Path) -> Result<bool, Errno> {
     let look = libc_flags(OFlag::O_PATH | OFlag::O_NOFOLLOW);
-    let found = resolve(root, directory).and_then(|directory| {
-        let found = openat2(&directory, name, look, 0, Resolve::NoLinks)?;
-        Ok((directory, fstat(&found)?))
-    });
-    match found {
-        Ok((directory, stat)) if kind(&stat) == SFlag::S_IFLNK => {
-            unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir)
-        }
-        // It, or its directory, is missing.
-        Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(()),
-        Err(errno) => Err(errno),
+    let found = match openat2(directory, name, look, 0, Resolve::NoLinks) {
+        Err(Errno::ENOENT) => return Ok(false),
+        result => fstat(&result?)?,
+    };
+    match kind(&found) {
+        SFlag::S_IFLNK => unlinkat(directory, name, UnlinkatFlags::NoRemoveDir).map(|()| true),
+        _ => Ok(false),
     }
 }
 
@@ -176,4 +254,19 @@ pub fn kind(stat: &FileStat) -> SFlag {
 /// nix's flags as openat2 takes them.
 pub fn libc_flags(flags: OFlag) -> i32 {
     flags.bits()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_guest_makes_is_not_the_containers() {
+        for made in ["proc", "proc/sys/kernel/hostname", "sys", "dev/null", "dev/pts/ptmx", "dev"] {
+            assert!(is_guests(Path::new(made)), "{made}");
+        }
+        for own in ["", "etc/hosts", "dev/shm", "dev/shm/x", "device", "srv/proc"] {
+            assert!(!is_guests(Path::new(own)), "{own}");
+        }
+    }
 }

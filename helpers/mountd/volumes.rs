@@ -14,7 +14,7 @@ use nix::sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat};
 
 use super::disk::{self, Access, Disk, Export, is_word};
 use super::populate::{SCRATCH, WHOLE};
-use super::tree::{Home, file_to_mount_over, kind, libc_flags, make_directories};
+use super::tree::{Home, Reach, directory_to_mount_over, fault, file_to_mount_over, kind, libc_flags};
 
 const NODEV: u64 = nix::libc::MOUNT_ATTR_NODEV;
 const RDONLY: u64 = nix::libc::MOUNT_ATTR_RDONLY;
@@ -50,7 +50,7 @@ pub enum From<'a> {
     Share(&'a Path),
 }
 
-/// What the host wants bound, in order: volumes, then parts of the share.
+/// What the host wants bound, in order: volumes, then parts of the share, and what is further up before what is below it.
 pub fn plan(container: &Container) -> Result<Vec<Bind<'_>>, Fault> {
     let mut binds = Vec::new();
     for volume in &container.volumes {
@@ -71,7 +71,18 @@ pub fn plan(container: &Container) -> Result<Vec<Bind<'_>>, Fault> {
         let from = From::Share(Path::new(&map.source));
         binds.push(Bind { from, at, read_only: map.read_only, docker: map.docker_volume });
     }
+    // What is mounted later covers what is below it. Of the same depth, or place, the host's order counts.
+    binds.sort_by_key(|bind| depth(bind.at));
     Ok(binds)
+}
+
+/// How many names below the root a path is.
+fn depth(path: &Path) -> usize {
+    path.components().fold(0, |depth, component| match component {
+        Component::Normal(_) => depth + 1,
+        Component::ParentDir => depth.saturating_sub(1),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => depth,
+    })
 }
 
 fn place<'a>(key: &str, path: &'a str) -> Result<&'a Path, Fault> {
@@ -225,7 +236,7 @@ pub fn bind(home: &Home, root: &OwnedFd, bind: &Bind<'_>) -> Result<(), Fault> {
     let tree = clone_tree(what, false).fault("cloning the volume for", &at)?;
     set_attributes(&tree, NODEV | if bind.read_only { RDONLY } else { 0 }, false)
         .fault("setting up the volume for", &at)?;
-    let target = target(root, bind.at, is_directory(what))?;
+    let target = target(home, root, bind.at, is_directory(what))?;
     move_mount(&tree, &target).fault("mounting the volume on", &at)?;
     if mounted {
         umount2(paths::VOLUME, MntFlags::MNT_DETACH).fault("detaching the volume for", &at)?;
@@ -247,12 +258,13 @@ fn file(home: &Home, data: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
 }
 
 /// The place to mount over; made if it is missing.
-fn target(root: &OwnedFd, at: &Path, directory: bool) -> Result<OwnedFd, Fault> {
+fn target(home: &Home, root: &OwnedFd, at: &Path, directory: bool) -> Result<OwnedFd, Fault> {
+    let reach = Reach::Volumes(home);
     let target = match directory {
-        true => make_directories(root, at),
-        false => file_to_mount_over(root, at, true),
+        true => directory_to_mount_over(root, at, reach),
+        false => file_to_mount_over(root, at, reach),
     }
-    .fault("making in the image", at.display())?;
+    .map_err(|errno| fault("making in the image", at, errno))?;
     let same = |one: &OwnedFd| fstat(one).map(|stat| (stat.st_dev, stat.st_ino));
     // The container's root itself, by way of a link: what would be mounted there is not what it would see.
     match (same(&target), same(root)) {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use hyperinit::fault::{Fault, OrFault};
+use hyperinit::init::settings::USERS_NETWORK;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
@@ -34,6 +35,10 @@ pub fn tied(options: &Tied) -> Result<ExitCode, Fault> {
             | CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWUTS;
         unshare(all).fault("making", "namespaces")?;
+        // Here and not in the guest, which cannot tell a network of its own from the machine's.
+        for (path, value) in USERS_NETWORK {
+            std::fs::write(path, value).fault("writing to", path)?;
+        }
     }
     if !options.bind.is_empty() {
         bind(&options.bind, options.namespaces)?;

@@ -16,7 +16,7 @@ use nix::sys::stat::Mode;
 use nix::sys::utsname::uname;
 
 use super::modules;
-use super::settings::Settings;
+use super::settings::{Settings, USERS_NETWORK};
 use crate::fault::{Fault, OrFault};
 use crate::logger;
 use crate::sys::heap;
@@ -147,6 +147,15 @@ pub fn program() -> Result<OwnedFd, Fault> {
     open(through.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).fault("opening again", OWN)
 }
 
+/// What a user's processes may do in a VM's network. A local guest has that of hyperctl's making.
+pub fn network(settings: &Settings) {
+    if settings.local.is_none() {
+        for (path, value) in USERS_NETWORK {
+            write(path, value);
+        }
+    }
+}
+
 /// Raises the limits. In a namespace what is of `fs` is the machine's and stays.
 pub fn limits(settings: &Settings) {
     if settings.local.is_none() {
@@ -167,13 +176,22 @@ pub fn limits(settings: &Settings) {
     ];
     for (resource, limit) in limits {
         if let Err(errno) = setrlimit(resource, limit, limit) {
-            log::warn!("{}", Fault::errno("setting", format!("{resource:?} to {limit}"), errno));
+            warn(settings, &Fault::errno("setting", format!("{resource:?} to {limit}"), errno));
             // In a namespace whose owner may not raise limits, at least all that it has.
             let _ = getrlimit(resource).and_then(|(_, hard)| setrlimit(resource, hard, hard));
         }
     }
     // The memory killer takes a container before it takes the guest; execd resets it for what it starts.
-    write("/proc/self/oom_score_adj", "-1000");
+    const OOM: &str = "/proc/self/oom_score_adj";
+    if let Err(error) = std::fs::write(OOM, "-1000") {
+        warn(settings, &Fault::io("writing -1000 to", OOM, &error));
+    }
+}
+
+/// Says what could not be raised. In a namespace it is the machine that decides, and nothing is amiss.
+fn warn(settings: &Settings, fault: &Fault) {
+    let level = if settings.local.is_some() { log::Level::Info } else { log::Level::Warn };
+    log::log!(level, "{fault}");
 }
 
 /// Has the memory that PID 1 and the warden may ever need promised (sys/heap.rs). `main` has tried: in a VM whose kernel was told at

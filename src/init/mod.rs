@@ -94,6 +94,7 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
     let program = boot::program()?;
     root::enter(&settings)?;
     boot::limits(&settings);
+    boot::network(&settings);
     boot::memory(&settings);
     boot::calm(expedited);
 

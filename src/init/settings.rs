@@ -12,6 +12,13 @@ pub const USAGE: &str = "usage: hyperinit [--local --ctl PATH --stream PATH --sh
      As PID 1 of a VM it takes no arguments; the kernel command line has hyper_log=, hyper_profile=, hyper_debug,\n\
      hyper_modules, hyper_use_serial, hyper_p9_xen.";
 
+/// Settings of a network namespace of the guest's own, as Docker has them: every user may listen on any port, and ping. A container's
+/// sysctls come later and count.
+pub const USERS_NETWORK: [(&str, &str); 2] = [
+    ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
+    ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+];
+
 /// How this guest runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {

@@ -1,5 +1,7 @@
 //! The steps of STARTPOD, NEWCONTAINER and EXECCMD: each answer asks for the next, the first fault undoes those before.
 
+use std::net::IpAddr;
+
 use super::ask::Answer;
 use super::commands::Gate;
 use super::state::{
@@ -365,9 +367,22 @@ fn pod_files(pod: &crate::spec::Pod, local: bool, transport: NinePTransport) -> 
     };
     PodFiles {
         hostname: pod.hostname.clone(),
+        address: first_address(pod),
         dns: pod.dns.clone(),
         dns_search: pod.dns_search.clone(),
         dns_options: pod.dns_options.clone(),
         share,
     }
+}
+
+/// The first address that the pod gives to a link of its. Which words are addresses netd says: it refuses a pod with others.
+fn first_address(pod: &crate::spec::Pod) -> Option<IpAddr> {
+    let mut words = pod.interfaces.iter().flat_map(|interface| {
+        let listed = interface.ip_addresses.iter().map(|address| &address.ip_address);
+        // The old style's counts where there is no list.
+        let old = Some(&interface.ip_address).filter(|_| interface.ip_addresses.is_empty());
+        listed.chain(old)
+    });
+    // One with a leading `-` is taken away.
+    words.find_map(|word| word.parse().ok())
 }

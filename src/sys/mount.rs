@@ -17,6 +17,8 @@ use nix::unistd::Pid;
 pub enum Resolve {
     /// As if the directory were the root: absolute links and `..` stay inside, magic links are refused.
     InRoot,
+    /// The same, and no other mount than the directory's.
+    InMount,
     /// Below the directory, through no link at all.
     NoLinks,
     /// The same, and no other filesystem than the directory's: what is mounted there is none of its.
@@ -59,6 +61,9 @@ pub fn openat2(
     how.mode = u64::from(mode);
     how.resolve = match resolve {
         Resolve::InRoot => libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS,
+        Resolve::InMount => {
+            libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_XDEV
+        }
         Resolve::NoLinks => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS,
         Resolve::Name => libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV,
         Resolve::NoMounts => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV,

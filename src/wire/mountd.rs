@@ -1,5 +1,7 @@
 //! init ⇄ mountd.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{Bulk, Bytes, Payload};
@@ -37,7 +39,7 @@ pub enum Request {
         /// The link's name.
         device: String,
     },
-    /// Mount the share, write resolv.conf and hostname, make the pod's shm. Undoes itself when it fails.
+    /// Mount the share, write hosts, hostname and resolv.conf, make the pod's shm. Undoes itself when it fails.
     PreparePod {
         /// The pod's files.
         pod: Bulk<PodFiles>,
@@ -89,8 +91,10 @@ pub enum Request {
 /// What the pod's containers share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodFiles {
-    /// The content of `hostname`.
+    /// The content of `hostname`, and a name in `hosts` unless it is empty.
     pub hostname: String,
+    /// The address of that name; with none it is 127.0.1.1.
+    pub address: Option<IpAddr>,
     /// `nameserver` lines; with none (and no search, no options) there is no resolv.conf.
     pub dns: Vec<String>,
     /// The `search` line.

@@ -46,6 +46,7 @@ pub struct Running {
 pub fn pod_files() -> mountd::PodFiles {
     mountd::PodFiles {
         hostname: HOSTNAME.to_owned(),
+        address: None,
         dns: vec![],
         dns_search: vec![],
         dns_options: vec![],

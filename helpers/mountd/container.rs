@@ -75,9 +75,7 @@ impl Source<'_> {
     /// Its directory, in the namespace that mountd is in now. A disk is mounted at the stage, or nowhere.
     fn open_at(&self, stage: Option<&OwnedFd>) -> Result<OwnedFd, Fault> {
         match self {
-            Source::Share { image, rootfs } => {
-                below(&below(&directory(paths::SHARE)?, image)?, rootfs)
-            }
+            Source::Share { image, rootfs } => below(&below(&directory(paths::SHARE)?, image)?, rootfs),
             Source::Disk { disk, fstype, rootfs, read_only } => {
                 let access = if *read_only { Access::Read } else { Access::Write };
                 let mounted = disk::mount(*disk, fstype, access)?;
@@ -118,17 +116,14 @@ pub fn prepare(
     remove(&container.id)?;
     let directory = paths::container(&container.id);
     fs::create_dir_all(&directory).fault("making", directory.display())?;
-    let build = |layered| {
-        home.in_new_namespace(|| build(home, rules, container, layered, &source, &binds))
-    };
+    let build = |layered| home.in_new_namespace(|| build(home, rules, container, layered, &source, &binds));
     let built = match build(false) {
         // It lacks a mount point. Under Docker that is made in the container's layer, and so it is here; the image stays as it is.
         Err(fault) if container.read_only && fault.is(Errno::EROFS) => build(true),
         built => built,
     };
-    let prepared = built
-        .and_then(|namespace| keep(&namespace, &container.id))
-        .and_then(|()| make_cgroup(&container.id));
+    let prepared =
+        built.and_then(|namespace| keep(&namespace, &container.id)).and_then(|()| make_cgroup(&container.id));
     if prepared.is_err()
         && let Err(fault) = remove(&container.id)
     {

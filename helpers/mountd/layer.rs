@@ -36,12 +36,7 @@ pub fn make_mtab(root: &OwnedFd) -> Result<(), Fault> {
 /// Binds a copy of each of the pod's files over the container's, its own to write to unless its root is read-only.
 ///
 /// An image that has no place for one goes without, but for a root that is only mounted read-only: with `strict` that is a fault.
-pub fn bind_pod_files(
-    scratch: &OwnedFd,
-    root: &OwnedFd,
-    read_only: bool,
-    strict: bool,
-) -> Result<(), Fault> {
+pub fn bind_pod_files(scratch: &OwnedFd, root: &OwnedFd, read_only: bool, strict: bool) -> Result<(), Fault> {
     for (from, to) in FILES {
         let text = match fs::read(from) {
             Ok(text) => text,

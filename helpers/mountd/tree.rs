@@ -192,11 +192,7 @@ pub fn make_directories(root: impl AsFd, path: &Path, reach: Reach<'_>) -> Resul
 
 /// A directory inside `root` that is to be mounted over, with all that leads to it, made where it is missing. A dead link in its
 /// place gives way.
-pub fn directory_to_mount_over(
-    root: impl AsFd,
-    path: &Path,
-    reach: Reach<'_>,
-) -> Result<OwnedFd, Errno> {
+pub fn directory_to_mount_over(root: impl AsFd, path: &Path, reach: Reach<'_>) -> Result<OwnedFd, Errno> {
     let errno = match make_directories(root.as_fd(), path, reach) {
         Err(errno) if is_dead(errno) => errno,
         result => return result,

@@ -61,9 +61,7 @@ pub fn openat2(
     how.mode = u64::from(mode);
     how.resolve = match resolve {
         Resolve::InRoot => libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS,
-        Resolve::InMount => {
-            libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_XDEV
-        }
+        Resolve::InMount => libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_XDEV,
         Resolve::NoLinks => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS,
         Resolve::Name => libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV,
         Resolve::NoMounts => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV,

@@ -164,3 +164,34 @@ fn a_volume_does_not_uncover_what_is_hidden() {
         );
     }
 }
+
+/// A file that the guest binds, or that a host's volume is bound on, is a link to a device or to a setting of the kernel's: that
+/// would be a file then, for all that the container and the guest do with it.
+#[test]
+fn a_link_makes_no_file_of_a_device_or_a_setting() {
+    let links = [
+        "/dev/null",
+        "../dev/console",
+        "/dev/pts/ptmx",
+        "/proc/sys/kernel/hostname",
+        "/proc/kcore",
+        "/sys/kernel/uevent_helper",
+    ];
+    for (number, to) in links.into_iter().enumerate() {
+        let set = |root: &Path| {
+            for file in ["hosts", "hostname", "resolv.conf", "app.conf", "mtab"] {
+                replace(root, &format!("etc/{file}"), to);
+            }
+        };
+        let fsmap = json!({"fsmap": [{"source": "outside/file", "path": "/etc/app.conf", "readOnly": true}]});
+        is_safe(&format!("device{number}"), set, fsmap.clone(), None);
+        // On the way to the place there is nothing that could be put in its stead.
+        let more = json!({"fsmap": [{"source": "outside/file", "path": "/etc/app/conf"}]});
+        is_safe(
+            &format!("way{number}"),
+            |root| replace(root, "etc/app", "/dev"),
+            more,
+            Some("the guest's own"),
+        );
+    }
+}

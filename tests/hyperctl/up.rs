@@ -57,6 +57,31 @@ fn a_guest_ends_with_a_signal_and_leaves_its_log_only() {
     }
 }
 
+/// Limits and the memory killer's choice are the machine's there; that it keeps them to itself means nothing.
+#[test]
+fn a_local_guest_that_may_raise_no_limit_says_nothing_of_it() {
+    let directory = scratch();
+    let guest = directory.path().join("guest");
+    let mut command = Command::new("prlimit");
+    command.args([
+        "--nofile=4096:4096",
+        "setpriv",
+        "--bounding-set=-sys_resource",
+        HYPERCTL,
+        "up",
+        "--local",
+    ]);
+    command.arg("--share").arg(directory.path()).arg("--dir").arg(&guest).stdin(Stdio::null());
+    let child = spawn(&mut command);
+    let client = Client::connect_within(&guest, BOOT, || Ok(())).unwrap();
+    client.ready(BOOT).unwrap();
+    signal(&child, Signal::SIGTERM);
+    wait_for_hang_up(&client);
+    assert_eq!(finish(child).status.code(), Some(0));
+    let log = fs::read_to_string(guest.join("console.log")).unwrap();
+    assert!(!log.contains("RLIMIT_") && !log.contains("oom_score_adj"), "{log}");
+}
+
 /// The kernel takes ten lines of a program in five seconds unless it is told otherwise.
 #[test]
 fn the_log_of_a_vm_is_complete() {

@@ -58,9 +58,11 @@ fn a_file_is_what_was_written() {
         assert!(read(&mut pod, "/tmp/exactly").unwrap() == exactly);
         let fault = pod.mountd.ask::<_, Reply>(&Request::ReadOn).unwrap_err();
         assert!(fault.to_string().contains("no file is being read"), "{fault}");
-        // What is mounted in the container is the container's; of the pod's own it has no more than to read.
+        // What is mounted in the container is the container's.
         assert_eq!(read(&mut pod, "/etc/hostname").unwrap(), b"thepod\n");
-        assert!(write(&mut pod, "/etc/hostname", b"x").unwrap_err().is(Errno::EROFS));
+        write(&mut pod, "/etc/hostname", b"x").unwrap();
+        assert_eq!(read(&mut pod, "/etc/hostname").unwrap(), b"x");
+        assert_eq!(fs::read(paths::POD_HOSTNAME).unwrap(), b"thepod\n");
         write(&mut pod, "/dev/shm/shared", b"all").unwrap();
         assert_eq!(fs::read(Path::new(paths::POD_SHM).join("shared")).unwrap(), b"all");
     });
@@ -276,5 +278,33 @@ fn what_is_made_meanwhile_is_written_over_and_not_into() {
             let text = fs::read_to_string(file.unwrap().path()).unwrap();
             assert!(text == "content" || !text.starts_with("content"), "what was there is left: {text:?}");
         }
+    });
+}
+
+/// Where a link leads is the container's idea and not the host's.
+#[test]
+fn a_link_does_not_lead_a_write_to_the_kernel() {
+    guest(|guest| {
+        let root = image("web");
+        for (name, to) in [
+            ("setting", "/proc/sys/kernel/shmmni"),
+            ("score", "/proc/1/oom_score_adj"),
+            ("sys", "/sys/kernel/mm/ksm/run"),
+            ("way", "/proc"),
+            ("shared", "/dev/shm/file"),
+        ] {
+            symlink(to, root.join("etc").join(name)).unwrap();
+        }
+        let mut pod = web(guest, json!({}));
+        let before = read(&mut pod, "/proc/sys/kernel/shmmni").unwrap();
+        write(&mut pod, "/dev/shm/file", b"first").unwrap();
+        for path in ["/etc/setting", "/etc/score", "/etc/sys", "/etc/way/1/oom_score_adj"] {
+            let fault = write(&mut pod, path, b"7").unwrap_err();
+            assert!(fault.is(Errno::EXDEV) || path == "/etc/sys", "{path}: {fault}");
+        }
+        assert_eq!(read(&mut pod, "/proc/sys/kernel/shmmni").unwrap(), before);
+        assert_eq!(read(&mut pod, "/etc/setting").unwrap(), before, "reading follows it");
+        write(&mut pod, "/etc/shared", b"second").unwrap();
+        assert_eq!(read(&mut pod, "/dev/shm/file").unwrap(), b"second", "the containers' own");
     });
 }

@@ -196,7 +196,8 @@ fn an_image_cannot_place_a_volume_over_what_protects_the_guest() {
         let fsmap = [json!({"source": "dir", "path": "/data"}), json!({"source": "dir", "path": "/out"})];
         pod.prepare("web", json!({"fsmap": fsmap, "sysctl": {"kernel.shmmax": "123456"}})).unwrap();
         guest.inside("web", |mounts| {
-            assert!(Path::new("/proc/sys/file").exists(), "it is the container's own to lose");
+            assert!(Path::new("/data/file").exists() && !Path::new("/proc/sys/file").exists());
+            assert!(fs::symlink_metadata("/data").unwrap().is_dir(), "a link to what the guest made is dead");
             assert!(Path::new("/run/outside/file").exists(), "inside");
             assert!(
                 mounts.lines().any(|line| line.contains(" /sys /proc/sys ro,")),
@@ -277,7 +278,7 @@ fn a_part_of_the_share_is_one_whatever_a_link_says() {
 }
 
 #[test]
-fn what_is_bound_later_is_on_top() {
+fn what_is_further_up_is_bound_before_what_is_below_it() {
     guest(|guest| {
         image("web");
         let share = Path::new(paths::LOCAL_SHARE);
@@ -287,14 +288,84 @@ fn what_is_bound_later_is_on_top() {
         }
         let mut pod = Pod::start(guest);
         let fsmap = json!([
-            {"source": "outer", "path": "/data"}, {"source": "inner", "path": "/data/in"}, {"source": "etc", "path": "/etc"}
+            {"source": "inner", "path": "/data/in"}, {"source": "outer", "path": "/data"}, {"source": "etc", "path": "/etc"}
         ]);
         let process = json!({"args": ["x"], "workdir": "/data/in/work"});
         pod.prepare("web", json!({"fsmap": fsmap, "initialize": true, "process": process})).unwrap();
         assert_eq!(
-            pod.shell("web", "ls /data /data/in /etc; cat /etc/hostname"),
-            "/data:\nin\nouter\n\n/data/in:\ninner\nwork\n\n/etc:\netc\nhostname\nthepod"
+            pod.shell("web", "ls /data /data/in /etc"),
+            "/data:\nin\nouter\n\n/data/in:\ninner\nwork\n\n/etc:\netc"
         );
         assert!(share.join("inner/work").is_dir(), "the workdir is where the process will be");
+    });
+}
+
+#[test]
+fn who_names_the_place_of_a_pods_file_has_his_own_there() {
+    guest(|guest| {
+        let root = image("web");
+        let share = Path::new(paths::LOCAL_SHARE);
+        fs::create_dir(share.join("etc")).unwrap();
+        for (name, text) in [("hosts", "my hosts"), ("hostname", "my name"), ("resolv.conf", "my servers")] {
+            fs::write(share.join(name), text).unwrap();
+        }
+        // By another name of the directory, too.
+        symlink("etc", root.join("settings")).unwrap();
+        let mut pod = Pod::with(guest, PodFiles { dns: words(&["192.0.2.1"]), ..pod_files() }, &[]);
+        let fsmap = json!([
+            {"source": "hosts", "path": "/etc/hosts"},
+            {"source": "hostname", "path": "settings/hostname", "readOnly": true},
+            {"source": "resolv.conf", "path": "/etc/resolv.conf"},
+        ]);
+        pod.prepare("web", json!({"fsmap": fsmap})).unwrap();
+        let said = pod.shell("web", "cd /etc; cat hosts hostname resolv.conf; echo more >>hosts");
+        assert_eq!(said, "my hostsmy namemy servers");
+        assert_eq!(fs::read_to_string(share.join("hosts")).unwrap(), "my hostsmore\n");
+        gone(&mut pod, "web");
+        let fsmap = json!([{"source": "etc", "path": "/etc"}]);
+        pod.prepare("web", json!({"fsmap": fsmap, "initialize": true})).unwrap();
+        assert_eq!(pod.shell("web", "ls -A /etc"), "");
+        assert_eq!(fs::read_dir(share.join("etc")).unwrap().count(), 0, "nothing is made in it");
+        assert_eq!(pod.mountd.log(), "");
+    });
+}
+
+/// `/var/run -> /run`, and a volume at each: both are the host's words.
+#[test]
+fn a_link_may_lead_a_volume_into_another() {
+    guest(|guest| {
+        let root = image("web");
+        let share = Path::new(paths::LOCAL_SHARE);
+        for name in ["run", "app"] {
+            fs::create_dir(share.join(name)).unwrap();
+        }
+        fs::write(share.join("socket"), "a socket").unwrap();
+        for (to, name) in [("/run", "var"), ("/dev", "devices"), ("/dev/shm", "shared")] {
+            symlink(to, root.join(name)).unwrap();
+        }
+        let mut pod = Pod::start(guest);
+        let fsmap = json!([
+            {"source": "socket", "path": "/var/app.sock"},
+            {"source": "app", "path": "/var/app"},
+            {"source": "app", "path": "/shared/app"},
+            {"source": "run", "path": "/run"},
+        ]);
+        pod.prepare("web", json!({"fsmap": fsmap})).unwrap();
+        assert_eq!(
+            pod.shell("web", "cat /run/app.sock; ls /run /dev/shm"),
+            "a socket/dev/shm:\napp\n\n/run:\napp\napp.sock"
+        );
+        gone(&mut pod, "web");
+        // On the way there it is no link that could give way.
+        let fsmap = json!([{"source": "app", "path": "/devices/app"}]);
+        let fault = pod.prepare("web", json!({"fsmap": fsmap})).unwrap_err();
+        assert!(
+            fault.to_string().contains("/devices/app: a link leads to what is the guest's own"),
+            "{fault}"
+        );
+        // What the host names itself is another matter.
+        let fsmap = json!([{"source": "app", "path": "/dev/app"}]);
+        pod.prepare("web", json!({"fsmap": fsmap})).unwrap();
+        assert_eq!(pod.shell("web", "ls -d /dev/app"), "/dev/app");
     });
 }

@@ -10,14 +10,15 @@ pub fn the_init_layer_is_dockers(guest: &Guest) {
     let files = "cat /etc/hosts; readlink /etc/mtab; cat /etc/hostname /etc/resolv.conf";
     let more = json!({"image": "layer", "initialize": true, "process": {"workdir": "/made/for/it"}});
     let said = guest.container_says("layer", &format!("pwd; {files}"), more);
-    assert!(said.starts_with("/made/for/it\n127.0.0.1\tlocalhost\n"), "{said}");
+    assert!(said.starts_with("/made/for/it\n127.0.0.1\tlocalhost\n::1\tlocalhost "), "{said}");
+    assert!(said.contains("\n127.0.1.1\tpod-1\n"), "{said}");
     assert!(said.ends_with("/proc/mounts\npod-1\nnameserver 192.0.2.1\nsearch a.test\n"), "{said}");
-    assert!(root.join("etc/hosts").exists() && root.join("made/for/it").is_dir());
+    assert!(root.join("made/for/it").is_dir());
 
     let plain = guest.image("plain");
     let said = guest.container_says("plain", "ls /etc; cat /etc/hostname", json!({"image": "plain"}));
-    assert!(!said.contains("hosts") && said.ends_with("pod-1\n"), "only what is bound: {said}");
-    assert!(!plain.join("etc/hosts").exists());
+    assert!(!said.contains("mtab") && said.ends_with("pod-1\n"), "only what is bound: {said}");
+    assert!(!plain.join("etc/mtab").exists());
     let more = json!({"image": "plain", "process": {"workdir": "/nowhere"}});
     let text = refusal(guest.try_container("plain", &["true"], more));
     assert!(text.contains("workdir /nowhere"), "{text}");
@@ -29,12 +30,86 @@ pub fn the_images_own_names_stay_in_it(guest: &Guest) {
     std::fs::write(own("resolv.conf"), "nameserver 198.51.100.1\n").unwrap();
     std::fs::write(own("hostname"), "the-images\n").unwrap();
     std::fs::write(own("hosts"), "192.0.2.7 the-images\n").unwrap();
-    let script = "cat /etc/hostname /etc/resolv.conf /etc/hosts; ! echo x 2>/dev/null >>/etc/resolv.conf";
+    let script = "cat /etc/hostname /etc/resolv.conf; cat /etc/hosts | tail -n 1; \
+        for f in hosts hostname resolv.conf; do echo \"192.0.2.8 mine\" >>/etc/$f && tail -n 1 /etc/$f; done";
     let said = guest.container_says("names", script, json!({"image": "names", "initialize": true}));
-    assert_eq!(said, "pod-1\nnameserver 192.0.2.1\nsearch a.test\n192.0.2.7 the-images\n");
+    let pods = "pod-1\nnameserver 192.0.2.1\nsearch a.test\n127.0.1.1\tpod-1\n";
+    assert_eq!(said, format!("{pods}{}", "192.0.2.8 mine\n".repeat(3)), "a container's own, to write to");
     // The pod's are bound over them, not written into them.
     assert_eq!(std::fs::read_to_string(own("resolv.conf")).unwrap(), "nameserver 198.51.100.1\n");
     assert_eq!(std::fs::read_to_string(own("hostname")).unwrap(), "the-images\n");
+    assert_eq!(std::fs::read_to_string(own("hosts")).unwrap(), "192.0.2.7 the-images\n");
+    let again = guest.container_says("names", script, json!({"image": "names"}));
+    assert_eq!(again, said, "nothing of it is another container's");
+}
+
+/// A program that looks names up finds its own machine.
+pub fn names_resolve(guest: &Guest) {
+    let root = guest.image("resolve");
+    // As `docker export` leaves it.
+    std::fs::write(root.join("etc/hosts"), "").unwrap();
+    let script = "hostname -i; ping -c 1 localhost | head -n 1; ping6 -c 1 localhost | head -n 1";
+    let said = guest.container_says("resolve", script, json!({"image": "resolve"}));
+    let expected =
+        "127.0.1.1\nPING localhost (127.0.0.1): 56 data bytes\nPING localhost (::1): 56 data bytes\n";
+    assert_eq!(said, expected);
+}
+
+/// A link out of the image makes no file of a device, nor of a setting.
+pub fn an_images_links_do_not_reach_devices(guest: &Guest) {
+    for (name, to) in
+        [("null", "/dev/null"), ("ptmx", "/dev/pts/ptmx"), ("setting", "/proc/sys/kernel/hostname")]
+    {
+        let image = format!("link-{name}");
+        let root = guest.image(&image);
+        for file in ["hosts", "hostname", "resolv.conf"] {
+            std::os::unix::fs::symlink(to, root.join("etc").join(file)).unwrap();
+        }
+        let script = "stat -c '%F' /dev/null /dev/ptmx /dev/pts/ptmx; stat -Lc '%F' /dev/ptmx; echo gone >/dev/null; \
+            cat /proc/sys/kernel/hostname /etc/hostname; stat -c '%F' /etc/hosts /etc/resolv.conf";
+        let said = guest.container_says("links", script, json!({"image": image, "initialize": true}));
+        let device = "character special file\n";
+        let files = "regular file\n".repeat(2);
+        assert_eq!(said, format!("{device}symbolic link\n{device}{device}pod-1\npod-1\n{files}"), "{to}");
+    }
+}
+
+/// One static program is an image, read-only or not.
+pub fn a_read_only_image_needs_no_mount_points(guest: &Guest) {
+    let root = guest.share.join("bare/rootfs");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::copy("/bin/busybox", root.join("busybox")).unwrap();
+    let script = "b=/busybox; $b hostname -i; $b cat /etc/resolv.conf; $b pwd; $b ls /; $b ls /etc; $b ls -d /proc/self; \
+        $b touch /new /etc/new; $b echo gone >/dev/null";
+    let more = json!({"image": "bare", "readOnly": true, "initialize": true, "process": {"workdir": "/made/for/it"}});
+    let outcome = guest.container("bare", &["/busybox", "sh", "-c", script], more).outcome();
+    let expected = "127.0.1.1\nnameserver 192.0.2.1\nsearch a.test\n/made/for/it\n\
+        busybox\ndev\netc\nmade\nproc\nsys\nhostname\nhosts\nresolv.conf\n/proc/self\n";
+    assert_eq!(outcome.stdout, expected, "{}", outcome.stderr);
+    assert_eq!(outcome.stderr.matches("Read-only file system").count(), 2, "{}", outcome.stderr);
+    guest.remove("bare");
+    assert_eq!(std::fs::read_dir(&root).unwrap().count(), 1, "the image is as it was");
+}
+
+/// As under Docker: what asks for a capability on most machines asks for none here.
+pub fn users_have_all_ports_and_ping(guest: &Guest) {
+    let main = guest.sleeper("ports");
+    let settings =
+        || guest.says("ports", "cd /proc/sys/net/ipv4; cat ip_unprivileged_port_start ping_group_range");
+    assert_eq!(settings(), "0\n0\t2147483647\n");
+    let as_user = |script: &str| guest.exec("ports", &["sh", "-c", script], json!({"user": "web"})).outcome();
+    let outcome = as_user("nc -l -p 80 -e echo served & until nc 127.0.0.1 80 2>/dev/null; do :; done");
+    assert_eq!((outcome.stdout.as_str(), outcome.status), ("served\n", 0), "{}", outcome.stderr);
+    guest.finish(main);
+    // The host's word counts.
+    let more = |start: &str| json!({"sysctl": {"net.ipv4.ip_unprivileged_port_start": start}});
+    let main = guest.container("ports", &["sleep", "100000"], more("1024"));
+    assert_eq!(settings(), "1024\n0\t2147483647\n");
+    let outcome = as_user("nc -l -p 80 -e true");
+    assert!(outcome.stderr.contains("Permission denied"), "{outcome:?}");
+    guest.finish(main);
+    let main = guest.container("ports", &["sleep", "100000"], more("0"));
+    guest.finish(main);
 }
 
 pub fn a_read_only_root_is_read_only(guest: &Guest) {
@@ -47,17 +122,18 @@ pub fn a_read_only_root_is_read_only(guest: &Guest) {
     assert!(!outcome.stdout.contains("new") && outcome.stdout.ends_with("shm\n"), "{}", outcome.stdout);
     guest.remove("ro");
 
-    // The pod's files are bound where the image has a place for them; elsewhere the container goes without.
+    // The pod's files are bound over the image's; where it has no place for them, there is one all the same.
+    let files = "cat /etc/hostname /etc/resolv.conf; ls /etc; grep -c ' / overlay ' /proc/mounts; true";
+    let expected =
+        "pod-1\nnameserver 192.0.2.1\nsearch a.test\ngroup\nhostname\nhosts\npasswd\nresolv.conf\n";
     let root = guest.image("ro-files");
-    for name in ["hostname", "resolv.conf"] {
+    for name in ["hosts", "hostname", "resolv.conf"] {
         std::fs::write(root.join("etc").join(name), "the image's\n").unwrap();
     }
-    let files = "cat /etc/hostname /etc/resolv.conf; ls /etc";
     let said = guest.container_says("ro", files, json!({"image": "ro-files", "readOnly": true}));
-    let expected = "pod-1\nnameserver 192.0.2.1\nsearch a.test\ngroup\nhostname\npasswd\nresolv.conf\n";
-    assert_eq!(said, expected);
-    let said = guest.container_says("ro", "ls /etc", json!({"image": "ro", "readOnly": true}));
-    assert_eq!(said, "group\npasswd\n");
+    assert_eq!(said, format!("{expected}0\n"));
+    let said = guest.container_says("ro", files, json!({"image": "ro", "readOnly": true}));
+    assert_eq!(said, format!("{expected}1\n"));
 }
 
 pub fn dev_is_private_and_small(guest: &Guest) {
@@ -128,7 +204,7 @@ pub fn nothing_of_the_guest_is_in_sight(guest: &Guest) {
     let main = guest.sleeper("sight");
     let mounts = guest.says("sight", "cut -d ' ' -f 5 /proc/self/mountinfo | sort");
     for mount in mounts.lines() {
-        let known = ["/", "/proc", "/sys", "/dev", "/etc/hostname", "/etc/resolv.conf"];
+        let known = ["/", "/proc", "/sys", "/dev", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
         let below = ["/proc/", "/sys/", "/dev/"];
         assert!(
             known.contains(&mount) || below.iter().any(|start| mount.starts_with(start)),

@@ -17,9 +17,11 @@ macro_rules! for_all {
             exec: a_container_may_not_what_it_has_no_business_with, a_process_starts_clean, a_terminal_is_one, a_workdir_is_made_at_the_first_start_only,
                 an_inits_terminal_is_the_console, large_commands_arrive_whole, setuid_programs_work, the_environment_is_the_protocols,
                 users_and_groups_are_the_containers;
-            files: a_pod_shares_what_a_pod_shares, a_read_only_root_is_read_only, an_image_cannot_lead_out_of_itself,
-                an_image_that_is_not_there_leaves_nothing, dev_is_private_and_small, nothing_of_the_guest_is_in_sight,
-                proc_and_sys_are_masked_and_read_only, sysctls_are_the_pods_own, the_images_own_names_stay_in_it, the_init_layer_is_dockers;
+            files: a_pod_shares_what_a_pod_shares, a_read_only_image_needs_no_mount_points, a_read_only_root_is_read_only,
+                an_image_cannot_lead_out_of_itself, an_image_that_is_not_there_leaves_nothing, an_images_links_do_not_reach_devices,
+                dev_is_private_and_small, names_resolve, nothing_of_the_guest_is_in_sight,
+                proc_and_sys_are_masked_and_read_only, sysctls_are_the_pods_own, the_images_own_names_stay_in_it, the_init_layer_is_dockers,
+                users_have_all_ports_and_ping;
             life: a_container_has_its_streams_and_its_status, a_duplicate_is_refused_and_the_live_one_untouched,
                 a_second_pod_is_refused, every_status_arrives, fifty_containers_at_once, killcontainer_signals_the_init_alone, only_an_exited_container_is_removed,
                 orphans_are_reaped, process_ids_are_a_containers_own, replies_wait_their_turn_and_a_kill_does_not,
@@ -27,7 +29,7 @@ macro_rules! for_all {
                 the_end_of_its_init_ends_a_container, what_belongs_to_a_start_may_be_sent_behind_it,
                 what_cannot_be_executed_says_why, what_is_not_there_cannot_be_signalled;
             storage: a_new_docker_volume_gets_what_the_image_has, files_are_read_and_written, large_files_go_both_ways,
-                parts_of_the_share_are_bound, words_of_files_that_make_no_sense;
+                parts_of_the_share_are_bound, volumes_nest_and_come_before_the_pods_files, words_of_files_that_make_no_sense;
             streams: a_flood_starves_nobody, a_host_that_reads_late_gets_everything,
                 a_process_that_does_not_read_holds_up_no_output, a_survivor_does_not_hold_up_the_end,
                 a_stream_belongs_to_one_process, both_ways_at_once, eight_megabytes_out_and_in, sixty_four_at_once, stdin_ends_when_the_host_says_so,

@@ -129,6 +129,28 @@ pub fn parts_of_the_share_are_bound(guest: &Guest) {
     }
 }
 
+/// In any order of the host's, and over the pod's own files.
+pub fn volumes_nest_and_come_before_the_pods_files(guest: &Guest) {
+    let nest = guest.share.join("nest");
+    for name in ["outer", "inner"] {
+        fs::create_dir_all(nest.join(name)).unwrap();
+        fs::write(nest.join(name).join("file"), format!("{name}\n")).unwrap();
+    }
+    fs::write(nest.join("hosts"), "192.0.2.9 mine\n").unwrap();
+    let root = guest.image("nest-image");
+    std::os::unix::fs::symlink("/dev/null", root.join("etc/app.conf")).unwrap();
+    let fsmap = json!([
+        {"source": "nest/inner", "path": "/data/sub"},
+        {"source": "nest/outer", "path": "/data"},
+        {"source": "nest/hosts", "path": "/etc/hosts"},
+        {"source": "nest/hosts", "path": "/etc/app.conf"},
+    ]);
+    let script = "cat /data/file /data/sub/file /etc/hosts /etc/app.conf /etc/hostname; stat -c %F /dev/null";
+    let said = guest.container_says("nest", script, json!({"image": "nest-image", "fsmap": fsmap}));
+    let mine = "192.0.2.9 mine\n".repeat(2);
+    assert_eq!(said, format!("outer\ninner\n{mine}pod-1\ncharacter special file\n"));
+}
+
 pub fn a_new_docker_volume_gets_what_the_image_has(guest: &Guest) {
     let root = guest.image("docker-image");
     fs::create_dir_all(root.join("data/sub")).unwrap();

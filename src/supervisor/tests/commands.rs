@@ -110,6 +110,30 @@ fn a_pod_starts_step_by_step() {
 }
 
 #[test]
+fn a_pods_name_has_its_first_address() {
+    let address = |interfaces: &str| {
+        let mut world = World::new();
+        world.tell(Message::StartPod, &format!(r#"{{"hostname":"pod","interfaces":{interfaces}}}"#));
+        for _ in 0..8 {
+            if let Some(files) = world.asked.iter().find_map(|(_, ask)| match ask {
+                Ask::PreparePod(files) => Some(files.clone()),
+                _ => None,
+            }) {
+                return files.address.map(|address| address.to_string());
+            }
+            world.done(if world.asked(Role::Mountd).is_empty() { Role::Netd } else { Role::Mountd });
+        }
+        panic!("{:?}", world.asked)
+    };
+    assert_eq!(address("[]"), None);
+    let old = r#"[{"device":"eth0","ipAddress":"192.0.2.7","netMask":"24"}]"#;
+    assert_eq!(address(old).as_deref(), Some("192.0.2.7"));
+    let list = r#"[{"device":"eth0","ipAddress":"192.0.2.1","ipAddresses":[{"ipAddress":"-192.0.2.2"}]},
+        {"device":"eth1","ipAddresses":[{"ipAddress":"2001:db8::7","netMask":"64"},{"ipAddress":"192.0.2.7"}]}]"#;
+    assert_eq!(address(list).as_deref(), Some("2001:db8::7"));
+}
+
+#[test]
 fn a_second_pod_is_refused_and_the_first_untouched() {
     let mut world = World::with_container();
     world.tell(Message::StartPod, r#"{"hostname":"other"}"#);

@@ -9,14 +9,13 @@ use std::path::Path;
 use hyperinit::channel::Bytes;
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::ContainerId;
-use hyperinit::sys::mount::{Resolve, openat2};
 use hyperinit::wire::mountd::{FILE_MAX, PART_MAX, Reply};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::unistd::{ftruncate, read, write};
 
-use super::tree::{Home, Reach, fault, kind, libc_flags, resolve};
+use super::tree::{Home, Reach, fault, kind, resolve};
 
 /// Some of procfs's files wait for what they have to say.
 const FLAGS: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY);
@@ -75,21 +74,22 @@ impl Reading {
 pub fn write_file(home: &Home, container: &ContainerId, path: &str, data: &[u8]) -> Result<(), Fault> {
     home.in_namespace(container, || {
         // A link does not lead it to a setting of the kernel's.
-        let file = match Reach::Volumes(home).open(root()?, Path::new(path), OFlag::O_PATH) {
+        let (reach, at) = (Reach::Volumes(home), Path::new(path));
+        let file = match reach.open(root()?, at, OFlag::O_PATH) {
             Ok(file) => {
                 regular(&file, path)?;
                 home.reopen(&file, OFlag::O_WRONLY | OFlag::O_TRUNC | FLAGS).fault("opening", path)?
             }
             Err(Errno::ENOENT) => {
-                let flags = libc_flags(OFlag::O_WRONLY | OFlag::O_CREAT | FLAGS);
+                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | FLAGS;
                 let file =
-                    openat2(root()?, Path::new(path), flags, 0o644, Resolve::InRoot).fault("making", path)?;
+                    reach.make(root()?, at, flags, 0o644).map_err(|errno| fault("making", at, errno))?;
                 // Somebody may have made another thing there meanwhile, or a file with something in it.
                 regular(&file, path)?;
                 ftruncate(&file, 0).fault("emptying", path)?;
                 file
             }
-            Err(errno) => return Err(fault("opening", Path::new(path), errno)),
+            Err(errno) => return Err(fault("opening", at, errno)),
         };
         write_all(&file, data).fault("writing", path)
     })

@@ -113,7 +113,12 @@ pub enum Reach<'a> {
 impl Reach<'_> {
     /// Opens what is at `path` inside `root`. EXDEV: a link leads too far.
     pub fn open(self, root: impl AsFd, path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
-        let open = |path, resolve| openat2(root.as_fd(), path, libc_flags(flags), 0, resolve);
+        self.make(root, path, flags, 0)
+    }
+
+    /// The same, and makes it with that mode if `flags` have O_CREAT.
+    pub fn make(self, root: impl AsFd, path: &Path, flags: OFlag, mode: u32) -> Result<OwnedFd, Errno> {
+        let open = |path, resolve| openat2(root.as_fd(), path, libc_flags(flags), mode, resolve);
         let home = match self {
             Reach::Image => return open(path, Resolve::InMount),
             Reach::Volumes(home) => home,

@@ -1,6 +1,7 @@
 //! The command line: what each subcommand takes. README's reference says the same.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,7 +11,7 @@ use hyperinit::spec::Env;
 
 use super::network::Forward;
 use super::volumes::{self, Drive, Volume};
-use super::{call, modules, network};
+use super::{call, modules, network, standard};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// The exit status when hyperctl itself fails.
@@ -322,7 +323,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, ExitCo
     let args: Vec<OsString> = args.into_iter().collect();
     Cli::try_parse_from(&args).map(|cli| cli.command).map_err(|error| {
         // Nobody may be reading.
-        let _ = error.print();
+        let _ = match error.use_stderr() {
+            true => standard::stderr().write_all(error.render().to_string().as_bytes()),
+            false => standard::stdout().write_all(error.render().to_string().as_bytes()),
+        };
         match error.exit_code() {
             0 => ExitCode::SUCCESS,
             _ if args.get(1).is_some_and(|word| word == "run" || word == "exec") => {

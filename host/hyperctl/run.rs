@@ -14,11 +14,10 @@ use hyperinit::command::Command;
 use hyperinit::fault::Fault;
 use hyperinit::ids::{ContainerId, ProcessId};
 use hyperinit::spec::{Container, Pod, Process};
-use nix::sys::signal::Signal;
 
 use super::attached::{self, End, Target, failed};
 use super::cli::{GuestOptions, Run};
-use super::events::{self, Event, Failure};
+use super::events::{Event, Failure};
 use super::guest::{Guest, SHARE_TAG};
 use super::progress::Progress;
 use super::terminal::Terminal;
@@ -37,8 +36,7 @@ const STDERR: u64 = 2;
 
 /// Runs a program in a container.
 pub fn run(options: &Run) -> Result<ExitCode, Fault> {
-    use Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
-    let (events, queue) = events::queue(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH])?;
+    let (events, queue) = attached::queue(options.tty, options.interactive)?;
     if options.local {
         // Before the directory that only root's guest would use is made.
         local::need_root()?;
@@ -64,6 +62,7 @@ pub fn run(options: &Run) -> Result<ExitCode, Fault> {
         process: container.process.id.clone(),
         tty: options.tty,
         interactive: options.interactive,
+        is_init: true,
     };
     let session = Session {
         target: target.clone(),
@@ -202,13 +201,15 @@ mod tests {
     use std::process::ExitStatus;
     use std::sync::mpsc::channel;
 
+    use hyperinit::ids::Signal;
+
     use super::*;
 
     #[test]
     fn a_guest_whose_end_is_heard_before_its_last_word_has_said_it_all_the_same() {
         let (events, queue) = channel();
         let ended = || End::GuestEnded(ExitStatus::from_raw(0));
-        events.send(Event::Signal(Signal::SIGWINCH)).unwrap();
+        events.send(Event::Signal(Signal::WINCH)).unwrap();
         events.send(Event::Done(Ok(9))).unwrap();
         assert_eq!(outcome(ended(), &queue, Path::new("nowhere")).unwrap(), 9);
         // One that has not is lost.

@@ -8,6 +8,7 @@ mod by_hand;
 mod guest;
 mod played;
 mod run;
+mod signals;
 mod up;
 
 use std::fs;

@@ -17,7 +17,7 @@ use super::guest::{BOOT, make_rootfs};
 use super::{HYPERCTL, Running, elsewhere, finish, output, read_until, scratch, signal, spawn, text};
 
 /// `hyperctl run --local` in a root filesystem of its own, with more options.
-fn run(options: &[&str], script: &str) -> (Command, tempfile::TempDir) {
+pub fn run(options: &[&str], script: &str) -> (Command, tempfile::TempDir) {
     let directory = scratch();
     let rootfs = directory.path().join("rootfs");
     make_rootfs(&rootfs);
@@ -34,7 +34,7 @@ fn run(options: &[&str], script: &str) -> (Command, tempfile::TempDir) {
 }
 
 /// What is in the directory of a run besides its root filesystem.
-fn left(directory: &tempfile::TempDir) -> Vec<PathBuf> {
+pub fn left(directory: &tempfile::TempDir) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| !path.ends_with("rootfs")).collect()
 }

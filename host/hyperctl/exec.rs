@@ -24,7 +24,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Runs a program in a container that is there.
 pub fn exec(options: &Exec) -> Result<ExitCode, Fault> {
-    let (events, queue) = attached::queue(options.tty, options.interactive)?;
+    let (events, queue) = attached::queue(options.process.tty, options.process.interactive)?;
     let process = process(options)?;
     let container = ContainerId::try_from(options.container.clone())
         .map_err(|why| Fault::new("naming", "the container", why))?;
@@ -33,7 +33,7 @@ pub fn exec(options: &Exec) -> Result<ExitCode, Fault> {
         container,
         process: process.id.clone(),
         tty: process.terminal,
-        interactive: options.interactive,
+        interactive: options.process.interactive,
         is_init: false,
     };
     let terminal = Terminal::default();
@@ -94,18 +94,5 @@ fn process(options: &Exec) -> Result<Process, Fault> {
     let (stdio, stderr) = (random & !1, random | 1);
     let id = ProcessId::try_from(format!("hyperctl-{random:x}"))
         .map_err(|why| Fault::new("naming", "the process", why))?;
-    let (user, group) = options.user.split_once(':').unwrap_or((&options.user, ""));
-    Ok(Process {
-        id,
-        user: user.to_owned(),
-        group: group.to_owned(),
-        additional_groups: Vec::new(),
-        terminal: options.tty,
-        stdio,
-        stderr: if options.tty { 0 } else { stderr },
-        args: options.command.clone(),
-        envs: options.env.clone(),
-        workdir: options.workdir.clone(),
-        rlimits: Vec::new(),
-    })
+    options.process.process(id, (stdio, stderr), &options.command)
 }

@@ -63,11 +63,12 @@ pub struct Set(libc::sigset_t);
 impl Set {
     /// The set of these.
     pub fn of(signals: impl IntoIterator<Item = Signal>) -> Set {
-        // SAFETY: an all-zero set is a valid one, and both calls write to it and to nothing else.
+        // SAFETY: an all-zero set is a valid one.
         let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: writes to the set and to nothing else.
         unsafe { libc::sigemptyset(&raw mut set) };
         for signal in signals {
-            // SAFETY: as above. The C library refuses the two signals that it keeps to itself.
+            // SAFETY: writes to the set and to nothing else. The C library refuses the two signals that it keeps to itself.
             unsafe { libc::sigaddset(&raw mut set, signal.get()) };
         }
         Set(set)

@@ -19,6 +19,7 @@ use hyperinit::fault::{Fault, OrFault};
 use super::cli::Bench;
 use super::events::{self, Event, Signals};
 use super::guest::{Guest, Plan};
+use super::scratch::Scratch;
 use super::up::plan;
 use super::{attached, local, places, standard};
 use floor::Floor;
@@ -39,8 +40,7 @@ pub fn bench(options: &Bench) -> Result<ExitCode, Fault> {
         local::need_root()?;
     }
     let rootfs = places::ROOTFS.find(options.rootfs.as_deref())?;
-    let scratch = tempfile::Builder::new().prefix("hyperctl-").tempdir();
-    let scratch = scratch.map_err(|error| Fault::io("making", "a temporary directory", &error))?;
+    let scratch = Scratch::make()?;
     let current = Arc::new(Current::default());
     let (measured, options, directory) = (Arc::clone(&current), options.clone(), scratch.path().to_owned());
     std::thread::spawn(move || {

@@ -322,7 +322,8 @@ where
     Q: Serialize + DeserializeOwned,
     R: Serialize + DeserializeOwned,
 {
-    let options = match Options::parse(std::env::args().skip(1)) {
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let options = match Options::parse(words) {
         Ok(options) => options,
         Err(usage) => {
             let _ = writeln!(std::io::stderr(), "{role}: {usage}");

@@ -108,10 +108,24 @@ impl fmt::Display for Pid {
 pub struct Signal(u8);
 
 impl Signal {
-    /// `SIGTERM`: please end.
-    pub const TERM: Signal = Signal(15);
+    /// `SIGHUP`: the terminal is gone, or read your configuration again.
+    pub const HUP: Signal = Signal(1);
+    /// `SIGINT`: a terminal's ^C.
+    pub const INT: Signal = Signal(2);
+    /// `SIGQUIT`: a terminal's ^\\.
+    pub const QUIT: Signal = Signal(3);
     /// `SIGKILL`: end.
     pub const KILL: Signal = Signal(9);
+    /// `SIGPIPE`: nobody reads what is written.
+    pub const PIPE: Signal = Signal(13);
+    /// `SIGTERM`: please end.
+    pub const TERM: Signal = Signal(15);
+    /// `SIGCONT`: go on.
+    pub const CONT: Signal = Signal(18);
+    /// `SIGTSTP`: a terminal's ^Z.
+    pub const TSTP: Signal = Signal(20);
+    /// `SIGWINCH`: the terminal has another size.
+    pub const WINCH: Signal = Signal(28);
     /// The last real-time signal of Linux.
     const MAX: u8 = 64;
 

@@ -48,7 +48,7 @@ const HOST_WAIT: Duration = Duration::from_millis(5);
 
 fn main() -> ExitCode {
     logger::start("floor", LevelFilter::Warn, false);
-    let settings = match Settings::from_args(std::env::args().skip(1)) {
+    let settings = match Settings::from_args(std::env::args_os().skip(1)) {
         Ok(settings) => settings,
         Err(why) => {
             log::error!("{why}");

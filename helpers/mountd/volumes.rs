@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::paths;
 use hyperinit::spec::Container;
-use hyperinit::sys::mount::{Resolve, clone_tree, move_mount, openat2, set_attributes};
+use hyperinit::sys::mount::{Resolve, clone_tree, move_mount, new_mount, openat2, set_attributes};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, umount2};
@@ -18,6 +18,9 @@ use super::tree::{Home, Reach, directory_to_mount_over, fault, file_to_mount_ove
 
 const NODEV: u64 = nix::libc::MOUNT_ATTR_NODEV;
 const RDONLY: u64 = nix::libc::MOUNT_ATTR_RDONLY;
+/// A volume in memory is docker's --tmpfs: for every user, and for files only.
+const MEMORY: u64 = NODEV | nix::libc::MOUNT_ATTR_NOSUID | nix::libc::MOUNT_ATTR_NOEXEC;
+const MEMORY_MODE: &str = "1777";
 /// The directory of a volume that is bound. Any user of a container may write to a new one, as in the C original.
 const DATA: &str = "_data";
 const DATA_MODE: Mode = Mode::from_bits_truncate(0o777);
@@ -46,6 +49,8 @@ pub enum From<'a> {
     Disk { disk: Disk<'a>, fstype: &'a str },
     /// An NFS export.
     Nfs(Export<'a>),
+    /// Nowhere: an empty filesystem in memory, which goes with its container.
+    Memory,
     /// What is at a path of the share.
     Share(&'a Path),
 }
@@ -56,6 +61,7 @@ pub fn plan(container: &Container) -> Result<Vec<Bind<'_>>, Fault> {
     for volume in &container.volumes {
         let from = match volume.fstype.as_str() {
             "nfs" => From::Nfs(Export::read(&volume.device)?),
+            "tmpfs" => From::Memory,
             fstype if is_word(fstype) => {
                 From::Disk { disk: Disk::read("device", &volume.device, &volume.addr)?, fstype }
             }
@@ -64,7 +70,9 @@ pub fn plan(container: &Container) -> Result<Vec<Bind<'_>>, Fault> {
             }
         };
         let at = place("mount", &volume.mount)?;
-        binds.push(Bind { from, at, read_only: volume.read_only, docker: volume.docker_volume });
+        // What is in memory is new whenever it is asked for: there is nothing to fill beforehand.
+        let docker = volume.docker_volume && from != From::Memory;
+        binds.push(Bind { from, at, read_only: volume.read_only, docker });
     }
     for map in &container.fsmap {
         let at = place("path", &map.path)?;
@@ -105,7 +113,7 @@ impl Bind<'_> {
     pub fn disk(&self) -> Option<Disk<'_>> {
         match self.from {
             From::Disk { disk, .. } => Some(disk),
-            From::Nfs(_) | From::Share(_) => None,
+            From::Memory | From::Nfs(_) | From::Share(_) => None,
         }
     }
 
@@ -117,13 +125,15 @@ impl Bind<'_> {
                 disk::mount(*disk, fstype, access)?
             }
             From::Nfs(export) => export.mount()?,
+            From::Memory => new_mount("tmpfs", &[("mode", MEMORY_MODE)], MEMORY)
+                .fault("making a filesystem in memory for", self.at.display())?,
             From::Share(source) => share(source)?,
         };
         let data = match self.from {
             From::Disk { .. } => Some(self.data(&root)?),
             From::Share(_) if self.docker && is_directory(&root) => Some(self.data(&root)?),
             // An export is the data itself: the server's own path has it.
-            From::Nfs(_) | From::Share(_) => None,
+            From::Memory | From::Nfs(_) | From::Share(_) => None,
         };
         let data = match data {
             Some(data) => data,
@@ -234,7 +244,8 @@ pub fn bind(home: &Home, root: &OwnedFd, bind: &Bind<'_>) -> Result<(), Fault> {
     };
     let what = file.as_ref().unwrap_or(&volume.data);
     let tree = clone_tree(what, false).fault("cloning the volume for", &at)?;
-    set_attributes(&tree, NODEV | if bind.read_only { RDONLY } else { 0 }, false)
+    let attributes = if bind.from == From::Memory { MEMORY } else { NODEV };
+    set_attributes(&tree, attributes | if bind.read_only { RDONLY } else { 0 }, false)
         .fault("setting up the volume for", &at)?;
     let target = target(home, root, bind.at, is_directory(what))?;
     move_mount(&tree, &target).fault("mounting the volume on", &at)?;
@@ -293,6 +304,7 @@ mod tests {
                 {"device": "vdb", "mount": "/b", "fstype": "ext4", "readOnly": true},
                 {"device": "vdb", "addr": "0:1", "mount": "c", "fstype": "xfs"},
                 {"device": "192.0.2.7:/srv", "mount": "/d", "fstype": "nfs"},
+                {"mount": "/e", "fstype": "tmpfs", "dockerVolume": true},
             ],
         }));
         let bind = |from, at, read_only, docker| Bind { from, at: Path::new(at), read_only, docker };
@@ -303,6 +315,7 @@ mod tests {
                 bind(disk(Disk::Name("vdb"), "ext4"), "/b", true, false),
                 bind(disk(Disk::Scsi("0:1"), "xfs"), "c", false, false),
                 bind(From::Nfs(Export::read("192.0.2.7:/srv").unwrap()), "/d", false, false),
+                bind(From::Memory, "/e", false, false),
                 bind(From::Share(Path::new("vol/a")), "/a", false, true),
             ]
         );

@@ -1,26 +1,31 @@
 //! A process of a guest with hyperctl's standard streams, signals and terminal.
 
-use std::io;
+use std::collections::BTreeSet;
+use std::io::{IsTerminal, stdin};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, sync_channel};
 use std::time::Duration;
 
-use hyperinit::client::{CallError, Client, TIMEOUT};
-use hyperinit::command::{Command, SignalProcess, WinSize};
+use hyperinit::client::{CallError, Client, Pending, TIMEOUT};
+use hyperinit::command::{Command, KillContainer, SignalProcess, WinSize};
 use hyperinit::fault::Fault;
-use hyperinit::ids::{self, ContainerId, ProcessId};
+use hyperinit::ids::{ContainerId, ProcessId, Signal};
 use hyperinit::spec::Process;
-use nix::sys::signal::Signal;
 
-use super::events::{Event, Failure};
-use super::pump;
+use super::events::{self, Event, Failure, Signals};
 use super::terminal::{self, Terminal};
+use super::{pump, standard};
 
 /// A process runs as long as it does; this is how often the wait for it begins again.
 const WAIT: Duration = Duration::from_secs(24 * 3600);
-/// A person who asks this often wants out, whatever the process makes of it.
+/// What asks hyperctl to end where it cannot be the process's.
+const ENDING: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
+/// Who asks for the end by one of these so often wants out, whatever the process makes of it; docker counts the same.
+const INSISTING: [Signal; 2] = [Signal::INT, Signal::TERM];
 const LAST_SIGNAL: u32 = 3;
+/// What a terminal, or a shell that has one, sends to the whole group of a job.
+const FOR_THE_GROUP: [Signal; 4] = [Signal::CONT, Signal::INT, Signal::QUIT, Signal::TSTP];
 
 /// Who it is.
 #[derive(Debug, Clone)]
@@ -33,6 +38,8 @@ pub struct Target {
     pub tty: bool,
     /// hyperctl's standard input is its own.
     pub interactive: bool,
+    /// It is its container's init.
+    pub is_init: bool,
 }
 
 /// How it ended, or that hyperctl leaves it.
@@ -44,6 +51,12 @@ pub enum End {
     /// hyperctl is told to end by this signal, or has nobody to write for any more (SIGPIPE); the process was asked for, and
     /// may run, if there is somebody to say that to.
     Left(Signal, Option<Arc<Client>>),
+}
+
+/// The queue of whoever runs a process. Before any other thread is started.
+pub fn queue(tty: bool, interactive: bool) -> Result<(Sender<Event>, Receiver<Event>), Fault> {
+    let reads_terminal = interactive && stdin().is_terminal();
+    events::queue(Signals::Program { tty, reads_terminal })
 }
 
 /// Has `attend` start a process by a command, passes its streams on and waits for its end; its exit status.
@@ -73,8 +86,8 @@ pub fn run(
     } else if !target.tty {
         streams.stdin.close().map_err(failed("closing the stdin of", target.what))?;
     }
-    let out = pump::output(streams.stdout, io::stdout(), events.clone());
-    let err = streams.stderr.map(|stderr| pump::output(stderr, io::stderr(), events.clone()));
+    let out = pump::output(streams.stdout, standard::stdout(), events.clone());
+    let err = streams.stderr.map(|stderr| pump::output(stderr, standard::stderr(), events.clone()));
     let status = loop {
         match client.finished(&target.container, &target.process, WAIT) {
             Err(CallError::Late(_)) => {}
@@ -100,26 +113,36 @@ pub fn failed(doing: &'static str, to: &'static str) -> impl Fn(CallError) -> Fa
 /// guest keeps them behind the start. The start is sent from here, so that whoever leaves knows whether it was.
 pub fn attend(target: &Target, queue: &Receiver<Event>) -> Result<End, Fault> {
     let mut client: Option<Arc<Client>> = None;
-    let mut signals = 0;
+    let mut early = BTreeSet::new();
+    let mut asked = 0;
     loop {
         let event = queue.recv().map_err(|_| Fault::new("waiting for", target.what, "nobody is left"))?;
         match event {
             Event::Done(result) => return Ok(End::Done(result)),
             Event::GuestEnded(status) => return Ok(End::GuestEnded(status)),
-            Event::Unread => return Ok(End::Left(Signal::SIGPIPE, client)),
+            Event::Unread => return Ok(End::Left(Signal::PIPE, client)),
             Event::Start { client: connected, command, sent } => {
                 // It waits for it, unless it has panicked.
                 let _ = sent.send(connected.send(command));
+                target.resize(&connected);
+                for signal in std::mem::take(&mut early) {
+                    drop(target.signal(&connected, signal));
+                }
                 client = Some(connected);
-                target.resize(client.as_deref());
             }
-            Event::Signal(Signal::SIGWINCH) => target.resize(client.as_deref()),
-            // With a terminal the keys are the process's, and signals are hyperctl's.
             Event::Signal(signal) => {
-                signals += 1;
-                match client.as_deref().filter(|_| !target.tty && signals < LAST_SIGNAL) {
+                asked += u32::from(INSISTING.contains(&signal));
+                // With a terminal the process has its keys; what they would send is hyperctl's if it is sent to hyperctl.
+                let is_own = ENDING.contains(&signal) && (target.tty || client.is_none());
+                if is_own || asked >= LAST_SIGNAL {
+                    return Ok(End::Left(signal, client));
+                }
+                match client.as_deref() {
+                    Some(client) if target.tty && signal == Signal::WINCH => target.resize(client),
                     Some(client) => drop(target.signal(client, signal)),
-                    None => return Ok(End::Left(signal, client)),
+                    // The size is asked for when there is a process.
+                    None if target.tty && signal == Signal::WINCH => {}
+                    None => drop(early.insert(signal)),
                 }
             }
         }
@@ -127,16 +150,23 @@ pub fn attend(target: &Target, queue: &Receiver<Event>) -> Result<End, Fault> {
 }
 
 impl Target {
-    /// Sends its process group a signal. The reply is nobody's business: it may have ended.
-    pub fn signal(&self, client: &Client, signal: Signal) -> Option<hyperinit::client::Pending> {
-        let signal = ids::Signal::try_from(i64::from(signal as i32)).ok()?;
-        let (container, process) = (self.container.clone(), self.process.clone());
-        Some(client.send(Command::SignalProcess(SignalProcess { container, process, signal })))
+    /// Sends it a signal: as docker does to an init alone, which says itself what its children get, but what comes of keys to its
+    /// group. Of other processes the protocol knows the group only. The reply is nobody's business: it may have ended.
+    pub fn signal(&self, client: &Client, signal: Signal) -> Pending {
+        let container = self.container.clone();
+        if self.is_init && !FOR_THE_GROUP.contains(&signal) {
+            return client.send(Command::KillContainer(KillContainer { container, signal }));
+        }
+        client.send(Command::SignalProcess(SignalProcess {
+            container,
+            process: self.process.clone(),
+            signal,
+        }))
     }
 
     /// Makes its terminal as large as the caller's.
-    fn resize(&self, client: Option<&Client>) {
-        if let (true, Some(client), Some((row, column))) = (self.tty, client, terminal::size()) {
+    fn resize(&self, client: &Client) {
+        if let (true, Some((row, column))) = (self.tty, terminal::size()) {
             let (container, process) = (self.container.clone(), self.process.clone());
             drop(client.send(Command::WinSize(WinSize { container, process, row, column })));
         }
@@ -145,5 +175,5 @@ impl Target {
 
 /// A shell's status of what a signal ended.
 pub fn status_of(signal: Signal) -> u8 {
-    128 + u8::try_from(signal as i32).unwrap_or_default()
+    128 + u8::try_from(signal.get()).unwrap_or_default()
 }

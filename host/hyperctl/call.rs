@@ -1,6 +1,6 @@
 //! `hyperctl call`: one command, its reply printed.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::process::ExitCode;
 
 use hyperinit::client::{Client, TIMEOUT};
@@ -9,7 +9,7 @@ use hyperinit::frame::Message;
 use serde::de::IgnoredAny;
 
 use super::cli::Call;
-use super::guest;
+use super::{guest, standard};
 
 /// Sends the command and prints what the guest's ACK carries; its ERROR is a fault.
 ///
@@ -18,16 +18,13 @@ use super::guest;
 pub fn call(options: &Call) -> Result<ExitCode, Fault> {
     let mut payload = json(options)?;
     if options.command == Message::WriteFile {
-        io::stdin().lock().read_to_end(&mut payload).fault("reading", "standard input")?;
+        standard::stdin().read_to_end(&mut payload).fault("reading", "standard input")?;
     }
     guest::wait_for_sockets(&options.dir);
     let client = Client::visit_control(&options.dir)?;
     let reply = client.send_raw(options.command.id(), &payload).wait(TIMEOUT);
     let reply = reply.map_err(|error| Fault::new("calling", options.command, error.to_string()))?;
-    let mut out = io::stdout().lock();
-    out.write_all(&printed(options.command, reply))
-        .and_then(|()| out.flush())
-        .fault("writing", "standard output")?;
+    standard::stdout().write_all(&printed(options.command, reply)).fault("writing", "standard output")?;
     Ok(ExitCode::SUCCESS)
 }
 

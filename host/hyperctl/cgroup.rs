@@ -19,7 +19,8 @@ pub struct Cgroup(PathBuf);
 impl Cgroup {
     /// Makes one below hyperctl's own; none if this machine has no cgroup v2 that can be written.
     pub fn make() -> Option<Cgroup> {
-        let read = |path| fs::read_to_string(path).ok();
+        // Of a mount somewhere else the path may be no text.
+        let read = |path| fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let parent = own(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)?;
         sweep(&parent);
         let directory = parent.join(format!("{PREFIX}{}", std::process::id()));

@@ -1,16 +1,19 @@
 //! The command line: what each subcommand takes. README's reference says the same.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use hyperinit::frame::Message;
-use hyperinit::spec::Env;
+use hyperinit::spec::Rlimit;
 
 use super::network::Forward;
+use super::process::{self, ProcessOptions};
 use super::volumes::{self, Drive, Volume};
-use super::{call, modules, network};
+use super::{call, modules, network, standard};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// The exit status when hyperctl itself fails.
@@ -76,43 +79,41 @@ pub struct Run {
     /// The container's root filesystem [default: .cache/rootfs]
     #[arg(long, value_name = "DIR")]
     pub rootfs: Option<PathBuf>,
-    /// Give the program a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// Pass standard input on; without it, the program's is empty
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Set an environment variable
-    #[arg(short, long, value_name = "K=V", value_parser = env)]
-    pub env: Vec<Env>,
-    /// The working directory, made if need be
-    #[arg(short, long, value_name = "DIR", default_value = "")]
-    pub workdir: String,
-    /// The user and group, by names or numbers of the container
-    #[arg(short, long, value_name = "USER[:GROUP]", default_value = "")]
-    pub user: String,
+    #[command(flatten)]
+    pub process: ProcessOptions,
+    /// One more group of the user, by its name or number in the container; may be repeated
+    #[arg(long, value_name = "GROUP")]
+    pub group_add: Vec<String>,
+    /// A limit of the program's, by its name without RLIMIT_: nofile=1024:4096; -1 is none. May be repeated
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = process::ulimit)]
+    pub ulimit: Vec<Rlimit>,
+    /// The pod's name
+    #[arg(long, value_name = "NAME", default_value = "hyperinit")]
+    pub hostname: String,
+    /// Set a sysctl of the pod; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = process::sysctl)]
+    pub sysctl: Vec<(String, String)>,
+    /// Changes nothing: the pod's init, which is not the program, always reaps what the program leaves
+    #[arg(long)]
+    pub init: bool,
     /// Mount the root filesystem read-only
     #[arg(long)]
     pub read_only: bool,
-    /// Put a directory of this machine at a path of the container, or the directory _data of a disk image (a file or block
-    /// device, VM only). Options: ro, and of an image fstype=NAME, if it is neither ext2-4 nor xfs
-    #[arg(short, long, value_name = "SOURCE:PATH[:OPTION,…]", value_parser = volumes::volume)]
+    /// Put a directory or a file of this machine at a path of the container, or the directory _data of a disk image (a file
+    /// with ext2-4 or xfs in it, or a block device; VM only). Options: ro, rw, and of another image fstype=NAME
+    #[arg(short, long, value_name = "SOURCE:PATH[:OPTION,…]", value_parser = OsStringValueParser::new().try_map(volumes::volume))]
     pub volume: Vec<Volume>,
+    /// Put an empty directory at a path of the container that is in the guest's memory and goes with the container
+    #[arg(long, value_name = "PATH", value_parser = volumes::tmpfs)]
+    pub tmpfs: Vec<String>,
     /// A nameserver of the container; by default that of the network `user`, if the VM is on it
     #[arg(long, value_name = "ADDRESS")]
     pub dns: Vec<IpAddr>,
     #[command(flatten)]
     pub options: GuestOptions,
-    /// The program and its arguments
-    #[arg(required = true, last = true, value_name = "CMD")]
+    /// The program and its arguments; from the first word on that is no option, all are its own
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub command: Vec<String>,
-}
-
-fn env(word: &str) -> Result<Env, String> {
-    match word.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok(Env { env: name.to_owned(), value: value.to_owned() }),
-        _ => Err("not of the form K=V".to_owned()),
-    }
 }
 
 /// `hyperctl call`.
@@ -135,26 +136,13 @@ pub struct Exec {
     /// The guest's directory, as `up` was told
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
-    /// Give the program a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// Pass standard input on; without it, the program's is empty
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Set an environment variable
-    #[arg(short, long, value_name = "K=V", value_parser = env)]
-    pub env: Vec<Env>,
-    /// The working directory, which is there
-    #[arg(short, long, value_name = "DIR", default_value = "")]
-    pub workdir: String,
-    /// The user and group, by names or numbers of the container
-    #[arg(short, long, value_name = "USER[:GROUP]", default_value = "")]
-    pub user: String,
+    #[command(flatten)]
+    pub process: ProcessOptions,
     /// The container's id, as NEWCONTAINER was told
     #[arg(value_name = "CONTAINER")]
     pub container: String,
-    /// The program and its arguments
-    #[arg(required = true, last = true, value_name = "CMD")]
+    /// The program and its arguments; from the first word on that is no option, all are its own
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub command: Vec<String>,
 }
 
@@ -322,7 +310,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, ExitCo
     let args: Vec<OsString> = args.into_iter().collect();
     Cli::try_parse_from(&args).map(|cli| cli.command).map_err(|error| {
         // Nobody may be reading.
-        let _ = error.print();
+        let _ = match error.use_stderr() {
+            true => standard::stderr().write_all(error.render().to_string().as_bytes()),
+            false => standard::stdout().write_all(error.render().to_string().as_bytes()),
+        };
         match error.exit_code() {
             0 => ExitCode::SUCCESS,
             _ if args.get(1).is_some_and(|word| word == "run" || word == "exec") => {
@@ -358,12 +349,30 @@ mod tests {
         ) else {
             panic!("not a run")
         };
-        assert!(run.local && !run.vm && run.tty && run.interactive && run.read_only);
+        assert!(run.local && !run.vm && run.process.tty && run.process.interactive && run.read_only);
         assert_eq!(run.command, ["ls", "-e", "--vm"]);
-        let envs: Vec<_> = run.env.iter().map(|env| (env.env.as_str(), env.value.as_str())).collect();
-        assert_eq!(envs, [("A", "1"), ("B", "x=y"), ("C", "")]);
-        assert_eq!((run.workdir.as_str(), run.user.as_str()), ("/tmp", "nobody:daemon"));
+        assert_eq!(run.process.env.len(), 3);
+        assert_eq!((run.process.workdir.as_str(), run.process.user.as_str()), ("/tmp", "nobody:daemon"));
         assert_eq!(run.options.memory, 512);
+    }
+
+    #[test]
+    fn the_program_begins_with_the_first_word_that_is_no_option() {
+        for (line, command) in [
+            ("run -t ls", &["ls"][..]),
+            ("run -e A=1 ls -l --read-only", &["ls", "-l", "--read-only"]),
+            ("run ls -- -l", &["ls", "--", "-l"]),
+            ("run -- -l", &["-l"]),
+            ("exec --dir d c ls -l", &["ls", "-l"]),
+            ("exec --dir d -t c -- ls -t", &["ls", "-t"]),
+        ] {
+            let found = match parse(line) {
+                Ok(Command::Run(run)) => run.command,
+                Ok(Command::Exec(exec)) => exec.command,
+                other => panic!("{line}: {other:?}"),
+            };
+            assert_eq!(found, command, "{line}");
+        }
     }
 
     #[test]
@@ -371,7 +380,8 @@ mod tests {
         assert_eq!(parse("run --vm --local -- true"), Err(ErrorKind::ArgumentConflict));
         assert_eq!(parse("run --local --kernel k -- true"), Err(ErrorKind::ArgumentConflict));
         assert_eq!(parse("run"), Err(ErrorKind::MissingRequiredArgument));
-        assert_eq!(parse("run ls"), Err(ErrorKind::UnknownArgument));
+        assert_eq!(parse("run --brew ls"), Err(ErrorKind::UnknownArgument));
+        assert_eq!(parse("exec --dir d c --brew ls"), Err(ErrorKind::UnknownArgument));
         assert_eq!(parse("run -e =x -- true"), Err(ErrorKind::ValueValidation));
         assert_eq!(parse("up --dir d --share s"), Err(ErrorKind::MissingRequiredArgument));
         assert_eq!(parse("up --vm --dir d --share s --memory 1"), Err(ErrorKind::ValueValidation));
@@ -392,6 +402,10 @@ mod tests {
             "--dns here",
             "-v a",
             "-v a:b",
+            "-w here",
+            "--tmpfs here",
+            "--ulimit files=1",
+            "--sysctl a",
         ] {
             assert_eq!(parse(&format!("run {bad} -- true")), Err(ErrorKind::ValueValidation), "{bad}");
         }
@@ -430,7 +444,7 @@ mod tests {
         let Ok(Command::Exec(exec)) = parse("exec --dir d -ti -u web c1 -- sh -c x") else {
             panic!("not an exec")
         };
-        assert!(exec.tty && exec.interactive);
+        assert!(exec.process.tty && exec.process.interactive);
         assert_eq!((exec.container.as_str(), exec.command.len()), ("c1", 3));
         assert_eq!(parse("exec --dir d -- true"), Err(ErrorKind::MissingRequiredArgument));
         assert_eq!(

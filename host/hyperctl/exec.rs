@@ -10,13 +10,12 @@ use std::time::Duration;
 use hyperinit::client::Client;
 use hyperinit::command::{Command, ExecCmd};
 use hyperinit::fault::Fault;
-use hyperinit::ids::{ContainerId, ProcessId};
+use hyperinit::ids::{ContainerId, ProcessId, Signal};
 use hyperinit::spec::Process;
-use nix::sys::signal::Signal;
 
 use super::attached::{self, End, Target};
 use super::cli::Exec;
-use super::events::{self, Event, Failure};
+use super::events::{Event, Failure};
 use super::guest;
 use super::terminal::Terminal;
 
@@ -25,8 +24,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Runs a program in a container that is there.
 pub fn exec(options: &Exec) -> Result<ExitCode, Fault> {
-    use Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
-    let (events, queue) = events::queue(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH])?;
+    let (events, queue) = attached::queue(options.process.tty, options.process.interactive)?;
     let process = process(options)?;
     let container = ContainerId::try_from(options.container.clone())
         .map_err(|why| Fault::new("naming", "the container", why))?;
@@ -35,7 +33,8 @@ pub fn exec(options: &Exec) -> Result<ExitCode, Fault> {
         container,
         process: process.id.clone(),
         tty: process.terminal,
-        interactive: options.interactive,
+        interactive: options.process.interactive,
+        is_init: false,
     };
     let terminal = Terminal::default();
     let _restore = terminal.restore_later();
@@ -80,12 +79,12 @@ fn visit(
 /// that heeds no signal is killed.
 fn leave(target: &Target, client: &Client, signal: Signal) {
     let signal = match signal {
-        Signal::SIGPIPE => Signal::SIGPIPE,
-        _ if target.tty => Signal::SIGHUP,
-        _ => Signal::SIGKILL,
+        Signal::PIPE => Signal::PIPE,
+        _ if target.tty => Signal::HUP,
+        _ => Signal::KILL,
     };
     // It may have ended, and so may the guest.
-    let _ = target.signal(client, signal).map(|pending| pending.wait(GOODBYE));
+    let _ = target.signal(client, signal).wait(GOODBYE);
 }
 
 /// EXECCMD's process, with names that nobody else's has.
@@ -95,18 +94,5 @@ fn process(options: &Exec) -> Result<Process, Fault> {
     let (stdio, stderr) = (random & !1, random | 1);
     let id = ProcessId::try_from(format!("hyperctl-{random:x}"))
         .map_err(|why| Fault::new("naming", "the process", why))?;
-    let (user, group) = options.user.split_once(':').unwrap_or((&options.user, ""));
-    Ok(Process {
-        id,
-        user: user.to_owned(),
-        group: group.to_owned(),
-        additional_groups: Vec::new(),
-        terminal: options.tty,
-        stdio,
-        stderr: if options.tty { 0 } else { stderr },
-        args: options.command.clone(),
-        envs: options.env.clone(),
-        workdir: options.workdir.clone(),
-        rlimits: Vec::new(),
-    })
+    options.process.process(id, (stdio, stderr), &options.command)
 }

@@ -14,7 +14,7 @@ use hyperinit::fault::{Fault, OrFault};
 
 use super::cli::Initrd;
 use super::local::beside;
-use super::modules;
+use super::{modules, standard};
 
 /// Where the kernel's filesystems are mounted, and where the guest puts its later root together.
 const DIRECTORIES: [&str; 4] = ["dev", "proc", "sys", "tmp"];
@@ -91,7 +91,7 @@ pub fn replace_init(image: &Path, program: &str, to: &Path) -> Result<(), Fault>
 fn kernel_modules(directory: &Path, release: &str, without: &[String]) -> Result<Vec<Entry>, Fault> {
     let (modules, warnings) = modules::choose(directory, without)?;
     for warning in warnings {
-        let _ = writeln!(io::stderr(), "hyperctl: {warning}");
+        let _ = standard::stderr().write_all(format!("hyperctl: {warning}\n").as_bytes());
     }
     let home = format!("lib/modules/{release}");
     let mut entries =

@@ -11,6 +11,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::cli::Logs;
 use super::guest::CONSOLE;
+use super::standard;
 
 /// How often it is looked whether the guest still runs, in milliseconds: no event tells of the end of a lock.
 const LOOK_AGAIN: u16 = 500;
@@ -23,7 +24,7 @@ pub fn logs(options: &Logs) -> Result<ExitCode, Fault> {
     let mut log = File::open(&path).fault("opening", path.display())?;
     let events = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).fault("watching", "files")?;
     events.add_watch(&path, AddWatchFlags::IN_MODIFY).fault("watching", path.display())?;
-    let mut out = io::stdout().lock();
+    let mut out = standard::stdout();
     loop {
         // In this order: what it wrote last is not missed.
         let running =

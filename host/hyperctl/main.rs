@@ -16,10 +16,13 @@ mod logs;
 mod modules;
 mod network;
 mod places;
+mod process;
 mod progress;
 mod pump;
 mod run;
+mod scratch;
 mod service;
+mod standard;
 mod terminal;
 mod tied;
 mod up;
@@ -30,9 +33,15 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use hyperinit::logger;
+use hyperinit::sys::signal::{Set, keep_children};
 
 fn main() -> ExitCode {
     logger::start("hyperctl", log::LevelFilter::Warn, false);
+    // Whoever started hyperctl may have blocked signals, and may not have wanted to hear of its children. What it ignores else stays
+    // ignored.
+    keep_children();
+    // It fails for sets that make no sense only.
+    let _ = Set::of([]).block_only();
     let command = match cli::parse(std::env::args_os()) {
         Ok(command) => command,
         Err(answer) => return answer,
@@ -50,7 +59,7 @@ fn main() -> ExitCode {
     };
     done.unwrap_or_else(|fault| {
         // Nobody may be reading.
-        let _ = writeln!(std::io::stderr(), "{fault}");
+        let _ = standard::stderr().write_all(format!("{fault}\n").as_bytes());
         failed
     })
 }

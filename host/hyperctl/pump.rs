@@ -8,6 +8,7 @@ use hyperinit::client::{Input, Output};
 use hyperinit::fault::Fault;
 
 use super::events::Event;
+use super::standard;
 
 /// How much of standard input is read at once: what one frame carries.
 const CHUNK: usize = 32 << 10;
@@ -17,10 +18,9 @@ const CHUNK: usize = 32 << 10;
 pub fn stdin(input: Input) {
     std::thread::spawn(move || {
         let mut chunk = vec![0; CHUNK];
-        let mut stdin = io::stdin().lock();
+        let mut stdin = standard::stdin();
         loop {
             let count = match stdin.read(&mut chunk) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 // One that cannot be read has ended: it was closed, or its terminal is gone.
                 Ok(0) | Err(_) => break,
                 Ok(count) => count,
@@ -39,10 +39,10 @@ pub fn stdin(input: Input) {
 pub fn output(output: Output, mut to: impl Write + Send + 'static, events: Sender<Event>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         while let Ok(Some(bytes)) = output.recv() {
-            if let Err(error) = to.write_all(&bytes).and_then(|()| to.flush()) {
+            if let Err(error) = to.write_all(&bytes) {
                 if error.kind() != io::ErrorKind::BrokenPipe {
                     let fault = Fault::io("writing", "what the program says", &error);
-                    let _ = writeln!(io::stderr(), "{fault}");
+                    let _ = standard::stderr().write_all(format!("{fault}\n").as_bytes());
                 }
                 // Nobody waits any more: hyperctl is ending.
                 let _ = events.send(Event::Unread);

@@ -13,14 +13,14 @@ use hyperinit::client::Client;
 use hyperinit::command::Command;
 use hyperinit::fault::Fault;
 use hyperinit::ids::{ContainerId, ProcessId};
-use hyperinit::spec::{Container, Pod, Process};
-use nix::sys::signal::Signal;
+use hyperinit::spec::{Container, Pod};
 
 use super::attached::{self, End, Target, failed};
 use super::cli::{GuestOptions, Run};
-use super::events::{self, Event, Failure};
+use super::events::{Event, Failure};
 use super::guest::{Guest, SHARE_TAG};
 use super::progress::Progress;
+use super::scratch::Scratch;
 use super::terminal::Terminal;
 use super::up::{died, plan};
 use super::{local, network, places, volumes};
@@ -29,7 +29,7 @@ use super::{local, network, places, volumes};
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 /// A guest's end and what it said last are heard by two threads, on a busy machine one well after the other.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
-/// The container's id, and its pod's hostname.
+/// The container's id.
 const NAME: &str = "hyperinit";
 /// The streams' numbers: the pod has one process.
 const STDIO: u64 = 1;
@@ -37,20 +37,19 @@ const STDERR: u64 = 2;
 
 /// Runs a program in a container.
 pub fn run(options: &Run) -> Result<ExitCode, Fault> {
-    use Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
-    let (events, queue) = events::queue(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH])?;
+    let (events, queue) = attached::queue(options.process.tty, options.process.interactive)?;
     if options.local {
         // Before the directory that only root's guest would use is made.
         local::need_root()?;
     }
     let rootfs = places::ROOTFS.find(options.rootfs.as_deref())?;
-    let scratch = tempfile::Builder::new().prefix("hyperctl-").tempdir();
-    let scratch = scratch.map_err(|error| Fault::io("making", "a temporary directory", &error))?;
+    let scratch = Scratch::make()?;
     let share = scratch.path().join("share");
     let disks = (!options.local).then_some(options.options.disk.len());
     let volumes = volumes::plan(&options.volume, disks, &rootfs, &share)?;
     let mut container = container(options)?;
     volumes.say(&mut container);
+    container.volumes.extend(options.tmpfs.iter().map(|at| volumes::in_memory(at)));
     let guest = GuestOptions { drives: volumes.drives.clone(), ..options.options.clone() };
     let mut plan = plan(options.local, scratch.path(), volumes.share(&rootfs, &share), &guest)?;
     plan.binds = volumes.binds;
@@ -62,8 +61,9 @@ pub fn run(options: &Run) -> Result<ExitCode, Fault> {
         what: "the container",
         container: container.id.clone(),
         process: container.process.id.clone(),
-        tty: options.tty,
-        interactive: options.interactive,
+        tty: options.process.tty,
+        interactive: options.process.interactive,
+        is_init: true,
     };
     let session = Session {
         target: target.clone(),
@@ -112,27 +112,17 @@ fn last_word(queue: &Receiver<Event>) -> Option<u8> {
 
 /// STARTPOD's payload.
 fn pod(options: &Run) -> Pod {
-    let mut pod = Pod { hostname: NAME.to_owned(), share_dir: SHARE_TAG.to_owned(), ..Pod::default() };
+    let mut pod =
+        Pod { hostname: options.hostname.clone(), share_dir: SHARE_TAG.to_owned(), ..Pod::default() };
     network::set_up(&mut pod, &options.options.net, &options.options.publish, &options.dns);
     pod
 }
 
 /// NEWCONTAINER's payload, without its volumes. The share is the root filesystem itself, so there is no way to it.
 fn container(options: &Run) -> Result<Container, Fault> {
-    let (user, group) = options.user.split_once(':').unwrap_or((&options.user, ""));
-    let process = Process {
-        id: process_id()?,
-        user: user.to_owned(),
-        group: group.to_owned(),
-        additional_groups: Vec::new(),
-        terminal: options.tty,
-        stdio: STDIO,
-        stderr: if options.tty { 0 } else { STDERR },
-        args: options.command.clone(),
-        envs: options.env.clone(),
-        workdir: options.workdir.clone(),
-        rlimits: Vec::new(),
-    };
+    let mut process = options.process.process(process_id()?, (STDIO, STDERR), &options.command)?;
+    process.additional_groups.clone_from(&options.group_add);
+    process.rlimits.clone_from(&options.ulimit);
     Ok(Container {
         id: container_id()?,
         rootfs: String::new(),
@@ -141,7 +131,7 @@ fn container(options: &Run) -> Result<Container, Fault> {
         fstype: String::new(),
         volumes: Vec::new(),
         fsmap: Vec::new(),
-        sysctl: Default::default(),
+        sysctl: options.sysctl.iter().cloned().collect(),
         process,
         initialize: true,
         read_only: options.read_only,
@@ -202,13 +192,15 @@ mod tests {
     use std::process::ExitStatus;
     use std::sync::mpsc::channel;
 
+    use hyperinit::ids::Signal;
+
     use super::*;
 
     #[test]
     fn a_guest_whose_end_is_heard_before_its_last_word_has_said_it_all_the_same() {
         let (events, queue) = channel();
         let ended = || End::GuestEnded(ExitStatus::from_raw(0));
-        events.send(Event::Signal(Signal::SIGWINCH)).unwrap();
+        events.send(Event::Signal(Signal::WINCH)).unwrap();
         events.send(Event::Done(Ok(9))).unwrap();
         assert_eq!(outcome(ended(), &queue, Path::new("nowhere")).unwrap(), 9);
         // One that has not is lost.

@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode};
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::init::settings::USERS_NETWORK;
+use hyperinit::sys::process::ignore_nothing;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
@@ -21,6 +22,7 @@ use super::cli::Tied;
 pub fn tied(options: &Tied) -> Result<ExitCode, Fault> {
     // hyperctl's signals are not its guest's; in hyperctl itself no thread must have them.
     SigSet::empty().thread_set_mask().fault("unblocking", "signals")?;
+    ignore_nothing().fault("heeding", "signals")?;
     // Kept over execve(2), and over the loss of capabilities (prctl(2)).
     set_pdeathsig(Some(Signal::SIGKILL)).fault("tying", "the guest to hyperctl")?;
     if let Some(cgroup) = &options.cgroup {

@@ -4,10 +4,9 @@ use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 
 use hyperinit::fault::{Fault, OrFault};
-use nix::sys::signal::Signal;
 
 use super::cli::{GuestOptions, Up};
-use super::events::{self, Event};
+use super::events::{self, Event, Signals};
 use super::guest::{Guest, Plan, gave_up, last_words};
 use super::{local, vm};
 
@@ -16,8 +15,7 @@ const LAST_LINES: usize = 10;
 
 /// Starts a guest and stays until it ends, or until a signal ends it.
 pub fn up(options: &Up) -> Result<ExitCode, Fault> {
-    let ends = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
-    let (events, queue) = events::queue(&ends)?;
+    let (events, queue) = events::queue(Signals::Own)?;
     let plan = plan(options.kind.local, &options.dir, &options.share, &options.options)?;
     let guest = Guest::start(plan, move |status| drop(events.send(Event::GuestEnded(status))))?;
     let event = queue.recv();

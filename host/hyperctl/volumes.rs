@@ -1,7 +1,9 @@
-//! `hyperctl run -v`: directories of this machine and disk images in the container.
+//! `hyperctl run -v`: directories and files of this machine, and disk images, in the container.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -21,24 +23,53 @@ pub struct Volume {
     fstype: Option<String>,
 }
 
-/// `SOURCE:PATH[:OPTION,…]`.
-pub fn volume(word: &str) -> Result<Volume, String> {
-    let mut words = word.splitn(3, ':');
-    let (Some(source), Some(at)) = (words.next().filter(|source| !source.is_empty()), words.next()) else {
-        return Err("not of the form SOURCE:PATH[:OPTION,…]".to_owned());
-    };
-    if !at.starts_with('/') || !Path::new(at).components().any(|part| matches!(part, Component::Normal(_))) {
-        return Err(format!("{at:?} is not an absolute path below the root"));
-    }
-    let mut volume = Volume { source: source.into(), at: at.to_owned(), read_only: false, fstype: None };
+/// `SOURCE:PATH[:OPTION,…]`. Only the source may be other bytes than UTF-8: the rest is the guest's, in JSON.
+pub fn volume(word: OsString) -> Result<Volume, String> {
+    let bytes = word.as_bytes();
+    let end = bytes.iter().position(|&byte| byte == b':').filter(|&end| end > 0);
+    let (source, rest) = end.map(|end| bytes.split_at(end)).unwrap_or_default();
+    let rest = str::from_utf8(rest).map_err(|_| "the path in the container is not UTF-8".to_owned())?;
+    let mut words = rest.splitn(3, ':').skip(1);
+    let at = words.next().ok_or("not of the form SOURCE:PATH[:OPTION,…]")?;
+    let source = OsStr::from_bytes(source).into();
+    let mut volume = Volume { source, at: place(at)?, read_only: false, fstype: None };
     for option in words.next().into_iter().flat_map(|options| options.split(',')) {
         match option.split_once('=').unwrap_or((option, "")) {
             ("ro", "") => volume.read_only = true,
+            ("rw", "") => volume.read_only = false,
             ("fstype", name) if !name.is_empty() => volume.fstype = Some(name.to_owned()),
-            _ => return Err(format!("{option:?} is neither `ro` nor `fstype=NAME`")),
+            _ => return Err(format!("{option:?} is neither `ro` nor `rw` nor `fstype=NAME`")),
         }
     }
     Ok(volume)
+}
+
+/// The path of a `--tmpfs`.
+pub fn tmpfs(word: &str) -> Result<String, String> {
+    match word.split_once(':') {
+        None => place(word),
+        Some(_) => Err("it has no options here, for the protocol has none".to_owned()),
+    }
+}
+
+/// A path in the container, as it is.
+fn place(at: &str) -> Result<String, String> {
+    match at.starts_with('/') && Path::new(at).components().any(|part| matches!(part, Component::Normal(_))) {
+        true => Ok(at.to_owned()),
+        false => Err(format!("{at:?} is not an absolute path below the root")),
+    }
+}
+
+/// A volume that is nowhere but in the guest's memory.
+pub fn in_memory(at: &str) -> spec::Volume {
+    spec::Volume {
+        device: String::new(),
+        addr: String::new(),
+        mount: at.to_owned(),
+        fstype: "tmpfs".to_owned(),
+        read_only: false,
+        docker_volume: false,
+    }
 }
 
 /// A disk of the VM.
@@ -53,16 +84,16 @@ pub struct Drive {
 /// What is bound where before the guest starts, in a mount namespace of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
-    /// A directory of this machine.
+    /// A directory or a file of this machine.
     pub from: PathBuf,
-    /// One of the guest's.
+    /// The same kind of thing in the guest's share.
     pub to: PathBuf,
 }
 
 /// What the volumes of a run come to.
 #[derive(Debug, Default, PartialEq)]
 pub struct Plan {
-    /// Directories.
+    /// Directories and files.
     pub binds: Vec<Bind>,
     /// Disks, after those of `--disk`.
     pub drives: Vec<Drive>,
@@ -77,17 +108,13 @@ pub fn plan(volumes: &[Volume], disks: Option<usize>, rootfs: &Path, share: &Pat
     for volume in volumes {
         let doing = "looking up the volume";
         let source = volume.source.canonicalize().fault(doing, volume.source.display())?;
-        if source.is_dir() {
-            plan.directory(volume, source, share)?;
-        } else {
-            let disks = disks.ok_or_else(|| {
-                Fault::new(
-                    "taking for a disk",
-                    source.display(),
-                    "only a VM has disks, a local guest has none",
-                )
-            })?;
-            plan.disk(volume, source, disks)?;
+        match filesystem(volume, &source)? {
+            None => plan.bind(volume, source, share),
+            Some(fstype) => {
+                let why = "only a VM has disks, a local guest has none";
+                let disks = disks.ok_or_else(|| Fault::new("taking for a disk", source.display(), why))?;
+                plan.disk(volume, source, fstype, disks);
+            }
         }
     }
     if !plan.binds.is_empty() {
@@ -95,16 +122,22 @@ pub fn plan(volumes: &[Volume], disks: Option<usize>, rootfs: &Path, share: &Pat
         plan.binds.insert(0, Bind { from, to: share.join(ROOTFS) });
     }
     for bind in &plan.binds {
-        std::fs::create_dir_all(&bind.to).fault("making", bind.to.display())?;
+        make_place(bind).fault("making", bind.to.display())?;
     }
     Ok(plan)
 }
 
+/// What is bound over: a directory by one, a file by one.
+fn make_place(bind: &Bind) -> std::io::Result<()> {
+    if bind.from.is_dir() {
+        return std::fs::create_dir_all(&bind.to);
+    }
+    bind.to.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+    File::create_new(&bind.to).map(drop)
+}
+
 impl Plan {
-    fn directory(&mut self, volume: &Volume, from: PathBuf, share: &Path) -> Result<(), Fault> {
-        if volume.fstype.is_some() {
-            return Err(Fault::new("taking for a disk", from.display(), "it is a directory, without fstype"));
-        }
+    fn bind(&mut self, volume: &Volume, from: PathBuf, share: &Path) {
         let source = format!("{VOLUMES}/{}", self.fsmap.len());
         self.binds.push(Bind { from, to: share.join(&source) });
         self.fsmap.push(Fsmap {
@@ -113,23 +146,9 @@ impl Plan {
             read_only: volume.read_only,
             docker_volume: false,
         });
-        Ok(())
     }
 
-    fn disk(&mut self, volume: &Volume, file: PathBuf, disks: usize) -> Result<(), Fault> {
-        let why = |why: &str| Fault::new("taking for a disk", file.display(), why);
-        let kind = file.metadata().fault("looking at", file.display())?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(why("it is neither a file nor a block device nor a directory"));
-        }
-        let fstype = match &volume.fstype {
-            Some(fstype) => fstype.clone(),
-            None => detected(&file)?
-                .ok_or_else(|| {
-                    why("it has no ext2, ext3, ext4 or xfs in it; another has to be named: fstype=NAME")
-                })?
-                .to_owned(),
-        };
+    fn disk(&mut self, volume: &Volume, file: PathBuf, fstype: String, disks: usize) {
         self.volumes.push(spec::Volume {
             device: format!("vd{}", letters(disks + self.drives.len())),
             addr: String::new(),
@@ -139,7 +158,6 @@ impl Plan {
             docker_volume: false,
         });
         self.drives.push(Drive { file, read_only: volume.read_only });
-        Ok(())
     }
 
     /// What the guest's share is.
@@ -154,6 +172,26 @@ impl Plan {
         }
         container.volumes.clone_from(&self.volumes);
         container.fsmap.clone_from(&self.fsmap);
+    }
+}
+
+/// The filesystem on what is a disk: named, or found. None of what is to be bound.
+fn filesystem(volume: &Volume, source: &Path) -> Result<Option<String>, Fault> {
+    let why = |why: &str| Err(Fault::new("taking for a disk", source.display(), why));
+    let kind = source.metadata().fault("looking at", source.display())?.file_type();
+    match &volume.fstype {
+        Some(_) if kind.is_dir() => why("it is a directory, without fstype"),
+        None if kind.is_dir() => Ok(None),
+        _ if !kind.is_file() && !kind.is_block_device() => {
+            why("it is neither a file nor a block device nor a directory")
+        }
+        Some(fstype) => Ok(Some(fstype.clone())),
+        None => match detected(source)? {
+            None if kind.is_block_device() => {
+                why("it has no ext2, ext3, ext4 or xfs in it; another has to be named: fstype=NAME")
+            }
+            found => Ok(found.map(str::to_owned)),
+        },
     }
 }
 
@@ -190,15 +228,23 @@ mod tests {
     #[test]
     fn a_volume_is_a_source_a_path_and_options() {
         let plain = Volume { source: "a".into(), at: "/b".to_owned(), read_only: false, fstype: None };
+        let volume = |word: &str| super::volume(word.into());
         assert_eq!(volume("a:/b"), Ok(plain.clone()));
+        assert_eq!(volume("a:/b:rw"), Ok(plain.clone()));
         assert_eq!(volume("a:/b:ro"), Ok(Volume { read_only: true, ..plain.clone() }));
-        let both = Volume { read_only: true, fstype: Some("btrfs".to_owned()), ..plain };
+        let both = Volume { read_only: true, fstype: Some("btrfs".to_owned()), ..plain.clone() };
         assert_eq!(volume("a:/b:fstype=btrfs,ro"), Ok(both));
         for bad in
-            ["", "a", ":/b", "a:", "a:b", "a:/", "a:/..", "a:/b:", "a:/b:rw", "a:/b:fstype=", "a:/b:ro:x"]
+            ["", "a", ":/b", "a:", "a:b", "a:/", "a:/..", "a:/b:", "a:/b:wr", "a:/b:fstype=", "a:/b:ro:x"]
         {
             assert!(volume(bad).is_err(), "{bad:?}");
         }
+        let latin = |word: &[u8]| super::volume(OsStr::from_bytes(word).to_owned());
+        let source = OsStr::from_bytes(b"\xe4").into();
+        assert_eq!(latin(b"\xe4:/b"), Ok(Volume { source, ..plain }));
+        assert!(latin(b"a:/\xe4").is_err());
+        assert_eq!(tmpfs("/run"), Ok("/run".to_owned()));
+        assert!(tmpfs("/").is_err() && tmpfs("run").is_err() && tmpfs("/run:size=1m").is_err());
     }
 
     #[test]
@@ -217,17 +263,19 @@ mod tests {
         std::fs::write(at("empty.img"), &image).unwrap();
         image[1080..1082].copy_from_slice(&[0x53, 0xef]);
         std::fs::write(at("ext.img"), &image).unwrap();
-        let of =
-            |name: &str, more: &str| volume(&format!("{}:/at/{name}{more}", at(name).display())).unwrap();
+        let of = |name: &str, more: &str| {
+            volume(format!("{}:/at/{name}{more}", at(name).display()).into()).unwrap()
+        };
 
-        let volumes = [of("root", ":ro"), of("ext.img", ""), of("empty.img", ":ro,fstype=xfs")];
+        let volumes =
+            [of("root", ":ro"), of("ext.img", ""), of("empty.img", ":ro,fstype=xfs"), of("empty.img", "")];
         let plan = super::plan(&volumes, Some(1), &root, &share).unwrap();
         assert_eq!(
             plan.binds,
-            [("root", "share/rootfs"), ("root", "share/volumes/0")]
+            [("root", "share/rootfs"), ("root", "share/volumes/0"), ("empty.img", "share/volumes/1")]
                 .map(|(from, to)| Bind { from: at(from), to: at(to) })
         );
-        assert!(share.join("volumes/0").is_dir());
+        assert!(share.join("volumes/0").is_dir() && share.join("volumes/1").is_file());
         assert_eq!(
             plan.drives,
             [("ext.img", false), ("empty.img", true)]
@@ -246,7 +294,8 @@ mod tests {
         );
         for (volume, disks, why) in [
             (of("ext.img", ""), None, "only a VM has disks"),
-            (of("empty.img", ""), Some(0), "fstype=NAME"),
+            (of("empty.img", ":fstype=xfs"), None, "only a VM has disks"),
+            (volume("/dev/zero:/z".into()).unwrap(), Some(0), "neither a file"),
             (of("root", ":fstype=xfs"), Some(0), "it is a directory"),
             (of("nothing", ""), Some(0), "No such file"),
         ] {

@@ -46,7 +46,7 @@ impl Policies {
 /// The `main` of PID 1. Returns only when the guest could not boot, or when it was not started as PID 1.
 pub fn main() -> ExitCode {
     logger::name("init");
-    let settings = match Settings::from_args(std::env::args().skip(1)) {
+    let settings = match Settings::from_args(std::env::args_os().skip(1)) {
         Ok(settings) => settings,
         Err(why) => {
             let _ = writeln!(std::io::stderr(), "hyperinit: {why}\n{USAGE}");

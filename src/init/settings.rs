@@ -1,5 +1,6 @@
 //! What the command line (`--local`) and the kernel's command line ask for.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use log::LevelFilter;
@@ -71,8 +72,8 @@ pub struct Local {
 impl Settings {
     /// From the arguments after the program's name. The kernel passes what it does not know on to init as
     /// arguments, so without `--local` unknown ones are not ours to refuse.
-    pub fn from_args(args: impl IntoIterator<Item = String>) -> Result<Settings, String> {
-        let args: Vec<String> = args.into_iter().collect();
+    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Settings, String> {
+        let args: Vec<OsString> = args.into_iter().collect();
         let mut settings = Settings {
             local: None,
             transport: Transport::Virtio,
@@ -87,14 +88,16 @@ impl Settings {
         let (mut ctl, mut stream, mut share) = (None, None, None);
         let mut args = args.into_iter();
         while let Some(arg) = args.next() {
+            // Of the arguments only paths may be anything but text.
+            let arg = text(arg);
             let mut value = || args.next().ok_or_else(|| format!("{arg} wants a value"));
             match arg.as_str() {
                 "--local" => {}
                 "--ctl" => ctl = Some(PathBuf::from(value()?)),
                 "--stream" => stream = Some(PathBuf::from(value()?)),
                 "--share" => share = Some(PathBuf::from(value()?)),
-                "--log" => settings.log = level(&value()?)?,
-                "--profile" => settings.profile = profile(&value()?)?,
+                "--log" => settings.log = level(&text(value()?))?,
+                "--profile" => settings.profile = profile(&text(value()?))?,
                 "--debug" => settings.debug_door = true,
                 other => return Err(format!("unknown argument: {other}")),
             }
@@ -142,6 +145,11 @@ impl Settings {
     }
 }
 
+/// A word; what is no text in it names nothing.
+fn text(word: OsString) -> String {
+    word.to_string_lossy().into_owned()
+}
+
 fn level(word: &str) -> Result<LevelFilter, String> {
     word.parse().map_err(|_| format!("no such log level: {word:?} (off, error, warn, info, debug, trace)"))
 }
@@ -158,7 +166,7 @@ mod tests {
     use super::*;
 
     fn args(words: &[&str]) -> Result<Settings, String> {
-        Settings::from_args(words.iter().map(|&word| word.to_owned()))
+        Settings::from_args(words.iter().map(OsString::from))
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 
-use crate::ids::Pid;
+use crate::ids::{Pid, Signal};
 
 /// One child that was reaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,62 @@ pub fn kill(pid: Pid, signal: i32, group: bool) -> Result<(), Errno> {
     }
     // SAFETY: kill reads nothing of this process's memory.
     Errno::result(unsafe { libc::kill(if group { -pid.0 } else { pid.0 }, signal) }).map(drop)
+}
+
+/// A set of signals, real-time ones among them.
+#[derive(Clone, Copy)]
+pub struct Set(libc::sigset_t);
+
+impl Set {
+    /// The set of these.
+    pub fn of(signals: impl IntoIterator<Item = Signal>) -> Set {
+        // SAFETY: an all-zero set is a valid one.
+        let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: writes to the set and to nothing else.
+        unsafe { libc::sigemptyset(&raw mut set) };
+        for signal in signals {
+            // SAFETY: writes to the set and to nothing else. The C library refuses the two signals that it keeps to itself.
+            unsafe { libc::sigaddset(&raw mut set, signal.get()) };
+        }
+        Set(set)
+    }
+
+    /// Blocks these and no other signals in the calling thread, and in the threads that it starts from now on.
+    pub fn block_only(&self) -> Result<(), Errno> {
+        // SAFETY: the set outlives the call; no old one is asked for.
+        let result =
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+        // It returns the number instead of setting errno.
+        if result == 0 { Ok(()) } else { Err(Errno::from_raw(result)) }
+    }
+
+    /// Waits for one of them, which every thread has to block, and takes it.
+    pub fn wait(&self) -> Result<Signal, Errno> {
+        loop {
+            // SAFETY: the set outlives the call; no siginfo is asked for.
+            let number = unsafe { libc::sigwaitinfo(&raw const self.0, std::ptr::null_mut()) };
+            match Errno::result(number) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+                Ok(number) => return Signal::try_from(i64::from(number)).map_err(|_| Errno::EINVAL),
+            }
+        }
+    }
+}
+
+/// Whether this process ignores a signal, as whoever started it may have wanted (nohup(1)).
+pub fn is_ignored(signal: Signal) -> bool {
+    // SAFETY: an all-zero sigaction is a valid one.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: writes the disposition to `action`, which outlives the call, and changes nothing.
+    let asked = unsafe { libc::sigaction(signal.get(), std::ptr::null(), &raw mut action) };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Has the kernel keep children that have exited until they are waited for, also if whoever started this process ignored SIGCHLD.
+pub fn keep_children() {
+    // SAFETY: SIG_DFL is no handler, and no part of this program sets one for SIGCHLD.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
 #[cfg(test)]

@@ -6,8 +6,10 @@
 mod by_hand;
 #[path = "../guest/mod.rs"]
 mod guest;
+mod options;
 mod played;
 mod run;
+mod signals;
 mod up;
 
 use std::fs;
@@ -19,6 +21,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::channel;
 
 use guest::BOOT;
+use hyperinit::sys::process::ignore_nothing;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -57,6 +60,8 @@ impl Drop for Running {
 }
 
 fn spawn(command: &mut Command) -> Running {
+    // What a test was started to ignore, as a shell's job in the background is, its hyperctl would ignore too.
+    ignore_nothing().unwrap();
     loop {
         match command.spawn() {
             // A program that was just copied: the child of another thread, which has not executed yet, has it open too.

@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 
 use hyperinit::frame::{self, ControlDecoder, Message};
 use hyperinit::host;
+use hyperinit::sys::tty;
+use nix::pty::openpty;
 use nix::sys::signal::Signal;
 use serde_json::{Value, from_slice, json};
 
@@ -87,6 +89,23 @@ impl Guest {
         from_slice::<Value>(&payload).unwrap()["process"].clone()
     }
 
+    /// The rows and columns of a WINSIZE for that process.
+    fn hear_size(&mut self, process: &Value) -> (i64, i64) {
+        let (message, payload) = self.hear();
+        assert_eq!(message, Some(Message::WinSize));
+        let asked: Value = from_slice(&payload).unwrap();
+        assert_eq!((&asked["container"], &asked["process"]), (&json!("c"), &process["id"]));
+        (asked["row"].as_i64().unwrap(), asked["column"].as_i64().unwrap())
+    }
+
+    /// The process ends with status 9.
+    fn end(&mut self, process: &Value) {
+        let number = process["stdio"].as_u64().unwrap();
+        self.stream.write_all(&frame::stream(number, b"").unwrap()).unwrap();
+        let event = json!({"container": "c", "process": process["id"], "event": "finished", "status": 9});
+        self.say(Message::ProcessAsyncEvent, event.to_string().as_bytes());
+    }
+
     /// The signal of a SIGNALPROCESS to that process.
     fn hear_signal(&mut self, process: &Value) -> i64 {
         let (message, payload) = self.hear();
@@ -109,12 +128,49 @@ fn a_signal_while_the_program_is_being_started_is_the_programs() {
     assert_eq!(guest.hear_signal(&process), 15);
     guest.say(Message::Ack, b"");
     guest.say(Message::Ack, b"");
-    let number = process["stdio"].as_u64().unwrap();
-    guest.stream.write_all(&frame::stream(number, b"").unwrap()).unwrap();
-    let event = json!({"container": "c", "process": process["id"], "event": "finished", "status": 9});
-    guest.say(Message::ProcessAsyncEvent, event.to_string().as_bytes());
+    guest.end(&process);
     let output = finish(child);
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(9), ""));
+}
+
+/// What comes before it has no program to go to yet, and does not end hyperctl.
+#[test]
+fn a_signal_before_the_program_is_asked_for_waits_for_it() {
+    let place = listen();
+    let child = exec(place.directory.path(), &[]);
+    let mut guest = place.accept();
+    signal(&child, Signal::SIGUSR1);
+    guest.greet();
+    let process = guest.hear_exec();
+    assert_eq!(guest.hear_signal(&process), 10);
+    guest.say(Message::Ack, b"");
+    guest.say(Message::Ack, b"");
+    guest.end(&process);
+    assert_eq!(finish(child).status.code(), Some(9));
+}
+
+#[test]
+fn a_terminals_size_is_sent_right_behind_the_start() {
+    let place = listen();
+    let pty = openpty(None, None).unwrap();
+    tty::set_size(&pty.slave, 33, 99).unwrap();
+    let mut command = Command::new(HYPERCTL);
+    command.args(["exec", "-t", "--dir"]).arg(place.directory.path()).args(["c", "program"]);
+    command.stdin(Stdio::null()).stderr(Stdio::piped());
+    let child = spawn(command.stdout(pty.slave.try_clone().unwrap()));
+    let mut guest = place.accept();
+    guest.greet();
+    let process = guest.hear_exec();
+    assert_eq!(guest.hear_size(&process), (33, 99));
+    // The start has no answer yet.
+    tty::set_size(&pty.slave, 44, 111).unwrap();
+    signal(&child, Signal::SIGWINCH);
+    assert_eq!(guest.hear_size(&process), (44, 111));
+    for _ in 0..3 {
+        guest.say(Message::Ack, b"");
+    }
+    guest.end(&process);
+    assert_eq!(finish(child).status.code(), Some(9));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::guest::{BOOT, make_rootfs};
 use super::{HYPERCTL, Running, elsewhere, finish, output, read_until, scratch, signal, spawn, text};
 
 /// `hyperctl run --local` in a root filesystem of its own, with more options.
-fn run(options: &[&str], script: &str) -> (Command, tempfile::TempDir) {
+pub fn run(options: &[&str], script: &str) -> (Command, tempfile::TempDir) {
     let directory = scratch();
     let rootfs = directory.path().join("rootfs");
     make_rootfs(&rootfs);
@@ -34,7 +34,7 @@ fn run(options: &[&str], script: &str) -> (Command, tempfile::TempDir) {
 }
 
 /// What is in the directory of a run besides its root filesystem.
-fn left(directory: &tempfile::TempDir) -> Vec<PathBuf> {
+pub fn left(directory: &tempfile::TempDir) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| !path.ends_with("rootfs")).collect()
 }
@@ -195,7 +195,9 @@ fn directories_of_the_host_are_volumes() {
     assert!(directory.path().join("rootfs/bin/busybox").exists(), "what was bound is where it was");
 
     let image = beside.path().join("image");
-    fs::write(&image, "").unwrap();
+    let mut superblock = vec![0; 2048];
+    superblock[1080..1082].copy_from_slice(&[0x53, 0xef]);
+    fs::write(&image, superblock).unwrap();
     for (source, says) in [
         (&image, "only a VM has disks, a local guest has none"),
         (&beside.path().join("nothing"), "No such file or directory"),
@@ -209,16 +211,19 @@ fn directories_of_the_host_are_volumes() {
 }
 
 #[test]
-fn without_root_a_directory_is_bound_all_the_same() {
+fn without_root_a_directory_or_a_file_is_bound_all_the_same() {
     let directory = scratch();
     let [one, two] = two_directories(directory.path());
-    let line =
-        format!("tied --bind {} {} -- /bin/busybox cat {}/file", one.display(), two.display(), two.display());
-    let mut command = elsewhere(directory.path(), &line);
-    command.uid(65_534).gid(65_534);
-    let said = output(command);
-    assert_eq!((text(&said.stdout), text(&said.stderr)), ("one\n", ""));
-    assert_eq!(fs::read_to_string(two.join("file")).unwrap(), "two\n", "nobody else sees it");
+    let (one, two) = (one.display(), two.display());
+    for what in ["", "/file"] {
+        let line = format!("tied --bind {one}{what} {two}{what} -- /bin/busybox cat {two}/file");
+        let mut command = elsewhere(directory.path(), &line);
+        command.uid(65_534).gid(65_534);
+        let said = output(command);
+        assert_eq!((text(&said.stdout), text(&said.stderr)), ("one\n", ""));
+    }
+    let unseen = fs::read_to_string(directory.path().join("two/file")).unwrap();
+    assert_eq!(unseen, "two\n", "nobody else sees it");
 }
 
 #[test]

@@ -137,6 +137,39 @@ fn a_volume_can_be_a_file() {
     });
 }
 
+/// As the original has it, for which a device says nothing then.
+#[test]
+fn a_volume_can_be_in_memory() {
+    guest(|guest| {
+        let root = image("web");
+        let mut pod = Pod::start(guest);
+        let before = guest.mounts();
+        let volumes = json!([
+            {"fstype": "tmpfs", "mount": "/run/mine"},
+            {"device": "tmpfs", "fstype": "tmpfs", "mount": "/read", "readOnly": true, "dockerVolume": true},
+        ]);
+        pod.prepare("web", json!({"volumes": volumes, "initialize": true})).unwrap();
+        assert_eq!(
+            pod.shell("web", "ls -A /run/mine; echo word >/run/mine/file; cat /run/mine/file"),
+            "word"
+        );
+        guest.inside("web", |mounts| {
+            for (at, access) in [("/run/mine", "rw"), ("/read", "ro")] {
+                let (options, root, kind) = mount_on(mounts, at);
+                assert_eq!((root, kind), ("/", "tmpfs"));
+                for option in [access, "nosuid", "nodev", "noexec"] {
+                    assert!(options.split(',').any(|word| word == option), "{options}");
+                }
+            }
+            assert_eq!(mode("/run/mine"), 0o1777);
+        });
+        gone(&mut pod, "web");
+        assert_eq!(guest.mounts(), before);
+        assert_eq!(fs::read_dir(root.join("run/mine")).unwrap().count(), 0);
+        assert_eq!(pod.mountd.log(), "");
+    });
+}
+
 #[test]
 fn a_volume_that_cannot_be_had_leaves_nothing() {
     guest(|guest| {

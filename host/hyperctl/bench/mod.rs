@@ -15,13 +15,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyperinit::fault::{Fault, OrFault};
-use nix::sys::signal::Signal;
 
 use super::cli::Bench;
-use super::events::{self, Event};
+use super::events::{self, Event, Signals};
 use super::guest::{Guest, Plan};
+use super::scratch::Scratch;
 use super::up::plan;
-use super::{attached, local, places};
+use super::{attached, local, places, standard};
 use floor::Floor;
 use report::Report;
 
@@ -34,21 +34,20 @@ const BYTES: usize = 64 << 20;
 
 /// Runs it all and prints the report. A signal ends it, and leaves nothing.
 pub fn bench(options: &Bench) -> Result<ExitCode, Fault> {
-    use Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-    let (events, queue) = events::queue(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    let (events, queue) = events::queue(Signals::Own)?;
     if options.local {
         // Before the directory that only root's guest would use is made.
         local::need_root()?;
     }
     let rootfs = places::ROOTFS.find(options.rootfs.as_deref())?;
-    let scratch = tempfile::Builder::new().prefix("hyperctl-").tempdir();
-    let scratch = scratch.map_err(|error| Fault::io("making", "a temporary directory", &error))?;
+    let scratch = Scratch::make()?;
     let current = Arc::new(Current::default());
     let (measured, options, directory) = (Arc::clone(&current), options.clone(), scratch.path().to_owned());
     std::thread::spawn(move || {
         let report = report(&options, &rootfs, &directory, &measured);
         let printed = report.and_then(|text| {
-            writeln!(std::io::stdout(), "{text}").fault("printing", "the report").map(|()| 0)
+            let line = format!("{text}\n");
+            standard::stdout().write_all(line.as_bytes()).fault("printing", "the report").map(|()| 0)
         });
         // Nobody waits any more: hyperctl is ending.
         let _ = events.send(Event::Done(printed.map_err(Into::into)));

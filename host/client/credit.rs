@@ -6,8 +6,10 @@ use std::collections::VecDeque;
 pub const CONTROL_CHUNK: usize = 512;
 
 /// Frames that wait, and how much of all that was written the guest has credited.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outgoing {
+    /// How much may be written before it is credited, in bytes.
+    chunk: usize,
     /// Frames that have not left yet; of the first one, `sent` bytes have.
     queue: VecDeque<Vec<u8>>,
     sent: usize,
@@ -17,7 +19,18 @@ pub(super) struct Outgoing {
     credited: u64,
 }
 
+impl Default for Outgoing {
+    fn default() -> Outgoing {
+        Outgoing::new(CONTROL_CHUNK)
+    }
+}
+
 impl Outgoing {
+    /// Nothing yet. `chunk` is how much may be written before it is credited, in bytes.
+    pub(super) fn new(chunk: usize) -> Outgoing {
+        Outgoing { chunk, queue: VecDeque::new(), sent: 0, queued: 0, written: 0, credited: 0 }
+    }
+
     /// Queues a frame. Returns where it ends in all that was ever sent, in bytes.
     pub(super) fn push(&mut self, frame: Vec<u8>) -> u64 {
         self.queued += frame.len() as u64;
@@ -31,7 +44,7 @@ impl Outgoing {
             return None;
         }
         let frame = self.queue.front()?;
-        let end = frame.len().min(self.sent + CONTROL_CHUNK);
+        let end = frame.len().min(self.sent + self.chunk);
         let chunk = frame.get(self.sent..end)?.to_vec();
         self.sent = end;
         if end == frame.len() {

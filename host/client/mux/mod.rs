@@ -151,13 +151,14 @@ enum Who {
 }
 
 /// Serves hosts until the guest ends, or its connection; says why. Both sockets are connected to the guest, which has said
-/// nothing yet: hosts are let in when it has said READY.
-pub fn serve(door: Door, control: UnixStream, stream: UnixStream) -> Fault {
+/// nothing yet: hosts are let in when it has said READY. `chunk` is how many control bytes it is sent before it has credited
+/// them: the more, the sooner a large file is out of the others' way.
+pub fn serve(door: Door, control: UnixStream, stream: UnixStream, chunk: usize) -> Fault {
     let guest = match (Line::new(control), Line::new(stream)) {
         (Ok(control), Ok(stream)) => Guest {
             control,
             stream,
-            outgoing: Outgoing::default(),
+            outgoing: Outgoing::new(chunk),
             replies: ControlDecoder::default(),
             output: StreamDecoder::default(),
             ready: false,

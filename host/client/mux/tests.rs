@@ -12,6 +12,9 @@ const SOON: Duration = Duration::from_secs(20);
 /// How long nothing must happen to be taken for nothing happening.
 const QUIET: Duration = Duration::from_millis(100);
 
+/// How much is sent before it is credited, in bytes.
+const CHUNK_SENT: usize = 1000;
+
 /// The guest's ends of both channels, and whoever serves it.
 struct Played {
     directory: tempfile::TempDir,
@@ -29,7 +32,7 @@ fn played(has_flow: bool) -> Played {
     let [(ours, control), (our_stream, stream)] = [(); 2].map(|()| UnixStream::pair().unwrap());
     control.set_read_timeout(Some(SOON)).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
-    let served = std::thread::spawn(move || serve(door, ours, our_stream));
+    let served = std::thread::spawn(move || serve(door, ours, our_stream, CHUNK_SENT));
     let (commands, input) = (ControlDecoder::default(), StreamDecoder::default());
     let mut guest = Played { directory, control, stream, commands, input, served };
     guest.say(Message::Ready, b"");
@@ -59,7 +62,7 @@ impl Played {
             }
             let mut chunk = [0; 4096];
             let count = self.control.read(&mut chunk).unwrap();
-            assert!(count > 0 && count <= crate::client::CONTROL_CHUNK, "{count}");
+            assert!(count > 0 && count <= CHUNK_SENT, "{count}");
             self.commands.push(&chunk[..count]);
             self.say(Message::Next, &u32::try_from(count).unwrap().to_be_bytes());
         }

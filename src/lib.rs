@@ -6,6 +6,7 @@ pub mod channel;
 pub mod client;
 pub mod command;
 pub mod fault;
+pub mod flow;
 pub mod frame;
 pub mod helper;
 pub mod host;

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::flow;
 use crate::ids::{ContainerId, ProcessId, StreamId};
 pub use bounds::*;
 
@@ -150,6 +151,9 @@ impl Process {
             return Err(format!("rlimits: no such limit: {:?}", rlimit.kind));
         }
         let stdio = StreamId::new(self.stdio).ok_or("stdio: is 0")?;
+        if [self.stdio, self.stderr].contains(&flow::STREAM) {
+            return Err(format!("stdio, stderr: {} is no process's", flow::STREAM));
+        }
         match StreamId::new(self.stderr) {
             None if !self.terminal => Err("stderr: is 0 without a terminal".to_owned()),
             Some(stderr) if stderr == stdio => Err("stderr: is the same stream as stdio".to_owned()),

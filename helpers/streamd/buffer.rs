@@ -68,6 +68,8 @@ const SLOT_ENDS: usize = 5;
 pub const SLOT_INPUT: usize = 6;
 /// The first of the three.
 pub const SLOT_PLACE: usize = 7;
+/// Whether the host has asked to be told what becomes of stdin.
+pub const SLOT_FLOW: usize = 10;
 /// Pairs of (stream, where its end-of-stream frame begins), in a ring. init has at most 16 ends under way.
 const SLOT_FIRST_END: usize = 16;
 const ENDS: usize = 64;
@@ -358,13 +360,26 @@ impl Buffer {
 
     /// Appends an empty frame: the end of a stream, or the answer to an unknown one.
     pub fn append_empty(&mut self, stream: StreamId) -> Result<(), Fault> {
+        self.append(stream, b"")
+    }
+
+    /// Appends a short frame of streamd's own.
+    pub fn append(&mut self, stream: StreamId, payload: &[u8]) -> Result<(), Fault> {
         self.finish_pending()?;
         if self.published - self.boundary >= RING - SLACK {
             // So many ends, and a host that does not read.
             return Err(no_memory());
         }
-        self.write_header(self.published, stream.get(), 0)?;
-        self.advance(self.published, 0);
+        if !payload.is_empty() {
+            let at = self.in_file(self.published) + HEADER;
+            let written =
+                pwrite(&self.input, payload, at.cast_signed()).fault("writing to", "the output buffer")?;
+            if written != payload.len() {
+                return Err(no_memory());
+            }
+        }
+        self.write_header(self.published, stream.get(), payload.len())?;
+        self.advance(self.published, payload.len());
         Ok(())
     }
 

@@ -106,6 +106,7 @@ impl Engine {
             moved |= self.processes.receive_more(&mut self.buffer);
             moved |= self.host.read(&mut self.processes, &mut self.buffer)?;
             moved |= self.processes.take_turns(&mut self.buffer);
+            moved |= self.processes.tell(&mut self.buffer)?;
             moved |= self.host.send(&mut self.buffer)?;
             moved |= self.host.part(&mut self.processes, &mut self.buffer)?;
             self.tell(&replies)?;

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use hyperinit::fault::{Fault, OrFault};
+use hyperinit::flow::{self, Ask, BEGUN};
 use hyperinit::frame::{StreamDecoder, Violation};
 use hyperinit::host::Silence;
 use hyperinit::ids::StreamId;
@@ -11,11 +12,11 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::unistd::read;
 
-use super::buffer::{Buffer, SLOT_INPUT, SLOT_PLACE, is_no_memory};
+use super::buffer::{Buffer, SLOT_FLOW, SLOT_INPUT, SLOT_PLACE, is_no_memory};
 use super::engine::{LISTENER, PORT, edges, nonblocking, now};
 use super::input::{Place, is_want};
 use super::port::{Accepted, Port};
-use super::processes::{PAUSE, Processes};
+use super::processes::{PAUSE, Processes, say};
 
 /// How much is read from the host at once.
 const CHUNK: usize = 64 << 10;
@@ -187,6 +188,8 @@ impl Host {
             return Ok(self.lose_patience(processes));
         }
         log::info!("the host has left the stream port");
+        processes.hold_none();
+        buffer.page().set(SLOT_FLOW, 0);
         self.hung_up = false;
         self.hang_up();
         if self.hearing == Hearing::Frames && self.port.is_device() && self.place.is_inside() {
@@ -224,6 +227,7 @@ impl Host {
 
     fn start_over(&mut self, buffer: &mut Buffer) -> Result<(), Fault> {
         buffer.rewind()?;
+        buffer.page().set(SLOT_FLOW, 0);
         (self.guessed, self.pause) = (false, None);
         self.hear_frames(buffer);
         Ok(())
@@ -373,6 +377,9 @@ impl Host {
         let gone = self.is_gone();
         loop {
             match self.decoder.next_frame() {
+                Ok(Some(frame)) if is_word(frame.tag, frame.payload) => {
+                    heed(frame.payload, processes, buffer)?;
+                }
                 Ok(Some(frame)) => {
                     if !stdin(frame.tag, frame.payload, processes, buffer)
                         && self.unsure.is_none_or(|until| now() >= until)
@@ -399,6 +406,7 @@ impl Host {
             // What was thrown away, or misunderstood, was somebody's.
             processes.end_inputs();
         } else {
+            processes.hold_none();
             self.hang_up();
         }
         self.hearing = match line || self.guessed {
@@ -460,7 +468,32 @@ fn stdin(number: u64, payload: &[u8], processes: &mut Processes, buffer: &Buffer
 
 /// Whether somebody has or had this stream.
 fn is_known(number: u64, processes: &Processes, buffer: &Buffer) -> bool {
-    StreamId::new(number).is_some_and(|stream| processes.knows(stream) || buffer.find_end(stream).is_some())
+    number == flow::STREAM
+        || StreamId::new(number)
+            .is_some_and(|stream| processes.knows(stream) || buffer.find_end(stream).is_some())
+}
+
+/// Whether a frame is a word of flow control.
+fn is_word(number: u64, payload: &[u8]) -> bool {
+    number == flow::STREAM && Ask::decode(payload).is_some()
+}
+
+/// Heeds one.
+fn heed(payload: &[u8], processes: &mut Processes, buffer: &mut Buffer) -> Result<(), Fault> {
+    match Ask::decode(payload) {
+        Some(Ask::Hold(stream)) => processes.hold(stream, true),
+        Some(Ask::Go(stream)) => processes.hold(stream, false),
+        Some(Ask::Begin) => {
+            buffer.page().set(SLOT_FLOW, 1);
+            match say(BEGUN, buffer) {
+                // It asks again (host/client/mux).
+                Err(fault) if is_no_memory(&fault) => log::warn!("{fault}; the host is not answered"),
+                said => said?,
+            }
+        }
+        None => {}
+    }
+    Ok(())
 }
 
 /// An unknown stream is answered by its end.

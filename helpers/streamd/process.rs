@@ -26,6 +26,8 @@ pub struct Source {
     pub tty: bool,
     /// How much of what can be taken now may have been written before the process exited, in bytes.
     pub owed: usize,
+    /// The host wants nothing of it for now.
+    pub held: bool,
 }
 
 /// How far a process's end has come.
@@ -59,6 +61,9 @@ pub struct Process {
     /// stdin, until it is closed. A tty's is its only source.
     stdin: Option<OwnedFd>,
     queue: Queue,
+    /// How much has come for its stdin, and of how much of that the host was told that it waits no more, in bytes.
+    received: u64,
+    told: u64,
 }
 
 impl Process {
@@ -70,9 +75,9 @@ impl Process {
         let mut fds = fds.into_iter();
         let stdin = if packet.stdin { fds.next() } else { None };
         let mut sources =
-            vec![Source { fd: fds.next(), stream: packet.stdio, tty: packet.terminal, owed: 0 }];
+            vec![Source { fd: fds.next(), stream: packet.stdio, tty: packet.terminal, owed: 0, held: false }];
         if let Some(stream) = packet.stderr {
-            sources.push(Source { fd: fds.next(), stream, tty: false, owed: 0 });
+            sources.push(Source { fd: fds.next(), stream, tty: false, owed: 0, held: false });
         }
         Some(Process { sources, stdin, ..Process::unknown() })
     }
@@ -86,6 +91,8 @@ impl Process {
             queue: Queue::default(),
             end: End::Running,
             tokens: Vec::new(),
+            received: 0,
+            told: 0,
         }
     }
 
@@ -128,6 +135,17 @@ impl Process {
         self.queue.waiting()
     }
 
+    /// What was for its stdin and waits no more, of which the host was not told, in bytes.
+    pub fn untold(&self) -> u32 {
+        let gone = self.received.saturating_sub(self.queue.waiting() as u64);
+        u32::try_from(gone.saturating_sub(self.told)).unwrap_or(u32::MAX)
+    }
+
+    /// The host was told of so much.
+    pub fn tell(&mut self, bytes: u32) {
+        self.told += u64::from(bytes);
+    }
+
     /// Whether that has to be tried again, though the process may not read.
     pub fn is_starved(&self) -> bool {
         self.queue.starved
@@ -138,6 +156,7 @@ impl Process {
         if self.end != End::Running {
             return;
         }
+        self.received += payload.len() as u64;
         let mut queue = std::mem::take(&mut self.queue);
         let flushed = match (self.stdin.as_ref().or(self.tty()), payload) {
             (None, _) => Flushed::Broken,

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use hyperinit::fault::{Fault, OrFault};
+use hyperinit::flow::{self, Credit};
 use hyperinit::ids::StreamId;
 use hyperinit::sys::fd::{peek, receive_fds};
 use hyperinit::wire::streamd::{STREAMS_LEN, Streams as Packet, forgotten};
@@ -14,7 +15,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::Epoll;
 use nix::unistd::read;
 
-use super::buffer::{Buffer, CHUNK, Taken, is_no_memory};
+use super::buffer::{Buffer, CHUNK, SLOT_FLOW, Taken, is_no_memory};
 use super::engine::{FIRST_TOKEN, edges, nonblocking, now};
 use super::input::{QUEUE_MAX, QUEUES_MAX, is_want};
 use super::process::{End, Process, SURVIVOR_GRACE};
@@ -69,6 +70,8 @@ pub struct Processes {
     is_ready: BTreeSet<SourceId>,
     /// Processes that have something waiting for their stdin.
     behind: BTreeSet<StreamId>,
+    /// Processes of whose stdin the host may have to be told something.
+    untold: BTreeSet<StreamId>,
     /// Processes that have exited, and whose end has not been written.
     finishing: BTreeSet<StreamId>,
     /// Processes whose end has been written and which have survivors, oldest first.
@@ -97,6 +100,7 @@ impl Processes {
             ready: VecDeque::new(),
             is_ready: BTreeSet::new(),
             behind: BTreeSet::new(),
+            untold: BTreeSet::new(),
             finishing: BTreeSet::new(),
             over: VecDeque::new(),
             waiting: Waiting::default(),
@@ -320,6 +324,10 @@ impl Processes {
         let end = process.end;
         let Some(source) = process.sources.get_mut(place) else { return false };
         let Some(fd) = &source.fd else { return false };
+        if source.held && end == End::Running {
+            // It is ready again when the host wants it.
+            return false;
+        }
         let taken = if end == End::Finished {
             Ok(discard(fd, &mut self.discarded))
         } else {
@@ -371,6 +379,26 @@ impl Processes {
     fn pause(&mut self, fault: &Fault) {
         log::warn!("{fault}; output waits");
         self.paused = Some(now() + PAUSE);
+    }
+
+    /// The host wants nothing of this stream for now, or it does again. The process's end waits for neither.
+    pub fn hold(&mut self, stream: u64, held: bool) {
+        let sources = self.by_stdio.iter_mut().flat_map(|(&stdio, process)| {
+            process.sources.iter_mut().enumerate().map(move |(place, source)| ((stdio, place), source))
+        });
+        let found = sources.filter(|(_, source)| source.stream.get() == stream).map(|(id, source)| {
+            source.held = held;
+            id
+        });
+        let found: Vec<SourceId> = found.collect();
+        found.into_iter().for_each(|id| self.mark_ready(id));
+    }
+
+    /// Nobody is there any more who could want them again.
+    pub fn hold_none(&mut self) {
+        let streams = self.by_stdio.values().flat_map(|process| &process.sources);
+        let held: Vec<u64> = streams.filter(|source| source.held).map(|source| source.stream.get()).collect();
+        held.into_iter().for_each(|stream| self.hold(stream, false));
     }
 
     // ---- ends ----
@@ -489,6 +517,7 @@ impl Processes {
         for stdio in full.map(|(stdio, _)| stdio).collect::<Vec<_>>() {
             self.by_stdio.get_mut(&stdio).into_iter().for_each(Process::drop_input);
             self.behind.remove(&stdio);
+            self.untold.insert(stdio);
         }
     }
 
@@ -499,6 +528,7 @@ impl Processes {
         if process.is_starved() {
             self.starved = Some(now() + PAUSE);
         }
+        self.untold.insert(stdio);
         if process.waiting() > 0 {
             self.behind.insert(stdio);
         } else {
@@ -536,12 +566,58 @@ impl Processes {
         if waiting == 0 {
             self.behind.remove(&stdio);
         }
+        self.untold.insert(stdio);
+    }
+
+    /// Tells a host that wants to know what waits no more; true if it was told anything.
+    pub fn tell(&mut self, buffer: &mut Buffer) -> Result<bool, Fault> {
+        let mut told = false;
+        if buffer.page().get(SLOT_FLOW) == 0 {
+            // A host that begins later is told of what comes later.
+            for stdio in std::mem::take(&mut self.untold) {
+                if let Some(process) = self.by_stdio.get_mut(&stdio) {
+                    process.tell(process.untold());
+                }
+            }
+        }
+        while buffer.has_room_for_answers()
+            && let Some(stdio) = self.untold.pop_first()
+        {
+            let Some(process) = self.by_stdio.get_mut(&stdio) else { continue };
+            let bytes = process.untold();
+            if bytes == 0 {
+                continue;
+            }
+            match say(Credit { stdio: stdio.get(), bytes }, buffer) {
+                Err(fault) if is_no_memory(&fault) => {
+                    log::warn!("{fault}; the host is told later what was read");
+                    self.untold.insert(stdio);
+                    self.starved = Some(now() + PAUSE);
+                    return Ok(told);
+                }
+                said => said?,
+            }
+            process.tell(bytes);
+            told = true;
+        }
+        Ok(told)
     }
 
     /// Some of what the host sent was lost, and whose it was is not known: every stdin ends rather than going on behind a gap.
     pub fn end_inputs(&mut self) {
         self.by_stdio.values_mut().for_each(Process::drop_input);
+        self.untold.extend(self.by_stdio.keys());
         self.behind.clear();
+        // A word that lets one go may have been among it.
+        self.hold_none();
+    }
+}
+
+/// Says a word of flow control to the host.
+pub fn say(credit: Credit, buffer: &mut Buffer) -> Result<(), Fault> {
+    match StreamId::new(flow::STREAM) {
+        Some(stream) => buffer.append(stream, &credit.encode()),
+        None => Ok(()),
     }
 }
 

@@ -30,6 +30,11 @@ pub(super) fn has_connections(directory: &Path) -> bool {
     directory.join(VSOCK_SOCKET).exists()
 }
 
+/// Whether a guest's own channels are in the directory.
+pub(super) fn are_there(directory: &Path) -> bool {
+    has_connections(directory) || directory.join(CONTROL_SOCKET).exists()
+}
+
 /// Both channels: control, stream.
 pub(super) fn sockets(directory: &Path, deadline: Instant) -> Result<(UnixStream, UnixStream), Fault> {
     // Of two hosts that connect at once each would have one channel, and wait for the other: both queues need one order.
@@ -84,12 +89,22 @@ fn vsock(directory: &Path, port: u32, deadline: Instant) -> Result<UnixStream, F
 /// Connects to a socket in a directory, however long its path: an address holds 108 bytes (unix(7)). Where the queue is
 /// full, for QEMU takes one connection at a time, it is waited for a place in it.
 fn unix(directory: &Path, name: &str, deadline: Instant) -> Result<UnixStream, Fault> {
+    unix_of(SockType::Stream, directory, name, deadline)
+}
+
+/// The same for a socket of another type.
+pub(super) fn unix_of(
+    kind: SockType,
+    directory: &Path,
+    name: &str,
+    deadline: Instant,
+) -> Result<UnixStream, Fault> {
     let path = directory.join(name);
     let parent = File::open(directory).fault("opening", directory.display())?;
     let connected = || -> std::io::Result<UnixStream> {
         let address = UnixAddr::new(format!("/proc/self/fd/{}/{name}", parent.as_raw_fd()).as_str())?;
         let flags = SockFlag::SOCK_CLOEXEC;
-        let socket = UnixStream::from(socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?);
+        let socket = UnixStream::from(socket::socket(AddressFamily::Unix, kind, flags, None)?);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             // Zero would be for ever. It is the limit of connect(2) too (socket(7)).

@@ -9,15 +9,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
-
+use super::credit::Outgoing;
 use super::greeting::Greeted;
 use super::{CallError, Finished};
 use crate::fault::{Fault, OrFault};
 use crate::frame::{self, ControlDecoder, Message};
-
-/// runV writes no more than this many control bytes before it waits for NEXT.
-pub const CONTROL_CHUNK: usize = 512;
 
 type Reply = Result<Vec<u8>, CallError>;
 
@@ -61,13 +57,7 @@ pub(super) struct Control {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Frames that have not left yet; of the first one, `sent` bytes have.
-    queue: VecDeque<Vec<u8>>,
-    sent: usize,
-    /// All bytes ever queued, written, and credited by NEXT.
-    queued: u64,
-    written: u64,
-    credited: u64,
+    outgoing: Outgoing,
     /// Commands without a reply, oldest first.
     awaited: VecDeque<Awaited>,
     ready: bool,
@@ -81,7 +71,7 @@ struct State {
 
 #[derive(Debug)]
 struct Awaited {
-    /// What `credited` is at least when the guest has read the whole command.
+    /// Where the command ends in all that was sent.
     end: u64,
     reply: SyncSender<Reply>,
 }
@@ -116,10 +106,8 @@ impl Control {
             return Pending::failed(CallError::Broken(why.clone()));
         }
         let (sender, reply) = sync_channel(1);
-        state.queued += frame.len() as u64;
-        let end = state.queued;
+        let end = state.outgoing.push(frame);
         state.awaited.push_back(Awaited { end, reply: sender });
-        state.queue.push_back(frame);
         self.changed.notify_all();
         let what = Message::from_id(id).map_or_else(|| format!("message {id}"), |known| known.to_string());
         Pending { reply, what }
@@ -170,8 +158,7 @@ impl Control {
     }
 
     pub(super) fn credit(&self) -> (u64, u64) {
-        let state = self.state();
-        (state.written, state.credited)
+        self.state().outgoing.credit()
     }
 
     pub(super) fn hang_up(&self) {
@@ -209,8 +196,8 @@ impl Control {
             if state.broken.is_some() {
                 return None;
             }
-            if state.credited == state.written && !state.queue.is_empty() {
-                return state.take_chunk();
+            if let Some(chunk) = state.outgoing.next_chunk() {
+                return Some(chunk);
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -257,28 +244,18 @@ impl Control {
 }
 
 impl State {
-    fn take_chunk(&mut self) -> Option<Vec<u8>> {
-        let frame = self.queue.front()?;
-        let end = frame.len().min(self.sent + CONTROL_CHUNK);
-        let chunk = frame.get(self.sent..end)?.to_vec();
-        self.sent = end;
-        if end == frame.len() {
-            self.queue.pop_front();
-            self.sent = 0;
-        }
-        self.written += chunk.len() as u64;
-        Some(chunk)
-    }
-
     fn take_frame(&mut self, id: u32, payload: &[u8]) -> Result<(), String> {
         let message = Message::from_id(id).ok_or_else(|| format!("the guest sent message {id}"))?;
         match message {
-            Message::Next => self.take_next(payload),
+            Message::Next => self.outgoing.take_next(payload),
             Message::Ack => self.take_reply(Ok(payload.to_vec())),
             Message::Error => {
                 self.take_reply(Err(CallError::Refused(String::from_utf8_lossy(payload).into_owned())))
             }
-            Message::ProcessAsyncEvent => self.take_event(payload),
+            Message::ProcessAsyncEvent => {
+                self.events.push_back(Finished::parse(payload)?);
+                Ok(())
+            }
             Message::Ready if self.said_ready => Err("the guest sent READY twice".to_owned()),
             Message::Ready => {
                 // Over sockets a guest says it to every connection.
@@ -304,48 +281,14 @@ impl State {
         }
     }
 
-    fn take_next(&mut self, payload: &[u8]) -> Result<(), String> {
-        let count: [u8; 4] =
-            payload.try_into().map_err(|_| format!("the guest sent NEXT with {} bytes", payload.len()))?;
-        self.credited += u64::from(u32::from_be_bytes(count));
-        let State { credited, written, .. } = self;
-        if *credited > *written {
-            return Err(format!("the guest credited {credited} control bytes of {written} written"));
-        }
-        Ok(())
-    }
-
     fn take_reply(&mut self, reply: Reply) -> Result<(), String> {
         let awaited = self.awaited.pop_front().ok_or("the guest sent a reply to no command")?;
-        // A chunk's credit leaves before the frame in it is complete, let alone answered.
-        if self.credited < awaited.end {
-            let why = format!(
-                "the guest answered a command of whose bytes it has not credited {}",
-                awaited.end - self.credited
-            );
+        if let Err(why) = self.outgoing.check_answered(awaited.end) {
             let _ = awaited.reply.send(Err(CallError::Broken(why.clone())));
             return Err(why);
         }
         // Nobody waits for a reply whose `Pending` was dropped.
         let _ = awaited.reply.send(reply);
-        Ok(())
-    }
-
-    fn take_event(&mut self, payload: &[u8]) -> Result<(), String> {
-        #[derive(Deserialize)]
-        struct Event {
-            container: String,
-            process: String,
-            event: String,
-            status: u8,
-        }
-        let bad = |why: String| format!("the guest sent a bad PROCESSASYNCEVENT: {why}");
-        let event: Event = serde_json::from_slice(payload).map_err(|error| bad(error.to_string()))?;
-        if event.event != "finished" {
-            return Err(bad(format!("event {:?}", event.event)));
-        }
-        let Event { container, process, status, .. } = event;
-        self.events.push_back(Finished { container, process, status });
         Ok(())
     }
 }

@@ -15,8 +15,10 @@
 
 mod connect;
 mod control;
+mod credit;
 mod encode;
 mod greeting;
+pub mod mux;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -32,8 +34,11 @@ use crate::command::{Command, Features};
 use crate::fault::Fault;
 use crate::ids::{ContainerId, ProcessId};
 
+use serde::Deserialize;
+
 use connect::has_connections;
-pub use control::{CONTROL_CHUNK, Pending};
+pub use control::Pending;
+pub use credit::CONTROL_CHUNK;
 pub use encode::encode;
 use greeting::Greeted;
 pub use streams::{Input, Output, ProcessStreams};
@@ -86,6 +91,26 @@ pub struct Finished {
     pub status: u8,
 }
 
+impl Finished {
+    /// PROCESSASYNCEVENT's payload. The error is how the guest broke the protocol.
+    fn parse(payload: &[u8]) -> Result<Finished, String> {
+        #[derive(Deserialize)]
+        struct Event {
+            container: String,
+            process: String,
+            event: String,
+            status: u8,
+        }
+        let bad = |why: String| format!("the guest sent a bad PROCESSASYNCEVENT: {why}");
+        let event: Event = serde_json::from_slice(payload).map_err(|error| bad(error.to_string()))?;
+        if event.event != "finished" {
+            return Err(bad(format!("event {:?}", event.event)));
+        }
+        let Event { container, process, status, .. } = event;
+        Ok(Finished { container, process, status })
+    }
+}
+
 /// A connection to a guest: both channels. Dropping it hangs up.
 #[derive(Debug)]
 pub struct Client {
@@ -112,17 +137,29 @@ impl Client {
         Client::start(control, stream, processes, streams::Others::Wrong)
     }
 
-    /// Connects to a guest that others use too, one after the other: what processes write that they have started is thrown
-    /// away meanwhile.
+    /// Connects to a guest that others use too. Where `hyperctl up` serves them it is at once ([`mux`]), else one after the
+    /// other: what processes write that others have started is thrown away meanwhile.
     pub fn visit(directory: &Path) -> Result<Client, Fault> {
+        if mux::is_served(directory) || !connect::are_there(directory) {
+            return Client::enter(directory);
+        }
         let (control, stream) = Client::greet(directory, Some(&[]))?;
         Client::start(control, stream, &[], streams::Others::ThrownAway).map(|(client, _)| client)
     }
 
     /// The same for commands only: all that processes write is thrown away meanwhile.
     pub fn visit_control(directory: &Path) -> Result<Client, Fault> {
+        if mux::is_served(directory) || !connect::are_there(directory) {
+            return Client::enter(directory);
+        }
         let (control, stream) = Client::greet(directory, None)?;
         Client::start(control, stream, &[], streams::Others::Everything).map(|(client, _)| client)
+    }
+
+    /// Connects through the `hyperctl up` that serves the guest.
+    fn enter(directory: &Path) -> Result<Client, Fault> {
+        let (control, stream) = mux::enter(directory)?;
+        Client::over(control, stream)
     }
 
     /// Connects to where others were before: with the streams that are known, if any are to be heard.
@@ -144,12 +181,22 @@ impl Client {
     pub fn connect_within(
         directory: &Path,
         timeout: Duration,
-        mut alive: impl FnMut() -> Result<(), Fault>,
+        alive: impl FnMut() -> Result<(), Fault>,
     ) -> Result<Client, Fault> {
+        let (control, stream) = Client::sockets_within(directory, timeout, alive)?;
+        Client::over(control, stream)
+    }
+
+    /// The same, for who speaks the protocol by hand: control, stream.
+    pub fn sockets_within(
+        directory: &Path,
+        timeout: Duration,
+        mut alive: impl FnMut() -> Result<(), Fault>,
+    ) -> Result<(UnixStream, UnixStream), Fault> {
         let deadline = Instant::now() + timeout;
         loop {
             match connect::sockets(directory, deadline) {
-                Ok((control, stream)) => return Client::over(control, stream),
+                Ok(sockets) => return Ok(sockets),
                 Err(fault) if Instant::now() >= deadline => return Err(fault),
                 Err(_) => alive()?,
             }

@@ -162,14 +162,26 @@ pub struct Logs {
 pub struct Up {
     #[command(flatten)]
     pub kind: Kind,
-    /// Where the guest's sockets and its log are: ctl.sock, stream.sock, console.log, qmp.sock; made if need be
+    /// Where `call` and `exec` find the guest, and its log is: console.log; made if need be
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
     /// The directory that the guest can mount as its share, by the tag share_dir
     #[arg(long, value_name = "DIR")]
     pub share: PathBuf,
+    /// Who has the guest's two channels
+    #[arg(long, value_enum, default_value_t = Channels::Served)]
+    pub channels: Channels,
     #[command(flatten)]
     pub options: GuestOptions,
+}
+
+/// Who has the channels of a guest that is up.
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+pub enum Channels {
+    /// hyperctl, which serves many `call` and `exec` at once
+    Served,
+    /// One host at a time, of whatever make: they are DIR/ctl.sock and DIR/stream.sock
+    Raw,
 }
 
 /// In what a guest runs.
@@ -387,6 +399,7 @@ mod tests {
         assert_eq!(parse("up --vm --dir d --share s --memory 1"), Err(ErrorKind::ValueValidation));
         assert_eq!(parse("up --vm --dir d --share s --accel xen"), Err(ErrorKind::InvalidValue));
         assert_eq!(parse("up --vm --dir d"), Err(ErrorKind::MissingRequiredArgument));
+        assert_eq!(parse("up --vm --dir d --share s --channels cooked"), Err(ErrorKind::InvalidValue));
         assert_eq!(parse("initrd --modules m --without xsf -o f"), Err(ErrorKind::ValueValidation));
         assert_eq!(parse("call --dir d BREW"), Err(ErrorKind::ValueValidation));
         assert_eq!(parse("run --local --net user -- true"), Err(ErrorKind::ArgumentConflict));
@@ -434,6 +447,7 @@ mod tests {
             panic!("not an up")
         };
         assert!(up.kind.vm && !up.kind.local);
+        assert_eq!(up.channels, Channels::Served);
         assert_eq!((up.options.cpus, up.options.accel), (2, Accel::Kvm));
         assert_eq!((up.options.transport, up.options.qemu.as_str()), (Transport::Vsock, "-snapshot"));
         assert_eq!(

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use hyperinit::client::mux::{MUX_SOCKET, is_served};
 use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET};
 use hyperinit::fault::{Fault, OrFault};
 use nix::errno::Errno;
@@ -73,7 +74,17 @@ pub struct Guest {
 impl Guest {
     /// Starts it; `ended` is called once it is gone, by whatever cause.
     pub fn start(plan: Plan, ended: impl FnOnce(ExitStatus) + Send + 'static) -> Result<Guest, Fault> {
+        Guest::start_behind(plan, |_| Ok(()), ended).map(|(guest, ())| guest)
+    }
+
+    /// The same; `first` is called when the directory is this guest's, before it has any socket there.
+    pub fn start_behind<T>(
+        plan: Plan,
+        first: impl FnOnce(&Path) -> Result<T, Fault>,
+        ended: impl FnOnce(ExitStatus) + Send + 'static,
+    ) -> Result<(Guest, T), Fault> {
         let console = claim(&plan.directory)?;
+        let made = first(&plan.directory)?;
         let cgroup = if plan.namespaces { Cgroup::make() } else { None };
         let mut command = command(&plan, cgroup.as_ref());
         command.stdin(Stdio::null());
@@ -91,7 +102,8 @@ impl Guest {
         let child = result
             .recv()
             .unwrap_or_else(|_| Err(Fault::new("starting", "the guest", "its thread is gone")))?;
-        Ok(Guest { directory: plan.directory, child, parent: Some(parent), cgroup, _console: console })
+        let parent = Some(parent);
+        Ok((Guest { directory: plan.directory, child, parent, cgroup, _console: console }, made))
     }
 }
 
@@ -195,8 +207,16 @@ fn claim(directory: &Path) -> Result<File, Fault> {
 }
 
 fn remove_sockets(directory: &Path) {
-    for name in [CONTROL_SOCKET, STREAM_SOCKET, QMP_SOCKET, VSOCK_SOCKET, VHOST_SOCKET] {
+    hide_channels(directory);
+    for name in [MUX_SOCKET, QMP_SOCKET, VHOST_SOCKET] {
         // Not every guest has every socket.
+        let _ = std::fs::remove_file(directory.join(name));
+    }
+}
+
+/// Removes the sockets of the guest's channels: whoever is connected stays so, and nobody else waits there in vain.
+pub fn hide_channels(directory: &Path) {
+    for name in [CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET] {
         let _ = std::fs::remove_file(directory.join(name));
     }
 }
@@ -205,7 +225,12 @@ fn remove_sockets(directory: &Path) {
 pub fn wait_for_sockets(directory: &Path) {
     let deadline = Instant::now() + STARTING;
     let there = |names: &[&str]| names.iter().all(|name| directory.join(name).exists());
-    while !there(&[CONTROL_SOCKET, STREAM_SOCKET]) && !there(&[VSOCK_SOCKET]) && Instant::now() < deadline {
+    // Where hyperctl serves the guest, its own socket is there before the guest's.
+    while !is_served(directory)
+        && !there(&[CONTROL_SOCKET, STREAM_SOCKET])
+        && !there(&[VSOCK_SOCKET])
+        && Instant::now() < deadline
+    {
         std::thread::sleep(LOOK_AGAIN);
     }
 }

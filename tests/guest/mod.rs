@@ -103,6 +103,8 @@ impl Guest {
             .arg(directory.join("guest"))
             .arg("--share")
             .arg(&share)
+            // Its host is the test.
+            .args(["--channels", "raw"])
             .args(["--append", &append])
             .args(options)
             .stdin(Stdio::null());

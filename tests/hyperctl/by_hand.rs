@@ -14,13 +14,13 @@ use super::up::up_with;
 use super::{HYPERCTL, Running, finish, output, read_until, scratch, signal, spawn, text};
 
 /// A guest that a person has for a while: everything by `call` and `exec`.
-struct ByHand {
-    directory: tempfile::TempDir,
+pub struct ByHand {
+    pub directory: tempfile::TempDir,
     guest: Option<Running>,
 }
 
 impl ByHand {
-    fn new(options: &[&str]) -> ByHand {
+    pub fn new(options: &[&str]) -> ByHand {
         let directory = scratch();
         make_rootfs(&directory.path().join("image/rootfs"));
         let (child, client) = up_with(directory.path(), options);
@@ -28,7 +28,7 @@ impl ByHand {
         ByHand { directory, guest: Some(child) }
     }
 
-    fn command(&self, subcommand: &str, words: &[&str]) -> Command {
+    pub fn command(&self, subcommand: &str, words: &[&str]) -> Command {
         let mut command = Command::new(HYPERCTL);
         command.args([subcommand, "--dir"]).arg(self.directory.path().join("guest")).args(words);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -36,7 +36,7 @@ impl ByHand {
     }
 
     /// A command that is done, with this on standard input; what it prints.
-    fn call(&self, command: &str, json: &str, stdin: &[u8]) -> Vec<u8> {
+    pub fn call(&self, command: &str, json: &str, stdin: &[u8]) -> Vec<u8> {
         let mut child = spawn(self.command("call", &[command, json]).stdin(Stdio::piped()));
         child.stdin.take().unwrap().write_all(stdin).unwrap();
         let output = finish(child);
@@ -44,12 +44,12 @@ impl ByHand {
         output.stdout
     }
 
-    fn exec(&self, words: &[&str]) -> Output {
+    pub fn exec(&self, words: &[&str]) -> Output {
         output(self.command("exec", words))
     }
 
     /// The pod and a container that says more than anybody reads.
-    fn start(&self, network: &str) {
+    pub fn start(&self, network: &str) {
         self.call("STARTPOD", &format!(r#"{{"hostname": "hand", "shareDir": "share_dir"{network}}}"#), b"");
         let script = r#"["sh", "-c", "seq 300000; echo sat >/tmp/sat; sleep 100000"]"#;
         let process = format!(r#"{{"args": {script}, "stdio": 1, "stderr": 2}}"#);
@@ -99,7 +99,12 @@ impl ByHand {
     }
 
     /// The end, in order.
-    fn end(mut self) {
+    /// Waits until the guest has ended.
+    pub fn wait(mut self) -> Output {
+        finish(self.guest.take().unwrap())
+    }
+
+    fn end(self) {
         self.call("KILLCONTAINER", r#"{"container": "c", "signal": 9}"#, b"");
         // It has ended when it can be removed; nobody here hears its event.
         let deadline = std::time::Instant::now() + PATIENCE;
@@ -107,7 +112,7 @@ impl ByHand {
             assert!(std::time::Instant::now() < deadline, "the container does not end");
         }
         self.call("DESTROYPOD", "null", b"");
-        assert_eq!(finish(self.guest.take().unwrap()).status.code(), Some(0));
+        assert_eq!(self.wait().status.code(), Some(0));
     }
 }
 
@@ -129,6 +134,15 @@ fn a_pod_by_hand() {
     hand.end();
 }
 
+/// One host at a time, each over the guest's own channels.
+#[test]
+fn a_pod_by_hand_over_its_own_channels() {
+    let hand = ByHand::new(&["--local", "--channels", "raw"]);
+    hand.start("");
+    hand.use_it();
+    hand.end();
+}
+
 #[test]
 fn a_pod_by_hand_in_a_vm() {
     let hand = ByHand::new(&["--vm"]);
@@ -138,7 +152,7 @@ fn a_pod_by_hand_in_a_vm() {
 }
 
 /// Waits until no process of the container has these words: hyperctl has sent the signal by which it ends, and has not waited.
-fn wait_for_end(hand: &ByHand, words: &str) {
+pub fn wait_for_end(hand: &ByHand, words: &str) {
     let look = format!("ps -o args | grep -v grep | grep -q '{words}'");
     let deadline = std::time::Instant::now() + PATIENCE;
     while hand.exec(&["c", "--", "sh", "-c", &look]).status.code() != Some(1) {

@@ -6,6 +6,7 @@
 mod by_hand;
 #[path = "../guest/mod.rs"]
 mod guest;
+mod many;
 mod options;
 mod played;
 mod run;
@@ -182,9 +183,9 @@ fn what_is_missing_is_named_with_what_makes_it() {
         ("up --local --dir d --share .", "hyperinit: not there: `make build floor`"),
         ("up --local --dir d --share hyperctl", "hyperctl: not a directory"),
         ("initrd --modules . -o f", "`depmod"),
-        ("call --dir . PING", "connecting to ./ctl.sock: No such file or directory"),
+        ("call --dir . PING", "connecting to ./hyperctl.sock: No such file or directory"),
         ("call --dir . PING {", "reading the JSON"),
-        ("exec --dir . c -- true", "connecting to ./ctl.sock: No such file or directory"),
+        ("exec --dir . c -- true", "connecting to ./hyperctl.sock: No such file or directory"),
         ("exec --dir . ../c -- true", "naming the container"),
     ] {
         let output = output(elsewhere(directory.path(), line));

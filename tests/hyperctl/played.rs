@@ -80,6 +80,9 @@ impl Guest {
         let mut greeting = [0; frame::STREAM_HEADER];
         self.stream.read_exact(&mut greeting).unwrap();
         self.stream.write_all(&greeting).unwrap();
+        // hyperctl says that it reads on behind an end.
+        assert_eq!(self.hear().0, Some(Message::GetVersion));
+        self.say(Message::Ack, b"");
     }
 
     /// The process of an EXECCMD.

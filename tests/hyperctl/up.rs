@@ -5,7 +5,9 @@ use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
+use hyperinit::client::mux::is_served;
 use hyperinit::client::{CallError, Client};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpgid};
@@ -19,15 +21,29 @@ fn up(directory: &Path) -> (Running, Client) {
     up_with(directory, &["--local"])
 }
 
+/// The same with other options; returned when it has said READY.
 pub fn up_with(directory: &Path, options: &[&str]) -> (Running, Client) {
     let mut command = Command::new(HYPERCTL);
     command.arg("up").args(options).arg("--share").arg(directory).arg("--dir").arg(directory.join("guest"));
     let mut child = spawn(command.stdin(Stdio::null()).stderr(Stdio::piped()));
-    let alive = || match child.try_wait().unwrap() {
+    let mut alive = || match child.try_wait().unwrap() {
         None => Ok(()),
         Some(status) => panic!("hyperctl up ended: {status}"),
     };
-    let client = Client::connect_within(&directory.join("guest"), BOOT, alive).unwrap();
+    let at = directory.join("guest");
+    let client = if options.contains(&"raw") {
+        Client::connect_within(&at, BOOT, alive)
+    } else {
+        let deadline = Instant::now() + BOOT;
+        while !is_served(&at) {
+            assert!(Instant::now() < deadline, "hyperctl up makes no socket");
+            alive().unwrap();
+            // Nothing tells when a socket is there.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Client::visit(&at)
+    };
+    let client = client.unwrap();
     if let Err(error) = client.ready(BOOT) {
         let log = fs::read_to_string(directory.join("guest/console.log"));
         panic!("{error}; hyperctl up: {:?}; its guest: {log:?}", child.try_wait());
@@ -119,7 +135,7 @@ fn a_vm_that_cannot_boot_is_an_error_with_its_last_words() {
 #[test]
 fn a_guest_dies_with_a_hyperctl_that_is_killed() {
     let directory = scratch();
-    let (child, client) = up(directory.path());
+    let (child, client) = up_with(directory.path(), &["--local", "--channels", "raw"]);
     signal(&child, Signal::SIGKILL);
     wait_for_hang_up(&client);
     assert_eq!(finish(child).status.signal(), Some(9));
@@ -144,7 +160,7 @@ fn a_directory_has_one_guest() {
     let output = output(second);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).ends_with("a guest is running there\n"), "{}", text(&output.stderr));
-    assert!(directory.path().join("guest/ctl.sock").exists(), "the first one's");
+    assert!(directory.path().join("guest/hyperctl.sock").exists(), "the first one's");
     signal(&child, Signal::SIGTERM);
     assert_eq!(finish(child).status.code(), Some(0));
 }
@@ -198,9 +214,19 @@ fn one_command_by_hand() {
     assert_eq!(finish(child).status.code(), Some(0));
 }
 
-/// As the README has it: nothing waits for the guest in between. Then several at once, none of which gets one channel and waits for the other.
+/// As the README has it: nothing waits for the guest in between. Then several at once.
 #[test]
 fn a_pod_by_hand_and_who_comes_at_once() {
+    who_comes_at_once(&["--local"]);
+}
+
+/// One after the other, none of which gets one channel and waits for the other.
+#[test]
+fn a_pod_by_hand_over_its_own_channels_and_who_comes_at_once() {
+    who_comes_at_once(&["--local", "--channels", "raw"]);
+}
+
+fn who_comes_at_once(options: &[&str]) {
     let directory = scratch();
     make_rootfs(&directory.path().join("image/rootfs"));
     let at = directory.path().join("guest");
@@ -211,8 +237,8 @@ fn a_pod_by_hand_and_who_comes_at_once() {
         command
     };
     let mut up = Command::new(HYPERCTL);
-    up.args(["up", "--local", "--share"]).arg(directory.path()).arg("--dir").arg(&at).stdin(Stdio::null());
-    let up = spawn(&mut up);
+    up.arg("up").args(options).arg("--share").arg(directory.path()).arg("--dir").arg(&at);
+    let up = spawn(up.stdin(Stdio::null()));
     let container = r#"{"id": "c", "image": "image", "rootfs": "rootfs", "process": {"args": ["sleep", "1000"], "stdio": 1, "stderr": 2}}"#;
     for words in [["call", "STARTPOD", r#"{"shareDir": "share_dir"}"#], ["call", "NEWCONTAINER", container]] {
         let output = output(hyperctl(&words));

@@ -211,6 +211,7 @@ pub fn a_stream_belongs_to_one_process(guest: &Guest) {
         (7302, 7309, "stream 7302 belongs to another process"),
         (7309, 7309, "stderr: is the same stream as stdio"),
         (7309, 0, "stderr: is 0 without a terminal"),
+        (7309, u64::MAX, "18446744073709551615 is no process's"),
         (0, 7309, "stdio"),
     ] {
         let thief = json!({"id": "thief", "args": ["true"], "stdio": stdio, "stderr": stderr});

@@ -5,6 +5,7 @@
 
 mod door;
 mod ends;
+mod flow;
 mod guest;
 mod hosts;
 mod input;

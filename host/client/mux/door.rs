@@ -1,0 +1,118 @@
+//! The socket where hosts of this machine come in, each of which is handed both channels.
+//!
+//! Whoever connects receives one packet with two descriptors: a control and a stream channel of its own. On these it speaks the
+//! hyperstart protocol, as to a guest.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::renameat;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::client::connect;
+use crate::fault::{Fault, OrFault};
+use crate::sys::fd::{receive_fds, send_fds};
+use crate::sys::socket::accept;
+
+/// The socket's name in the guest's directory.
+pub const MUX_SOCKET: &str = "hyperctl.sock";
+/// Its name until it listens.
+const NEW: &str = ".hyperctl.sock";
+/// How long a guest may take to come up, and with it the channels: an emulated one on a busy machine takes minutes.
+const TIMEOUT: Duration = Duration::from_secs(300);
+/// What the packet says: the version of what the descriptors are.
+const WORD: &[u8] = b"1";
+
+/// Where hosts come in.
+#[derive(Debug)]
+pub struct Door(OwnedFd);
+
+impl Door {
+    /// Makes the socket, for the caller's user alone. Until [`super::serve`] is called, whoever connects waits.
+    pub fn open(directory: &Path) -> Result<Door, Fault> {
+        let path = directory.join(MUX_SOCKET);
+        let parent = File::open(directory).fault("opening", directory.display())?;
+        let made = || -> Result<OwnedFd, Errno> {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let socket = socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+            // Before it has a name: a file gets the mode of its socket (unix(7)), and nobody comes in between.
+            fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+            // An address holds 108 bytes, whatever the directory's length.
+            let address = UnixAddr::new(format!("/proc/self/fd/{}/{NEW}", parent.as_raw_fd()).as_str())?;
+            match unlinkat(&parent, NEW, UnlinkatFlags::NoRemoveDir) {
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(errno),
+            }
+            socket::bind(socket.as_raw_fd(), &address)?;
+            socket::listen(&socket, Backlog::MAXCONN)?;
+            // Whoever sees it can connect.
+            renameat(&parent, NEW, &parent, MUX_SOCKET)?;
+            Ok(socket)
+        };
+        made().map(Door).fault("making", path.display())
+    }
+
+    /// Hands the next caller its channels: our ends, control and stream. None if nobody waits, or who did has left.
+    pub(super) fn receive(&self) -> Result<Option<(UnixStream, UnixStream)>, Errno> {
+        // Before: without descriptors for them the caller waits on.
+        let pair = || UnixStream::pair().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)));
+        let ((control, theirs), (stream, their_stream)) = (pair()?, pair()?);
+        let caller = match accept(&self.0) {
+            Ok((caller, _)) => caller,
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => return Ok(None),
+            Err(errno) => return Err(errno),
+        };
+        match send_fds(&caller, WORD, &[theirs.as_fd(), their_stream.as_fd()]) {
+            Ok(()) => Ok(Some((control, stream))),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+impl AsFd for Door {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Whether the guest of this directory is served to many.
+pub fn is_served(directory: &Path) -> bool {
+    directory.join(MUX_SOCKET).exists()
+}
+
+/// Comes in: control, stream. Waits for a guest that is being started.
+pub fn enter(directory: &Path) -> Result<(UnixStream, UnixStream), Fault> {
+    let path = directory.join(MUX_SOCKET);
+    let fault = |why: &str| Fault::new("connecting to", path.display(), why);
+    let deadline = Instant::now() + TIMEOUT;
+    let socket = connect::unix_of(SockType::SeqPacket, directory, MUX_SOCKET, deadline)?;
+    loop {
+        let left = PollTimeout::try_from(deadline.saturating_duration_since(Instant::now()));
+        let left = left.unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], left) {
+            Err(Errno::EINTR) => {}
+            Ok(0) => return Err(fault("the guest does not come up")),
+            ready => {
+                ready.fault("connecting to", path.display())?;
+                break;
+            }
+        }
+    }
+    let mut packet = [0; 16];
+    let (count, fds) = match receive_fds(&socket, &mut packet) {
+        // One that closes what it has not read says so.
+        Ok((0, _)) | Err(Errno::ECONNRESET) => return Err(fault("the guest has ended")),
+        received => received.fault("connecting to", path.display())?,
+    };
+    match (packet.get(..count), <[OwnedFd; 2]>::try_from(fds)) {
+        (Some(WORD), Ok([control, stream])) => Ok((control.into(), stream.into())),
+        _ => Err(fault("it is another hyperctl's, of a version that is not known")),
+    }
+}

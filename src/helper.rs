@@ -104,9 +104,9 @@ impl Options {
 
 /// Where requests come from; its counterpart is [`Replies`].
 pub enum Requests<Q> {
-    /// init.
-    Ipc(IpcReceiver<Request<Q>>),
-    /// init, for who waits for more than requests: its packets, which ipc-channel does not let anybody wait for.
+    /// init. With a duplicate of the channel's socket, for who waits for more than requests.
+    Ipc(IpcReceiver<Request<Q>>, OwnedFd),
+    /// init, for who takes its packets from the socket himself.
     Packets(OwnedFd, Vec<u8>),
     /// By hand.
     Stdio(Input),
@@ -143,7 +143,7 @@ pub enum Replies<R> {
 impl<Q: Serialize + DeserializeOwned> Requests<Q> {
     /// The next request, which is waited for; none when init (or standard input) is gone. A line that is not one is answered at once.
     pub fn next<R: Serialize>(&mut self, replies: &Replies<R>) -> Option<Request<Q>> {
-        if let Requests::Ipc(receiver) = self {
+        if let Requests::Ipc(receiver, _) = self {
             return receiver.recv().ok();
         }
         loop {
@@ -155,19 +155,24 @@ impl<Q: Serialize + DeserializeOwned> Requests<Q> {
         }
     }
 
-    /// What to wait for before [`Requests::take`]; none where only [`Requests::next`] can wait.
-    pub fn watched(&self) -> Option<BorrowedFd<'_>> {
+    /// What to wait for before [`Requests::take`].
+    pub fn watched(&self) -> BorrowedFd<'_> {
         match self {
-            Requests::Ipc(_) => None,
-            Requests::Packets(socket, _) => Some(socket.as_fd()),
-            Requests::Stdio(input) => Some(input.stdin.as_fd()),
+            Requests::Ipc(_, socket) | Requests::Packets(socket, _) => socket.as_fd(),
+            Requests::Stdio(input) => input.stdin.as_fd(),
         }
+    }
+
+    /// Whether there may be a request that was read already: nothing more has to come.
+    pub fn has_read_more(&self) -> bool {
+        matches!(self, Requests::Stdio(input) if input.text.contains(&b'\n'))
     }
 
     /// The next request, if one is there. A line that is not one is answered at once.
     pub fn take<R: Serialize>(&mut self, replies: &Replies<R>) -> Result<Asked<Q>, Fault> {
         match self {
-            Requests::Ipc(receiver) => Ok(receiver.recv().map_or(Asked::Over, Asked::Request)),
+            Requests::Ipc(..) if !self.wait(PollTimeout::ZERO)? => Ok(Asked::Nothing),
+            Requests::Ipc(receiver, _) => Ok(receiver.recv().map_or(Asked::Over, Asked::Request)),
             Requests::Packets(socket, packet) => match receive_bytes(&*socket, packet) {
                 Ok(0) | Err(Errno::ECONNRESET) => Ok(Asked::Over),
                 Ok(count) => packet::decode(packet.get(..count).unwrap_or_default())
@@ -204,8 +209,7 @@ impl<Q: Serialize + DeserializeOwned> Requests<Q> {
 
     /// Waits until there is something to take; false when there is not in time.
     fn wait(&self, timeout: PollTimeout) -> Result<bool, Fault> {
-        let Some(watched) = self.watched() else { return Ok(true) };
-        let mut fds = [PollFd::new(watched, PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.watched(), PollFlags::POLLIN)];
         match poll(&mut fds, timeout) {
             Ok(count) => Ok(count > 0),
             Err(Errno::EINTR) => Ok(false),
@@ -303,8 +307,10 @@ where
         return Ok((Requests::Packets(end(FD_REQUESTS)?, vec![0; PACKET_MAX]), Replies::Ipc(outbox)));
     }
     heap::keep_messages();
-    let (inbox, outbox) = bootstrap::ends(end(FD_REQUESTS)?, end(FD_REPLIES)?)?;
-    Ok((Requests::Ipc(inbox), Replies::Ipc(outbox)))
+    let requests = end(FD_REQUESTS)?;
+    let watched = requests.try_clone().map_err(|error| Fault::io("duplicating", "init's channel", &error))?;
+    let (inbox, outbox) = bootstrap::ends(requests, end(FD_REPLIES)?)?;
+    Ok((Requests::Ipc(inbox, watched), Replies::Ipc(outbox)))
 }
 
 /// A helper's `main`: parse, open, connect, confine, then `serve` until there are no more requests.

@@ -53,7 +53,7 @@ pub enum Place<'a> {
         /// Its id.
         id: &'a ContainerId,
         /// Its mount namespace.
-        namespace: &'a OwnedFd,
+        namespace: OwnedFd,
         /// Whether the process's tty is the container's /dev/console too.
         console: bool,
     },
@@ -66,6 +66,22 @@ impl Place<'_> {
     pub fn container(&self) -> Option<&ContainerId> {
         match self {
             Place::Container { id, .. } => Some(id),
+            Place::Guest => None,
+        }
+    }
+
+    /// The container's mount namespace.
+    pub fn namespace(&self) -> Option<&OwnedFd> {
+        match self {
+            Place::Container { namespace, .. } => Some(namespace),
+            Place::Guest => None,
+        }
+    }
+
+    /// The same, to keep.
+    pub fn into_namespace(self) -> Option<OwnedFd> {
+        match self {
+            Place::Container { namespace, .. } => Some(namespace),
             Place::Guest => None,
         }
     }
@@ -97,14 +113,24 @@ pub struct Start<'a> {
     pub stdio: Stdio,
 }
 
+/// What a process has open when it has nothing of execd's any more, beside its standard streams.
+struct Own {
+    /// The way back to execd.
+    report: OwnedFd,
+    /// The guest's /proc.
+    proc: OwnedFd,
+    /// The container's mount namespace.
+    namespace: Option<OwnedFd>,
+}
+
 impl Start<'_> {
     /// Never returns: executes, or exits. So nothing that execd owned at the clone is dropped here.
     pub fn run(&self, report: OwnedFd) -> ! {
-        let report = match self.enter(&report) {
-            Ok(report) => report,
+        let Own { report, proc, namespace } = match self.own(&report) {
+            Ok(own) => own,
             Err(fault) => leave(&report, &fault),
         };
-        let program = match self.prepare(&report) {
+        let program = match enter(proc, namespace).and_then(|()| self.prepare(&report)) {
             Ok(program) => program,
             Err(fault) => leave(&report, &fault),
         };
@@ -117,22 +143,23 @@ impl Start<'_> {
         exit(exit_code(errno))
     }
 
-    /// Enters the container, and gives up every descriptor that leads out of it before the first path of an image is
-    /// followed: `/proc/self/fd/N/..` is a path too (CVE-2024-21626). Returns the way back to execd.
-    fn enter(&self, report: &OwnedFd) -> Result<OwnedFd, Fault> {
+    /// The process gets descriptors of its own, and gives up all of execd's but what it needs: other starts
+    /// have theirs open there, and whoever stops this process must not keep their streams from ending.
+    fn own(&self, report: &OwnedFd) -> Result<Own, Fault> {
         // First of all: until now execd's descriptors are its own too, and it must change none.
         own_descriptors(self.last).fault("taking", "descriptors of its own")?;
-        self.be_killable()?;
-        if let Place::Container { namespace, .. } = self.place {
-            setns(namespace, CloneFlags::CLONE_NEWNS).fault("entering", "the container")?;
-        }
         let Stdio { stdin, stdout, stderr } = &self.stdio;
         for (number, pipe) in [(0, stdin), (1, stdout), (2, stderr)] {
             if let Some(pipe) = pipe {
                 become_standard(pipe.as_fd(), number).fault("setting up", "standard streams")?;
             }
         }
-        keep_only(report.as_fd()).fault("closing", "execd's descriptors")
+        let needed = [Some(report), Some(self.proc), self.place.namespace()];
+        let needed: Vec<_> = needed.into_iter().flatten().map(AsFd::as_fd).collect();
+        let mut kept = keep_only(&needed).fault("closing", "execd's descriptors")?.into_iter();
+        let missing = || Fault::new("closing", "execd's descriptors", "one is missing");
+        let (report, proc) = kept.next().zip(kept.next()).ok_or_else(missing)?;
+        Ok(Own { report, proc, namespace: kept.next() })
     }
 
     /// Everything else that can fail, then «ready».
@@ -169,16 +196,6 @@ impl Start<'_> {
             Ok(text)
         })?;
         Ok((identity, Files { passwd, group }))
-    }
-
-    /// execd is the last thing that the memory killer takes; what it starts is not, nor can it become that again: who
-    /// writes with CAP_SYS_RESOURCE sets the least that a process without it may write later.
-    fn be_killable(&self) -> Result<(), Fault> {
-        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-        nix::fcntl::openat(self.proc, "self/oom_score_adj", flags, Mode::empty())
-            .and_then(|file| write(&file, b"0"))
-            .map(drop)
-            .fault("setting", "oom_score_adj")
     }
 
     /// 0, 1 and 2 are pipes by now, or become the tty. Returns the tty's master, if there is one.
@@ -267,6 +284,26 @@ impl Start<'_> {
         let keep = if uid.is_root() { keep } else { CapSet::default() };
         caps::set(keep, keep, CapSet::default())
     }
+}
+
+/// Enters the container. Nothing that leads out of it is open any more before the first path of an image is
+/// followed: `/proc/self/fd/N/..` is a path too (CVE-2024-21626).
+fn enter(proc: OwnedFd, namespace: Option<OwnedFd>) -> Result<(), Fault> {
+    be_killable(&proc)?;
+    match namespace {
+        Some(namespace) => setns(namespace, CloneFlags::CLONE_NEWNS).fault("entering", "the container"),
+        None => Ok(()),
+    }
+}
+
+/// execd is the last thing that the memory killer takes; what it starts is not, nor can it become that again:
+/// who writes with CAP_SYS_RESOURCE sets the least that a process without it may write later.
+fn be_killable(proc: &OwnedFd) -> Result<(), Fault> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    nix::fcntl::openat(proc, "self/oom_score_adj", flags, Mode::empty())
+        .and_then(|file| write(&file, b"0"))
+        .map(drop)
+        .fault("setting", "oom_score_adj")
 }
 
 /// A file of the container's /dev, which mountd made: through no link.

@@ -8,6 +8,7 @@ mod report;
 mod setup;
 mod start;
 mod streams;
+mod turns;
 mod vault;
 
 use std::os::fd::OwnedFd;
@@ -19,12 +20,14 @@ use hyperinit::sys::fd::inherited;
 use hyperinit::sys::process::{check_single_threaded, ignore_nothing};
 use hyperinit::wire::Role;
 use hyperinit::wire::bootstrap::{FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT};
-use hyperinit::wire::execd::{Reply, Request};
+use hyperinit::wire::execd::Request;
 use hyperinit::{embedded_policy, helper};
 
+use nix::sys::resource::{Resource, getrlimit, rlim_t};
 use nix::sys::stat::{Mode, umask};
 use pod::Namespaces;
 use remembered::Remembered;
+use start::Becoming;
 use streams::Streams;
 use vault::Vault;
 
@@ -43,6 +46,8 @@ struct Execd {
     joined: bool,
     /// Whether processes may be started in the guest's own namespaces: said at boot, for init could be lying.
     debug_door: bool,
+    /// The hard limit of open files that execd has itself.
+    files: rlim_t,
 }
 
 /// The program, alone or as a part of the guest's (src/main.rs).
@@ -77,44 +82,58 @@ pub fn main() -> ExitCode {
                 remembered: Remembered::default(),
                 joined: false,
                 debug_door: options.debug,
+                files: getrlimit(Resource::RLIMIT_NOFILE).fault("asking for", "the limit of open files")?.1,
             })
         },
-        |mut execd, requests, replies| helper::serve(requests, replies, |request| execd.handle(request)),
+        turns::serve,
     )
 }
 
+/// What comes of a request.
+enum Outcome {
+    /// It is done.
+    Done,
+    /// A process has been cloned; the answer is its number, once it is ready.
+    Begun(report::Start, Becoming),
+}
+
+impl From<(report::Start, Becoming)> for Outcome {
+    fn from((start, becoming): (report::Start, Becoming)) -> Outcome {
+        Outcome::Begun(start, becoming)
+    }
+}
+
 impl Execd {
-    fn handle(&mut self, request: Request) -> Result<Reply, Fault> {
+    fn handle(&mut self, request: Request) -> Result<Outcome, Fault> {
         match request {
             Request::StartPod { hostname } => {
                 self.joined = false;
-                pod::start(&self.home, &self.podinit, &hostname).map(|pid| Reply::Started { pid })
+                let start = pod::start(&self.home, &self.podinit, &hostname)?;
+                return Ok(Outcome::Begun(start, Becoming::PodInit));
             }
             Request::JoinPod { running } => {
                 self.joined = false;
                 pod::join()?;
                 self.streams.adopt(&running.open()?)?;
                 self.joined = true;
-                Ok(Reply::Done)
             }
-            Request::Adopt { running } => self.streams.adopt(&running.open()?).map(|()| Reply::Done),
+            Request::Adopt { running } => self.streams.adopt(&running.open()?)?,
             Request::StartProcess { container, process, init, hostname, finished } => {
                 self.streams.release(&finished);
-                self.start(&container, &process.open()?, init, &hostname).map(|pid| Reply::Started { pid })
+                return self.start(&container, &process.open()?, init, &hostname).map(Outcome::from);
             }
             Request::StartInGuest { process, finished } => {
                 self.streams.release(&finished);
-                self.start_in_guest(&process.open()?).map(|pid| Reply::Started { pid })
+                return self.start_in_guest(&process.open()?).map(Outcome::from);
             }
-            Request::Resize { stdio, row, column } => {
-                self.streams.resize(stdio, row, column).map(|()| Reply::Done)
-            }
+            Request::Resize { stdio, row, column } => self.streams.resize(stdio, row, column)?,
             Request::Release { finished } => {
                 self.streams.release(&finished);
                 self.streams.tidy();
-                Ok(Reply::Done)
             }
-            Request::Resend => self.streams.resend().map(|()| Reply::Done),
+            Request::Resend => self.streams.resend()?,
+            Request::Ping => {}
         }
+        Ok(Outcome::Done)
     }
 }

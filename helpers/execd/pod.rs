@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 
 use hyperinit::fault::{Fault, OrFault};
-use hyperinit::ids::Pid;
 use hyperinit::logger;
 use hyperinit::paths;
 use hyperinit::sandbox::{CapSet, Policy};
@@ -64,8 +63,8 @@ pub fn join() -> Result<(), Fault> {
     Namespaces(kept).enter()
 }
 
-/// Starts the pod init.
-pub fn start(home: &Namespaces, policy: &Policy, hostname: &str) -> Result<Pid, Fault> {
+/// Begins the start of the pod init.
+pub fn start(home: &Namespaces, policy: &Policy, hostname: &str) -> Result<report::Start, Fault> {
     if hostname.len() > HOSTNAME_MAX || hostname.contains('\0') {
         return Err(Fault::new("reading", "hostname", "it is longer than 64 bytes, or contains a zero"));
     }
@@ -75,13 +74,14 @@ pub fn start(home: &Namespaces, policy: &Policy, hostname: &str) -> Result<Pid, 
     let namespaces =
         nix::libc::CLONE_NEWPID | nix::libc::CLONE_NEWNS | nix::libc::CLONE_NEWIPC | nix::libc::CLONE_NEWUTS;
     match clone_sibling(namespaces, None).fault("cloning", "the pod init")? {
-        Cloned::Parent { pid, pidfd } => {
-            drop(theirs);
-            report::await_ready(pid, &pidfd, &ours).map(|_| pid)
-        }
+        Cloned::Parent { pid, pidfd } => Ok(report::Start::new(pid, pidfd, (ours, theirs))),
         Cloned::Child => {
             drop(ours);
             logger::name("podinit");
+            // It is in sight of every container. Without it is only called otherwise.
+            if let Err(errno) = process::set_command_line(c"podinit") {
+                log::warn!("{}", Fault::errno("setting", "its command line", errno));
+            }
             let Err(fault) = live(policy, hostname, &theirs);
             report::fault(&theirs, &fault);
             process::exit(1)

@@ -1,14 +1,13 @@
 //! The way back from a process that execd starts: «ready» or a fault. It executes when init releases it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::Pid;
 use hyperinit::sys::fd::{receive_fds, send_fds};
 use hyperinit::sys::process;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::remembered::Files;
@@ -41,55 +40,87 @@ pub struct Ready {
     pub read: Files,
 }
 
-/// Waits until the process is ready; returns what it says. One that is not ready in time is killed.
-pub fn await_ready(pid: Pid, pidfd: &OwnedFd, socket: &OwnedFd) -> Result<Ready, Fault> {
-    let ready = receive(pid, pidfd, socket);
-    if ready.is_err() {
-        // Whatever it is doing: it must not go on. It is dead already if it said why.
-        let _ = process::kill(pidfd);
-    }
-    ready
+/// A process that has been cloned, until it is ready.
+pub struct Start {
+    pid: Pid,
+    pidfd: OwnedFd,
+    /// execd's end of the pair, and the process's: until it is ready it may not have descriptors of its own
+    /// yet.
+    ours: OwnedFd,
+    _theirs: OwnedFd,
+    tty: Option<OwnedFd>,
+    until: Instant,
 }
 
-fn receive(pid: Pid, pidfd: &OwnedFd, socket: &OwnedFd) -> Result<Ready, Fault> {
-    let mut tty = None;
-    loop {
-        wait(pidfd, socket, READY_TIMEOUT)
-            .map_err(|errno| Fault::errno("waiting for", format!("process {pid}"), errno))?;
-        let mut packet = [0; REPORT_MAX];
-        let (count, fds) = match receive_fds(socket, &mut packet) {
-            // It is dead, and has said nothing.
-            Err(Errno::EAGAIN) => (0, Vec::new()),
-            received => received.fault("hearing from", format!("process {pid}"))?,
-        };
-        return match packet.get(..count) {
-            Some([TTY]) if tty.is_none() => {
-                tty = fds.into_iter().next();
-                continue;
-            }
-            Some([READY, read @ ..]) => {
-                Ok(Ready { tty, read: serde_json::from_slice(read).unwrap_or_default() })
-            }
-            Some([FAULT, fault @ ..]) => Err(serde_json::from_slice(fault).unwrap_or_else(|_| {
-                Fault::new("hearing from", format!("process {pid}"), "it failed, and does not say why")
-            })),
-            _ => Err(Fault::new("waiting for", format!("process {pid}"), "it died before it was ready")),
-        };
+impl Start {
+    /// One that has just been cloned.
+    pub fn new(pid: Pid, pidfd: OwnedFd, (ours, theirs): (OwnedFd, OwnedFd)) -> Start {
+        Start { pid, pidfd, ours, _theirs: theirs, tty: None, until: Instant::now() + READY_TIMEOUT }
     }
-}
 
-/// Waits until something can be read, or the process is dead: execd has the socket's other end open itself. ETIMEDOUT if
-/// nothing comes.
-fn wait(pidfd: &OwnedFd, socket: &OwnedFd, limit: Duration) -> Result<(), Errno> {
-    let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-    loop {
-        let mut fds = [socket, pidfd].map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
-        match poll(&mut fds, timeout) {
-            Ok(0) => return Err(Errno::ETIMEDOUT),
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
+    /// The process.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// What becomes readable when it has said something, and when it is dead.
+    pub fn watched(&self) -> [BorrowedFd<'_>; 2] {
+        [self.ours.as_fd(), self.pidfd.as_fd()]
+    }
+
+    /// When it has taken too long.
+    pub fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// What has come of it; none while it is not ready. `dead`: its pidfd was readable before this was
+    /// called. One that failed or is late is killed: it must not go on. This waits for nobody, also where it
+    /// hangs in the kernel and dies later.
+    pub fn look(&mut self, dead: bool) -> Option<Result<Ready, Fault>> {
+        let outcome = self.hear(dead).or_else(|| {
+            let late = Instant::now() >= self.until;
+            late.then(|| Err(Fault::errno("waiting for", self.name(), Errno::ETIMEDOUT)))
+        })?;
+        if outcome.is_err() {
+            self.kill();
         }
+        Some(outcome)
+    }
+
+    /// It must not go on. It may be dead already.
+    pub fn kill(&self) {
+        let _ = process::kill(&self.pidfd);
+    }
+
+    fn hear(&mut self, dead: bool) -> Option<Result<Ready, Fault>> {
+        loop {
+            let mut packet = [0; REPORT_MAX];
+            let (count, fds) = match receive_fds(&self.ours, &mut packet) {
+                Err(Errno::EAGAIN) if !dead => return None,
+                // What it had said has been heard.
+                Err(Errno::EAGAIN) => (0, Vec::new()),
+                Err(errno) => return Some(Err(Fault::errno("hearing from", self.name(), errno))),
+                Ok(received) => received,
+            };
+            return Some(match packet.get(..count) {
+                Some([TTY]) if self.tty.is_none() => {
+                    self.tty = fds.into_iter().next();
+                    continue;
+                }
+                Some([READY, read @ ..]) => {
+                    let read = serde_json::from_slice(read).unwrap_or_default();
+                    Ok(Ready { tty: self.tty.take(), read })
+                }
+                Some([FAULT, fault @ ..]) => Err(serde_json::from_slice(fault).unwrap_or_else(|_| {
+                    Fault::new("hearing from", self.name(), "it failed, and does not say why")
+                })),
+                _ => Err(Fault::new("waiting for", self.name(), "it died before it was ready")),
+            });
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("process {}", self.pid)
     }
 }
 

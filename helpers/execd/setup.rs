@@ -67,8 +67,26 @@ pub fn candidates(program: &str, environment: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// The limits, by resource: (soft, hard).
-pub fn limits(rlimits: &[Rlimit]) -> Result<Vec<(Resource, rlim_t, rlim_t)>, Fault> {
+/// How many files a process of a container may have open if the host says nothing, as under Docker: (soft,
+/// hard). Programs that use select(2) or close all that they may have open count on a low one.
+const FILES: (rlim_t, rlim_t) = (1024, 524_288);
+
+/// A limit: (soft, hard).
+pub type Limit = (Resource, rlim_t, rlim_t);
+
+/// The limits of a process of a container. `most`: the hard limit of open files that it has without; this
+/// does not raise it.
+pub fn limits(rlimits: &[Rlimit], most: rlim_t) -> Result<Vec<Limit>, Fault> {
+    let mut limits = named_limits(rlimits)?;
+    if !limits.iter().any(|&(resource, ..)| resource == Resource::RLIMIT_NOFILE) {
+        let (soft, hard) = FILES;
+        limits.push((Resource::RLIMIT_NOFILE, soft.min(most), hard.min(most)));
+    }
+    Ok(limits)
+}
+
+/// The limits that the host has named.
+pub fn named_limits(rlimits: &[Rlimit]) -> Result<Vec<Limit>, Fault> {
     rlimits
         .iter()
         .map(|limit| {
@@ -135,9 +153,21 @@ mod tests {
     #[test]
     fn limits_have_names_and_an_order() {
         let limit = |kind: &str, soft, hard| [Rlimit { kind: kind.to_owned(), soft, hard }];
-        assert_eq!(limits(&limit("RLIMIT_NOFILE", 1, 2)).unwrap(), [(Resource::RLIMIT_NOFILE, 1, 2)]);
-        assert_eq!(limits(&limit("RLIMIT_CORE", 0, u64::MAX)).unwrap()[0].2, RLIM_INFINITY);
-        assert!(limits(&limit("NOFILE", 1, 2)).is_err());
-        assert!(limits(&limit("RLIMIT_NOFILE", 3, 2)).is_err());
+        assert_eq!(named_limits(&limit("RLIMIT_NOFILE", 1, 2)).unwrap(), [(Resource::RLIMIT_NOFILE, 1, 2)]);
+        assert_eq!(named_limits(&limit("RLIMIT_CORE", 0, u64::MAX)).unwrap()[0].2, RLIM_INFINITY);
+        assert!(named_limits(&limit("NOFILE", 1, 2)).is_err());
+        assert!(named_limits(&limit("RLIMIT_NOFILE", 3, 2)).is_err());
+    }
+
+    #[test]
+    fn open_files_are_limited_as_by_docker_if_the_host_says_nothing() {
+        let limit = |kind: &str| Rlimit { kind: kind.to_owned(), soft: 1, hard: 2 };
+        let files = |soft, hard| (Resource::RLIMIT_NOFILE, soft, hard);
+        assert_eq!(limits(&[], 1_000_000).unwrap(), [files(1024, 524_288)]);
+        assert_eq!(limits(&[], 4096).unwrap(), [files(1024, 4096)], "a machine's root may have no more");
+        assert_eq!(limits(&[], 512).unwrap(), [files(512, 512)]);
+        let core = (Resource::RLIMIT_CORE, 1, 2);
+        assert_eq!(limits(&[limit("RLIMIT_CORE")], 4096).unwrap(), [core, files(1024, 4096)]);
+        assert_eq!(limits(&[limit("RLIMIT_NOFILE")], 4096).unwrap(), [files(1, 2)]);
     }
 }

@@ -1,9 +1,9 @@
-//! execd's side of a start: the pipes, the clone, the way to streamd.
+//! execd's side of a start: the pipes and the clone, and when the process is ready the way to streamd.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use hyperinit::fault::{Fault, OrFault};
-use hyperinit::ids::{ContainerId, Pid, StreamId};
+use hyperinit::ids::{ContainerId, ProcessId, StreamId};
 use hyperinit::paths;
 use hyperinit::spec::Process;
 use hyperinit::sys::process::{self, Cloned, clone_sibling};
@@ -20,38 +20,58 @@ use super::streams::Ends;
 use super::{Execd, setup};
 use super::{pod, report};
 
+/// What a process that is not ready yet becomes when it is.
+pub enum Becoming {
+    /// The pod init.
+    PodInit,
+    /// A process with streams.
+    Process(Box<Beginning>),
+}
+
+/// What execd keeps of a process that is not ready yet.
+pub struct Beginning {
+    id: ProcessId,
+    container: Option<ContainerId>,
+    packet: Packet,
+    stdin: Option<OwnedFd>,
+    output: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    /// The process may not have descriptors of its own yet: what it needs stays open here.
+    _needed: (Stdio, Option<OwnedFd>),
+}
+
 impl Execd {
-    /// Starts a process: it is ready when this returns, and executes once init releases it.
+    /// Begins the start of a process in a container.
     pub fn start(
         &mut self,
         container: &ContainerId,
         process: &Process,
         init: bool,
         hostname: &str,
-    ) -> Result<Pid, Fault> {
+    ) -> Result<(report::Start, Becoming), Fault> {
         if !self.joined {
             return Err(Fault::new("starting", &process.id, "execd has not joined the pod"));
         }
         if init {
             self.remembered.forget(container);
         }
+        // Kept by the guest, as the cgroup is: no file of the container's can hold this up.
         let kept = paths::container_mount_ns(container);
         let namespace = open(&kept, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
             .fault("opening the container's namespace", kept.display())?;
-        let place =
-            Place::Container { id: container, namespace: &namespace, console: init && process.terminal };
-        self.start_at(&place, process, hostname)
+        let place = Place::Container { id: container, namespace, console: init && process.terminal };
+        self.start_at(place, process, hostname)
     }
 
-    /// Starts a process where execd is itself: the debugging door.
-    pub fn start_in_guest(&mut self, process: &Process) -> Result<Pid, Fault> {
+    /// Begins the start of a process where execd is itself: the debugging door.
+    pub fn start_in_guest(&mut self, process: &Process) -> Result<(report::Start, Becoming), Fault> {
         if !self.debug_door {
             return Err(Fault::new("starting", &process.id, "the debugging door is closed"));
         }
         let hostname = uname().fault("asking for", "the guest's name")?;
         // What is cloned next is to be the guest's, and whatever comes of it, what comes after it the pod's again.
         self.home.enter()?;
-        let started = self.start_at(&Place::Guest, process, &hostname.nodename().to_string_lossy());
+        let started = self.start_at(Place::Guest, process, &hostname.nodename().to_string_lossy());
         match self.joined.then(pod::join) {
             None | Some(Ok(())) => {}
             // The pod has ended, and nobody has told.
@@ -65,17 +85,21 @@ impl Execd {
         started
     }
 
-    fn start_at(&mut self, place: &Place<'_>, process: &Process, hostname: &str) -> Result<Pid, Fault> {
+    fn start_at(
+        &mut self,
+        place: Place<'_>,
+        process: &Process,
+        hostname: &str,
+    ) -> Result<(report::Start, Becoming), Fault> {
         let packet = packet(process)?;
-        let limits = setup::limits(&process.rlimits)?;
+        let limits = match place {
+            Place::Container { .. } => setup::limits(&process.rlimits, self.files)?,
+            Place::Guest => setup::named_limits(&process.rlimits)?,
+        };
         let cgroup = place.container().map_or(Ok(None), cgroup)?;
         let pipes = Pipes::new(&packet)?;
-        let (ours, theirs) = report::pair()?;
-        let namespace = match place {
-            Place::Container { namespace, .. } => Some(*namespace),
-            Place::Guest => None,
-        };
-        let needs = [&self.proc, &theirs].into_iter().chain(namespace).chain(pipes.theirs.all());
+        let pair = report::pair()?;
+        let needs = [&self.proc, &pair.1].into_iter().chain(place.namespace()).chain(pipes.theirs.all());
         let last = needs.map(AsRawFd::as_raw_fd).max().unwrap_or_default();
         // It shares execd's descriptors until it has its own: to copy and close what is kept for streamd would make each start
         // slower than the one before. Until it says that it is ready nothing of theirs may be closed here.
@@ -85,7 +109,7 @@ impl Execd {
             Cloned::Child => {
                 let start = child::Start {
                     last,
-                    place,
+                    place: &place,
                     profile: &self.profile,
                     keep: self.keep,
                     wide: self.debug_door,
@@ -96,28 +120,28 @@ impl Execd {
                     hostname,
                     stdio: pipes.theirs,
                 };
-                start.run(theirs)
+                start.run(pair.1)
             }
             Cloned::Parent { pid, pidfd } => {
-                let ready = report::await_ready(pid, &pidfd, &ours)?;
-                drop(theirs);
                 let Pipes { stdin, output, stderr, theirs } = pipes;
-                drop(theirs);
-                if let Some(id) = place.container() {
-                    self.remembered.keep(id, ready.read);
-                }
-                let output = output
-                    .or(ready.tty)
-                    .ok_or_else(|| Fault::new("starting", &process.id, "its tty did not come"));
-                let handed =
-                    output.and_then(|output| self.streams.hand_over(Ends { packet, stdin, output, stderr }));
-                if let Err(fault) = handed {
-                    let _ = process::kill(&pidfd);
-                    return Err(fault);
-                }
-                Ok(pid)
+                let (id, container) = (process.id.clone(), place.container().cloned());
+                let needed = (theirs, place.into_namespace());
+                let beginning = Beginning { id, container, packet, stdin, output, stderr, _needed: needed };
+                Ok((report::Start::new(pid, pidfd, pair), Becoming::Process(Box::new(beginning))))
             }
         }
+    }
+
+    /// A process is ready: its streams are handed over, and init may be told.
+    pub fn is_ready(&mut self, becoming: Becoming, ready: report::Ready) -> Result<(), Fault> {
+        let Becoming::Process(beginning) = becoming else { return Ok(()) };
+        let Beginning { id, container, packet, stdin, output, stderr, .. } = *beginning;
+        if let Some(container) = container {
+            self.remembered.keep(&container, ready.read);
+        }
+        let output =
+            output.or(ready.tty).ok_or_else(|| Fault::new("starting", id, "its tty did not come"))?;
+        self.streams.hand_over(Ends { packet, stdin, output, stderr })
     }
 }
 

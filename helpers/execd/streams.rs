@@ -18,9 +18,9 @@ use super::vault::{Entry, Vault};
 /// How long streamd may leave its socket full: it does nothing that takes long.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Duplicates have numbers from here on. Below, where a start's descriptors are, there is room: the process that is started
-/// takes over all numbers up to its own ones.
-const KEPT_FROM: RawFd = 128;
+/// Duplicates have numbers from here on. Below, where the descriptors of starts are, there is room for those
+/// of some fifty: a process that is started takes over all numbers up to its own ones.
+const KEPT_FROM: RawFd = 512;
 
 /// The ends of one process that streamd works with.
 pub struct Ends {

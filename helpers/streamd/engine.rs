@@ -118,9 +118,9 @@ impl Engine {
 
     /// Requests join the set; true for what cannot, because it always has something: a file by hand.
     fn watch(&self, requests: &Requests<Request>) -> Result<bool, Fault> {
-        match requests.watched().map(|watched| self.epoll.add(watched, edges(REQUESTS))) {
-            None | Some(Err(Errno::EPERM)) => Ok(true),
-            Some(added) => added.map(|()| false).fault("watching", "requests"),
+        match self.epoll.add(requests.watched(), edges(REQUESTS)) {
+            Err(Errno::EPERM) => Ok(true),
+            added => added.map(|()| false).fault("watching", "requests"),
         }
     }
 

@@ -39,7 +39,7 @@ const HELPERS: u64 = 3;
 /// How long DESTROYPOD lets processes end by themselves; runV waits for ten seconds in all.
 const GRACE: Duration = Duration::from_secs(3);
 /// More than the starts that execd can have under way, with room for the helpers' own strays.
-const REAPED_MAX: usize = 256;
+const REAPED_MAX: usize = 1024;
 /// How much is heard of a helper in one turn, in packets: a stream of words must not keep the others waiting. As many are left at
 /// most when it is dead: it can have no more honest replies to give than there are requests under way.
 const WORDS_MAX: usize = 32;
@@ -141,15 +141,20 @@ impl EventLoop {
                 0
             }
         };
-        for event in events.iter().take(count) {
+        let events = || events.iter().take(count);
+        for event in events().filter(|event| event.data() == CONTROL) {
+            self.control.ready(event.events());
+        }
+        // First: what the host has sent for a process before it was released comes before its release.
+        self.control();
+        for event in events() {
             match event.data() {
                 SIGNALS => self.signals(),
                 WARDEN => self.hear_warden(),
                 token if token >= HELPERS => self.hear(token),
-                _ => self.control.ready(event.events()),
+                _ => {}
             }
         }
-        self.control();
         self.tick(now());
         self.control.flush();
     }

@@ -97,7 +97,8 @@ pub enum Ask {
         pause: bool,
     },
     Flush,
-    Ping,
+    /// Of execd or streamd.
+    Ping(Role),
 }
 
 /// The same as it travels: one edge's request.
@@ -121,7 +122,7 @@ pub enum HelperReply {
 }
 
 /// A helper that works on one request for this long without answering hangs. A link that is being plugged is waited for
-/// for two seconds; starting a process reads `/etc/passwd` of a container, from a share that the host may serve slowly.
+/// for two seconds; a process that is being started has five.
 pub(super) const WORK: Duration = Duration::from_secs(10);
 /// mountd waits for disks (2 s), replays journals, and syncs.
 const MOUNT: Duration = Duration::from_secs(30);
@@ -162,7 +163,8 @@ impl Ask {
             | Ask::Resize { .. }
             | Ask::Release { .. }
             | Ask::Resend => Role::Execd,
-            Ask::Finish { .. } | Ask::Flush | Ask::Ping => Role::Streamd,
+            Ask::Finish { .. } | Ask::Flush => Role::Streamd,
+            Ask::Ping(role) => *role,
         }
     }
 
@@ -172,7 +174,7 @@ impl Ask {
         match self.role() {
             Role::Netd | Role::Execd => Some(WORK),
             Role::Mountd => Some(MOUNT),
-            Role::Streamd => matches!(self, Ask::Ping).then_some(WORK),
+            Role::Streamd => matches!(self, Ask::Ping(_)).then_some(WORK),
         }
     }
 
@@ -240,7 +242,8 @@ impl Ask {
             Ask::Resend => HelperRequest::Execd(execd::Request::Resend),
             Ask::Finish { stdio, pause } => HelperRequest::Streamd(streamd::Request::Finish { stdio, pause }),
             Ask::Flush => HelperRequest::Streamd(streamd::Request::Flush),
-            Ask::Ping => HelperRequest::Streamd(streamd::Request::Ping),
+            Ask::Ping(Role::Execd) => HelperRequest::Execd(execd::Request::Ping),
+            Ask::Ping(_) => HelperRequest::Streamd(streamd::Request::Ping),
         })
     }
 
@@ -265,6 +268,7 @@ impl Ask {
             | Ask::DestroyPod
             | Ask::Adopt { .. }
             | Ask::JoinPod { .. }
+            | Ask::Resize { .. }
             | Ask::Release { .. } => TRIES,
             Ask::SetLinkUp { .. }
             | Ask::Rescan
@@ -277,10 +281,9 @@ impl Ask {
             | Ask::WriteFile { .. }
             | Ask::StartPod { .. }
             | Ask::StartProcess { .. }
-            // A new streamd is alive.
-            | Ask::Ping
-            | Ask::StartInGuest { .. }
-            | Ask::Resize { .. } => 1,
+            // A new helper is alive.
+            | Ask::Ping(_)
+            | Ask::StartInGuest { .. } => 1,
         }
     }
 
@@ -329,7 +332,7 @@ impl Ask {
             },
             (Role::Streamd, HelperReply::Streamd(reply)) => {
                 let expected = match self {
-                    Ask::Ping => streamd::Reply::Alive,
+                    Ask::Ping(_) => streamd::Reply::Alive,
                     _ => streamd::Reply::Drained,
                 };
                 (reply == expected).then_some(Answer::Done)

@@ -244,7 +244,7 @@ impl Supervisor {
         {
             return Err(fault("there are 4096 processes".to_owned()));
         }
-        Ok(Process { stdio, stderr, terminal: process.terminal, state })
+        Ok(Process { stdio, stderr, terminal: process.terminal, resizing: 0, state })
     }
 
     fn exec(&mut self, ticket: Ticket, ExecCmd { container, process }: ExecCmd) {
@@ -311,6 +311,10 @@ impl Supervisor {
         }
         let Some(container) = self.containers.get(id) else { return no("no such container") };
         match &container.state {
+            // Its init executes first.
+            ContainerState::Running if container.init.as_ref().is_some_and(|init| self.is_held(id, init)) => {
+                Gate::Wait
+            }
             ContainerState::Running => Gate::Go(hostname),
             ContainerState::Preparing { .. }
             | ContainerState::Starting { .. }
@@ -349,37 +353,51 @@ impl Supervisor {
             ContainerState::Preparing { .. }
             | ContainerState::Starting { .. }
             | ContainerState::Undoing { .. } => return Gate::Wait,
+            // What was said of another process may be behind its EXECCMD, which waits for the init.
+            ContainerState::Running if container.init.as_ref().is_some_and(|init| self.is_held(id, init)) => {
+                return Gate::Wait;
+            }
             ContainerState::Running | ContainerState::Ending(_) | ContainerState::Exited => {}
         }
         match container.processes.get(process).map(|process| process.state) {
             Some(ProcessState::Running(pid)) => Gate::Go(pid),
-            Some(ProcessState::Starting(_)) => Gate::Wait,
+            Some(ProcessState::Starting(_) | ProcessState::Held(_)) => Gate::Wait,
             Some(ProcessState::Exited(_)) | None => {
                 Gate::No(Fault::new(doing, format!("{id}: {process}"), "no such process"))
             }
         }
     }
 
+    /// Whether a process exists and does not execute yet.
+    fn is_held(&self, container: &ContainerId, process: &ProcessId) -> bool {
+        let known = self.containers.get(container).and_then(|known| known.processes.get(process));
+        known.is_some_and(|known| matches!(known.state, ProcessState::Held(_)))
+    }
+
+    /// What comes before a process executes is done before: the first that it asks may be how large its tty
+    /// is.
     fn resize(&mut self, ticket: Ticket, size: WinSize) {
         let WinSize { container, process, row, column } = &size;
+        let held = self.is_held(container, process);
         match self.running("resizing the terminal of", container, process) {
-            Gate::Wait => self.park(ticket, Command::WinSize(size)),
-            Gate::No(fault) => self.refuse(ticket, fault),
-            Gate::Go(_) => {
-                let known = self.containers.get(container).and_then(|known| known.processes.get(process));
-                match known.filter(|known| known.terminal).map(|known| known.stdio) {
-                    None => {
-                        let to = format!("{container}: {process}");
-                        let fault = Fault::new("resizing the terminal of", to, "the process has no terminal");
-                        self.refuse(ticket, fault);
-                    }
-                    Some(stdio) => {
-                        let ask = Ask::Resize { stdio, row: *row, column: *column };
-                        self.lines.ask(ask, Purpose::Command(ticket));
-                    }
-                }
-            }
+            Gate::Wait if !held => return self.park(ticket, Command::WinSize(size)),
+            Gate::No(fault) => return self.refuse(ticket, fault),
+            Gate::Wait | Gate::Go(_) => {}
         }
+        let known = self.containers.get_mut(container).and_then(|known| known.processes.get_mut(process));
+        let Some(known) = known.filter(|known| known.terminal) else {
+            let to = format!("{container}: {process}");
+            let fault = Fault::new("resizing the terminal of", to, "the process has no terminal");
+            return self.refuse(ticket, fault);
+        };
+        let ask = Ask::Resize { stdio: known.stdio, row: *row, column: *column };
+        let purpose = if held {
+            known.resizing += 1;
+            Purpose::Resized(ticket, size.container, size.process)
+        } else {
+            Purpose::Command(ticket)
+        };
+        self.lines.ask(ask, purpose);
     }
 
     fn kill_container(&mut self, ticket: Ticket, kill: KillContainer) {

@@ -10,8 +10,12 @@ use crate::fault::Fault;
 use crate::ids::Pid;
 use crate::wire::Role;
 
-/// How many requests one helper has under way. They fit its socket (channel.rs), so that init never waits to send.
+/// How many requests one helper may have in its socket. They fit it (channel.rs), so that init never waits to
+/// send.
 const WINDOW: usize = 16;
+/// After how long without an answer execd is asked how much it has taken from its socket, when that may be
+/// full of starts that all take their time. Others' starts wait for so long.
+const PROD: Duration = Duration::from_millis(20);
 
 /// A request that has no answer yet.
 #[derive(Debug)]
@@ -22,6 +26,8 @@ pub(super) struct Pending {
     tries: u32,
     /// When it was sent the last time.
     sent: Duration,
+    /// A start that execd has taken from its socket: it has answered what was sent behind it.
+    begun: bool,
 }
 
 /// What came of a request, and what it was for.
@@ -65,13 +71,13 @@ impl Line {
     fn send(&mut self, now: Duration) -> Option<(u64, Ask)> {
         let first = self.queued.front().is_some_and(|pending| pending.purpose.comes_first());
         // What comes first is little, and does not wait for a host that lets the others wait.
-        let room = first || (!self.barred && self.sent.len() < WINDOW);
+        let room = first || (!self.barred && self.has_room());
         if !matches!(self.state, State::Up(_)) || self.killed || !room {
             return None;
         }
         let mut pending = self.queued.pop_front()?;
         pending.tries += 1;
-        pending.sent = now;
+        (pending.sent, pending.begun) = (now, false);
         if self.sent.is_empty() {
             (self.since, self.heard) = (now, now);
         }
@@ -81,13 +87,18 @@ impl Line {
         Some(sendable)
     }
 
-    /// When the oldest request that is not the host's to delay has taken too long. streamd answers what it can; the others
-    /// work on one request after the other.
+    /// Whether another request fits the helper's socket.
+    fn has_room(&self) -> bool {
+        self.sent.iter().filter(|pending| !pending.begun).count() < WINDOW
+    }
+
+    /// When the oldest request that is not the host's to delay has taken too long. streamd answers what it
+    /// can, and execd what is ready; the others work on one request after the other.
     fn deadline(&self, role: Role) -> Option<Duration> {
         if self.killed {
             return None;
         }
-        if role == Role::Streamd {
+        if matches!(role, Role::Streamd | Role::Execd) {
             let due = |pending: &Pending| Some(pending.sent + pending.ask.limit()?);
             return self.sent.iter().filter_map(due).min();
         }
@@ -95,12 +106,20 @@ impl Line {
         Some(self.since + limit)
     }
 
-    /// When it is to be asked whether it is alive: it owes answers that may take any time, and has been silent.
+    /// When it is to be asked for a sign of life: it owes answers that may take any time, and has been
+    /// silent; or its socket may be full of starts.
     fn ping_at(&self) -> Option<Duration> {
-        let up = matches!(self.state, State::Up(_)) && !self.killed;
-        let silent =
-            up && !self.sent.is_empty() && self.sent.iter().all(|pending| pending.ask.limit().is_none());
-        silent.then_some(self.heard + WORK)
+        if !matches!(self.state, State::Up(_)) || self.killed || self.sent.is_empty() {
+            return None;
+        }
+        let full = !self.barred && !self.queued.is_empty() && !self.has_room();
+        let all = |what: fn(&Ask) -> bool| self.sent.iter().all(|pending| what(&pending.ask));
+        if all(|ask| ask.limit().is_none()) {
+            Some(self.heard + WORK)
+        } else {
+            // Everything else is answered at once, also an earlier ping.
+            (full && all(Ask::starts)).then_some(self.heard + PROD)
+        }
     }
 }
 
@@ -144,7 +163,7 @@ impl Lines {
 
     fn pending(&mut self, ask: Ask, purpose: Purpose) -> Pending {
         self.last += 1;
-        Pending { id: self.last, ask, purpose, tries: 0, sent: Duration::ZERO }
+        Pending { id: self.last, ask, purpose, tries: 0, sent: Duration::ZERO, begun: false }
     }
 
     /// What can be sent now, in order: (id, request).
@@ -201,7 +220,9 @@ impl Lines {
         let in_order = role != Role::Streamd && !line.lied;
         for (at, mut pending) in std::mem::take(&mut line.sent).into_iter().enumerate().rev() {
             if at > 0 && in_order {
-                // It had not come to this one: it works on one after the other.
+                // It had not come to this one: it works on one after the other. Of execd's starts the oldest
+                // may be what it died of; another one that it had begun runs nothing, for nobody knows of the
+                // process.
                 pending.tries -= 1;
             }
             if pending.tries < pending.ask.tries() {
@@ -235,11 +256,16 @@ impl Lines {
             return Ok(None);
         }
         let at = line.sent.iter().position(|pending| pending.id == id);
-        // streamd answers when the output has left; the others one after the other. A fault may also be our own:
-        // a request that could not be sent.
-        let Some(at) = at.filter(|&at| at == 0 || role == Role::Streamd || result.is_err()) else {
+        // streamd answers when the output has left, execd a start when it is ready; otherwise they answer in
+        // order. A fault may also be our own: a request that could not be sent.
+        let waits = |pending: &Pending| role == Role::Streamd || pending.ask.starts();
+        let in_turn = |&at: &usize| result.is_err() || line.sent.iter().take(at).all(waits);
+        let Some(at) = at.filter(in_turn) else {
             return Err(format!("it answered {id}, which is no request under way"));
         };
+        if result.is_ok() {
+            line.sent.iter_mut().take(at).for_each(|pending| pending.begun = pending.ask.starts());
+        }
         let Some(pending) = line.sent.remove(at) else { return Ok(None) };
         line.heard = now;
         if at == 0 {
@@ -287,11 +313,13 @@ impl Lines {
         self.deadlines().filter(|&(_, deadline)| deadline <= now).map(|(role, _)| role).collect()
     }
 
-    /// Asks the helpers whether they are alive whose silence may be the host's.
+    /// Asks for a sign of life where it is time to.
     pub(super) fn ping(&mut self, now: Duration) {
-        let silent = |line: &Line| line.ping_at().is_some_and(|at| at <= now);
-        if self.lines.get(&Role::Streamd).is_some_and(silent) {
-            self.ask_first(Ask::Ping, Purpose::Ping);
+        for role in [Role::Execd, Role::Streamd] {
+            let silent = |line: &Line| line.ping_at().is_some_and(|at| at <= now);
+            if self.lines.get(&role).is_some_and(silent) {
+                self.ask_first(Ask::Ping(role), Purpose::Ping);
+            }
         }
     }
 

@@ -149,7 +149,7 @@ pub enum Action {
 
 /// How many processes that nobody has asked for yet are remembered as reaped: those whose start was not reported
 /// before they ended.
-const STRAYS_MAX: usize = 256;
+const STRAYS_MAX: usize = 1024;
 
 /// The state of the guest.
 #[derive(Debug)]
@@ -168,6 +168,8 @@ pub struct Supervisor {
     containers: BTreeMap<ContainerId, Container>,
     /// The running processes of the containers.
     pids: BTreeMap<Pid, (ContainerId, ProcessId)>,
+    /// Processes that exist and do not execute yet.
+    held: Vec<(ContainerId, ProcessId)>,
     /// The stream numbers in use.
     streams: BTreeSet<StreamId>,
     /// Finished processes of which execd has not been told, and when it is.
@@ -202,6 +204,7 @@ impl Supervisor {
             leaving: None,
             containers: BTreeMap::new(),
             pids: BTreeMap::new(),
+            held: Vec::new(),
             streams: BTreeSet::new(),
             finished: Vec::new(),
             release_at: None,
@@ -290,6 +293,7 @@ impl Supervisor {
             let waited = parked.len();
             parked.into_iter().for_each(|(ticket, command)| self.carry_out(ticket, command));
             changed |= self.parked.len() < waited;
+            changed |= self.release_held();
             if !changed {
                 break;
             }
@@ -379,8 +383,8 @@ impl Supervisor {
         } else if let Some((container, process)) = self.pids.remove(&pid) {
             self.process_exited(&container, &process, status);
         } else if self.lines.starts_under_way() {
-            // A start that failed leaves one too that nobody asks for. execd does one after the other, so what is asked for is among the
-            // last.
+            // A start that failed leaves one too that nobody asks for. What is asked for is reported as soon
+            // as it is ready, so it is among the last.
             if self.strays.len() == STRAYS_MAX {
                 self.strays.pop_front();
             }
@@ -402,6 +406,9 @@ impl Supervisor {
             Purpose::Container(id, step) => self.container_step(&id, step, result),
             Purpose::Exec(container, process) => self.exec_started(&container, &process, result),
             Purpose::Command(ticket) => self.replies.close(ticket, result.map(|_| Vec::new())),
+            Purpose::Resized(ticket, container, process) => {
+                self.resized(ticket, &container, &process, result);
+            }
             Purpose::Rescanned(ticket, interface) => self.rescanned(ticket, *interface, result),
             Purpose::Read => self.read_on(result),
             Purpose::KillLeft(container) => self.left_killed(&container, result),

@@ -168,6 +168,8 @@ pub(super) struct Process {
     pub(super) stderr: Option<StreamId>,
     /// Whether it has a tty.
     pub(super) terminal: bool,
+    /// How often its tty is being resized before it executes.
+    pub(super) resizing: u32,
     /// How far it has come.
     pub(super) state: ProcessState,
 }
@@ -177,6 +179,8 @@ pub(super) struct Process {
 pub(super) enum ProcessState {
     /// execd starts it.
     Starting(Asker),
+    /// It exists, and executes when what the host has sent for it meanwhile is done.
+    Held(Pid),
     /// It runs.
     Running(Pid),
     /// It was reaped; what it wrote has not left yet.
@@ -184,10 +188,10 @@ pub(super) enum ProcessState {
 }
 
 impl ProcessState {
-    /// The process, if it runs.
+    /// The process, if it exists.
     pub(super) fn pid(self) -> Option<Pid> {
         match self {
-            ProcessState::Running(pid) => Some(pid),
+            ProcessState::Held(pid) | ProcessState::Running(pid) => Some(pid),
             ProcessState::Starting(_) | ProcessState::Exited(_) => None,
         }
     }
@@ -209,6 +213,8 @@ pub(super) enum Purpose {
     Exec(ContainerId, ProcessId),
     /// A command of one step, or the last of it.
     Command(Ticket),
+    /// WINSIZE of a process that is held until then.
+    Resized(Ticket, ContainerId, ProcessId),
     /// SETUPINTERFACE: the bus has been scanned for what is to be set up.
     Rescanned(Ticket, Box<spec::Interface>),
     /// READFILE: a part of the file that is being read.

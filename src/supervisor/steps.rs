@@ -7,7 +7,7 @@ use super::commands::Gate;
 use super::state::{
     Asker, ContainerState, ContainerStep, Opening, Pod, PodEnd, PodStep, ProcessState, Purpose,
 };
-use super::{Action, Ask, Supervisor};
+use super::{Action, Ask, Supervisor, Ticket};
 use crate::command::Command;
 use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal};
@@ -332,7 +332,8 @@ impl Supervisor {
         self.container_advances(container);
     }
 
-    /// A process exists, and executes now. It may have ended already.
+    /// A process exists, and executes as soon as what the host has sent for it is done. It may have ended
+    /// already.
     fn started(&mut self, container: &ContainerId, process: &ProcessId, pid: Pid) {
         let Some(known) = self.containers.get_mut(container) else { return };
         let ends =
@@ -340,7 +341,7 @@ impl Supervisor {
         let ending = ends || !matches!(known.state, ContainerState::Running);
         let Some(record) = known.processes.get_mut(process) else { return };
         let ProcessState::Starting(asker) = record.state else { return };
-        record.state = ProcessState::Running(pid);
+        record.state = ProcessState::Held(pid);
         self.tell(asker, Ok(()));
         self.pids.insert(pid, (container.clone(), process.clone()));
         if let Some(status) = self.stray(pid) {
@@ -350,8 +351,43 @@ impl Supervisor {
             // Too late: everything that was there has been killed.
             self.kill(pid, Signal::KILL, false);
         } else {
-            self.actions.push(Action::Release { pid });
+            self.held.push((container.clone(), process.clone()));
         }
+    }
+
+    /// Lets those execute that wait for nothing more: commands that came behind their start and belong before
+    /// it have been carried out. True if there were some.
+    pub(super) fn release_held(&mut self) -> bool {
+        let held = std::mem::take(&mut self.held);
+        let before = held.len();
+        for (container, process) in held {
+            let known = self.containers.get_mut(&container);
+            let Some(record) = known.and_then(|known| known.processes.get_mut(&process)) else { continue };
+            match record.state {
+                ProcessState::Held(_) if record.resizing > 0 => self.held.push((container, process)),
+                ProcessState::Held(pid) => {
+                    record.state = ProcessState::Running(pid);
+                    self.actions.push(Action::Release { pid });
+                }
+                ProcessState::Starting(_) | ProcessState::Running(_) | ProcessState::Exited(_) => {}
+            }
+        }
+        self.held.len() < before
+    }
+
+    /// The tty of a process that is held has its size, or cannot have it.
+    pub(super) fn resized(
+        &mut self,
+        ticket: Ticket,
+        container: &ContainerId,
+        process: &ProcessId,
+        result: Result<Answer, Fault>,
+    ) {
+        let known = self.containers.get_mut(container);
+        if let Some(record) = known.and_then(|known| known.processes.get_mut(process)) {
+            record.resizing = record.resizing.saturating_sub(1);
+        }
+        self.replies.close(ticket, result.map(|_| Vec::new()));
     }
 }
 

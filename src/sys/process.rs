@@ -101,22 +101,27 @@ pub fn own_descriptors(last: RawFd) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// The descriptor that [`keep_only`] keeps.
-const KEPT: RawFd = 3;
+/// The first descriptor behind the standard streams.
+const FIRST: RawFd = 3;
 
-/// Closes every descriptor but 0, 1, 2 and `kept`, which becomes another number and stays close-on-exec. For a freshly
-/// cloned process that never returns to the owners of what is closed.
-pub fn keep_only(kept: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    if kept.as_raw_fd() <= KEPT {
+/// Closes every descriptor but 0, 1, 2 and `kept`, which become the numbers 3, 4, … and stay close-on-exec.
+/// EINVAL if one of them has such a number already. For a freshly cloned process that never returns to the
+/// owners of what is closed.
+pub fn keep_only(kept: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>, Errno> {
+    let numbers = (FIRST..).take(kept.len());
+    let next = FIRST + RawFd::try_from(kept.len()).map_err(|_| Errno::EINVAL)?;
+    if kept.iter().any(|fd| fd.as_raw_fd() < next) {
         return Err(Errno::EINVAL);
     }
-    // SAFETY: whoever owned number 3 in the process this one was cloned from never runs here; see above.
-    Errno::result(unsafe { libc::dup3(kept.as_raw_fd(), KEPT, libc::O_CLOEXEC) })?;
+    for (fd, number) in kept.iter().zip(numbers.clone()) {
+        // SAFETY: whoever owned that number in the process this one was cloned from never runs here; see
+        // above.
+        Errno::result(unsafe { libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC) })?;
+    }
     // SAFETY: takes numbers only; the owners never run here, see above.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, KEPT + 1, u32::MAX, 0) };
-    Errno::result(result)?;
-    // SAFETY: the descriptor was made above, and nobody else uses its number.
-    Ok(unsafe { OwnedFd::from_raw_fd(KEPT) })
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, next, u32::MAX, 0) })?;
+    // SAFETY: the descriptors were made above, and nobody else uses their numbers.
+    Ok(numbers.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
 }
 
 /// Closes every descriptor but 2, the log. For a freshly cloned process that never returns to their owners.
@@ -251,6 +256,35 @@ fn release_set() -> libc::sigset_t {
     }
 }
 
+/// Makes `name` the whole command line of this process, as others read it (proc_pid_cmdline(5)). For a
+/// freshly cloned process that reads its arguments no more; the name is cut to what they had room for.
+pub fn set_command_line(name: &CStr) -> Result<(), Errno> {
+    let stat = std::fs::read_to_string("/proc/self/stat").map_err(|_| Errno::ENOENT)?;
+    let (start, end) = arguments(&stat).ok_or(Errno::EINVAL)?;
+    let length = name.count_bytes().min(end - start - 1);
+    // SAFETY: the kernel has put the arguments there, on the stack that it made for this process, below
+    // everything that a program uses of it. It has one thread, and nothing refers to them: what std's `args`
+    // has handed out are copies.
+    unsafe {
+        let place = ptr::with_exposed_provenance_mut::<u8>(start);
+        ptr::copy_nonoverlapping(name.as_ptr().cast::<u8>(), place, length);
+        ptr::write_bytes(place.add(length), 0, end - start - length);
+    }
+    // Zeros behind the name are no matter where this is not allowed.
+    let end = start + length + 1;
+    // SAFETY: sets a number of this process's that only says where others read.
+    let _ = unsafe { libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_ARG_END, end, 0, 0) };
+    Ok(())
+}
+
+/// Where the arguments begin and end, from a /proc/PID/stat; they are not empty.
+fn arguments(stat: &str) -> Option<(usize, usize)> {
+    // proc_pid_stat(5): arg_start is field 48. The name, field 2, may have anything in it.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(48 - 3).map(str::parse);
+    let (start, end) = (fields.next()?.ok()?, fields.next()?.ok()?);
+    (0 < start && start < end).then_some((start, end))
+}
+
 /// Restores what a program expects and Rust's runtime changed: SIGPIPE kills.
 pub fn default_sigpipe() {
     // SAFETY: SIG_DFL is no handler of ours; called in a freshly cloned process with one thread.
@@ -261,4 +295,24 @@ pub fn default_sigpipe() {
 pub fn exit(code: i32) -> ! {
     // SAFETY: _exit does not return and runs nothing of this program.
     unsafe { libc::_exit(code) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_of_the_arguments_is_found_whatever_the_name() {
+        let numbers = |from: usize| (from..=52).map(|field| format!(" {field}")).collect::<String>();
+        for name in ["init", "a) b (c", "1 2"] {
+            let stat = format!("1 ({name}) S{}\n", numbers(4));
+            assert_eq!(arguments(&stat), Some((48, 49)));
+        }
+        for bad in ["", "1 (a) S 1", &format!("1 (a) S{}", numbers(4).replace(" 49", " 48"))] {
+            assert_eq!(arguments(bad), None, "{bad}");
+        }
+        let own = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let (start, end) = arguments(&own).unwrap();
+        assert_eq!(end - start, std::fs::read("/proc/self/cmdline").unwrap().len());
+    }
 }

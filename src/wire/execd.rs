@@ -1,4 +1,6 @@
 //! init ⇄ execd.
+//!
+//! Starts are answered in any order, each when its process is ready or has failed; everything else at once.
 
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +67,8 @@ pub enum Request {
     },
     /// streamd was restarted: send every duplicate again.
     Resend,
+    /// Answer `Done` at once: what was asked before has been taken from the socket.
+    Ping,
 }
 
 /// What execd answers.

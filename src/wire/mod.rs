@@ -1,7 +1,8 @@
 //! The edges between init and its helpers: one request enum and one reply enum for each.
 //!
 //! A request carries a number, its reply the same one. Helpers answer one request after the other, but
-//! streamd, whose `Finish` is answered when the process's output has left.
+//! streamd, whose `Finish` is answered when the process's output has left, and execd, whose starts are
+//! answered when the process is ready.
 
 pub mod bootstrap;
 pub mod execd;

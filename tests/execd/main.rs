@@ -1,6 +1,7 @@
 //! execd, confined, by hand, in namespaces of its own: the test is init, which reaps, and streamd, which takes the pipes.
 #![allow(clippy::unwrap_used)]
 
+mod held;
 mod profile;
 mod program;
 mod streams;

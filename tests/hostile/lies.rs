@@ -49,6 +49,12 @@ pub fn reply(id: u64, answer: &[u8]) -> Vec<u8> {
     wrap(&[&[1], varint(id).as_slice(), &[0], answer].concat())
 }
 
+/// The packet of a reply that is a fault.
+pub fn refused(id: u64) -> Vec<u8> {
+    let words = ["test", "failing", "it", "no"].map(|word| [&[word.len() as u8], word.as_bytes()].concat());
+    wrap(&[&[1], varint(id).as_slice(), &[1], &words.concat(), &[0]].concat())
+}
+
 /// `Done` of netd, mountd and execd, `Drained` of streamd.
 pub const DONE: &[u8] = &[0];
 

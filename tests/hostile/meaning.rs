@@ -8,7 +8,7 @@ use serde_json::json;
 use super::guest::processes::{process, status};
 use super::guest::{Guest, Kind, PATIENCE, parse_exec, refusal};
 use super::is_found_out;
-use super::lies::{DONE, part, reply, started};
+use super::lies::{DONE, part, refused, reply, started};
 use super::place::Place;
 use super::witness::Witness;
 
@@ -131,6 +131,34 @@ fn a_second_answer_is_a_lie_and_the_first_one_counts() {
     }
     pending.wait(PATIENCE).unwrap();
     is_found_out(&guest, &mut witness, "netd", place, from, ("twice", "which is no request under way"));
+}
+
+/// Starts are answered in any order: each once, and no other number.
+#[test]
+fn an_answer_to_a_start_that_is_not_under_way_is_a_lie_whatever_else_is() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    let mut witness = Witness::new(&guest);
+    let exec = |number: u64| {
+        let id = format!("p{number}");
+        let process =
+            json!({"id": id, "args": ["true"], "stdio": 9001 + 2 * number, "stderr": 9002 + 2 * number});
+        guest.client().send(parse_exec("main", process))
+    };
+    for (what, wrong) in [("again", 0), ("none", 100)] {
+        let from = guest.log().len();
+        let place = Place::take(&guest, "execd");
+        let pending: Vec<Pending> = (0..3).map(exec).collect();
+        let ids: Vec<u64> = (0..3).map(|_| place.request()).collect();
+        place.say(&refused(ids[2]), &[]).unwrap();
+        place.say(&reply(ids[2] + wrong, DONE), &[]).unwrap();
+        let texts: Vec<String> = pending.into_iter().map(fails).collect();
+        assert!(texts[0].contains("execd: it died") && texts[1].contains("execd: it died"), "{texts:?}");
+        assert_eq!(texts[2], "test: failing: it: no");
+        is_found_out(&guest, &mut witness, "execd", place, from, (what, "which is no request under way"));
+    }
+    witness.ends();
+    guest.finish(main);
 }
 
 #[test]

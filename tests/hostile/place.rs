@@ -78,8 +78,11 @@ impl Place {
             "execd" => &[FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT],
             _ => &[],
         };
+        let socket = |number: i32| fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap();
         let mut numbers = sockets(pid);
-        numbers.retain(|number| *number < 64 && *number != requests && !others.contains(number));
+        numbers.retain(|number| *number < 64 && !others.contains(number));
+        // A helper may wait for the requests' by a duplicate.
+        numbers.retain(|number| socket(*number) != socket(requests));
         let mut replies: Vec<OwnedFd> = numbers.into_iter().map(get).collect();
         replies.retain(|socket| getsockopt(socket, sockopt::SockType) == Ok(SockType::SeqPacket));
         let between = others.first().map(|&number| get(number));

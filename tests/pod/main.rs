@@ -5,6 +5,7 @@ mod confined;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod guests;
+mod held;
 mod leaks;
 #[path = "../scenarios/mod.rs"]
 mod scenarios;

@@ -3,7 +3,7 @@
 use hyperinit::command::{Command, WinSize};
 use serde_json::{Value, json};
 
-use crate::guest::{Guest, refusal};
+use crate::guest::{Guest, Kind, refusal};
 
 pub fn the_environment_is_the_protocols(guest: &Guest) {
     let main = guest.sleeper("env");
@@ -79,6 +79,11 @@ pub fn a_process_starts_clean(guest: &Guest) {
     let outcome = guest.exec("clean", &["sh", "-c", script], more).outcome();
     // 3 is the directory that ls reads.
     assert_eq!(outcome.stdout, "0022\n/tmp\n0\n1\n2\n3\n1\n99\n100\n", "{}", outcome.stderr);
+    let files = guest.says("clean", "ulimit -Sn; ulimit -Hn");
+    let numbers: Vec<u64> = files.lines().map(|number| number.parse().unwrap()).collect();
+    // As under Docker. A local guest has no more than the machine lets it have.
+    assert!(numbers[0] == 1024 && numbers[1] <= 524_288, "{files}");
+    assert!(numbers[1] == 524_288 || guest.kind == Kind::Local, "{files}");
     let status = guest.exec("clean", &["cat", "/proc/self/status"], json!({})).outcome().stdout;
     for line in [
         "SigBlk:\t0000000000000000",

@@ -225,6 +225,7 @@ pub fn nothing_of_the_guest_is_in_sight(guest: &Guest) {
     assert_eq!(guest.says("sight", "ls /../../../"), guest.says("sight", "ls /"));
     // The pod init is the only process of the guest's own that is in the pod, and is not looked into.
     assert_eq!(guest.says("sight", "cat /proc/1/comm"), "podinit\n");
+    assert_eq!(guest.says("sight", "tr -d '\\0' </proc/1/cmdline"), "podinit");
     assert_ne!(guest.sh("sight", "ls /proc/1/root/ /proc/1/cwd/").status, 0);
     guest.finish(main);
 }

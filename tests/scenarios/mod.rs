@@ -34,7 +34,8 @@ macro_rules! for_all {
                 a_process_that_does_not_read_holds_up_no_output, a_survivor_does_not_hold_up_the_end,
                 a_stream_belongs_to_one_process, both_ways_at_once, eight_megabytes_out_and_in, sixty_four_at_once, stdin_ends_when_the_host_says_so,
                 stdin_ends_once, stdout_and_stderr_are_apart;
-            terminal: an_empty_frame_does_not_close_it, eight_megabytes_through_it, its_size_is_any;
+            terminal: an_empty_frame_does_not_close_it, eight_megabytes_through_it, its_size_is_any,
+                its_size_may_be_sent_behind_the_start;
             words: a_wrong_word_is_named, only_the_guest_says_that, unknown_words_are_overlooked, what_is_too_much_is_refused, what_means_nothing_is_overlooked;
         }
     };

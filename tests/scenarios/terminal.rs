@@ -1,9 +1,10 @@
 //! Terminals as the host meets them (protocol.md «Streams», WINSIZE).
 
+use hyperinit::frame::Message;
 use serde_json::{Value, json};
 
 use super::streams::pattern;
-use crate::guest::{Guest, PATIENCE};
+use crate::guest::{Guest, PATIENCE, container_id, parse, parse_exec};
 
 fn terminal() -> Value {
     json!({"terminal": true, "stderr": 0})
@@ -36,6 +37,41 @@ pub fn an_empty_frame_does_not_close_it(guest: &Guest) {
     running.streams.stdin.write(b"\x04").unwrap();
     running.read_until("end\r\n");
     assert_eq!(running.status(), 0);
+    guest.finish(main);
+}
+
+/// A size that is sent right behind a start is there when the process asks for it first of all.
+pub fn its_size_may_be_sent_behind_the_start(guest: &Guest) {
+    const ROUNDS: u64 = 40;
+    let main = guest.sleeper("tty-first");
+    let size = |container: &str, process: &str| {
+        let size = json!({"container": container, "process": process, "row": 43, "column": 132}).to_string();
+        guest.client().send_raw(Message::WinSize.id(), size.as_bytes())
+    };
+    for round in 0..ROUNDS {
+        let (stdio, id) = (50_001 + round, format!("first-{round}"));
+        let process = json!({"id": id, "args": ["stty", "size"], "stdio": stdio, "terminal": true});
+        let streams = guest.client().streams(stdio, 0);
+        // Each fourth is a container's init.
+        let (container, process_id, started) = if round % 4 == 0 {
+            let json = json!({"id": id, "image": "image", "rootfs": "rootfs", "process": process});
+            let json = json.to_string();
+            let started = guest.client().send_raw(Message::NewContainer.id(), json.as_bytes());
+            (id.as_str(), id.as_str(), started)
+        } else {
+            ("tty-first", id.as_str(), guest.client().send(parse_exec("tty-first", process)))
+        };
+        let resized = size(container, process_id);
+        let said = streams.stdout.read_to_end(PATIENCE).unwrap();
+        assert_eq!(String::from_utf8_lossy(&said), "43 132\r\n", "round {round}");
+        started.wait(PATIENCE).unwrap();
+        resized.wait(PATIENCE).unwrap();
+        let process = parse(json!(process_id));
+        assert_eq!(guest.client().finished(&container_id(container), &process, PATIENCE), Ok(0));
+        if round % 4 == 0 {
+            guest.remove(container);
+        }
+    }
     guest.finish(main);
 }
 

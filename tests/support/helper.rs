@@ -62,25 +62,36 @@ impl Helper {
 
     /// Writes a line, and reads the reply's.
     pub fn line(&mut self, line: &str) -> String {
+        self.write(line);
+        self.reply(line)
+    }
+
+    fn write(&mut self, line: &str) {
         let stdin = self.stdin.as_mut().unwrap();
         stdin.write_all(format!("{line}\n").as_bytes()).unwrap_or_else(|error| {
             panic!("{error}; its log: {}", fs::read_to_string(&self.log).unwrap());
         });
+    }
+
+    fn reply(&self, to: &str) -> String {
         let reply = read_until(Borrowed(self.stdout.as_ref().unwrap()), |all| all.ends_with(b"\n"));
-        assert!(reply.ends_with('\n'), "no reply to {line}; its log: {}", self.log());
+        assert!(reply.ends_with('\n'), "no reply to {to}; its log: {}", self.log());
         reply.trim_end().to_owned()
+    }
+
+    /// Asks, and does not wait for the reply.
+    pub fn send<Q: Serialize>(&mut self, request: &Q) {
+        self.write(&serde_json::to_string(request).unwrap());
+    }
+
+    /// The next reply, whatever it is to.
+    pub fn receive<R: DeserializeOwned>(&self) -> Result<R, Fault> {
+        result(&self.reply("any request"))
     }
 
     /// Asks, in the types of its edge.
     pub fn ask<Q: Serialize, R: DeserializeOwned>(&mut self, request: &Q) -> Result<R, Fault> {
-        let reply = self.line(&serde_json::to_string(request).unwrap());
-        let reply: serde_json::Value = serde_json::from_str(&reply).unwrap();
-        // A `Result` as serde writes it.
-        match (reply.get("Ok"), reply.get("Err")) {
-            (Some(ok), None) => Ok(serde_json::from_value(ok.clone()).unwrap()),
-            (None, Some(fault)) => Err(serde_json::from_value(fault.clone()).unwrap()),
-            _ => panic!("{reply}"),
-        }
+        result(&self.line(&serde_json::to_string(request).unwrap()))
     }
 
     /// Asks, but is gone before the reply comes: the helper cannot write it. Returns how it ended.
@@ -118,6 +129,16 @@ impl Drop for Helper {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A reply's line: a `Result` as serde writes it.
+fn result<R: DeserializeOwned>(reply: &str) -> Result<R, Fault> {
+    let reply: serde_json::Value = serde_json::from_str(reply).unwrap();
+    match (reply.get("Ok"), reply.get("Err")) {
+        (Some(ok), None) => Ok(serde_json::from_value(ok.clone()).unwrap()),
+        (None, Some(fault)) => Err(serde_json::from_value(fault.clone()).unwrap()),
+        _ => panic!("{reply}"),
     }
 }
 

@@ -461,6 +461,62 @@ fn winsize_is_for_terminals() {
     assert_eq!(world.said(), ["ACK ", "ERROR execd: doing it: no"]);
 }
 
+/// The first that a process asks may be how large its terminal is.
+#[test]
+fn a_process_executes_when_its_terminal_has_the_size_that_was_sent_behind_its_start() {
+    let size = |process: &str, row: u16| {
+        format!(r#"{{"container":"c","process":"{process}","row":{row},"column":80}}"#)
+    };
+    let mut world = World::with_pod();
+    world.released.clear();
+    let json = r#"{"id":"c","process":{"args":["a"],"stdio":1,"terminal":true}}"#;
+    world.tell(Message::NewContainer, json);
+    world.tell(Message::WinSize, &size("init", 24));
+    world.done(Role::Mountd);
+    world.tell(Message::WinSize, &size("init", 25));
+    world.exec("c", "p", 3);
+    world.tell(Message::SignalProcess, r#"{"container":"c","process":"p","signal":9}"#);
+    world.tell(Message::KillContainer, r#"{"container":"c","signal":15}"#);
+    world.started(Pid(100));
+    assert_eq!(world.asked(Role::Execd), ["resize 1 24x80", "resize 1 25x80"]);
+    world.done(Role::Execd);
+    assert_eq!(world.said(), ["ACK ", "ACK "]);
+    world.tell(Message::WinSize, &size("init", 26));
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Execd), ["resize 1 26x80"], "one that came late is still in time");
+    assert!(world.released.is_empty() && world.did().is_empty());
+    // One that cannot be done holds up nobody.
+    world.fails(Role::Execd);
+    assert_eq!(world.released, [Pid(100)]);
+    assert_eq!(world.did(), [kill(100, Signal::TERM, false)], "the signal comes behind it");
+    assert_eq!(world.asked(Role::Execd), ["start c p"]);
+    world.started(Pid(101));
+    assert_eq!(world.released, [Pid(100), Pid(101)], "what has no size to wait for executes at once");
+    assert_eq!(world.did(), [kill(101, Signal::KILL, true)]);
+    assert_eq!(world.said(), ["ACK ", "ACK ", "ACK ", "ACK ", "ERROR execd: doing it: no"]);
+}
+
+#[test]
+fn a_process_that_ends_before_it_executes_is_reported_and_never_released() {
+    let mut world = World::with_container();
+    world.released.clear();
+    let exec = r#"{"container":"c","process":{"id":"t","args":["a"],"stdio":3,"terminal":true}}"#;
+    world.tell(Message::ExecCmd, exec);
+    world.tell(Message::WinSize, r#"{"container":"c","process":"t","row":24,"column":80}"#);
+    world.started(Pid(101));
+    world.exits(Pid(101), 137);
+    assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
+    // The successor of an execd that dies over it is asked again.
+    world.dies(Role::Execd);
+    world.comes_up(Role::Execd, 70);
+    world.done(Role::Execd);
+    assert_eq!(world.asked(Role::Execd), ["resize 3 24x80"]);
+    world.done(Role::Execd);
+    world.done(Role::Streamd);
+    assert_eq!(world.said(), ["ACK ".to_owned(), "ACK ".to_owned(), event("c", "t", 137)]);
+    assert!(world.released.is_empty());
+}
+
 #[test]
 fn only_what_has_exited_is_removed() {
     let mut world = World::with_container();

@@ -64,7 +64,7 @@ fn what_the_helper_had_not_come_to_has_not_been_tried() {
 }
 
 #[test]
-fn a_death_costs_the_request_that_was_worked_on_only() {
+fn a_death_costs_the_oldest_start_only() {
     let mut world = World::with_container();
     for (process, stream) in [("p", 3), ("q", 5), ("r", 7)] {
         world.exec("c", process, stream);
@@ -252,20 +252,100 @@ fn a_closed_role_that_comes_back_has_everything_asked_of_it() {
 #[test]
 fn a_helper_that_hangs_is_killed_and_what_waited_behind_it_has_its_own_time() {
     let mut world = World::with_container();
-    world.exec("c", "p", 3);
-    world.exec("c", "q", 5);
+    for dest in ["192.0.2.1", "192.0.2.2"] {
+        let routes = format!(r#"{{"routes":[{{"dest":"{dest}","device":"eth0"}}]}}"#);
+        world.tell(Message::SetupRoute, &routes);
+    }
     let first = world.supervisor.next_deadline().unwrap();
     world.now += Duration::from_secs(9);
-    world.started(Pid(101));
+    world.fails(Role::Netd);
     assert_eq!(world.supervisor.next_deadline(), Some(first + Duration::from_secs(9)));
     world.now += Duration::from_secs(9);
     world.feed(Event::Tick);
     assert!(world.did().is_empty());
     world.wait();
-    assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Execd, .. }]));
+    assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Netd, .. }]));
     assert_eq!(world.supervisor.next_deadline(), None, "once is enough");
-    world.dies(Role::Execd);
-    assert_eq!(world.said().len(), 2);
+}
+
+/// A start takes as long as its container lets it, and no other start waits for it.
+#[test]
+fn starts_are_answered_in_any_order_and_each_has_its_own_time() {
+    let mut world = World::with_container();
+    for (process, stream) in [("p", 3), ("q", 5), ("r", 7)] {
+        world.exec("c", process, stream);
+        world.now += Duration::from_secs(1);
+    }
+    let first = world.supervisor.next_deadline().unwrap();
+    let started = |pid| Ok(HelperReply::Execd(execd::Reply::Started { pid: Pid(pid) }));
+    let (r, _) = world.asked.remove(2);
+    world.reply(Role::Execd, r, started(103));
+    let (q, _) = world.asked.remove(1);
+    world.reply(Role::Execd, q, Err(failure(Role::Execd)));
+    assert_eq!(world.released, [POD_INIT, Pid(100), Pid(103)], "it executes");
+    assert!(world.said().is_empty(), "replies have their order");
+    assert_eq!(world.supervisor.next_deadline(), Some(first), "the first has no more time than it had");
+    world.started(Pid(101));
+    assert_eq!(world.said(), ["ACK ", "ERROR execd: doing it: no", "ACK "]);
+    // What is no start is answered at once, and not before what was asked before it.
+    world.exec("c", "s", 9);
+    world.exits(Pid(101), 0);
+    world.done(Role::Streamd);
+    world.wait();
+    let (start, _) = world.take(Role::Execd);
+    assert!(world.asked(Role::Execd)[0].starts_with("release "), "{:?}", world.asked);
+    world.exec("c", "t", 11);
+    let t = world.asked.remove(1).0;
+    world.reply(Role::Execd, t, started(105));
+    assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Execd, lied: true, .. }]));
+    world.reply(Role::Execd, start, started(104));
+    assert!(!world.released.contains(&Pid(104)) && !world.released.contains(&Pid(105)));
+}
+
+#[test]
+fn a_start_that_is_never_answered_ends_execd_though_others_are() {
+    let mut world = World::with_container();
+    world.exec("c", "hangs", 3);
+    let until = world.supervisor.next_deadline().unwrap();
+    for number in 0..9 {
+        world.exec("c", &format!("p{number}"), 5 + 2 * number);
+        let (id, _) = world.asked.remove(1);
+        let pid = Pid(200 + number as i32);
+        world.reply(Role::Execd, id, Ok(HelperReply::Execd(execd::Reply::Started { pid })));
+        world.now += Duration::from_secs(1);
+        world.feed(Event::Tick);
+        assert!(world.did().is_empty());
+    }
+    world.now = until;
+    world.feed(Event::Tick);
+    assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Execd, lied: false, .. }]));
+}
+
+/// Sixteen starts that hang leave room for others as soon as execd has taken them from its socket.
+#[test]
+fn starts_that_hang_keep_no_others_from_being_asked_for() {
+    let mut world = World::with_container();
+    for number in 0..40 {
+        world.exec("c", &format!("p{number}"), 3 + 2 * number);
+    }
+    assert_eq!(world.asked.len(), 16);
+    let began = world.now;
+    for sent in [32, 40] {
+        world.wait();
+        assert!(world.now <= began + Duration::from_millis(100), "{:?}", world.now - began);
+        let at = world.asked.iter().position(|(_, ask)| *ask == Ask::Ping(Role::Execd)).unwrap();
+        assert_eq!(at, world.asked.len() - 1);
+        world.feed(Event::Tick);
+        let (ping, ask) = world.asked.remove(at);
+        assert_eq!(world.asked.len(), at, "once");
+        world.reply(Role::Execd, ping, Ok(done(&ask)));
+        assert_eq!(world.asked.len(), sent);
+    }
+    // They still have the time that they had.
+    assert_eq!(world.supervisor.next_deadline(), Some(began + Duration::from_secs(10)));
+    let (last, _) = world.asked.pop().unwrap();
+    world.reply(Role::Execd, last, Ok(HelperReply::Execd(execd::Reply::Started { pid: Pid(300) })));
+    assert!(world.released.contains(&Pid(300)) && world.did().is_empty());
 }
 
 #[test]

@@ -199,7 +199,7 @@ fn done(ask: &Ask) -> HelperReply {
         },
         Role::Mountd => HelperReply::Mountd(mountd::Reply::Done),
         Role::Execd => HelperReply::Execd(execd::Reply::Done),
-        Role::Streamd if *ask == Ask::Ping => HelperReply::Streamd(streamd::Reply::Alive),
+        Role::Streamd if matches!(ask, Ask::Ping(_)) => HelperReply::Streamd(streamd::Reply::Alive),
         Role::Streamd => HelperReply::Streamd(streamd::Reply::Drained),
     }
 }
@@ -268,7 +268,7 @@ fn short(ask: &Ask) -> String {
         Ask::Resend => "resend".to_owned(),
         Ask::Finish { stdio, .. } => format!("finish {stdio}"),
         Ask::Flush => "flush".to_owned(),
-        Ask::Ping => "ping".to_owned(),
+        Ask::Ping(_) => "ping".to_owned(),
     }
 }
 

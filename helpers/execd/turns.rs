@@ -1,0 +1,153 @@
+//! execd's loop. A start takes as long as its container lets it: what it reads is on a disk or a share that
+//! may hang, and a process of the pod may stop it. So execd waits for all of them at once, and answers each
+//! when it is ready, has failed or is late, in any order.
+
+use std::time::Instant;
+
+use hyperinit::fault::Fault;
+use hyperinit::helper::{Asked, Replies, Requests};
+use hyperinit::wire;
+use hyperinit::wire::execd::{Reply, Request};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::start::Becoming;
+use super::{Execd, Outcome, report};
+
+/// How many starts may be under way. Each is a command of the host, of which init takes as many.
+const STARTS_MAX: usize = 256;
+
+/// A start that init waits for.
+struct UnderWay {
+    /// The request.
+    id: u64,
+    start: report::Start,
+    becoming: Becoming,
+}
+
+/// Answers requests until there are no more.
+pub fn serve(
+    mut execd: Execd,
+    mut requests: Requests<Request>,
+    replies: Replies<Reply>,
+) -> Result<(), Fault> {
+    let mut starts: Vec<UnderWay> = Vec::new();
+    loop {
+        let asked = if starts.is_empty() {
+            requests.next(&replies).map_or(Asked::Over, Asked::Request)
+        } else {
+            match wait(&requests, &starts) {
+                Ok(Woken { request, starts: news }) => {
+                    answer_starts(&mut execd, &mut starts, &news, &replies)?;
+                    if request { requests.take(&replies)? } else { Asked::Nothing }
+                }
+                Err(fault) => {
+                    give_up(&mut starts, &fault, &replies)?;
+                    Asked::Nothing
+                }
+            }
+        };
+        match asked {
+            Asked::Over => return Ok(()),
+            Asked::Nothing => {}
+            Asked::Request(request) => take(&mut execd, &mut starts, request, &replies)?,
+        }
+    }
+}
+
+/// Does what is asked, or begins it.
+fn take(
+    execd: &mut Execd,
+    starts: &mut Vec<UnderWay>,
+    wire::Request { id, body }: wire::Request<Request>,
+    replies: &Replies<Reply>,
+) -> Result<(), Fault> {
+    let result = match execd.handle(body) {
+        Ok(Outcome::Begun(start, _)) if starts.len() >= STARTS_MAX => {
+            start.kill();
+            Err(Fault::new("starting", "a process", "256 starts are under way"))
+        }
+        Ok(Outcome::Begun(start, becoming)) => {
+            starts.push(UnderWay { id, start, becoming });
+            return Ok(());
+        }
+        Ok(Outcome::Done) => Ok(Reply::Done),
+        Err(fault) => Err(fault),
+    };
+    replies.send(wire::Reply { id, result })
+}
+
+/// Nobody can wait for them.
+fn give_up(starts: &mut Vec<UnderWay>, why: &Fault, replies: &Replies<Reply>) -> Result<(), Fault> {
+    starts.drain(..).try_for_each(|UnderWay { id, start, .. }| {
+        start.kill();
+        replies.send(wire::Reply { id, result: Err(why.clone()) })
+    })
+}
+
+/// What there is to do.
+struct Woken {
+    /// A request may have come.
+    request: bool,
+    /// Of each start, what its process has done.
+    starts: Vec<News>,
+}
+
+/// What a process has done that is not ready yet.
+#[derive(Clone, Copy)]
+struct News {
+    said: bool,
+    died: bool,
+}
+
+/// Waits until something may go on.
+fn wait(requests: &Requests<Request>, starts: &[UnderWay]) -> Result<Woken, Fault> {
+    let watched = starts.iter().flat_map(|under_way| under_way.start.watched());
+    let mut fds: Vec<PollFd<'_>> = [requests.watched()]
+        .into_iter()
+        .chain(watched)
+        .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+        .collect();
+    let timeout = match starts.iter().map(|under_way| under_way.start.until()).min() {
+        _ if requests.has_read_more() => PollTimeout::ZERO,
+        None => PollTimeout::NONE,
+        Some(until) => {
+            // Rounded up: a deadline that is not there yet must not spin.
+            let left = until.saturating_duration_since(Instant::now()).as_millis() + 1;
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        }
+    };
+    match poll(&mut fds, timeout) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => return Err(Fault::errno("waiting for", "starts", errno)),
+    }
+    let woken: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or_default()).collect();
+    let (request, starts) = woken.split_first().unwrap_or((&false, &[]));
+    // As `report::Start::watched` has them.
+    let starts = starts.chunks_exact(2).map(|each| News { said: each[0], died: each[1] }).collect();
+    Ok(Woken { request: *request || requests.has_read_more(), starts })
+}
+
+/// Answers the starts that have come to an end.
+fn answer_starts(
+    execd: &mut Execd,
+    starts: &mut Vec<UnderWay>,
+    news: &[News],
+    replies: &Replies<Reply>,
+) -> Result<(), Fault> {
+    let now = Instant::now();
+    let mut waiting = Vec::with_capacity(starts.len());
+    for (mut under_way, &News { said, died }) in std::mem::take(starts).into_iter().zip(news) {
+        let looked = said || died || now >= under_way.start.until();
+        let Some(outcome) = looked.then(|| under_way.start.look(died)).flatten() else {
+            waiting.push(under_way);
+            continue;
+        };
+        let UnderWay { id, start, becoming } = under_way;
+        // Until init knows of it, it is execd's to end.
+        let handed = outcome.and_then(|ready| execd.is_ready(becoming, ready).inspect_err(|_| start.kill()));
+        replies.send(wire::Reply { id, result: handed.map(|()| Reply::Started { pid: start.pid() }) })?;
+    }
+    *starts = waiting;
+    Ok(())
+}

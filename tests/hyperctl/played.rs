@@ -72,7 +72,7 @@ impl Guest {
         }
     }
 
-    /// Answers the greetings on both channels.
+    /// Answers the greetings on both channels, and what comes behind them: hyperctl says that it reads on behind an end.
     fn greet(&mut self) {
         let (message, payload) = self.hear();
         assert!(message == Some(Message::Ping) && host::is_greeting(&payload));
@@ -80,9 +80,8 @@ impl Guest {
         let mut greeting = [0; frame::STREAM_HEADER];
         self.stream.read_exact(&mut greeting).unwrap();
         self.stream.write_all(&greeting).unwrap();
-        // hyperctl says that it reads on behind an end.
         assert_eq!(self.hear().0, Some(Message::GetVersion));
-        self.say(Message::Ack, b"");
+        self.say(Message::Ack, &4244u32.to_be_bytes());
     }
 
     /// The process of an EXECCMD.

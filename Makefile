@@ -17,19 +17,24 @@ ifneq ($(shell id -u),0)
 runner := CARGO_TARGET_$(shell echo $(triple) | tr 'a-z-' 'A-Z_')_RUNNER='sudo -E'
 endif
 
+# Beside QEMU 7.2 in qemu-system-common, later a package of its own.
+virtiofsd := test -x /usr/lib/qemu/virtiofsd || scripts/need virtiofsd
+
 .PHONY: help
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
 
 .PHONY: run
 run: initrd rootfs ## boots a VM and runs a container that says where it is
-	@scripts/need qemu-system-x86
+	@scripts/need qemu-system-x86 qemu-system-common
+	@$(virtiofsd)
 	$(hyperctl) run --vm --kernel $(cache)/kernel/vmlinuz --initrd $(cache)/initrd.img --rootfs $(cache)/rootfs \
 		-- /bin/sh -c "$$(cat scripts/where)"
 
 .PHONY: test
 test: check sizes initrd rootfs vsock ## checks and tests everything
 	@scripts/need qemu-system-x86 qemu-system-common e2fsprogs iproute2 nftables xfsprogs
+	@$(virtiofsd)
 	@scripts/nfs
 	$(runner) cargo test --locked
 	@scripts/need g++

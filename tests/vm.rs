@@ -14,24 +14,23 @@ use hyperinit::command::Command;
 use hyperinit::frame::Message;
 use serde_json::json;
 
+/// A scenario and its name.
+type Scenario = (&'static str, fn(&Guest));
+
 macro_rules! list {
     ($($module:ident: $($name:ident),+;)+) => {
-        /// Every scenario by its name.
-        const ALL: &[(&str, fn(&Guest))] =
-            &[$($((concat!(stringify!($module), "::", stringify!($name)), scenarios::$module::$name)),+),+];
+        &[$($((concat!(stringify!($module), "::", stringify!($name)), scenarios::$module::$name)),+),+]
     };
 }
 
-scenarios::for_all!(list);
+/// Every scenario, and those of a share that is a filesystem.
+const ALL: &[Scenario] = scenarios::for_all!(list);
+const OF_FILESYSTEMS: &[Scenario] = scenarios::for_filesystems!(list);
 
 /// One VM for all of them: a boot costs seconds.
-#[test]
-fn every_scenario() {
-    let guest = Guest::with_pod(Kind::Vm);
+fn run(guest: Guest, scenarios: impl IntoIterator<Item = Scenario>) {
     let mut failed = Vec::new();
-    for (name, scenario) in
-        ALL.iter().copied().chain([("what_a_host_gives", what_a_host_gives as fn(&Guest))])
-    {
+    for (name, scenario) in scenarios {
         let _ = writeln!(std::io::stdout(), "vm: {name}");
         if catch_unwind(AssertUnwindSafe(|| scenario(&guest))).is_err() {
             failed.push(name);
@@ -40,6 +39,23 @@ fn every_scenario() {
     assert!(failed.is_empty(), "failed: {failed:?}\n{}", guest.log());
     guest.call(Command::DestroyPod);
     assert!(guest.wait_for_end().success());
+}
+
+#[test]
+fn every_scenario() {
+    let more: Scenario = ("what_a_host_gives", what_a_host_gives);
+    run(Guest::with_pod(Kind::Vm), ALL.iter().copied().chain([more]));
+}
+
+/// By virtiofs: what 9p cannot do, and what has to do with files.
+#[test]
+fn every_scenario_of_files_by_virtiofs() {
+    let guest = Guest::boot_up(Kind::Vm, "", &["--share-by", "virtiofs"]);
+    guest.start_pod();
+    let of_files = |(name, _): &Scenario| {
+        ["exec::", "files::", "storage::"].iter().any(|module| name.starts_with(module))
+    };
+    run(guest, OF_FILESYSTEMS.iter().chain(ALL.iter().filter(|scenario| of_files(scenario))).copied());
 }
 
 /// More open files than the kernel's own maximum: in namespaces that is the machine's.

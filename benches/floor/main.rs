@@ -5,7 +5,7 @@
 //! | line | what is measured | answer |
 //! |---|---|---|
 //! | `ping` | the round trip, by the host | `ok` |
-//! | `mount TAG OPTIONS` | nothing: mounts the 9p export at [`SHARE`] | `ok` |
+//! | `mount KIND TAG OPTIONS` | nothing: mounts the share, a `9p` or a `virtiofs`, at [`SHARE`] | `ok` |
 //! | `exec N PATH ARG…` | N times, one after the other: start the program, wait for its end | `ok P50 MEAN` in ns |
 //! | `write BYTES CHUNK` | that many bytes to the stream port, CHUNK in a write | `ok NS` |
 //! | `read BYTES` | that many from the stream port, from the first to come | `ok NS` |
@@ -139,7 +139,7 @@ fn handle(line: &str, stream: &mut File, local: bool) -> Result<Vec<String>, Fau
     let took = |time: Duration| vec![time.as_nanos().to_string()];
     match words[..] {
         ["ping"] => Ok(Vec::new()),
-        ["mount", tag, options] => mount_share(tag, options, local).map(|()| Vec::new()),
+        ["mount", kind, tag, options] => mount_share(kind, tag, options, local).map(|()| Vec::new()),
         ["exec", count, program, ref arguments @ ..] => exec(number(count)?, program, arguments),
         ["write", bytes, chunk] => write(stream, number(bytes)?, number(chunk)?).map(took),
         ["read", bytes] => read(stream, number(bytes)?).map(took),
@@ -154,12 +154,12 @@ fn number(word: &str) -> Result<usize, Fault> {
     }
 }
 
-fn mount_share(tag: &str, options: &str, local: bool) -> Result<(), Fault> {
+fn mount_share(kind: &str, tag: &str, options: &str, local: bool) -> Result<(), Fault> {
     if local {
         return Ok(());
     }
     std::fs::create_dir_all(SHARE).fault("making", SHARE)?;
-    mount(Some(tag), SHARE, Some("9p"), MsFlags::MS_NODEV, Some(options)).fault("mounting the share", tag)
+    mount(Some(tag), SHARE, Some(kind), MsFlags::MS_NODEV, Some(options)).fault("mounting the share", tag)
 }
 
 /// The p50 and the mean of `count` starts, in nanoseconds.

@@ -11,7 +11,7 @@ use hyperinit::spec::Rlimit;
 
 use super::network::Forward;
 use super::process::{self, ProcessOptions};
-use super::volumes::{self, Drive, Volume};
+use super::volumes::{self, Bind, Drive, Volume};
 use super::{call, modules, network, standard};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -217,6 +217,12 @@ pub struct GuestOptions {
     /// More disks, for the volumes of `run`.
     #[arg(skip)]
     pub drives: Vec<Drive>,
+    /// What the share is put together of, for the volumes of `run`.
+    #[arg(skip)]
+    pub binds: Vec<Bind>,
+    /// How the VM has its share [default: virtiofs where it works, else 9p and a line that says why]
+    #[arg(long, value_enum, value_name = "NAME", conflicts_with = "local")]
+    pub share_by: Option<ShareBy>,
     /// A NIC that the VM has, the first is eth0: `user` (QEMU's own network, which needs no root), or another -netdev of
     /// QEMU's, such as tap,ifname=tap0,script=no
     #[arg(long, value_name = "NETDEV", conflicts_with = "local", value_parser = network::netdev)]
@@ -262,6 +268,16 @@ pub enum Transport {
     Serial,
     /// vsock, by the program vhost-device-vsock (`make vsock`)
     Vsock,
+}
+
+/// How a VM has its share.
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+pub enum ShareBy {
+    /// QEMU's own, which needs nothing and can less
+    #[value(name = "9p")]
+    NineP,
+    /// By the program virtiofsd
+    Virtiofs,
 }
 
 /// `hyperctl bench`.
@@ -454,6 +470,15 @@ mod tests {
             parse("up --local --dir d --share s --transport serial"),
             Err(ErrorKind::ArgumentConflict)
         );
+        assert_eq!(up.options.share_by, None);
+        for (name, by) in [("9p", ShareBy::NineP), ("virtiofs", ShareBy::Virtiofs)] {
+            let Ok(Command::Run(run)) = parse(&format!("run --share-by {name} -- true")) else {
+                panic!("not a run")
+            };
+            assert_eq!(run.options.share_by, Some(by));
+        }
+        assert_eq!(parse("run --share-by nfs -- true"), Err(ErrorKind::InvalidValue));
+        assert_eq!(parse("run --local --share-by 9p -- true"), Err(ErrorKind::ArgumentConflict));
         assert_eq!(parse("logs --dir d -f"), Ok(Command::Logs(Logs { dir: "d".into(), follow: true })));
         let Ok(Command::Exec(exec)) = parse("exec --dir d -ti -u web c1 -- sh -c x") else {
             panic!("not an exec")

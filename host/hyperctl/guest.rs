@@ -1,12 +1,12 @@
 //! A running guest: the process that is its hyperinit or its QEMU, which never outlives hyperctl.
 
 use std::fs::{File, TryLockError};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use super::cgroup::Cgroup;
-use super::service::Service;
+use super::service::{Running, Service};
 use super::volumes::Bind;
 
 /// The guest's log, and what QEMU has to complain about.
@@ -29,6 +29,8 @@ pub const CONSOLE: &str = "console.log";
 pub const QMP_SOCKET: &str = "qmp.sock";
 /// Where QEMU finds the vsock device's program.
 pub const VHOST_SOCKET: &str = "vhost.sock";
+/// Where QEMU finds virtiofsd.
+pub const VIRTIOFS_SOCKET: &str = "virtiofs.sock";
 /// What STARTPOD's `shareDir` calls the share: the 9p tag, and in a local guest what stands in for it.
 pub const SHARE_TAG: &str = "share_dir";
 /// A guest whose hyperctl was killed is as good as dead, but takes a moment to be gone.
@@ -41,6 +43,8 @@ const TAIL: u64 = 16 << 10;
 const PANIC: &str = "Kernel panic";
 /// What an init says that gives up; then it ends, or switches its VM off.
 const CANNOT_BOOT: &str = "init: the guest cannot boot: ";
+/// How long a guest may live on without one of its services. Both end at once when the VM does, in either order.
+const ALONE: Duration = Duration::from_secs(5);
 /// How long a guest that is being started may take to have its sockets.
 const STARTING: Duration = Duration::from_secs(5);
 
@@ -58,7 +62,7 @@ pub struct Plan {
     /// What is bound for it before it starts, where it alone sees it.
     pub binds: Vec<Bind>,
     /// What has to run before it and as long as it does.
-    pub service: Option<Service>,
+    pub services: Vec<Service>,
 }
 
 /// Dropping it ends the guest and removes what it was reached by.
@@ -93,7 +97,7 @@ impl Guest {
         let (started, result) = sync_channel(1);
         let before = Before {
             namespaces: plan.namespaces,
-            service: plan.service.clone(),
+            services: plan.services.clone(),
             directory: plan.directory.clone(),
             console: console.try_clone().fault("duplicating", CONSOLE)?,
         };
@@ -122,7 +126,7 @@ impl Drop for Guest {
 /// What there has to be before a guest.
 struct Before {
     namespaces: bool,
-    service: Option<Service>,
+    services: Vec<Service>,
     directory: PathBuf,
     console: File,
 }
@@ -135,22 +139,45 @@ fn bring_up(
     ended: impl FnOnce(ExitStatus),
 ) {
     // Whoever waits for the result is in `start`.
-    let Before { namespaces, service, directory, console } = before;
-    let service = service.map(|service| service.start(&directory, &console)).transpose();
-    let (_service, child) = match service.and_then(|service| Ok((service, spawn(command, namespaces)?))) {
-        Ok((service, child)) => (service, Arc::new(Mutex::new(child))),
+    let Before { namespaces, services, directory, console } = before;
+    let start = |service: &Service| service.start(&directory, &console);
+    let services: Result<Vec<Running>, Fault> = services.iter().map(start).collect();
+    let (services, child) = match services.and_then(|services| Ok((services, spawn(command, namespaces)?))) {
+        Ok((services, child)) => (services, Arc::new(Mutex::new(child))),
         Err(fault) => return drop(started.send(Err(fault))),
     };
     // Its lock ends with hyperctl and the guest.
     drop(console);
+    let alive: Vec<Sender<()>> = services.iter().map(|service| watch(service, &directory, &child)).collect();
     let pid = child.lock().unwrap_or_else(PoisonError::into_inner).id();
     let _ = started.send(Ok(Arc::clone(&child)));
     // Not reaped yet, so that until the lock is held its number is nobody else's.
     let pid = Pid::from_raw(pid.cast_signed());
     while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
+    drop(alive);
     if let Ok(status) = child.lock().unwrap_or_else(PoisonError::into_inner).wait() {
         ended(status);
     }
+}
+
+/// Ends the guest if a service of its ends before it: whoever uses the share of a dead virtiofsd waits for ever. The guest is known to
+/// have ended when what is returned is dropped.
+fn watch(service: &Running, directory: &Path, child: &Arc<Mutex<Child>>) -> Sender<()> {
+    let (alive, ended) = channel();
+    let (pid, name, child) = (service.pid(), service.name(), Arc::clone(child));
+    let console = directory.join(CONSOLE);
+    std::thread::spawn(move || {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        while waitid(Id::Pid(pid), flags) == Err(Errno::EINTR) {}
+        if ended.recv_timeout(ALONE) == Err(RecvTimeoutError::Timeout) {
+            // The log is all that is left to say it in.
+            let _ = File::options().append(true).open(console).and_then(|mut console| {
+                writeln!(console, "hyperctl: {name} has ended, and the guest is nothing without it")
+            });
+            let _ = child.lock().unwrap_or_else(PoisonError::into_inner).kill();
+        }
+    });
+    alive
 }
 
 fn spawn(mut command: Command, namespaces: bool) -> Result<Child, Fault> {
@@ -175,11 +202,16 @@ fn command(plan: &Plan, cgroup: Option<&Cgroup>) -> Command {
     if let Some(cgroup) = cgroup {
         command.arg("--cgroup").arg(cgroup.directory());
     }
-    for bind in &plan.binds {
-        command.arg("--bind").args([&bind.from, &bind.to]);
-    }
+    add_binds(&mut command, &plan.binds);
     command.arg("--").arg(&plan.program).args(&plan.arguments).current_dir(&plan.directory);
     command
+}
+
+/// Has `tied` bind directories before.
+pub fn add_binds(command: &mut Command, binds: &[Bind]) {
+    for bind in binds {
+        command.arg("--bind").args([&bind.from, &bind.to]);
+    }
 }
 
 /// Makes the guest's directory this guest's: its log is locked until hyperctl and the guest are both gone.
@@ -208,7 +240,7 @@ fn claim(directory: &Path) -> Result<File, Fault> {
 
 fn remove_sockets(directory: &Path) {
     hide_channels(directory);
-    for name in [MUX_SOCKET, QMP_SOCKET, VHOST_SOCKET] {
+    for name in [MUX_SOCKET, QMP_SOCKET, VHOST_SOCKET, VIRTIOFS_SOCKET] {
         // Not every guest has every socket.
         let _ = std::fs::remove_file(directory.join(name));
     }

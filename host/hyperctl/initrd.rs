@@ -1,11 +1,11 @@
 //! `hyperctl initrd`: the guest's initramfs, which is its whole root filesystem.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use cpio::NewcBuilder;
+use cpio::{NewcBuilder, NewcReader};
 use elf::ElfBytes;
 use elf::abi::PT_INTERP;
 use elf::endian::AnyEndian;
@@ -13,6 +13,7 @@ use flate2::{Compression, GzBuilder};
 use hyperinit::fault::{Fault, OrFault};
 
 use super::cli::Initrd;
+use super::compression::decompressed;
 use super::local::beside;
 use super::{modules, standard};
 
@@ -22,6 +23,11 @@ const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 const CHARACTER_DEVICE: u32 = 0o020_600;
+
+/// What the guest loads of the image's modules.
+const MODULES_DEP: &str = "modules.dep";
+/// What its kernel has without a file.
+const MODULES_BUILTIN: &str = "modules.builtin";
 
 /// One thing in the image.
 struct Entry {
@@ -87,6 +93,29 @@ pub fn replace_init(image: &Path, program: &str, to: &Path) -> Result<(), Fault>
     fs::write(to, bytes).fault("writing", to.display())
 }
 
+/// Whether a guest of this image has a module: in it, or in its kernel, which the image says too.
+pub fn has_module(image: &Path, name: &str) -> Result<bool, Fault> {
+    let unreadable = |why: String| Fault::new("reading", image.display(), why);
+    let bytes = fs::read(image).fault("reading", image.display())?;
+    let archive = decompressed(&bytes).map_err(unreadable)?;
+    let mut rest = archive.as_slice();
+    let line = format!("{name}.ko");
+    loop {
+        let mut entry = NewcReader::new(rest).map_err(|error| unreadable(error.to_string()))?;
+        if entry.entry().is_trailer() {
+            return Ok(false);
+        }
+        if matches!(entry.entry().name().rsplit('/').next(), Some(MODULES_DEP | MODULES_BUILTIN)) {
+            let mut text = String::new();
+            entry.read_to_string(&mut text).map_err(|error| unreadable(error.to_string()))?;
+            if text.lines().any(|module| module.split(':').next() == Some(&line)) {
+                return Ok(true);
+            }
+        }
+        rest = entry.finish().map_err(|error| unreadable(error.to_string()))?;
+    }
+}
+
 /// The chosen modules, all in one directory: their names tell them apart.
 fn kernel_modules(directory: &Path, release: &str, without: &[String]) -> Result<Vec<Entry>, Fault> {
     let (modules, warnings) = modules::choose(directory, without)?;
@@ -97,11 +126,13 @@ fn kernel_modules(directory: &Path, release: &str, without: &[String]) -> Result
     let mut entries =
         vec![Entry::new("lib", DIRECTORY, vec![]), Entry::new("lib/modules", DIRECTORY, vec![])];
     entries.push(Entry::new(&home, DIRECTORY, vec![]));
-    entries.push(Entry::new(
-        format!("{home}/modules.dep"),
-        FILE,
-        modules::modules_dep(&modules).into_bytes(),
-    ));
+    for (name, text) in [
+        (MODULES_DEP, modules::modules_dep(&modules)),
+        // Only for [`has_module`].
+        (MODULES_BUILTIN, modules::modules_builtin(directory)?),
+    ] {
+        entries.push(Entry::new(format!("{home}/{name}"), FILE, text.into_bytes()));
+    }
     for module in modules {
         entries.push(Entry::new(format!("{home}/{}", module.file), FILE, module.read(directory)?));
     }
@@ -136,9 +167,7 @@ fn archive(entries: &[Entry]) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
 
-    use cpio::NewcReader;
     use flate2::read::GzDecoder;
 
     /// (path, mode, device, content) of everything in an image.
@@ -179,6 +208,25 @@ mod tests {
         assert_eq!(all[1], ("dev/console".to_owned(), CHARACTER_DEVICE, (5, 1), vec![]));
         assert_eq!(all[2], ("init".to_owned(), PROGRAM, (0, 0), b"the program".to_vec()));
         assert_eq!(all[3].1, DIRECTORY);
+    }
+
+    #[test]
+    fn a_module_of_an_image_is_found_and_one_of_its_kernel() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let module = |name: &str, text: &str| Entry::new(format!("lib/{name}"), FILE, text.into());
+        let lists = [
+            module(MODULES_DEP, "fuse.ko:\nvirtiofs.ko: fuse.ko\nold_xfs.ko: ext4.ko\n"),
+            module(MODULES_BUILTIN, "9p.ko\n"),
+        ];
+        fs::write(&path, pack(entries().into_iter().chain(lists).collect()).unwrap()).unwrap();
+        for (name, expected) in
+            [("virtiofs", true), ("fuse", true), ("9p", true), ("xfs", false), ("ext4", false)]
+        {
+            assert_eq!(has_module(&path, name).unwrap(), expected, "{name}");
+        }
+        fs::write(&path, "no image").unwrap();
+        has_module(&path, "9p").unwrap_err();
     }
 
     #[test]

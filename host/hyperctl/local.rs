@@ -7,17 +7,18 @@ use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
 use hyperinit::fault::{Fault, OrFault};
 use nix::unistd::geteuid;
 
+use super::cli::GuestOptions;
 use super::guest::Plan;
 
 /// Plans `hyperinit --local`.
-pub fn plan(directory: &Path, share: &Path, append: &str) -> Result<Plan, Fault> {
+pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Plan, Fault> {
     Ok(Plan {
         directory: directory.to_owned(),
         program: beside("hyperinit")?,
-        arguments: arguments(share, append),
+        arguments: arguments(share, &options.append),
         namespaces: true,
-        binds: Vec::new(),
-        service: None,
+        binds: options.binds.clone(),
+        services: Vec::new(),
     })
 }
 

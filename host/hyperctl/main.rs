@@ -22,6 +22,7 @@ mod pump;
 mod run;
 mod scratch;
 mod service;
+mod share;
 mod standard;
 mod terminal;
 mod tied;

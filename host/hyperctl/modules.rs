@@ -61,6 +61,13 @@ pub fn choose(directory: &Path, without: &[String]) -> Result<(Vec<Module>, Vec<
     Ok(Index::read(directory)?.choose(&wanted))
 }
 
+/// The `modules.builtin` of an image: which of the wanted modules the kernel has without a file.
+pub fn modules_builtin(directory: &Path) -> Result<String, Fault> {
+    let index = Index::read(directory)?;
+    let builtin = WANTED.iter().filter(|(module, _)| index.builtin.contains(*module));
+    Ok(builtin.map(|(module, _)| format!("{}\n", file(module))).collect())
+}
+
 /// The name of a module that is wanted, or what is wrong with it.
 pub fn wanted(module: &str) -> Result<String, String> {
     let names = || WANTED.iter().map(|(name, _)| *name);

@@ -53,6 +53,12 @@ pub const ROOTFS: Place = Place {
     made_by: "make rootfs",
 };
 
+/// A program in PATH.
+pub fn in_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
+}
+
 impl Place {
     /// The absolute path of what was named, or of what is at its place; a fault says how to get it.
     pub fn find(self, named: Option<&Path>) -> Result<PathBuf, Fault> {

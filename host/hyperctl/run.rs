@@ -50,9 +50,9 @@ pub fn run(options: &Run) -> Result<ExitCode, Fault> {
     let mut container = container(options)?;
     volumes.say(&mut container);
     container.volumes.extend(options.tmpfs.iter().map(|at| volumes::in_memory(at)));
-    let guest = GuestOptions { drives: volumes.drives.clone(), ..options.options.clone() };
-    let mut plan = plan(options.local, scratch.path(), volumes.share(&rootfs, &share), &guest)?;
-    plan.binds = volumes.binds;
+    let (drives, binds) = (volumes.drives.clone(), volumes.binds.clone());
+    let guest = GuestOptions { drives, binds, ..options.options.clone() };
+    let plan = plan(options.local, scratch.path(), volumes.share(&rootfs, &share), &guest)?;
     let terminal = Terminal::default();
     let _restore = terminal.restore_later();
     let ended = events.clone();

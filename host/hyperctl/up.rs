@@ -117,7 +117,7 @@ pub fn plan(is_local: bool, directory: &Path, share: &Path, options: &GuestOptio
         return Err(Fault::new("sharing", share.display(), "not a directory"));
     }
     match is_local {
-        true => local::plan(directory, &share, &options.append),
+        true => local::plan(directory, &share, options),
         false => vm::plan(directory, &share, options),
     }
 }

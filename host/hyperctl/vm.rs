@@ -8,8 +8,9 @@ use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET};
 use hyperinit::fault::{Fault, OrFault};
 
 use super::cli::{Accel, GuestOptions, Transport};
-use super::guest::{CONSOLE, Plan, QMP_SOCKET, SHARE_TAG, VHOST_SOCKET};
+use super::guest::{CONSOLE, Plan, QMP_SOCKET, SHARE_TAG, VHOST_SOCKET, VIRTIOFS_SOCKET};
 use super::service::Service;
+use super::share::{self, Share};
 use super::volumes::Drive;
 use super::{kernel, network, places};
 
@@ -29,17 +30,24 @@ pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Pl
     let disk = |path: &PathBuf| Ok(Drive { file: disk(path)?, read_only: false });
     let mut disks = options.disk.iter().map(disk).collect::<Result<Vec<Drive>, Fault>>()?;
     disks.extend(options.drives.iter().cloned());
-    Ok(Plan {
-        directory: directory.to_owned(),
-        program: in_path(QEMU)?,
-        arguments: arguments(&kernel, &initrd, share, &disks, options)?,
-        namespaces: false,
-        binds: Vec::new(),
-        service: match options.transport {
-            Transport::Virtio | Transport::Serial => None,
-            Transport::Vsock => Some(vsock_device()?),
-        },
-    })
+    let program = places::in_path(QEMU).ok_or_else(|| {
+        Fault::new("looking for", QEMU, "not in PATH: `apt-get install qemu-system-x86` gets it")
+    })?;
+    let by = share::choose(share, &initrd, options)?;
+    let arguments = arguments(&kernel, &initrd, (share, &by), &disks, options)?;
+    let mut services = Vec::new();
+    if options.transport == Transport::Vsock {
+        services.push(vsock_device()?);
+    }
+    // Whoever opens the share sees what is bound in it.
+    let binds = match by {
+        Share::NineP => options.binds.clone(),
+        Share::Virtiofs(service) => {
+            services.push(service);
+            Vec::new()
+        }
+    };
+    Ok(Plan { directory: directory.to_owned(), program, arguments, namespaces: false, binds, services })
 }
 
 /// QEMU's own vsock device is the kernel's, and needs a module of the machine. This one is a program.
@@ -49,15 +57,8 @@ fn vsock_device() -> Result<Service, Fault> {
         program: places::VSOCK.find(None)?,
         arguments: words.into_iter().map(OsString::from).collect(),
         socket: VHOST_SOCKET,
-    })
-}
-
-fn in_path(name: &str) -> Result<PathBuf, Fault> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found =
-        std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file());
-    found.ok_or_else(|| {
-        Fault::new("looking for", name, "not in PATH: `apt-get install qemu-system-x86` gets it")
+        is_given_socket: false,
+        binds: Vec::new(),
     })
 }
 
@@ -65,7 +66,7 @@ fn in_path(name: &str) -> Result<PathBuf, Fault> {
 fn arguments(
     kernel: &Path,
     initrd: &Path,
-    share: &Path,
+    (share, by): (&Path, &Share),
     disks: &[Drive],
     options: &GuestOptions,
 ) -> Result<Vec<OsString>, Fault> {
@@ -90,6 +91,12 @@ fn arguments(
     add("-serial", "chardev:console".into());
     add("-qmp", format!("unix:{QMP_SOCKET},server=on,wait=off").into());
     add("-device", "virtio-rng-pci".into());
+    if options.transport == Transport::Vsock || *by != Share::NineP {
+        // Programs beside QEMU work in the guest's memory.
+        let size = options.memory;
+        add("-object", format!("memory-backend-memfd,id=memory,size={size}M,share=on").into());
+        add("-machine", "memory-backend=memory".into());
+    }
     for (option, value) in channels(options) {
         add(option, value.into());
     }
@@ -100,11 +107,19 @@ fn arguments(
         add("-drive", drive);
         add("-device", format!("virtio-blk-pci,drive=disk{number}").into());
     }
-    // `none` keeps owners as they are, and does not fail where QEMU may not change them: right for root and others.
-    let mut export = OsString::from("local,id=share,security_model=none,multidevs=remap,path=");
-    export.push(escaped(share));
-    add("-fsdev", export);
-    add("-device", format!("virtio-9p-pci,fsdev=share,mount_tag={SHARE_TAG}").into());
+    match by {
+        Share::NineP => {
+            // `none` keeps owners as they are, and does not fail where QEMU may not change them: right for root and others.
+            let mut export = OsString::from("local,id=share,security_model=none,multidevs=remap,path=");
+            export.push(escaped(share));
+            add("-fsdev", export);
+            add("-device", format!("virtio-9p-pci,fsdev=share,mount_tag={SHARE_TAG}").into());
+        }
+        Share::Virtiofs(_) => {
+            add("-chardev", format!("socket,id=share,path={VIRTIOFS_SOCKET}").into());
+            add("-device", format!("vhost-user-fs-pci,chardev=share,tag={SHARE_TAG}").into());
+        }
+    }
     all.extend(network::arguments(&options.net, &options.publish)?);
     all.extend(options.qemu.split_ascii_whitespace().map(OsString::from));
     all.retain(|word| !word.is_empty());
@@ -115,11 +130,7 @@ fn arguments(
 fn channels(options: &GuestOptions) -> Vec<(&'static str, String)> {
     let mut all = Vec::new();
     if options.transport == Transport::Vsock {
-        // The device's program works in the guest's memory.
-        let size = options.memory;
         return vec![
-            ("-object", format!("memory-backend-memfd,id=memory,size={size}M,share=on")),
-            ("-machine", "memory-backend=memory".to_owned()),
             ("-chardev", format!("socket,id=vsock,path={VHOST_SOCKET}")),
             ("-device", "vhost-user-vsock-pci,chardev=vsock".to_owned()),
         ];
@@ -175,6 +186,7 @@ fn escaped(path: &Path) -> OsString {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cli::ShareBy;
     use super::*;
 
     fn options() -> GuestOptions {
@@ -183,6 +195,8 @@ mod tests {
             initrd: None,
             disk: Vec::new(),
             drives: Vec::new(),
+            binds: Vec::new(),
+            share_by: None,
             memory: 256,
             cpus: 2,
             net: vec!["user".to_owned()],
@@ -198,8 +212,14 @@ mod tests {
     fn the_command_line_of_qemu() {
         let disks =
             [("/d,1", false), ("/d2", true)].map(|(file, read_only)| Drive { file: file.into(), read_only });
-        let all =
-            arguments(Path::new("/k"), Path::new("/i"), Path::new("/srv/a,b"), &disks, &options()).unwrap();
+        let all = arguments(
+            Path::new("/k"),
+            Path::new("/i"),
+            (Path::new("/srv/a,b"), &Share::NineP),
+            &disks,
+            &options(),
+        )
+        .unwrap();
         let text = all.join(OsStr::new(" ")).into_string().unwrap();
         for part in [
             "-nodefaults -no-user-config -no-reboot -display none",
@@ -219,7 +239,8 @@ mod tests {
         let append = all.iter().position(|word| word == "-append").unwrap();
         assert_eq!(all[append + 1], "console=ttyS0 panic=-1 no_timer_check quiet loglevel=5 hyper_debug");
         let kvm = GuestOptions { accel: Accel::Kvm, ..options() };
-        let all = arguments(Path::new("/k"), Path::new("/i"), Path::new("/s"), &[], &kvm).unwrap();
+        let all =
+            arguments(Path::new("/k"), Path::new("/i"), (Path::new("/s"), &Share::NineP), &[], &kvm).unwrap();
         assert!(all.iter().any(|word| word == "q35,accel=kvm"));
     }
 
@@ -227,7 +248,9 @@ mod tests {
     fn the_channels_are_what_was_asked_for() {
         let of = |transport| {
             let options = GuestOptions { transport, ..options() };
-            let all = arguments(Path::new("/k"), Path::new("/i"), Path::new("/s"), &[], &options).unwrap();
+            let all =
+                arguments(Path::new("/k"), Path::new("/i"), (Path::new("/s"), &Share::NineP), &[], &options)
+                    .unwrap();
             all.join(OsStr::new(" ")).into_string().unwrap()
         };
         let (serial, vsock) = (of(Transport::Serial), of(Transport::Vsock));
@@ -243,6 +266,49 @@ mod tests {
             assert!(vsock.contains(part), "{part:?} is not in {vsock:?}");
         }
         assert!(!vsock.contains("virtserialport") && !vsock.contains("hyper_use_serial"), "{vsock}");
+    }
+
+    #[test]
+    fn a_share_by_virtiofs_is_in_memory_that_is_shared() {
+        let service = Service {
+            program: "/v".into(),
+            arguments: Vec::new(),
+            socket: VIRTIOFS_SOCKET,
+            is_given_socket: true,
+            binds: Vec::new(),
+        };
+        let share = (Path::new("/s"), &Share::Virtiofs(service));
+        let of = |transport| {
+            let options = GuestOptions { transport, ..options() };
+            let all = arguments(Path::new("/k"), Path::new("/i"), share, &[], &options).unwrap();
+            all.join(OsStr::new(" ")).into_string().unwrap()
+        };
+        for text in [of(Transport::Virtio), of(Transport::Vsock)] {
+            assert_eq!(
+                text.matches("size=256M,share=on -machine memory-backend=memory").count(),
+                1,
+                "{text}"
+            );
+            assert!(
+                text.contains("path=virtiofs.sock -device vhost-user-fs-pci,chardev=share,tag=share_dir"),
+                "{text}"
+            );
+            assert!(!text.contains("9p"), "{text}");
+        }
+    }
+
+    #[test]
+    fn memory_of_the_users_own_is_not_shared_by_virtiofs() {
+        for words in
+            ["-m 512,slots=2,maxmem=1G", "-object memory-backend-ram,id=m,size=1G -numa node,memdev=m"]
+        {
+            let asked =
+                GuestOptions { qemu: words.to_owned(), share_by: Some(ShareBy::Virtiofs), ..options() };
+            let fault = share::choose(Path::new("/s"), Path::new("/i"), &asked).unwrap_err().to_string();
+            assert!(fault.contains("in --qemu the VM has memory that virtiofsd cannot see"), "{fault}");
+            let by_itself = GuestOptions { share_by: None, ..asked };
+            assert_eq!(share::choose(Path::new("/s"), Path::new("/i"), &by_itself).unwrap(), Share::NineP);
+        }
     }
 
     #[test]

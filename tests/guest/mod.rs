@@ -108,6 +108,10 @@ impl Guest {
             .args(["--append", &append])
             .args(options)
             .stdin(Stdio::null());
+        if kind == Kind::Vm && !options.contains(&"--share-by") {
+            // runV's share is 9p.
+            program.args(["--share-by", "9p"]);
+        }
         // From here on its end is Drop's, also when it does not come up.
         let hyperctl = program.spawn().unwrap();
         let life = Some(end_after(LIFE, pid_of(&hyperctl)));

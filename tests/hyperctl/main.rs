@@ -10,6 +10,7 @@ mod many;
 mod options;
 mod played;
 mod run;
+mod share;
 mod signals;
 mod up;
 

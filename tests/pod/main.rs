@@ -33,3 +33,4 @@ macro_rules! tests {
 }
 
 scenarios::for_all!(tests);
+scenarios::for_filesystems!(tests);

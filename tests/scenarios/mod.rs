@@ -5,6 +5,10 @@ pub mod crowd;
 pub mod exec;
 pub mod files;
 pub mod life;
+#[allow(dead_code, reason = "each test has its part")]
+#[path = "../support/probe.rs"]
+mod probe;
+pub mod share;
 pub mod storage;
 pub mod streams;
 pub mod terminal;
@@ -41,3 +45,15 @@ macro_rules! for_all {
     };
 }
 pub(crate) use for_all;
+
+/// The same of what a share can only do that is a filesystem.
+macro_rules! for_filesystems {
+    ($then:ident) => {
+        $then! {
+            share: a_file_that_never_had_a_name, a_file_without_a_name_is_a_file, a_files_capabilities_are_its_programs, an_access_list_lets_in_whom_it_names,
+                fifos_lead_from_one_process_to_another, sockets_are_files_that_connect,
+                what_a_process_has_written_is_the_hosts_when_it_ends, what_the_host_changes_is_seen;
+        }
+    };
+}
+pub(crate) use for_filesystems;

@@ -9,7 +9,7 @@ use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::wire::mountd::NINE_P;
 
-use super::super::cli::Bench;
+use super::super::cli::{Bench, ShareBy};
 use super::super::guest::SHARE_TAG;
 use super::super::initrd;
 use super::super::places;
@@ -85,7 +85,11 @@ pub(super) fn measure(
     let (control, mut stream) = connect(directory)?;
     let mut lines = Lines { control: BufReader::new(control) };
     lines.ask("ping")?;
-    lines.ask(&format!("mount {SHARE_TAG} trans=virtio,{NINE_P}"))?;
+    let mount = match options.options.share_by {
+        Some(ShareBy::Virtiofs) => format!("mount virtiofs {SHARE_TAG} rw"),
+        Some(ShareBy::NineP) | None => format!("mount 9p {SHARE_TAG} trans=virtio,{NINE_P}"),
+    };
+    lines.ask(&mount)?;
     let root = if options.local { rootfs.display().to_string() } else { SHARE.to_owned() };
     let program = format!("{root}{} {}", PROGRAM[0], PROGRAM[1]);
     let first_exec = nanoseconds(&lines.ask(&format!("exec 1 {program}"))?)?;

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use hyperinit::fault::{Fault, OrFault};
 
-use super::cli::Bench;
+use super::cli::{Bench, GuestOptions, ShareBy};
 use super::events::{self, Event, Signals};
 use super::guest::{Guest, Plan};
 use super::scratch::Scratch;
@@ -88,7 +88,10 @@ enum State {
 impl Current {
     /// A guest, or the floor in its place.
     fn start(&self, options: &Bench, rootfs: &Path, directory: &Path, floor: bool) -> Result<(), Fault> {
-        let mut plan: Plan = plan(options.local, directory, rootfs, &options.options)?;
+        // runV's share is 9p, and so is what is measured if nobody says otherwise.
+        let share_by = options.options.share_by.or(Some(ShareBy::NineP));
+        let guest = GuestOptions { share_by, ..options.options.clone() };
+        let mut plan: Plan = plan(options.local, directory, rootfs, &guest)?;
         if floor && options.local {
             plan.program = local::beside("floor")?;
         }

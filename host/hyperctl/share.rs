@@ -14,7 +14,7 @@ use nix::unistd::{Uid, User, getegid, geteuid};
 use super::cli::{GuestOptions, ShareBy};
 use super::guest::VIRTIOFS_SOCKET;
 use super::service::Service;
-use super::{initrd, places};
+use super::{initrd, places, standard};
 
 /// Names the program, before all others.
 const VARIABLE: &str = "HYPERINIT_VIRTIOFSD";
@@ -67,7 +67,8 @@ pub fn choose(directory: &Path, initrd: &Path, options: &GuestOptions) -> Result
         }
         Err(why) => {
             // What a program will do cannot be read from its image: whoever has less than he could is told, whatever he runs.
-            let _ = writeln!(std::io::stderr(), "hyperctl: sharing by 9p: {why}; {WITHOUT}");
+            let line = format!("hyperctl: sharing by 9p: {why}; {WITHOUT}\n");
+            let _ = standard::stderr().write_all(line.as_bytes());
             Ok(Share::NineP)
         }
     }

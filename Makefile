@@ -33,9 +33,10 @@ run: initrd rootfs ## boots a VM and runs a container that says where it is
 
 .PHONY: test
 test: check sizes initrd rootfs vsock ## checks and tests everything
-	@scripts/need qemu-system-x86 qemu-system-common e2fsprogs iproute2 nftables xfsprogs
+	@scripts/need qemu-system-x86 qemu-system-common e2fsprogs iproute2 mmdebstrap nftables xfsprogs
 	@$(virtiofsd)
 	@scripts/nfs
+	@scripts/world core
 	$(runner) cargo test --locked
 	@scripts/need g++
 	scripts/fuzz $(cache)/tools quick
@@ -58,6 +59,12 @@ kills: tools ## a thousand helpers killed at random moments under load, and noth
 soak: initrd rootfs ## half an hour of mixed load in a VM, and nobody in it has grown (SOAK=SECONDS)
 	@scripts/need qemu-system-x86
 	$(runner) SOAK=$(or $(SOAK),1800) cargo test --locked --test soak -- --nocapture
+
+.PHONY: world
+world: initrd ## every program of tests/world, in a chroot, in namespaces and in VMs: `make test` runs the smaller ones
+	@scripts/need qemu-system-x86 qemu-system-common iproute2 mmdebstrap
+	@scripts/world all
+	$(runner) WORLD=all cargo test --locked --test world -- --include-ignored
 
 .PHONY: minimal
 minimal: tools ## what the policies allow is used: the part of `make test` that records processes, alone
@@ -108,6 +115,7 @@ floor: tools
 
 .PHONY: clean
 clean: ## removes all that was made, the kernel too
+	@[ ! -e $(cache)/world ] || [ "$$(id -u)" = 0 ] || sudo rm -rf $(cache)/world
 	rm -rf $(target) $(cache)
 
 # What the build itself needs. Rust comes by rustup: Debian's may be older than rust-version in Cargo.toml.

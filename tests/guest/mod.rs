@@ -4,6 +4,8 @@
 
 pub mod followed;
 pub mod image;
+#[path = "../support/limits.rs"]
+mod limits;
 pub mod processes;
 pub mod qmp;
 mod raw;
@@ -87,6 +89,19 @@ impl Guest {
         let directory = scratch();
         let share = directory.join("share");
         make_rootfs(&share.join("image/rootfs"));
+        Guest::boot_on(kind, directory, share, append, options, connect)
+    }
+
+    /// The same with a share that is there, and a directory that goes with the guest.
+    pub fn boot_on(
+        kind: Kind,
+        directory: PathBuf,
+        share: PathBuf,
+        append: &str,
+        options: &[&str],
+        connect: &dyn Fn(&Path) -> Result<Client, Fault>,
+    ) -> Guest {
+        limits::allow_open_files();
         let append = if append.contains("hyper_log=") {
             append.to_owned()
         } else {

@@ -5,9 +5,13 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command as Program;
 
+use nix::sys::stat::{Mode, umask};
+
 /// A root filesystem of busybox with a few accounts.
 pub fn make_rootfs(root: &Path) {
     const BUSYBOX: &str = "/bin/busybox";
+    // Users have to get in, whatever the umask of whoever runs the test.
+    umask(Mode::from_bits_truncate(0o022));
     assert!(Path::new(BUSYBOX).exists(), "{BUSYBOX} is missing: apt-get install busybox-static");
     for directory in ["bin", "dev", "etc", "home/web", "proc", "root", "sys", "tmp", "usr/bin", "var"] {
         fs::create_dir_all(root.join(directory)).unwrap();

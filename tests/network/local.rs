@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::guest::processes::{kill_hard, process};
 use super::guest::{Guest, Kind, PATIENCE, kill};
-use super::support::net::{World, serve};
+use super::support::net::{SYSTEM_PATH, World, serve};
 use super::{delete, routes, set_up, start_pod};
 
 /// A guest without a pod, and a world that its links lead to.
@@ -21,7 +21,8 @@ fn guest() -> (Guest, World, String) {
 /// A program in the guest's network.
 fn look(namespace: &str, words: &str) -> String {
     let mut program = std::process::Command::new("nsenter");
-    let output = program.arg(format!("--net={namespace}")).args(words.split(' ')).output();
+    let output =
+        program.arg(format!("--net={namespace}")).args(words.split(' ')).env("PATH", SYSTEM_PATH).output();
     let output = output.expect("nsenter is missing: apt-get install util-linux");
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

@@ -10,4 +10,6 @@ mod guest;
 mod hosts;
 mod input;
 mod kills;
+#[path = "../support/limits.rs"]
+mod limits;
 mod output;

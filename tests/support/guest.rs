@@ -18,10 +18,11 @@ use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
 
 use super::DEADLINE;
+use super::limits::allow_open_files;
 
 /// Where the test's own files are, in the guest's namespace.
 pub const SCRATCH: &str = "/run/test";
@@ -69,6 +70,7 @@ impl Guest {
         let own = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
         unshare(own).expect("making namespaces");
         enter_new_namespace().expect("making a mount namespace");
+        settle();
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
         mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755")).unwrap();
         for (path, mode) in
@@ -154,6 +156,17 @@ impl Guest {
     /// The mounts of this guest, as mountinfo has them.
     pub fn mounts(&self) -> String {
         fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
+    }
+}
+
+/// Makes every machine the same in what a thread, or a new network namespace, inherits of its settings.
+pub fn settle() {
+    allow_open_files();
+    umask(Mode::from_bits_truncate(0o022));
+    let net = Path::new("/proc/sys/net/ipv4");
+    fs::write(net.join("ip_forward"), "0").unwrap();
+    for of in ["all", "default", "lo"] {
+        fs::write(net.join("conf").join(of).join("rp_filter"), "0").unwrap();
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod guest;
 pub mod helper;
 pub mod image;
+pub mod limits;
 pub mod net;
 pub mod pod;
 pub mod probe;

@@ -11,9 +11,14 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
 use super::DEADLINE;
+use super::guest::settle;
+
+/// A user's PATH may lack what only root needs.
+pub const SYSTEM_PATH: &str = "/sbin:/usr/sbin:/bin:/usr/bin";
 
 fn run(program: &str, package: &str, words: &str) -> Output {
-    let output = Command::new(program).args(words.split_ascii_whitespace()).output();
+    let mut command = Command::new(program);
+    let output = command.args(words.split_ascii_whitespace()).env("PATH", SYSTEM_PATH).output();
     output.unwrap_or_else(|error| panic!("{program}: {error} (apt-get install {package})"))
 }
 
@@ -74,6 +79,7 @@ impl World {
         let (tell, told) = channel();
         let thread = std::thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            settle();
             tell.send(()).unwrap();
             queue.into_iter().for_each(|work| work());
         });

@@ -1,0 +1,183 @@
+//! Programs that people run, in a Debian root: each scenario says by value what plain Linux, and a container of Docker's,
+//! gives.
+//!
+//! A scenario is a shell script and its output. It runs in a guest of its own in namespaces, and with all the others in one
+//! VM for each kind of share. `scripts/world` makes the roots: `core` is what `make test` runs, `make world` runs all
+//! (`WORLD=all`), and first in a plain chroot, which shows that the scenario itself is right.
+
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+#[path = "../guest/mod.rs"]
+mod guest;
+mod root;
+mod scenarios;
+
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use guest::{Guest, Kind, scratch};
+use hyperinit::client::Client;
+use hyperinit::command::Command;
+use root::{Root, Set};
+use serde_json::{Value, json};
+
+/// What a program does, and what it says then.
+struct Scenario {
+    /// The test's, by the list.
+    name: &'static str,
+    /// The root that it needs.
+    set: Set,
+    /// Who runs it.
+    user: &'static str,
+    script: &'static str,
+    /// Its standard output. It says nothing on standard error, and its exit status is 0.
+    says: &'static str,
+}
+
+/// Where a scenario runs: `$ON` in its script.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum On {
+    /// In a chroot of the machine, without hyperinit.
+    Plain,
+    /// In a guest in namespaces.
+    Local,
+    /// In a VM with a share by 9p.
+    P9,
+}
+
+impl On {
+    fn name(self) -> &'static str {
+        match self {
+            On::Plain => "plain",
+            On::Local => "local",
+            On::P9 => "9p",
+        }
+    }
+
+    /// Where UNIX sockets and FIFOs can be, `$RUN`: 9p has none, docs/limits.md says why.
+    fn run(self) -> &'static str {
+        match self {
+            On::Plain | On::Local => "/tmp",
+            On::P9 => "/dev/shm",
+        }
+    }
+}
+
+/// What a shell of Docker's has in its environment, and the two words above.
+fn environment(on: On, user: &str) -> Vec<(&'static str, String)> {
+    let home = match user {
+        "root" => "/root".to_owned(),
+        "postgres" => "/var/lib/postgresql".to_owned(),
+        user => format!("/home/{user}"),
+    };
+    vec![
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
+        ("HOME", home),
+        ("ON", on.name().to_owned()),
+        ("RUN", on.run().to_owned()),
+    ]
+}
+
+/// What precedes each script.
+const PRELUDE: &str = "set -eu
+cd /tmp
+# Until a command succeeds: what it waits for tells nobody.
+until_true() { local left=600; until \"$@\" >/dev/null 2>&1; do left=$((left - 1)); [ $left -gt 0 ] || return 1; sleep 0.1; done; }
+";
+
+fn words(scenario: &Scenario) -> [String; 3] {
+    ["bash".to_owned(), "-c".to_owned(), format!("{PRELUDE}{}", scenario.script)]
+}
+
+/// Runs a scenario in a container of a guest.
+fn run(guest: &Guest, on: On, scenario: &Scenario) {
+    let words = words(scenario);
+    let args: Vec<&str> = words.iter().map(String::as_str).collect();
+    let envs: Vec<Value> = environment(on, scenario.user)
+        .into_iter()
+        .map(|(name, value)| json!({"env": name, "value": value}))
+        .collect();
+    let process = json!({"user": scenario.user, "envs": envs});
+    let outcome =
+        guest.container(scenario.name, &args, json!({"process": process, "initialize": true})).outcome();
+    guest.remove(scenario.name);
+    judge(scenario, i32::from(outcome.status), &outcome.stdout, &outcome.stderr);
+}
+
+fn judge(scenario: &Scenario, status: i32, stdout: &str, stderr: &str) {
+    assert!(
+        (status, stdout, stderr) == (0, scenario.says, ""),
+        "{}: exit status {status}\n--- said\n{stdout}--- and not\n{}--- complained\n{stderr}",
+        scenario.name,
+        scenario.says,
+    );
+}
+
+/// A guest of a root, with a pod.
+fn guest(kind: Kind, root: &Root, options: &[&str]) -> Guest {
+    let guest = Guest::boot_on(kind, scratch(), root.share(), "hyper_log=warn", options, &Client::connect);
+    guest.client().ready(guest::BOOT).unwrap_or_else(|error| panic!("{error}\n{}", guest.log()));
+    guest.start_pod();
+    guest
+}
+
+fn end(guest: Guest) {
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+}
+
+/// Runs a scenario in namespaces.
+fn in_namespaces(scenario: &'static Scenario) {
+    root::with(scenario.set, |root| {
+        if root::all() {
+            let (status, stdout, stderr) =
+                root.chroot(scenario.user, &words(scenario), &environment(On::Plain, scenario.user));
+            judge(scenario, status, &stdout, &stderr);
+        }
+        let guest = guest(Kind::Local, root, &[]);
+        run(&guest, On::Local, scenario);
+        end(guest);
+    });
+}
+
+/// Runs the scenarios in one VM: a boot costs seconds.
+fn in_a_vm(on: On, options: &[&str]) {
+    root::with(root::largest(), |root| {
+        let guest = guest(Kind::Vm, root, &[&["--memory", "1024", "--cpus", "2"], options].concat());
+        let mut failed = Vec::new();
+        for scenario in ALL.iter().filter(|scenario| scenario.set <= root.set) {
+            let _ = writeln!(std::io::stdout(), "world: {} on {}", scenario.name, on.name());
+            if catch_unwind(AssertUnwindSafe(|| run(&guest, on, scenario))).is_err() {
+                failed.push(scenario.name);
+            }
+        }
+        assert!(failed.is_empty(), "on {}: {failed:?}", on.name());
+        end(guest);
+    });
+}
+
+macro_rules! list {
+    ($($module:ident: $($(#[$ignored:meta])? $name:ident),+;)+) => {
+        /// Every scenario.
+        const ALL: &[&Scenario] = &[$($(&Scenario { name: stringify!($name), ..scenarios::$module::$name() }),+),+];
+
+        $(mod $module {
+            $(#[test]
+            $(#[$ignored])?
+            fn $name() {
+                crate::in_namespaces(crate::named(stringify!($name)));
+            })+
+        })+
+    };
+}
+
+scenarios::for_all!(list);
+
+fn named(name: &str) -> &'static Scenario {
+    ALL.iter().find(|scenario| scenario.name == name).unwrap()
+}
+
+#[test]
+fn in_a_vm_by_9p() {
+    in_a_vm(On::P9, &[]);
+}

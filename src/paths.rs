@@ -20,6 +20,8 @@ pub const POD_HOSTS: &str = "/run/hyperinit/pod/hosts";
 pub const POD_RESOLV_CONF: &str = "/run/hyperinit/pod/resolv.conf";
 /// The pod's hostname file.
 pub const POD_HOSTNAME: &str = "/run/hyperinit/pod/hostname";
+/// A byte of it is locked for each volume that is being filled, by whoever fills it.
+pub const FILLING: &str = "/run/hyperinit/pod/filling";
 /// Where a container's root is put together, in a mount namespace that only becomes the container's.
 pub const STAGE: &str = "/run/hyperinit/stage";
 /// Where a container's scratch is mounted, in the same namespace, and on it a volume while a part of it is bound into the

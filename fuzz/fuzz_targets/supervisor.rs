@@ -12,7 +12,7 @@ use hyperinit::frame::Message;
 use hyperinit::ids::Pid;
 use hyperinit::supervisor::{Action, Ask, Config, Event, HelperReply, Supervisor};
 use hyperinit::wire::mountd::NinePTransport;
-use hyperinit::wire::{Role, execd, mountd, netd, streamd};
+use hyperinit::wire::{Instance, Role, execd, mountd, netd, streamd};
 use hyperinit_fuzz::{Choices, measure};
 use libfuzzer_sys::fuzz_target;
 
@@ -31,12 +31,14 @@ type Owed = Option<(Message, Vec<u8>)>;
 struct World {
     supervisor: Supervisor,
     now: Duration,
-    asked: Vec<(u64, Ask)>,
+    asked: Vec<(u64, Instance, Ask)>,
     alive: BTreeSet<Pid>,
     released: BTreeSet<Pid>,
     next_pid: i32,
-    helpers: BTreeMap<Role, Pid>,
-    doomed: BTreeSet<Role>,
+    helpers: BTreeMap<Instance, Pid>,
+    /// Mountds that were asked for and have not come up.
+    wanted: BTreeSet<Instance>,
+    doomed: BTreeSet<Instance>,
     owed: VecDeque<Owed>,
     ready: usize,
     last_ask: u64,
@@ -72,13 +74,14 @@ impl World {
             released: BTreeSet::new(),
             next_pid: FIRST,
             helpers: BTreeMap::new(),
+            wanted: BTreeSet::new(),
             doomed: BTreeSet::new(),
             owed: VecDeque::new(),
             ready: 0,
             last_ask: 0,
             off: false,
         };
-        Role::ALL.into_iter().for_each(|role| world.up(role));
+        Role::ALL.into_iter().for_each(|role| world.up(Instance::first(role)));
         world.connect();
         world
     }
@@ -89,8 +92,13 @@ impl World {
             6..=10 => self.answer(choices),
             11 => self.exit(choices.below(256)),
             12 => {
-                let role = Role::ALL[choices.below(4)];
-                if self.helpers.contains_key(&role) { self.die(role) } else { self.up(role) }
+                let first = Instance::first(Role::ALL[choices.below(4)]);
+                let helper = match choices.below(3) {
+                    0 => self.wanted.pop_first().unwrap_or(first),
+                    1 => self.helpers.keys().copied().find(|helper| helper.is_extra()).unwrap_or(first),
+                    _ => first,
+                };
+                if self.helpers.contains_key(&helper) { self.die(helper) } else { self.up(helper) }
             }
             13 => self.pass(Duration::from_millis(100 * u64::from(choices.byte()))),
             14 => match choices.below(4) {
@@ -157,24 +165,25 @@ impl World {
 
     // ---- the helpers ----
 
-    fn up(&mut self, role: Role) {
-        let pid = Pid(10 + Role::ALL.iter().position(|other| *other == role).map_or(0, |at| at as i32));
-        self.helpers.insert(role, pid);
-        self.feed(Event::HelperUp { role, pid });
+    fn up(&mut self, helper: Instance) {
+        let pid = Pid(10 + i32::from(helper.place()));
+        self.wanted.remove(&helper);
+        self.helpers.insert(helper, pid);
+        self.feed(Event::HelperUp { helper, pid });
     }
 
-    fn die(&mut self, role: Role) {
-        self.helpers.remove(&role);
-        self.doomed.remove(&role);
-        self.asked.retain(|(_, ask)| ask.role() != role);
-        self.feed(Event::HelperGone(role));
+    fn die(&mut self, helper: Instance) {
+        self.helpers.remove(&helper);
+        self.doomed.remove(&helper);
+        self.asked.retain(|(_, to, _)| *to != helper);
+        self.feed(Event::HelperGone(helper));
     }
 
     /// A helper does the oldest thing it was asked, or cannot.
     fn answer(&mut self, choices: &mut Choices<'_>) {
-        let Some((role, how)) = self.busy(choices.below(4)).zip(Some(choices.below(8))) else { return };
-        let at = self.asked.iter().position(|(_, ask)| ask.role() == role).expect("it is busy");
-        let (id, ask) = self.asked.remove(at);
+        let Some((helper, how)) = self.busy(choices.below(8)).zip(Some(choices.below(8))) else { return };
+        let at = self.asked.iter().position(|(_, to, _)| *to == helper).expect("it is busy");
+        let (id, _, ask) = self.asked.remove(at);
         let result = match (&ask, how) {
             (_, 7) => Err(Fault::new("doing", "it", "no")),
             (Ask::StartPod { .. } | Ask::StartProcess { .. }, _) => {
@@ -187,7 +196,7 @@ impl World {
                 }
                 Ok(HelperReply::Execd(execd::Reply::Started { pid }))
             }
-            (Ask::ReadFile { .. } | Ask::ReadOn, _) => {
+            (Ask::ReadFile { .. } | Ask::ReadOn { .. }, _) => {
                 let part = mountd::Reply::Part { bytes: Bytes(b"part".to_vec()), last: how < 3 };
                 Ok(HelperReply::Mountd(part))
             }
@@ -197,21 +206,23 @@ impl World {
                 Ok(HelperReply::Mountd(mountd::Reply::NotYet { fault }))
             }
             (Ask::Ping(Role::Streamd), _) => Ok(HelperReply::Streamd(streamd::Reply::Alive)),
-            _ => Ok(done(role)),
+            _ => Ok(done(helper.role())),
         };
-        self.feed(Event::Reply { role, id, result });
+        self.feed(Event::Reply { helper, id, result });
     }
 
     /// A helper with something to do: of that number, or the next one.
-    fn busy(&self, first: usize) -> Option<Role> {
-        let roles = Role::ALL.into_iter().cycle().skip(first).take(Role::ALL.len());
-        roles.into_iter().find(|role| self.asked.iter().any(|(_, ask)| ask.role() == *role))
+    fn busy(&self, first: usize) -> Option<Instance> {
+        let all: Vec<Instance> = Instance::all().collect();
+        let mut helpers = all.iter().cycle().skip(first).take(all.len());
+        helpers.find(|helper| self.asked.iter().any(|(_, to, _)| to == *helper)).copied()
     }
 
     /// Somebody says what nobody asked for.
     fn lie(&mut self, choices: &mut Choices<'_>) {
         let (role, as_role) = (Role::ALL[choices.below(4)], Role::ALL[choices.below(4)]);
-        if !self.helpers.contains_key(&role) {
+        let helper = Instance::first(role);
+        if !self.helpers.contains_key(&helper) {
             return;
         }
         let id = self.last_ask.saturating_sub(choices.below(8) as u64);
@@ -224,15 +235,15 @@ impl World {
         // A lie that happens to be what was asked for is an answer.
         if let Ok(HelperReply::Execd(execd::Reply::Started { pid })) = &result
             && (self.alive.contains(pid) || pid.0 <= FIRST)
-            && self.asked.iter().any(|(asked, ask)| {
+            && self.asked.iter().any(|(asked, _, ask)| {
                 *asked == id && matches!(ask, Ask::StartPod { .. } | Ask::StartProcess { .. })
             })
         {
             // init's loop does not believe in a child that is none (event_loop.rs).
             return;
         }
-        self.asked.retain(|(asked, ask)| *asked != id || ask.role() != role);
-        self.feed(Event::Reply { role, id, result });
+        self.asked.retain(|(asked, to, _)| *asked != id || *to != helper);
+        self.feed(Event::Reply { helper, id, result });
     }
 
     // ---- time and processes ----
@@ -255,27 +266,31 @@ impl World {
         for action in self.supervisor.on_event(self.now, event) {
             match action {
                 Action::Send { message, payload } => self.said(message, payload),
-                Action::Ask { id, ask } => {
-                    assert!(self.helpers.contains_key(&ask.role()), "nobody is there");
+                Action::Ask { id, to, ask } => {
+                    assert!(self.helpers.contains_key(&to) && to.role() == ask.role(), "nobody is there");
                     assert!(matches!(ask, Ask::Finish { .. } | _ if id > 0));
                     self.last_ask = self.last_ask.max(id);
-                    self.asked.push((id, ask));
+                    self.asked.push((id, to, ask));
                 }
                 Action::Kill { pid, .. } => assert!(self.alive.contains(&pid), "{pid} is none of the pod's"),
                 Action::Release { pid } => {
                     assert!(self.alive.contains(&pid) && self.released.insert(pid), "{pid} was let go");
                 }
-                Action::KillHelper { role, .. } => {
-                    self.doomed.insert(role);
+                Action::KillHelper { helper, .. } | Action::DismissHelper { helper } => {
+                    self.doomed.insert(helper);
+                }
+                Action::StartHelper { helper } => {
+                    assert!(!self.helpers.contains_key(&helper), "{helper} runs");
+                    assert!(self.wanted.insert(helper), "{helper} is asked for twice");
                 }
                 Action::PowerOff => self.off = true,
             }
         }
-        for role in Role::ALL {
-            let under_way = self.asked.iter().filter(|(_, ask)| ask.role() == role).count();
+        for helper in self.helpers.keys() {
+            let under_way = self.asked.iter().filter(|(_, to, _)| to == helper).count();
             // Starts that execd has taken from its socket leave room for others, of which each is a command.
-            let most = if role == Role::Execd { WINDOW + COMMANDS_MAX } else { WINDOW };
-            assert!(under_way <= most, "{under_way} requests to {role}");
+            let most = if helper.role() == Role::Execd { WINDOW + COMMANDS_MAX } else { WINDOW };
+            assert!(under_way <= most, "{under_way} requests to {helper}");
         }
         let doomed = std::mem::take(&mut self.doomed);
         doomed.into_iter().for_each(|role| self.die(role));
@@ -305,12 +320,9 @@ impl World {
             if self.off {
                 break;
             }
-            Role::ALL
-                .into_iter()
-                .filter(|role| !self.helpers.contains_key(role))
-                .collect::<Vec<_>>()
-                .into_iter()
-                .for_each(|role| self.up(role));
+            let first = Role::ALL.into_iter().map(Instance::first);
+            let down: Vec<Instance> = first.filter(|helper| !self.helpers.contains_key(helper)).collect();
+            down.into_iter().for_each(|helper| self.up(helper));
             if !self.asked.is_empty() {
                 self.answer(&mut Choices::new(&[]));
             } else if !self.alive.is_empty() {

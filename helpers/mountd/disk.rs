@@ -93,8 +93,8 @@ pub fn missing<'a>(disks: &[Disk<'a>], rescan: bool, until: Instant) -> Result<O
     let Some(missing) = first_missing() else { return Ok(None) };
     let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).fault("watching", "/dev")?;
     watch.add_watch("/dev", AddWatchFlags::IN_CREATE).fault("watching", "/dev")?;
-    if rescan && matches!(missing, Disk::Scsi(_)) {
-        rescan_scsi();
+    if rescan && let Disk::Scsi(addr) = missing {
+        look_for(addr);
     }
     loop {
         let Some(missing) = first_missing() else { return Ok(None) };
@@ -108,15 +108,19 @@ pub fn missing<'a>(disks: &[Disk<'a>], rescan: bool, until: Instant) -> Result<O
     }
 }
 
-/// Has every SCSI controller look at all its addresses. One that refuses may be another's than the disk's: whether that comes
-/// is what counts.
-fn rescan_scsi() {
+/// Has every SCSI controller look at that address: to look at all of theirs takes some of them seconds, and one looks
+/// at a time. One that refuses may be another's than the disk's: whether that comes is what counts.
+fn look_for(addr: &str) {
+    let address = format!("0 {}", addr.replace(':', " "));
     // A guest without SCSI has no such directory.
     let Ok(hosts) = fs::read_dir(SCSI_HOSTS) else { return };
     for host in hosts.flatten() {
         let scan = host.path().join("scan");
-        if let Err(fault) = fs::write(&scan, "- - -").fault("writing to", scan.display()) {
-            log::warn!("{fault}");
+        match fs::write(&scan, &address).fault("writing to", scan.display()) {
+            // It has no such address (an ATA port).
+            Err(fault) if fault.is(Errno::EINVAL) => {}
+            Err(fault) => log::warn!("{fault}"),
+            Ok(()) => {}
         }
     }
 }

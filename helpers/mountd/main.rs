@@ -1,7 +1,8 @@
 //! mountd: builds what the pod and its containers see of filesystems.
 //!
-//! What there is to know is in `/run/hyperinit`, where its successor and a debugging person find it. In memory it keeps
-//! only what init asks to go on with: the file that is being read, the volumes that are being filled.
+//! There may be several at once, each with requests about other containers (`wire::Instance`). What there is to know is in
+//! `/run/hyperinit`, where its successor, another mountd and a debugging person find it. In memory it keeps only what init
+//! asks to go on with: the file that is being read, the volumes that are being filled.
 
 mod container;
 mod disk;

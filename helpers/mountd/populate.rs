@@ -1,6 +1,6 @@
 //! A new volume gets what the image has at its place (protocol.md «Volumes»).
 //!
-//! It takes as long as it takes, so it is done in slices: the other containers have requests too. What is copied is put
+//! It takes as long as it takes, so it is done in slices: the host may give it up in between. What is copied is put
 //! together in a directory of our own beside the data (`SCRATCH`), gets another name when all of it is there (`WHOLE`), and is moved to
 //! the data then. A mountd that dies leaves the one, which its successor removes, or the other, which it moves on: a volume is new, or
 //! whole.
@@ -18,11 +18,13 @@ use std::time::{Duration, Instant};
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::ContainerId;
+use hyperinit::paths;
 use hyperinit::sys::mount::{Resolve, openat2};
 use hyperinit::sys::xattr;
 use nix::dir::{Dir, OwningIter};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, RenameFlags, readlinkat, renameat, renameat2};
+use nix::fcntl::{AtFlags, FcntlArg, OFlag, RenameFlags, fcntl, open, readlinkat, renameat, renameat2};
+use nix::poll::{PollTimeout, poll};
 use nix::sys::stat::{
     FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstat, futimens, mkdirat, mknodat, utimensat,
 };
@@ -52,7 +54,7 @@ const UNDO: Duration = Duration::from_secs(1);
 /// How often a name may be met that was copied already: a directory that changes while it is read shows some twice, and
 /// one that never stops changing may never end.
 const REPEATS: usize = 1024;
-/// How many volumes are filled beside each other; more wait for one of these. Each remembers links and has descriptors for its
+/// How many volumes one mountd fills beside each other; more wait for one of these. Each remembers links and has descriptors for its
 /// depth, and the host may ask for as many as there are commands under way.
 const AT_ONCE: usize = 8;
 /// How much is copied at once, in bytes. A hole is at least as large.
@@ -103,12 +105,17 @@ impl Populations {
     ) -> Result<bool, Fault> {
         for bind in binds.iter().filter(|bind| bind.docker).skip(progress.done) {
             if progress.current.is_none() {
-                let volume = bind.open()?;
-                // Another container's start fills it; or too many others are filled.
-                if self.has(&volume) || self.under_way().count() >= AT_ONCE {
+                if self.under_way().count() >= AT_ONCE {
                     return Ok(false);
                 }
-                progress.current = Population::begin(source, bind, volume)?;
+                let volume = bind.open()?;
+                let Some(lock) = lock(&volume)? else {
+                    // Another container's start fills it, which this mountd or another works on.
+                    let left = until.saturating_duration_since(Instant::now());
+                    let _ = poll(&mut [], PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
+                    return Ok(false);
+                };
+                progress.current = Population::begin(source, bind, volume, lock)?;
             }
             if let Some(current) = &mut progress.current {
                 if !current.advance(home, until)? {
@@ -121,15 +128,9 @@ impl Populations {
         Ok(true)
     }
 
-    /// What others fill.
+    /// What is filled for other containers.
     fn under_way(&self) -> impl Iterator<Item = &Population> {
         self.0.values().filter_map(|progress| progress.current.as_ref())
-    }
-
-    fn has(&self, volume: &Volume) -> bool {
-        let id = |file: &OwnedFd| fstat(file).map(|stat| (stat.st_dev, stat.st_ino)).ok();
-        let mut ids = self.under_way().map(|population| id(&population.volume.data));
-        ids.any(|other| other.is_some() && other == id(&volume.data))
     }
 
     /// Undoes what was begun for a container.
@@ -146,6 +147,28 @@ impl Populations {
     }
 }
 
+/// Holds a volume for whoever fills it, until the descriptor is closed or its mountd dies; none if somebody holds it. The lock is
+/// a byte of our own file whose place comes from the volume's device and inode: two volumes with the same place only wait
+/// for one another.
+fn lock(volume: &Volume) -> Result<Option<OwnedFd>, Fault> {
+    let stat = fstat(&volume.data).fault("looking at", "a volume")?;
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC;
+    let file = open(paths::FILLING, flags, Mode::S_IRUSR | Mode::S_IWUSR).fault("opening", paths::FILLING)?;
+    let place = stat.st_dev.rotate_left(40) ^ stat.st_ino;
+    let byte = nix::libc::flock {
+        l_type: nix::libc::F_WRLCK as i16,
+        l_whence: nix::libc::SEEK_SET as i16,
+        l_start: i64::try_from(place >> 1).unwrap_or(0),
+        l_len: 1,
+        l_pid: 0,
+    };
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&byte)) {
+        Ok(_) => Ok(Some(file)),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+        Err(errno) => Err(Fault::errno("locking", paths::FILLING, errno)),
+    }
+}
+
 /// One volume.
 struct Population {
     /// For faults.
@@ -154,6 +177,8 @@ struct Population {
     /// The image's directory, if it has one there.
     image: Option<OwnedFd>,
     stage: Stage,
+    /// Nobody else fills it.
+    _lock: OwnedFd,
 }
 
 /// What is done with it now.
@@ -201,7 +226,12 @@ struct Copy {
 
 impl Population {
     /// Begins, if the volume is new and the image has a directory at its place; or goes on with one that is nearly whole.
-    fn begin(source: &Source<'_>, bind: &Bind<'_>, volume: Volume) -> Result<Option<Population>, Fault> {
+    fn begin(
+        source: &Source<'_>,
+        bind: &Bind<'_>,
+        volume: Volume,
+        lock: OwnedFd,
+    ) -> Result<Option<Population>, Fault> {
         let fault = |doing: &'static str| {
             move |errno| Fault::errno(format!("{doing} the volume for"), bind.at.display(), errno)
         };
@@ -230,7 +260,7 @@ impl Population {
             (None, Some(_)) => Stage::Clear,
             (None, None) => return Ok(None),
         };
-        Ok(Some(Population { at: bind.at.to_owned(), volume, image, stage }))
+        Ok(Some(Population { at: bind.at.to_owned(), volume, image, stage, _lock: lock }))
     }
 
     /// Goes on until then; whether it is whole.

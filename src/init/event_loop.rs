@@ -27,13 +27,13 @@ use crate::ids::Pid;
 use crate::supervisor::{Action, Ask, Config, Event, HelperReply, Supervisor};
 use crate::sys::signal::{self, Exit};
 use crate::wire::bootstrap::Adopter;
-use crate::wire::{Role, Said, execd, warden};
+use crate::wire::{Instance, Said, execd, warden};
 
 /// The epoll tokens.
 const SIGNALS: u64 = 0;
 const WARDEN: u64 = 1;
 const CONTROL: u64 = 2;
-/// The helpers', in the order of their roles.
+/// The helpers', each with its place added (`Instance::place`).
 const HELPERS: u64 = 3;
 
 /// How long DESTROYPOD lets processes end by themselves; runV waits for ten seconds in all.
@@ -65,7 +65,7 @@ pub struct EventLoop {
     adopter: Adopter<OpaqueIpcSender>,
     memory: Adopter<IpcSharedMemory>,
     buffer: Buffer,
-    helpers: BTreeMap<Role, Helper>,
+    helpers: BTreeMap<Instance, Helper>,
     supervisor: Supervisor,
     /// The last children that were reaped: one may be gone before execd's word of it is read.
     reaped: VecDeque<Pid>,
@@ -101,7 +101,7 @@ impl EventLoop {
             adopter,
             memory: Adopter::for_memory()?,
             buffer: Buffer::new(),
-            helpers: Role::ALL.into_iter().map(|role| (role, Helper::new(role))).collect(),
+            helpers: Instance::all().map(|helper| (helper, Helper::new(helper))).collect(),
             supervisor: Supervisor::new(Config {
                 local,
                 nine_p: settings.transport.nine_p(),
@@ -259,14 +259,18 @@ impl EventLoop {
                 self.supervise(Event::Exited { pid: exit.pid, status: exit.status });
             }
             Some(helper) => {
-                let role = helper.role;
+                let instance = helper.instance;
                 helper.is_reaped = true;
-                log::warn!("{role} is gone ({})", exit.status);
+                match helper.is_dismissed() {
+                    true => log::info!("{instance} has ended"),
+                    false => log::warn!("{instance} is gone ({})", exit.status),
+                }
                 // Its last words. Whoever else holds its end says nothing for it any more.
-                self.hear_role(role);
-                self.hang_up(role);
-                let change = self.helpers.get_mut(&role).map_or(Change::None, |helper| helper.reaped(now));
-                self.changed(role, change);
+                self.hear_helper(instance);
+                self.hang_up(instance);
+                let change =
+                    self.helpers.get_mut(&instance).map_or(Change::None, |helper| helper.reaped(now));
+                self.changed(instance, change);
             }
         }
     }
@@ -275,7 +279,7 @@ impl EventLoop {
     fn who(&self, pid: Pid) -> String {
         let helper = self.helpers.values().find(|helper| helper.killable() == Some(pid));
         match helper {
-            Some(helper) => helper.role.to_string(),
+            Some(helper) => helper.instance.to_string(),
             None if pid == self.warden_pid => "the warden".to_owned(),
             None => self.supervisor.who(pid),
         }
@@ -299,9 +303,9 @@ impl EventLoop {
         if let Some(socket) = self.warden_replies.take() {
             self.unwatch(&socket);
         }
-        for role in Role::ALL {
-            let change = self.helpers.get_mut(&role).map_or(Change::None, Helper::close);
-            self.changed(role, change);
+        for helper in Instance::all() {
+            let change = self.helpers.get_mut(&helper).map_or(Change::None, Helper::close);
+            self.changed(helper, change);
         }
     }
 
@@ -316,40 +320,40 @@ impl EventLoop {
     }
 
     fn warden(&mut self, reply: warden::Reply, ends: Vec<OwnedFd>) {
-        let (role, pid) = match reply {
-            warden::Reply::Spawned { role, pid } => (role, Some(pid)),
-            warden::Reply::Failed { role } => (role, None),
+        let (instance, pid) = match reply {
+            warden::Reply::Spawned { helper, pid } => (helper, Some(pid)),
+            warden::Reply::Failed { helper } => (helper, None),
         };
-        let owed = self.helpers.get(&role).is_some_and(Helper::is_owed);
+        let owed = self.helpers.get(&instance).is_some_and(Helper::is_owed);
         let known = |pid| self.is_helper(pid) || pid == self.warden_pid || self.supervisor.knows(pid);
         let new = |pid| !known(pid) && (self.reaped.contains(&pid) || signal::is_child(pid));
         if !owed || !pid.is_none_or(new) {
             // Its ends of the sockets are dropped, so if it is a helper it ends by itself.
             let named = pid.map_or(String::new(), |pid| format!(" as {pid}"));
-            return self.warden_lied(&format!("nobody asked for {role}{named}"));
+            return self.warden_lied(&format!("nobody asked for {instance}{named}"));
         }
-        self.helpers.entry(role).and_modify(Helper::told);
-        if !pid.is_some_and(|pid| self.spawned(role, pid, ends)) {
-            let change = self.helpers.get_mut(&role).map_or(Change::None, |helper| helper.failed(now()));
-            self.changed(role, change);
+        self.helpers.entry(instance).and_modify(Helper::told);
+        if !pid.is_some_and(|pid| self.spawned(instance, pid, ends)) {
+            let change = self.helpers.get_mut(&instance).map_or(Change::None, |helper| helper.failed(now()));
+            self.changed(instance, change);
         }
     }
 
     /// The warden has started a child; whether it comes up as what was asked for.
-    fn spawned(&mut self, role: Role, pid: Pid, ends: Vec<OwnedFd>) -> bool {
+    fn spawned(&mut self, instance: Instance, pid: Pid, ends: Vec<OwnedFd>) -> bool {
         let reaped = self.reaped.contains(&pid);
         self.reaped.retain(|&other| other != pid);
         // One that is a child now is another one of the same number.
         if reaped && !signal::is_child(pid) {
             // It died before this was read, and was reaped as a child that nobody knows.
-            log::warn!("{role} died as soon as it was started");
+            log::warn!("{instance} died as soon as it was started");
             return false;
         }
         let Ok([requests, voice]) = <[OwnedFd; 2]>::try_from(ends) else { return false };
-        let why = if !self.helpers.get(&role).is_some_and(Helper::is_starting) {
+        let why = if !self.helpers.get(&instance).is_some_and(Helper::is_starting) {
             "it was waited for no longer".to_owned()
         } else {
-            match self.comes(role, pid, requests, voice) {
+            match self.comes(instance, pid, requests, voice) {
                 Ok(()) => {
                     self.warden_lies = 0;
                     return true;
@@ -362,19 +366,24 @@ impl EventLoop {
                 }
             }
         };
-        log::warn!("{role} as {pid} is not needed: {why}");
+        log::warn!("{instance} as {pid} is not needed: {why}");
         kill(pid, nix::libc::SIGKILL, false);
         false
     }
 
     /// A helper was executed: it is listened to.
-    fn comes(&mut self, role: Role, pid: Pid, requests: OwnedFd, voice: OwnedFd) -> Result<(), Fault> {
+    fn comes(
+        &mut self,
+        instance: Instance,
+        pid: Pid,
+        requests: OwnedFd,
+        voice: OwnedFd,
+    ) -> Result<(), Fault> {
         let requests = self.adopter.adopt(requests)?;
-        let place = Role::ALL.iter().position(|&other| other == role).unwrap_or_default() as u64;
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, HELPERS + place);
-        self.epoll.add(&voice, event).fault("watching", role)?;
-        if let Some(helper) = self.helpers.get_mut(&role) {
-            helper.coming(now(), pid, Sender::new(role, requests));
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, HELPERS + u64::from(instance.place()));
+        self.epoll.add(&voice, event).fault("watching", instance)?;
+        if let Some(helper) = self.helpers.get_mut(&instance) {
+            helper.coming(now(), pid, Sender::new(instance.role(), requests));
             helper.voice = Some(voice);
         }
         Ok(())
@@ -386,79 +395,83 @@ impl EventLoop {
     }
 
     fn hear(&mut self, token: u64) {
-        let place = usize::try_from(token - HELPERS).unwrap_or(usize::MAX);
-        if let Some(&role) = Role::ALL.get(place) {
-            self.hear_role(role);
+        let place = u8::try_from(token - HELPERS).unwrap_or(u8::MAX);
+        if let Some(instance) = Instance::at(place) {
+            self.hear_helper(instance);
         }
     }
 
-    fn hear_role(&mut self, role: Role) {
+    fn hear_helper(&mut self, instance: Instance) {
         for _ in 0..WORDS_MAX {
-            let Some(voice) = self.helpers.get(&role).and_then(|helper| helper.voice.as_ref()) else {
+            let Some(voice) = self.helpers.get(&instance).and_then(|helper| helper.voice.as_ref()) else {
                 return;
             };
-            match inbox::helper(role, voice, &mut self.buffer) {
-                Heard::Word(Said::Up) => self.helper_up(role),
-                Heard::Word(Said::Reply(reply)) => self.reply(role, reply.id, reply.result),
+            match inbox::helper(instance.role(), voice, &mut self.buffer) {
+                Heard::Word(Said::Up) => self.helper_up(instance),
+                Heard::Word(Said::Reply(reply)) => self.reply(instance, reply.id, reply.result),
                 Heard::Nothing => return,
-                Heard::End => self.silent(role),
-                Heard::Lie(why) => self.liar(role, &format!("it sent {why}")),
+                Heard::End => self.silent(instance),
+                Heard::Lie(why) => self.liar(instance, &format!("it sent {why}")),
             }
         }
     }
 
-    fn helper_up(&mut self, role: Role) {
-        match self.helpers.get_mut(&role).and_then(|helper| helper.up(now())) {
+    fn helper_up(&mut self, instance: Instance) {
+        match self.helpers.get_mut(&instance).and_then(|helper| helper.up(now())) {
             Some(pid) => {
-                log::info!("{role} is up as {pid}");
-                self.supervise(Event::HelperUp { role, pid });
+                log::info!("{instance} is up as {pid}");
+                self.supervise(Event::HelperUp { helper: instance, pid });
             }
-            None => self.liar(role, "it said twice that it is up"),
+            None => self.liar(instance, "it said twice that it is up"),
         }
     }
 
-    fn reply(&mut self, role: Role, id: u64, result: Result<HelperReply, Fault>) {
-        let Some(helper) = self.helpers.get_mut(&role) else { return };
+    fn reply(&mut self, instance: Instance, id: u64, result: Result<HelperReply, Fault>) {
+        let Some(helper) = self.helpers.get_mut(&instance) else { return };
         if helper.sender().is_none() {
-            return self.liar(role, "it answered before it was up");
+            return self.liar(instance, "it answered before it was up");
         }
         if let Ok(HelperReply::Execd(execd::Reply::Started { pid })) = &result {
             let (pid, is_child) = (*pid, signal::is_child(*pid));
             if !is_child && !self.reaped.contains(&pid) {
-                return self
-                    .liar(role, &format!("it says that it has started {pid}, which is no child of init"));
+                return self.liar(
+                    instance,
+                    &format!("it says that it has started {pid}, which is no child of init"),
+                );
             }
             if self.is_helper(pid) {
-                return self.liar(role, &format!("it says that it has started {pid}, which is a helper"));
+                return self.liar(instance, &format!("it says that it has started {pid}, which is a helper"));
             }
             if is_child {
                 self.supervisor.is_there(pid);
             }
         }
-        self.supervise(Event::Reply { role, id, result });
-        // If that was a lie nobody listens any more, and it does not count as an answer.
-        if let Some(helper) = self.helpers.get_mut(&role).filter(|helper| helper.voice.is_some()) {
-            helper.answered();
+        self.supervise(Event::Reply { helper: instance, id, result });
+        // If that was a lie nobody listens any more, and it does not count as an answer. One counts for all mountds: they do
+        // each other's work.
+        if self.helpers.get(&instance).is_some_and(|helper| helper.voice.is_some()) {
+            let same = |helper: &&mut Helper| helper.instance.role() == instance.role();
+            self.helpers.values_mut().filter(same).for_each(Helper::answered);
         }
     }
 
     /// Of a liar nothing more is heard.
-    fn liar(&mut self, role: Role, why: &str) {
-        self.kill_helper(role, why);
-        self.hang_up(role);
+    fn liar(&mut self, instance: Instance, why: &str) {
+        self.kill_helper(instance, why);
+        self.hang_up(instance);
     }
 
     /// A helper's channel ended: make sure that it is dead.
-    fn silent(&mut self, role: Role) {
-        log::info!("{role} is silent");
-        if let Some(pid) = self.helpers.get(&role).and_then(Helper::killable) {
+    fn silent(&mut self, instance: Instance) {
+        log::info!("{instance} is silent");
+        if let Some(pid) = self.helpers.get(&instance).and_then(Helper::killable) {
             kill(pid, nix::libc::SIGKILL, false);
         }
-        self.hang_up(role);
+        self.hang_up(instance);
     }
 
-    fn hang_up(&mut self, role: Role) {
-        if let Some(voice) = self.helpers.get_mut(&role).and_then(|helper| helper.voice.take()) {
+    fn hang_up(&mut self, instance: Instance) {
+        if let Some(voice) = self.helpers.get_mut(&instance).and_then(|helper| helper.voice.take()) {
             self.unwatch(&voice);
         }
     }
@@ -470,50 +483,52 @@ impl EventLoop {
         }
     }
 
-    fn changed(&mut self, role: Role, change: Change) {
+    fn changed(&mut self, instance: Instance, change: Change) {
         match change {
             Change::None => {}
-            Change::Start => self.start(role),
-            Change::Kill => self.kill_helper(role, "it does not come up"),
-            Change::Gone => self.supervise(Event::HelperGone(role)),
+            Change::Start => self.start(instance),
+            Change::Kill => self.kill_helper(instance, "it does not come up"),
+            Change::Gone => self.supervise(Event::HelperGone(instance)),
             Change::Closed => {
                 match self.warden {
-                    Some(_) => log::error!("{role} died too often: it is closed for a while"),
-                    None => log::error!("{role} stays closed: nobody starts another"),
+                    Some(_) => log::error!("{instance} died too often: it is closed for a while"),
+                    // Of those that ran only while they were needed nobody misses one.
+                    None if instance.is_extra() => {}
+                    None => log::error!("{instance} stays closed: nobody starts another"),
                 }
-                self.supervise(Event::HelperClosed(role));
+                self.supervise(Event::HelperClosed(instance));
             }
         }
     }
 
-    fn start(&mut self, role: Role) {
+    fn start(&mut self, instance: Instance) {
         let now = now();
-        let Some(helper) = self.helpers.get_mut(&role) else { return };
+        let Some(helper) = self.helpers.get_mut(&instance) else { return };
         let change = match &self.warden {
             None => helper.close(),
             Some(warden) => {
                 helper.starting(now);
-                match warden.send(warden::Request::Spawn(role)) {
+                match warden.send(warden::Request::Spawn(instance)) {
                     Ok(()) => {
                         helper.asked();
                         Change::None
                     }
                     // It does not read, or for want of memory, which may pass. That the warden is gone its own socket tells.
                     Err(error) => {
-                        log::warn!("asking the warden for {role}: {error}");
+                        log::warn!("asking the warden for {instance}: {error}");
                         helper.failed(now)
                     }
                 }
             }
         };
-        self.changed(role, change);
+        self.changed(instance, change);
     }
 
     /// Time passes: restarts, deadlines, the last frame on its way out.
     fn tick(&mut self, now: Duration) {
-        for role in Role::ALL {
-            let change = self.helpers.get_mut(&role).map_or(Change::None, |helper| helper.tick(now));
-            self.changed(role, change);
+        for instance in Instance::all() {
+            let change = self.helpers.get_mut(&instance).map_or(Change::None, |helper| helper.tick(now));
+            self.changed(instance, change);
         }
         if self.supervisor.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.supervise(Event::Tick);
@@ -534,11 +549,15 @@ impl EventLoop {
                         self.control.send(message, &payload);
                         self.drained = false;
                     }
-                    Action::Ask { id, ask } => events.extend(self.ask(id, ask)),
+                    Action::Ask { id, to, ask } => events.extend(self.ask(id, to, ask)),
                     Action::Kill { pid, signal, group } => kill(pid, signal.get(), group),
                     Action::Release { pid } => kill(pid, nix::libc::SIGCONT, false),
-                    Action::KillHelper { role, why, lied: false } => self.kill_helper(role, &why),
-                    Action::KillHelper { role, why, lied: true } => self.liar(role, &why),
+                    Action::KillHelper { helper, why, lied: false } => self.kill_helper(helper, &why),
+                    Action::KillHelper { helper, why, lied: true } => self.liar(helper, &why),
+                    Action::StartHelper { helper } => {
+                        self.helpers.entry(helper).and_modify(Helper::want);
+                    }
+                    Action::DismissHelper { helper } => self.dismiss(helper),
                     Action::PowerOff => super::leave(self.local),
                 }
             }
@@ -546,29 +565,38 @@ impl EventLoop {
     }
 
     /// Sends a request. One that cannot be made or sent is answered by the event; one to a helper that is dying is answered by its end.
-    fn ask(&mut self, id: u64, ask: Ask) -> Option<Event> {
-        let role = ask.role();
+    fn ask(&mut self, id: u64, to: Instance, ask: Ask) -> Option<Event> {
         let request = match ask.into_request(&self.memory) {
-            Err(fault) => return Some(Event::Reply { role, id, result: Err(fault) }),
+            Err(fault) => return Some(Event::Reply { helper: to, id, result: Err(fault) }),
             Ok(request) => request,
         };
-        let sender = self.helpers.get(&role).and_then(Helper::sender)?;
+        let sender = self.helpers.get(&to).and_then(Helper::sender)?;
         // ipc-channel asserts that shared memory can be mapped once more to put it into a message.
         let sent = catch_unwind(AssertUnwindSafe(|| sender.send(id, request)))
             .unwrap_or_else(|_| Sent::Unsent(NO_MEMORY.to_owned()));
         match sent {
             Sent::Whole => None,
             Sent::Dying(why) => {
-                log::info!("asking {role}: {why}");
+                log::info!("asking {to}: {why}");
                 None
             }
-            Sent::Unsent(why) => Some(Event::Unsent { role, id, fault: Fault::new("asking", role, why) }),
+            Sent::Unsent(why) => Some(Event::Unsent { helper: to, id, fault: Fault::new("asking", to, why) }),
         }
     }
 
-    fn kill_helper(&mut self, role: Role, why: &str) {
-        log::error!("{role} is killed: {why}");
-        if let Some(pid) = self.helpers.get(&role).and_then(Helper::killable) {
+    /// Ends a helper that nobody needs now. It has nothing to do and keeps nothing, so it is killed like any other.
+    fn dismiss(&mut self, instance: Instance) {
+        if let Some((helper, pid)) =
+            self.helpers.get_mut(&instance).and_then(|helper| helper.killable().map(|pid| (helper, pid)))
+        {
+            helper.dismiss();
+            kill(pid, nix::libc::SIGKILL, false);
+        }
+    }
+
+    fn kill_helper(&mut self, instance: Instance, why: &str) {
+        log::error!("{instance} is killed: {why}");
+        if let Some(pid) = self.helpers.get(&instance).and_then(Helper::killable) {
             kill(pid, nix::libc::SIGKILL, false);
         }
     }

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use crate::ids::Pid;
 use crate::supervisor::HelperRequest;
-use crate::wire::{self, Role};
+use crate::wire::{self, Instance, Role};
 
 /// Deaths in a row, without one answered request between them, after which a role is closed: what is asked of it is refused at
 /// once, and another helper is tried once in a while. What they died of may pass: memory may have been short.
@@ -100,7 +100,7 @@ impl Sent {
 /// One helper.
 pub struct Helper {
     /// Which.
-    pub role: Role,
+    pub instance: Instance,
     /// init's end of the socket on which it speaks, until it is not heard any more.
     pub voice: Option<OwnedFd>,
     /// Its process has been reaped, whose number may be somebody else's: it is not to be killed.
@@ -111,6 +111,10 @@ pub struct Helper {
     deaths: u32,
     /// Nobody can start another.
     is_last: bool,
+    /// It is to be started as soon as it may. The first of a role always is, another when the supervisor asks for it.
+    is_wanted: bool,
+    /// It was ended because it is not needed: its death counts for nothing.
+    is_dismissed: bool,
 }
 
 enum State {
@@ -120,7 +124,7 @@ enum State {
     Coming { pid: Pid, sender: Sender, until: Duration },
     /// It answers requests.
     Up { pid: Pid, sender: Sender, since: Duration },
-    /// It waits for its restart.
+    /// It waits for its restart, or until it is wanted.
     Down { until: Duration },
     /// It died too often, and is tried again then, if anybody can start it.
     Closed { until: Option<Duration> },
@@ -142,17 +146,34 @@ pub enum Change {
 }
 
 impl Helper {
-    /// A helper that is to be started now.
-    pub fn new(role: Role) -> Helper {
+    /// A helper that is to be started now, or when it is wanted.
+    pub fn new(instance: Instance) -> Helper {
         Helper {
-            role,
+            instance,
             voice: None,
             is_reaped: false,
             state: State::Down { until: Duration::ZERO },
             owed: 0,
             deaths: 0,
             is_last: false,
+            is_wanted: !instance.is_extra(),
+            is_dismissed: false,
         }
+    }
+
+    /// The supervisor needs it.
+    pub fn want(&mut self) {
+        self.is_wanted = true;
+    }
+
+    /// The supervisor does not need it any more, and it is killed.
+    pub fn dismiss(&mut self) {
+        self.is_dismissed = true;
+    }
+
+    /// Whether it was ended because it is not needed.
+    pub fn is_dismissed(&self) -> bool {
+        self.is_dismissed
     }
 
     /// The process that may still be killed: it has not been reaped.
@@ -199,7 +220,7 @@ impl Helper {
 
     /// The warden executed it.
     pub fn coming(&mut self, now: Duration, pid: Pid, sender: Sender) {
-        self.is_reaped = false;
+        (self.is_reaped, self.is_dismissed) = (false, false);
         self.state = State::Coming { pid, sender, until: now + START_TIMEOUT };
     }
 
@@ -260,7 +281,8 @@ impl Helper {
     /// When [`Helper::tick`] has something to do.
     pub fn deadline(&self) -> Option<Duration> {
         match &self.state {
-            State::Starting { until } | State::Coming { until, .. } | State::Down { until } => Some(*until),
+            State::Starting { until } | State::Coming { until, .. } => Some(*until),
+            State::Down { until } => self.is_wanted.then_some(*until),
             State::Closed { until } => *until,
             State::Up { .. } => None,
         }
@@ -272,6 +294,11 @@ impl Helper {
             return Change::None;
         }
         match &mut self.state {
+            // Whether it is needed the supervisor says again.
+            State::Closed { .. } if self.instance.is_extra() => {
+                self.state = State::Down { until: now };
+                Change::Gone
+            }
             State::Down { .. } | State::Closed { .. } => Change::Start,
             State::Starting { .. } => self.die(now),
             State::Coming { until, .. } => {
@@ -290,6 +317,11 @@ impl Helper {
             | State::Up { .. }
             | State::Down { .. }
             | State::Closed { .. } => {}
+        }
+        self.is_wanted = !self.instance.is_extra();
+        if std::mem::take(&mut self.is_dismissed) && !self.is_last {
+            self.state = State::Down { until: now };
+            return Change::Gone;
         }
         let pause = match self.deaths {
             0 => Duration::ZERO,
@@ -317,7 +349,7 @@ mod tests {
     }
 
     fn coming() -> Helper {
-        let mut helper = Helper::new(Role::Netd);
+        let mut helper = Helper::new(Instance::first(Role::Netd));
         assert_eq!(helper.tick(NOW), Change::Start);
         helper.starting(NOW);
         helper.coming(NOW, Pid(7), sender());
@@ -440,13 +472,70 @@ mod tests {
         assert_eq!(helper.reaped(now), Change::Closed, "nobody is there to start another");
     }
 
+    fn extra() -> Helper {
+        let mut helper = Helper::new(Instance::mountd(1).unwrap());
+        assert_eq!((helper.deadline(), helper.tick(NOW)), (None, Change::None), "nobody needs it");
+        helper.want();
+        assert_eq!(helper.tick(NOW), Change::Start);
+        helper.starting(NOW);
+        helper.coming(NOW, Pid(7), sender());
+        assert_eq!(helper.up(NOW), Some(Pid(7)));
+        helper
+    }
+
+    #[test]
+    fn one_that_runs_while_it_is_needed_is_not_started_by_itself() {
+        let mut helper = extra();
+        assert_eq!(helper.reaped(NOW), Change::Gone);
+        assert_eq!((helper.deadline(), helper.tick(NOW)), (None, Change::None));
+        helper.want();
+        assert_eq!(helper.tick(NOW), Change::Start, "the first restart is immediate");
+    }
+
+    #[test]
+    fn the_end_of_one_that_is_not_needed_is_no_death() {
+        let mut helper = extra();
+        for _ in 0..2 * DEATHS_MAX {
+            helper.dismiss();
+            assert!(helper.is_dismissed());
+            assert_eq!(helper.reaped(NOW), Change::Gone);
+            helper.want();
+            assert_eq!(helper.tick(NOW), Change::Start);
+            helper.starting(NOW);
+            helper.coming(NOW, Pid(7), sender());
+            assert!(!helper.is_dismissed());
+            assert_eq!(helper.up(NOW), Some(Pid(7)));
+        }
+    }
+
+    #[test]
+    fn one_that_dies_again_and_again_is_not_started_for_a_while_even_if_it_is_wanted() {
+        let mut helper = extra();
+        let mut now = NOW;
+        while helper.reaped(now) != Change::Closed {
+            helper.want();
+            now = helper.deadline().unwrap();
+            assert_eq!(helper.tick(now), Change::Start);
+            helper.starting(now);
+            helper.coming(now, Pid(7), sender());
+            assert_eq!(helper.up(now), Some(Pid(7)));
+        }
+        assert_eq!(helper.deadline(), Some(now + CLOSED));
+        assert_eq!(helper.tick(now + CLOSED), Change::Gone, "from now on it may be asked for again");
+        assert_eq!(helper.deadline(), None);
+        helper.want();
+        assert_eq!(helper.tick(now + CLOSED), Change::Start);
+        assert_eq!(helper.close(), Change::Closed, "without a warden nobody starts it");
+        assert_eq!(helper.deadline(), None);
+    }
+
     #[test]
     fn without_a_warden_the_next_death_is_the_last() {
         for mut helper in [coming(), up()] {
             assert_eq!(helper.close(), Change::None);
             assert_eq!(helper.reaped(NOW), Change::Closed);
         }
-        let mut down = Helper::new(Role::Execd);
+        let mut down = Helper::new(Instance::first(Role::Execd));
         assert_eq!(down.close(), Change::Closed);
     }
 }

@@ -113,7 +113,7 @@ mod tests {
     use crate::sys::fd::send_fds;
     use crate::wire::bootstrap::socket_pair;
     use crate::wire::packet::wrap;
-    use crate::wire::{Reply, netd};
+    use crate::wire::{Instance, Reply, netd};
 
     fn lie<T: std::fmt::Debug>(heard: Heard<T>) -> String {
         match heard {
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn the_warden_speaks_in_exact_packets() {
         let (inits, wardens) = socket_pair().unwrap();
-        let spawned = warden::Reply::Spawned { role: Role::Netd, pid: crate::ids::Pid(9) };
+        let spawned = warden::Reply::Spawned { helper: Instance::first(Role::Netd), pid: crate::ids::Pid(9) };
         let tell = |bytes: &[u8], fds: usize| {
             send_fds(&wardens, bytes, &vec![inits.as_fd(); fds]).unwrap();
             warden(&inits)
@@ -169,7 +169,7 @@ mod tests {
         for fds in [0, 1, 3, 12, 200] {
             lie(tell(&spawned.encode(), fds));
         }
-        lie(tell(&warden::Reply::Failed { role: Role::Netd }.encode(), 1));
+        lie(tell(&warden::Reply::Failed { helper: Instance::first(Role::Netd) }.encode(), 1));
         for bytes in [&[] as &[u8], &[0], &[0; REPLY_LEN - 1], &[0; REPLY_LEN + 1], &[0; 4096]] {
             lie(tell(bytes, 0));
         }

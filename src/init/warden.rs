@@ -28,7 +28,7 @@ use crate::wire::bootstrap::{
     FD_REQUESTS, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT, socket_pair,
 };
 use crate::wire::warden::{Reply, Request};
-use crate::wire::{Role, packet};
+use crate::wire::{Instance, Role, packet};
 
 /// Kept descriptors are moved up here, out of the way of the numbers that helpers inherit.
 const KEPT_FROM: RawFd = 64;
@@ -166,11 +166,11 @@ fn serve(policy: &Policy, kept: Kept, inbox: &OwnedFd, outbox: &OwnedFd) -> Resu
     let mut deaf = false;
     loop {
         match hear(inbox) {
-            Ok(Some(Request::Spawn(role))) => {
+            Ok(Some(Request::Spawn(helper))) => {
                 deaf = false;
-                if let Err(fault) = start_helper(role, &kept, outbox) {
+                if let Err(fault) = start_helper(helper, &kept, outbox) {
                     log::error!("{fault}");
-                    failed(role, outbox);
+                    failed(helper, outbox);
                 }
             }
             Ok(None) => return Ok(()),
@@ -203,18 +203,18 @@ fn hear(inbox: &OwnedFd) -> Result<Option<Request>, Fault> {
 }
 
 /// Says so. If it cannot, init has waited long enough once (helpers.rs), and asks again.
-fn failed(role: Role, outbox: &OwnedFd) {
-    if let Err(fault) = tell(outbox, &Reply::Failed { role }, &[]) {
+fn failed(helper: Instance, outbox: &OwnedFd) {
+    if let Err(fault) = tell(outbox, &Reply::Failed { helper }, &[]) {
         log::error!("{fault}");
     }
 }
 
 /// Starts one helper, and gives init its ends of the two sockets.
-fn start_helper(role: Role, kept: &Kept, outbox: &OwnedFd) -> Result<(), Fault> {
+fn start_helper(helper: Instance, kept: &Kept, outbox: &OwnedFd) -> Result<(), Fault> {
     let (inits_requests, requests) = socket_pair()?;
     let (inits_replies, replies) = socket_pair()?;
-    let pid = execute(role, kept, &up(requests)?, &up(replies)?)?;
-    tell(outbox, &Reply::Spawned { role, pid }, &[inits_requests, inits_replies])
+    let pid = execute(helper.role(), kept, &up(requests)?, &up(replies)?)?;
+    tell(outbox, &Reply::Spawned { helper, pid }, &[inits_requests, inits_replies])
 }
 
 fn tell(outbox: &OwnedFd, reply: &Reply, ends: &[OwnedFd]) -> Result<(), Fault> {

@@ -13,7 +13,7 @@ use crate::spec::{Container, Interface, Process, Route};
 use crate::wire::bootstrap::Adopter;
 use crate::wire::mountd::PodFiles;
 use crate::wire::netd::{Before, Network, PortMapping};
-use crate::wire::{Role, execd, mountd, netd, streamd};
+use crate::wire::{MOUNTDS, Role, execd, mountd, netd, streamd};
 
 /// One request to one helper. The edges (src/wire) say what each means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,9 @@ pub enum Ask {
         container: ContainerId,
         file: String,
     },
-    ReadOn,
+    ReadOn {
+        container: ContainerId,
+    },
     WriteFile {
         container: ContainerId,
         file: String,
@@ -150,7 +152,7 @@ impl Ask {
             | Ask::PinPod { .. }
             | Ask::PrepareContainer(_)
             | Ask::ReadFile { .. }
-            | Ask::ReadOn
+            | Ask::ReadOn { .. }
             | Ask::WriteFile { .. }
             | Ask::KillContainer { .. }
             | Ask::RemoveContainer { .. }
@@ -206,7 +208,7 @@ impl Ask {
                 Mountd(mountd::Request::PrepareContainer { container: Bulk::new(*container, memory)? })
             }
             Ask::ReadFile { container, file } => Mountd(mountd::Request::ReadFile { container, file }),
-            Ask::ReadOn => Mountd(mountd::Request::ReadOn),
+            Ask::ReadOn { .. } => Mountd(mountd::Request::ReadOn),
             Ask::WriteFile { container, file, data } => {
                 let data = Payload::new(&data.0, memory)?;
                 Mountd(mountd::Request::WriteFile { container, file, data })
@@ -247,6 +249,42 @@ impl Ask {
         })
     }
 
+    /// What it keeps its order with; none of what is not mountd's.
+    pub(super) fn lane(&self) -> Option<Lane> {
+        match self {
+            Ask::PrepareContainer(container) => Some(Lane::Container(container.id.clone())),
+            Ask::ReadFile { container, .. }
+            | Ask::ReadOn { container }
+            | Ask::WriteFile { container, .. }
+            | Ask::KillContainer { container }
+            | Ask::RemoveContainer { container } => Some(Lane::Container(container.clone())),
+            Ask::WakeUp | Ask::PreparePod(_) | Ask::PinPod { .. } | Ask::DestroyPod => Some(Lane::Pod),
+            Ask::Rescan | Ask::Online | Ask::Unplug { .. } => Some(Lane::Devices),
+            _ => None,
+        }
+    }
+
+    /// How many of the mountds it may be sent to, counted from the first. The last is for kills and the one before for what ends
+    /// something else, however many of the others are held up; and what may be sent to more of them comes first.
+    pub(super) fn mountds(&self) -> u8 {
+        match self {
+            Ask::KillContainer { .. } => MOUNTDS,
+            Ask::RemoveContainer { .. } | Ask::DestroyPod => MOUNTDS - 1,
+            _ => MOUNTDS - 2,
+        }
+    }
+
+    /// Whether its mountd keeps something of the container from then on, or does not any more.
+    pub(super) fn is_about_parts(&self) -> bool {
+        matches!(
+            self,
+            Ask::PrepareContainer(_)
+                | Ask::ReadFile { .. }
+                | Ask::ReadOn { .. }
+                | Ask::RemoveContainer { .. }
+        )
+    }
+
     /// Whether it makes a child of init.
     pub(super) fn starts(&self) -> bool {
         matches!(self, Ask::StartPod { .. } | Ask::StartProcess { .. } | Ask::StartInGuest { .. })
@@ -277,7 +315,7 @@ impl Ask {
             | Ask::PinPod { .. }
             | Ask::PrepareContainer(_)
             | Ask::ReadFile { .. }
-            | Ask::ReadOn
+            | Ask::ReadOn { .. }
             | Ask::WriteFile { .. }
             | Ask::StartPod { .. }
             | Ask::StartProcess { .. }
@@ -305,7 +343,7 @@ impl Ask {
     /// is not one to it.
     pub(super) fn answer(&self, reply: HelperReply) -> Option<Answer> {
         let prepares = matches!(self, Ask::PrepareContainer(_));
-        let reads = matches!(self, Ask::ReadFile { .. } | Ask::ReadOn);
+        let reads = matches!(self, Ask::ReadFile { .. } | Ask::ReadOn { .. });
         match (self.role(), reply) {
             (Role::Execd, HelperReply::Execd(execd::Reply::Started { pid })) if self.starts() => {
                 Some(Answer::Started(pid))
@@ -357,4 +395,15 @@ pub(super) enum Answer {
     Populating,
     /// A part of a file.
     Part { bytes: Bytes, last: bool },
+}
+
+/// Requests to mountd that keep their order, and that one mountd does at a time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lane {
+    /// Those about one container.
+    Container(ContainerId),
+    /// Those about the pod. The clock is set before the pod's files are made.
+    Pod,
+    /// Those about devices.
+    Devices,
 }

@@ -9,7 +9,7 @@ use crate::fault::Fault;
 use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId};
 use crate::spec::{self, CONTAINERS_MAX};
-use crate::wire::Role;
+use crate::wire::{Instance, Role};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -126,8 +126,7 @@ impl Supervisor {
             Pod::Running { .. } => return self.refuse(ticket, fault("it runs already")),
         }
         if !self.config.local {
-            // mountd does one thing after the other, so it is done before the pod's files are. A pod whose clock is wrong
-            // is better than none.
+            // It is done before the pod's files are (`Lane::Pod`). A pod whose clock is wrong is better than none.
             self.lines.ask_instead(Ask::WakeUp);
         }
         self.pod = Pod::Starting { ticket, spec: pod, init: None, step: None, fault: None };
@@ -469,7 +468,10 @@ impl Supervisor {
     pub(super) fn is_new_pid(&mut self, pid: Pid) -> bool {
         let taken = pid == self.config.warden || self.knows(pid);
         if taken {
-            self.kill_liar(Role::Execd, format!("it says that it has started {pid}, which runs already"));
+            self.kill_liar(
+                Instance::first(Role::Execd),
+                format!("it says that it has started {pid}, which runs already"),
+            );
         }
         !taken
     }

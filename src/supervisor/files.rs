@@ -9,13 +9,15 @@ use super::{Ask, Supervisor, Ticket};
 use crate::channel::Bytes;
 use crate::command::{Command, File, WriteFile};
 use crate::fault::Fault;
-use crate::wire::Role;
+use crate::ids::ContainerId;
+use crate::wire::Instance;
 use crate::wire::mountd::FILE_MAX;
 
 /// A file that mountd reads.
 #[derive(Debug)]
 pub(super) struct Reading {
     ticket: Ticket,
+    container: ContainerId,
     file: String,
     bytes: Vec<u8>,
 }
@@ -26,7 +28,12 @@ impl Supervisor {
         match self.running_container("reading in container", &container) {
             Gate::No(fault) => self.refuse(ticket, fault),
             Gate::Go(_) if self.has_room_for_a_file(ticket) => {
-                self.reading = Some(Reading { ticket, file: file.clone(), bytes: Vec::new() });
+                self.reading = Some(Reading {
+                    ticket,
+                    container: container.clone(),
+                    file: file.clone(),
+                    bytes: Vec::new(),
+                });
                 self.lines.ask(Ask::ReadFile { container, file }, Purpose::Read);
             }
             Gate::Go(_) | Gate::Wait => self.park(ticket, Command::ReadFile(File { container, file })),
@@ -38,18 +45,19 @@ impl Supervisor {
     }
 
     /// A part of the file came.
-    pub(super) fn read_on(&mut self, result: Result<Answer, Fault>) {
+    pub(super) fn read_on(&mut self, mountd: Instance, result: Result<Answer, Fault>) {
         let Some(mut reading) = self.reading.take() else { return };
         let result = match result {
             Ok(Answer::Part { bytes: Bytes(part), .. }) if reading.bytes.len() + part.len() > FILE_MAX => {
-                self.kill_liar(Role::Mountd, format!("it says that {:?} never ends", reading.file));
+                self.kill_liar(mountd, format!("it says that {:?} never ends", reading.file));
                 Err(Fault::new("reading", &reading.file, "mountd lied about it"))
             }
             Ok(Answer::Part { bytes: Bytes(part), last }) => {
                 reading.bytes.extend_from_slice(&part);
                 if !last {
+                    let ask = Ask::ReadOn { container: reading.container.clone() };
                     self.reading = Some(reading);
-                    return self.lines.ask(Ask::ReadOn, Purpose::Read);
+                    return self.lines.ask(ask, Purpose::Read);
                 }
                 Ok(std::mem::take(&mut reading.bytes))
             }

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::mem::discriminant;
 use std::time::Duration;
 
-use super::ask::{Answer, Ask, HelperReply, WORK};
+use super::ask::{Answer, Ask, HelperReply, Lane, WORK};
+use super::pool::Pool;
 use super::state::Purpose;
 use crate::fault::Fault;
 use crate::ids::Pid;
-use crate::wire::Role;
+use crate::wire::{Instance, Role};
 
 /// How many requests one helper may have in its socket. They fit it (channel.rs), so that init never waits to
 /// send.
@@ -21,11 +22,17 @@ const PROD: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Pending {
     id: u64,
-    ask: Ask,
+    pub(super) ask: Ask,
+    /// `ask.lane()`.
+    pub(super) lane: Option<Lane>,
     purpose: Purpose,
     tries: u32,
     /// When it was sent the last time.
     sent: Duration,
+    /// Since when it has waited for any mountd.
+    pub(super) waits: Option<Duration>,
+    /// It has had its turn, in vain: others come first.
+    pub(super) is_later: bool,
     /// A start that execd has taken from its socket: it has answered what was sent behind it.
     begun: bool,
 }
@@ -33,6 +40,8 @@ pub(super) struct Pending {
 /// What came of a request, and what it was for.
 #[derive(Debug)]
 pub(super) struct Outcome {
+    /// Who was asked the last time, or would have been.
+    pub(super) helper: Instance,
     /// What it was for.
     pub(super) purpose: Purpose,
     /// What came of it.
@@ -42,27 +51,32 @@ pub(super) struct Outcome {
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     #[default]
     Down,
+    /// One that runs only while it is needed is being started.
+    Starting,
     Up(Pid),
     Closed,
 }
 
 /// The way to one helper.
 #[derive(Debug, Default)]
-struct Line {
-    state: State,
+pub(super) struct Line {
+    pub(super) state: State,
     /// Only what was put first may be sent: the helper is not what it has to be yet.
     barred: bool,
-    queued: VecDeque<Pending>,
-    sent: VecDeque<Pending>,
+    /// Of a mountd: what is in a lane of which it has something to do. All else that is asked of mountd is in the pool.
+    pub(super) queued: VecDeque<Pending>,
+    pub(super) sent: VecDeque<Pending>,
     /// Since when it works on the oldest of `sent`.
     since: Duration,
-    /// When it answered the last time, or got something to do.
-    heard: Duration,
+    /// When it came up, answered the last time, or got something to do.
+    pub(super) heard: Duration,
+    /// It has not answered anything yet.
+    pub(super) is_new: bool,
     /// It is being killed; of a liar nothing is believed any more.
-    killed: bool,
+    pub(super) killed: bool,
     lied: bool,
 }
 
@@ -126,31 +140,54 @@ impl Line {
 /// The way to each helper.
 #[derive(Debug)]
 pub(super) struct Lines {
-    lines: BTreeMap<Role, Line>,
+    pub(super) lines: BTreeMap<Instance, Line>,
+    pub(super) pool: Pool,
     last: u64,
 }
 
 impl Lines {
     pub(super) fn new() -> Lines {
-        Lines { lines: Role::ALL.into_iter().map(|role| (role, Line::default())).collect(), last: 0 }
+        let lines = Instance::all().map(|helper| (helper, Line::default())).collect();
+        Lines { lines, pool: Pool::default(), last: 0 }
     }
 
-    fn line(&mut self, role: Role) -> &mut Line {
-        self.lines.entry(role).or_default()
+    pub(super) fn line(&mut self, helper: Instance) -> &mut Line {
+        self.lines.entry(helper).or_default()
+    }
+
+    fn first(&self, role: Role) -> Option<&Line> {
+        self.lines.get(&Instance::first(role))
+    }
+
+    /// Where a request waits.
+    fn queue(&mut self, pending: &Pending) -> &mut VecDeque<Pending> {
+        match (&pending.lane, pending.ask.role()) {
+            (Some(lane), _) => match self.holder(lane) {
+                Some(mountd) => &mut self.line(mountd).queued,
+                None => &mut self.pool.queued,
+            },
+            (None, role) => &mut self.line(Instance::first(role)).queued,
+        }
     }
 
     /// Puts a request at the end of its helper's queue.
     pub(super) fn ask(&mut self, ask: Ask, purpose: Purpose) {
         let pending = self.pending(ask, purpose);
-        self.line(pending.ask.role()).queued.push_back(pending);
+        self.queue(&pending).push_back(pending);
+    }
+
+    /// Puts a request that has been done in vain behind those that others may have.
+    pub(super) fn ask_later(&mut self, ask: Ask, purpose: Purpose) {
+        let pending = Pending { is_later: true, ..self.pending(ask, purpose) };
+        self.queue(&pending).push_back(pending);
     }
 
     /// Puts a request that nobody waits for at the end of its helper's queue. One like it that has not been sent yet is
     /// dropped: the later says all that it said. So a host that asks without end fills no queue.
     pub(super) fn ask_instead(&mut self, ask: Ask) {
         let pending = self.pending(ask, Purpose::Nothing);
-        let queued = &mut self.line(pending.ask.role()).queued;
         let kind = discriminant(&pending.ask);
+        let queued = self.queue(&pending);
         queued.retain(|old| old.purpose != Purpose::Nothing || discriminant(&old.ask) != kind);
         queued.push_back(pending);
     }
@@ -158,66 +195,82 @@ impl Lines {
     /// Puts a request before all others; a barred helper takes it too.
     pub(super) fn ask_first(&mut self, ask: Ask, purpose: Purpose) {
         let pending = self.pending(ask, purpose);
-        self.line(pending.ask.role()).queued.push_front(pending);
+        self.queue(&pending).push_front(pending);
     }
 
     fn pending(&mut self, ask: Ask, purpose: Purpose) -> Pending {
         self.last += 1;
-        Pending { id: self.last, ask, purpose, tries: 0, sent: Duration::ZERO, begun: false }
+        let lane = ask.lane();
+        let (tries, sent, waits, is_later, begun) = (0, Duration::ZERO, None, false, false);
+        Pending { id: self.last, ask, lane, purpose, tries, sent, waits, is_later, begun }
     }
 
-    /// What can be sent now, in order: (id, request).
-    pub(super) fn sendable(&mut self, now: Duration) -> Vec<(u64, Ask)> {
+    /// What can be sent now, in order: (id, to whom, request).
+    pub(super) fn sendable(&mut self, now: Duration) -> Vec<(u64, Instance, Ask)> {
+        self.deal(now);
         let mut sendable = Vec::new();
-        for line in self.lines.values_mut() {
+        for (&helper, line) in &mut self.lines {
             while let Some((id, ask)) = line.send(now) {
-                sendable.push((id, ask));
+                sendable.push((id, helper, ask));
             }
         }
         sendable
     }
 
-    /// What a closed helper leaves undone.
+    /// What a closed helper leaves undone. With the first mountd all are closed, but for what the others have to do.
     pub(super) fn hopeless(&mut self) -> Vec<Outcome> {
         let mut hopeless = Vec::new();
-        for (&role, line) in self.lines.iter_mut().filter(|(_, line)| line.state == State::Closed) {
-            let undone = line.sent.drain(..).chain(line.queued.drain(..));
-            let fault = || Fault::new("asking", role, "it died too often: it is closed");
-            hopeless.extend(undone.map(|pending| pending.fails(fault())));
+        for (&helper, line) in self.lines.iter_mut().filter(|(_, line)| line.state == State::Closed) {
+            let of_all = match helper == Instance::first(Role::Mountd) {
+                true => std::mem::take(&mut self.pool.queued),
+                false => VecDeque::new(),
+            };
+            let undone = line.sent.drain(..).chain(line.queued.drain(..)).chain(of_all);
+            let fault = || Fault::new("asking", helper.role(), "it died too often: it is closed");
+            hopeless.extend(undone.map(|pending| pending.fails(helper, fault())));
         }
         hopeless
     }
 
     /// Whether what is asked of the helper is refused at once.
     pub(super) fn is_closed(&self, role: Role) -> bool {
-        self.lines.get(&role).is_some_and(|line| line.state == State::Closed)
+        self.first(role).is_some_and(|line| line.state == State::Closed)
     }
 
     /// The helper runs. `barred`: until [`Lines::unbar`] it only gets what comes first.
-    pub(super) fn up(&mut self, role: Role, pid: Pid, barred: bool) {
-        let line = self.line(role);
+    pub(super) fn up(&mut self, now: Duration, helper: Instance, pid: Pid, barred: bool) {
+        let line = self.line(helper);
         (line.state, line.barred, line.killed, line.lied) = (State::Up(pid), barred, false, false);
+        (line.heard, line.is_new) = (now, true);
     }
 
     /// How many requests wait to be sent.
     #[cfg(test)]
     pub(super) fn waiting(&self, role: Role) -> usize {
-        self.lines.get(&role).map_or(0, |line| line.queued.len())
+        let pool = if role == Role::Mountd { self.pool.queued.len() } else { 0 };
+        let lines = self.lines.iter().filter(|(helper, _)| helper.role() == role);
+        pool + lines.map(|(_, line)| line.queued.len()).sum::<usize>()
     }
 
     /// The helper may have everything.
     pub(super) fn unbar(&mut self, role: Role) {
-        self.line(role).barred = false;
+        self.line(Instance::first(role)).barred = false;
     }
 
-    /// The helper is dead. Requests that may be repeated wait for its successor; the others fail.
-    pub(super) fn gone(&mut self, role: Role) -> Vec<Outcome> {
-        let line = self.line(role);
-        line.state = State::Down;
-        let died = || Fault::new("asking", role, "it died before it answered");
+    /// The helper is dead. Requests that may be repeated wait for its successor, or another mountd; the others fail.
+    pub(super) fn gone(&mut self, helper: Instance) -> Vec<Outcome> {
+        let failed = self.give_up(helper, "it died before it answered");
+        self.line(helper).state = State::Down;
+        failed
+    }
+
+    /// The helper is dead, or will be as soon as the kernel lets it. Who else can do what it had to do does it.
+    pub(super) fn give_up(&mut self, helper: Instance, why: &'static str) -> Vec<Outcome> {
+        let line = self.line(helper);
+        let died = || Fault::new("asking", helper.role(), why);
         let mut failed = Vec::new();
         // What a liar had come to nobody knows: what must not be done twice is not asked again.
-        let in_order = role != Role::Streamd && !line.lied;
+        let in_order = helper.role() != Role::Streamd && !line.lied;
         for (at, mut pending) in std::mem::take(&mut line.sent).into_iter().enumerate().rev() {
             if at > 0 && in_order {
                 // It had not come to this one: it works on one after the other. Of execd's starts the oldest
@@ -228,18 +281,25 @@ impl Lines {
             if pending.tries < pending.ask.tries() {
                 line.queued.push_front(pending);
             } else {
-                failed.push(pending.fails(died()));
+                failed.push(pending.fails(helper, died()));
             }
         }
         failed.reverse();
         // That is asked again by whoever sees the successor come up.
         line.queued.retain(|pending| !pending.purpose.comes_first());
+        if helper.role() == Role::Mountd {
+            let queued = std::mem::take(&mut line.queued);
+            self.pool.take_back(helper, queued);
+        }
         failed
     }
 
     /// The helper will not come back, or not for a while.
-    pub(super) fn closed(&mut self, role: Role) {
-        self.line(role).state = State::Closed;
+    pub(super) fn closed(&mut self, helper: Instance) -> Vec<Outcome> {
+        // What another mountd can do it does; without the first, `hopeless` says.
+        let failed = if helper.is_extra() { self.gone(helper) } else { Vec::new() };
+        self.line(helper).state = State::Closed;
+        failed
     }
 
     /// The outcome of the request of that number. The fault says why the helper is to be killed: its answer fits no
@@ -247,18 +307,18 @@ impl Lines {
     pub(super) fn answered(
         &mut self,
         now: Duration,
-        role: Role,
+        helper: Instance,
         id: u64,
         result: Result<HelperReply, Fault>,
     ) -> Result<Option<Outcome>, String> {
-        let line = self.line(role);
-        if line.lied {
+        let line = self.line(helper);
+        if line.lied || (line.killed && line.sent.is_empty()) {
             return Ok(None);
         }
         let at = line.sent.iter().position(|pending| pending.id == id);
         // streamd answers when the output has left, execd a start when it is ready; otherwise they answer in
         // order. A fault may also be our own: a request that could not be sent.
-        let waits = |pending: &Pending| role == Role::Streamd || pending.ask.starts();
+        let waits = |pending: &Pending| helper.role() == Role::Streamd || pending.ask.starts();
         let in_turn = |&at: &usize| result.is_err() || line.sent.iter().take(at).all(waits);
         let Some(at) = at.filter(in_turn) else {
             return Err(format!("it answered {id}, which is no request under way"));
@@ -267,7 +327,7 @@ impl Lines {
             line.sent.iter_mut().take(at).for_each(|pending| pending.begun = pending.ask.starts());
         }
         let Some(pending) = line.sent.remove(at) else { return Ok(None) };
-        line.heard = now;
+        (line.heard, line.is_new) = (now, false);
         if at == 0 {
             line.since = now;
         }
@@ -281,43 +341,46 @@ impl Lines {
                 }
             },
         };
-        Ok(Some(Outcome { purpose: pending.purpose, result, answered: pending.tries <= 1 }))
+        self.pool.note(helper, &pending, &result);
+        Ok(Some(Outcome { helper, purpose: pending.purpose, result, answered: pending.tries <= 1 }))
     }
 
-    /// Whether that request, which is under way, is one that must not be given up.
-    pub(super) fn is_kept(&self, role: Role, id: u64) -> bool {
-        let sent = self.lines.get(&role).into_iter().flat_map(|line| &line.sent);
-        sent.filter(|pending| pending.id == id).any(|pending| !pending.ask.may_fail())
+    /// Whether that request, which is under way, is one that must not be given up; or that helper keeps a file open for it.
+    pub(super) fn is_kept(&self, helper: Instance, id: u64) -> bool {
+        let sent = self.lines.get(&helper).into_iter().flat_map(|line| &line.sent);
+        sent.filter(|pending| pending.id == id)
+            .any(|pending| !pending.ask.may_fail() || matches!(pending.ask, Ask::ReadOn { .. }))
     }
 
     /// The helper is being killed; true if it was not yet.
-    pub(super) fn kill(&mut self, role: Role, lied: bool) -> bool {
-        let line = self.line(role);
+    pub(super) fn kill(&mut self, helper: Instance, lied: bool) -> bool {
+        let line = self.line(helper);
         line.lied |= lied;
         matches!(line.state, State::Up(_)) && !std::mem::replace(&mut line.killed, true)
     }
 
-    /// When the oldest request of a helper has taken too long, by role.
-    fn deadlines(&self) -> impl Iterator<Item = (Role, Duration)> + '_ {
-        self.lines.iter().filter_map(|(&role, line)| Some((role, line.deadline(role)?)))
+    /// When the oldest request of a helper has taken too long.
+    fn deadlines(&self) -> impl Iterator<Item = (Instance, Duration)> + '_ {
+        self.lines.iter().filter_map(|(&helper, line)| Some((helper, line.deadline(helper.role())?)))
     }
 
     /// The deadline that comes first.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let pings = self.lines.values().filter_map(Line::ping_at);
-        self.deadlines().map(|(_, deadline)| deadline).chain(pings).min()
+        let deadlines = self.deadlines().map(|(_, deadline)| deadline).chain(pings);
+        deadlines.chain(self.missing_at()).chain(self.idle_at()).min()
     }
 
     /// The helpers that hang.
-    pub(super) fn late(&self, now: Duration) -> Vec<Role> {
-        self.deadlines().filter(|&(_, deadline)| deadline <= now).map(|(role, _)| role).collect()
+    pub(super) fn late(&self, now: Duration) -> Vec<Instance> {
+        self.deadlines().filter(|&(_, deadline)| deadline <= now).map(|(helper, _)| helper).collect()
     }
 
     /// Asks for a sign of life where it is time to.
     pub(super) fn ping(&mut self, now: Duration) {
         for role in [Role::Execd, Role::Streamd] {
             let silent = |line: &Line| line.ping_at().is_some_and(|at| at <= now);
-            if self.lines.get(&role).is_some_and(silent) {
+            if self.first(role).is_some_and(silent) {
                 self.ask_first(Ask::Ping(role), Purpose::Ping);
             }
         }
@@ -330,17 +393,17 @@ impl Lines {
 
     /// Whether that process is that helper.
     pub(super) fn is_up(&self, role: Role, pid: Pid) -> bool {
-        self.lines.get(&role).is_some_and(|line| line.state == State::Up(pid))
+        self.first(role).is_some_and(|line| line.state == State::Up(pid))
     }
 
     /// Whether execd may be starting something that is not known yet.
     pub(super) fn starts_under_way(&self) -> bool {
-        self.lines.get(&Role::Execd).is_some_and(|line| line.sent.iter().any(|pending| pending.ask.starts()))
+        self.first(Role::Execd).is_some_and(|line| line.sent.iter().any(|pending| pending.ask.starts()))
     }
 }
 
 impl Pending {
-    fn fails(self, fault: Fault) -> Outcome {
-        Outcome { purpose: self.purpose, result: Err(fault), answered: false }
+    fn fails(self, helper: Instance, fault: Fault) -> Outcome {
+        Outcome { helper, purpose: self.purpose, result: Err(fault), answered: false }
     }
 }

@@ -7,6 +7,7 @@ mod ending;
 mod files;
 mod lines;
 mod network;
+mod pool;
 mod replies;
 mod state;
 mod steps;
@@ -22,8 +23,8 @@ use crate::command::Command;
 use crate::fault::Fault;
 use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal, StreamId};
-use crate::wire::Role;
 use crate::wire::mountd::NinePTransport;
+use crate::wire::{Instance, Role};
 use files::Reading;
 use lines::{Lines, Outcome};
 use network::Network;
@@ -64,18 +65,18 @@ pub enum Event {
     /// A helper takes requests, for the first time or again.
     HelperUp {
         /// Which.
-        role: Role,
+        helper: Instance,
         /// Its process: no process of the pod can have its number.
         pid: Pid,
     },
-    /// A helper died, or its channel did. Everything it had sent has been reported before.
-    HelperGone(Role),
+    /// A helper died, or could not be started. Everything it had sent has been reported before.
+    HelperGone(Instance),
     /// A helper crashed too often and will not come back.
-    HelperClosed(Role),
+    HelperClosed(Instance),
     /// A helper answered.
     Reply {
         /// Which.
-        role: Role,
+        helper: Instance,
         /// The request's number.
         id: u64,
         /// What came of it.
@@ -84,7 +85,7 @@ pub enum Event {
     /// A request could not be sent to a helper that lives: the kernel had no memory for it.
     Unsent {
         /// To whom.
-        role: Role,
+        helper: Instance,
         /// The request's number.
         id: u64,
         /// Why.
@@ -113,10 +114,12 @@ pub enum Action {
         /// Its payload.
         payload: Vec<u8>,
     },
-    /// Send a request to `ask.role()`.
+    /// Send a request.
     Ask {
         /// The number its reply will carry.
         id: u64,
+        /// To whom, of `ask.role()`.
+        to: Instance,
         /// What.
         ask: Ask,
     },
@@ -137,11 +140,21 @@ pub enum Action {
     /// End a helper that hangs or lies; `HelperGone` will follow.
     KillHelper {
         /// Which.
-        role: Role,
+        helper: Instance,
         /// Why, for the log.
         why: String,
         /// Nothing more that it says is to be heard.
         lied: bool,
+    },
+    /// Start a helper that runs only while it is needed.
+    StartHelper {
+        /// Which.
+        helper: Instance,
+    },
+    /// End a helper that is not needed any more; `HelperGone` will follow.
+    DismissHelper {
+        /// Which.
+        helper: Instance,
     },
     /// Everything is done and said: sync and power off.
     PowerOff,
@@ -231,18 +244,21 @@ impl Supervisor {
                 self.replies.forget();
             }
             Event::Command { message, size, command } => self.take_command(message, size, command),
-            Event::HelperUp { role, pid } => self.helper_up(role, pid),
-            Event::HelperGone(role) => {
-                let failed = self.lines.gone(role);
+            Event::HelperUp { helper, pid } => self.helper_up(helper, pid),
+            Event::HelperGone(helper) => {
+                let failed = self.lines.gone(helper);
                 failed.into_iter().for_each(|outcome| self.go_on(outcome));
             }
-            Event::HelperClosed(role) => self.lines.closed(role),
-            Event::Reply { role, id, result } => match self.lines.answered(now, role, id, result) {
+            Event::HelperClosed(helper) => {
+                let failed = self.lines.closed(helper);
+                failed.into_iter().for_each(|outcome| self.go_on(outcome));
+            }
+            Event::Reply { helper, id, result } => match self.lines.answered(now, helper, id, result) {
                 Ok(Some(outcome)) => self.go_on(outcome),
                 Ok(None) => {}
-                Err(why) => self.kill_liar(role, why),
+                Err(why) => self.kill_liar(helper, why),
             },
-            Event::Unsent { role, id, fault } => self.unsent_request(role, id, fault),
+            Event::Unsent { helper, id, fault } => self.unsent_request(helper, id, fault),
             Event::Exited { pid, status } => self.exited(pid, status),
             Event::ControlDrained => self.drained(),
             Event::Tick => self.tick(),
@@ -302,15 +318,20 @@ impl Supervisor {
         if !self.lines.starts_under_way() {
             self.strays.clear();
         }
-        for (id, ask) in self.lines.sendable(self.now) {
-            self.actions.push(Action::Ask { id, ask });
+        for (id, to, ask) in self.lines.sendable(self.now) {
+            self.actions.push(Action::Ask { id, to, ask });
         }
+        let missing = self.lines.missing(self.now);
+        self.actions.extend(missing.map(|helper| Action::StartHelper { helper }));
+        let idle = self.lines.idle(self.now);
+        self.actions.extend(idle.into_iter().map(|helper| Action::DismissHelper { helper }));
         for (message, payload) in self.replies.leave() {
             self.send(message, payload);
         }
     }
 
-    fn helper_up(&mut self, role: Role, pid: Pid) {
+    fn helper_up(&mut self, helper: Instance, pid: Pid) {
+        let role = helper.role();
         let pinned = matches!(self.pod, Pod::Running { .. } | Pod::Ending { init: Some(_), .. });
         // A process that was started outside the pod would be in the guest's own namespaces.
         let rejoins = role == Role::Execd && pinned;
@@ -318,7 +339,7 @@ impl Supervisor {
         // Until it has the processes' descriptors it would take the end of their streams for that of strangers.
         let resends = role == Role::Streamd && !self.streams.is_empty();
         let was_closed = self.lines.is_closed(role);
-        self.lines.up(role, pid, rejoins || adopts || resends);
+        self.lines.up(self.now, helper, pid, rejoins || adopts || resends);
         if role == Role::Netd && was_closed {
             // Of containers that ended meanwhile nobody could close the ports.
             self.ask_ports(Purpose::Nothing);
@@ -340,39 +361,44 @@ impl Supervisor {
         exist.map(|process| process.stdio).collect()
     }
 
-    fn kill_liar(&mut self, role: Role, why: String) {
-        if self.lines.kill(role, true) {
-            self.actions.push(Action::KillHelper { role, why, lied: true });
+    fn kill_liar(&mut self, helper: Instance, why: String) {
+        if self.lines.kill(helper, true) {
+            self.actions.push(Action::KillHelper { helper, why, lied: true });
         }
     }
 
-    fn kill_helper(&mut self, role: Role, why: String) {
-        if self.lines.kill(role, false) {
-            self.actions.push(Action::KillHelper { role, why, lied: false });
+    fn kill_helper(&mut self, helper: Instance, why: String) {
+        if self.lines.kill(helper, false) {
+            self.actions.push(Action::KillHelper { helper, why, lied: false });
         }
     }
 
-    /// What may fail does. What must not be given up is asked again of a successor, which gets all that was asked; nothing
+    /// What may fail does. What must not be given up (`Lines::is_kept`) is asked again of a successor, which gets all that was asked; nothing
     /// else would make a helper hear of it.
-    fn unsent_request(&mut self, role: Role, id: u64, fault: Fault) {
-        if !self.lines.is_kept(role, id) {
-            if let Ok(Some(outcome)) = self.lines.answered(self.now, role, id, Err(fault)) {
+    fn unsent_request(&mut self, helper: Instance, id: u64, fault: Fault) {
+        if !self.lines.is_kept(helper, id) {
+            if let Ok(Some(outcome)) = self.lines.answered(self.now, helper, id, Err(fault)) {
                 self.go_on(outcome);
             }
         } else {
-            self.kill_helper(role, fault.to_string());
+            self.kill_helper(helper, fault.to_string());
         }
     }
 
     fn tick(&mut self) {
         self.look_for_plugged();
         self.lines.ping(self.now);
-        for role in self.lines.late(self.now) {
-            let why = match role {
+        for helper in self.lines.late(self.now) {
+            let why = match helper.role() {
                 Role::Streamd => "it does not answer",
                 Role::Netd | Role::Mountd | Role::Execd => "it has been working on one request for too long",
             };
-            self.kill_helper(role, why.to_owned());
+            self.kill_helper(helper, why.to_owned());
+            if helper.role() == Role::Mountd {
+                // A disk may hold it in the kernel for ever, dead as it is.
+                let failed = self.lines.give_up(helper, "it took too long");
+                failed.into_iter().for_each(|outcome| self.go_on(outcome));
+            }
         }
     }
 
@@ -400,7 +426,7 @@ impl Supervisor {
     }
 
     /// An answer, or none: whoever asked goes on.
-    fn go_on(&mut self, Outcome { purpose, result, answered }: Outcome) {
+    fn go_on(&mut self, Outcome { helper, purpose, result, answered }: Outcome) {
         match purpose {
             Purpose::Pod(step) => self.pod_step(step, result, answered),
             Purpose::Container(id, step) => self.container_step(&id, step, result),
@@ -410,7 +436,7 @@ impl Supervisor {
                 self.resized(ticket, &container, &process, result);
             }
             Purpose::Rescanned(ticket, interface) => self.rescanned(ticket, *interface, result),
-            Purpose::Read => self.read_on(result),
+            Purpose::Read => self.read_on(helper, result),
             Purpose::KillLeft(container) => self.left_killed(&container, result),
             Purpose::Output(container, process) => self.output_left(&container, &process, result),
             Purpose::RemoveFiles(container) => self.files_removed(&container, result),
@@ -422,14 +448,14 @@ impl Supervisor {
             Purpose::Flush => self.flushed(result),
             Purpose::Rejoin => match result {
                 Ok(_) => self.lines.unbar(Role::Execd),
-                Err(fault) => self.kill_liar(Role::Execd, fault.to_string()),
+                Err(fault) => self.kill_liar(helper, fault.to_string()),
             },
             // That one is dead, and its successor's is another.
             Purpose::Resend(streamd) if !self.lines.is_up(Role::Streamd, streamd) => {}
             Purpose::Resend(_) => match result {
                 // It has some of them, and would take the end of the others for that of strangers.
                 Err(fault) if !self.lines.is_closed(Role::Execd) => {
-                    self.kill_helper(Role::Streamd, fault.to_string());
+                    self.kill_helper(Instance::first(Role::Streamd), fault.to_string());
                 }
                 // Nobody has them.
                 result => {

@@ -243,7 +243,7 @@ impl Supervisor {
             }
             Some(_) | None => {
                 let ask = Ask::PrepareContainer(container.clone());
-                self.lines.ask(ask, Purpose::Container(id.clone(), ContainerStep::Files));
+                self.lines.ask_later(ask, Purpose::Container(id.clone(), ContainerStep::Files));
             }
         }
     }

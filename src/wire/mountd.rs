@@ -50,8 +50,8 @@ pub enum Request {
         pid: Pid,
     },
     /// Build a container's mount namespace and keep it as `paths::container_mount_ns`. Undoes itself when it fails. It waits
-    /// for a disk and fills a new volume only for a moment, and has to be asked again then: the other containers have
-    /// requests too.
+    /// for a disk and fills a new volume only for a moment, and has to be asked again then: the host may have given it
+    /// up.
     PrepareContainer {
         /// What the host said of it.
         container: Bulk<Container>,

@@ -3,13 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Pid;
-use crate::wire::Role;
+use crate::wire::Instance;
 
 /// What init asks of the warden.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Start a helper, as init's child.
-    Spawn(Role),
+    Spawn(Instance),
 }
 
 /// What the warden answers, one SEQPACKET message each.
@@ -18,14 +18,14 @@ pub enum Reply {
     /// The helper was executed. init's ends of its channel come with it in `SCM_RIGHTS`: requests, replies.
     Spawned {
         /// Which.
-        role: Role,
+        helper: Instance,
         /// Its number; a child of init.
         pid: Pid,
     },
     /// It could not be started; the warden has logged why.
     Failed {
         /// Which.
-        role: Role,
+        helper: Instance,
     },
 }
 
@@ -41,24 +41,23 @@ impl Reply {
         }
     }
 
-    /// As it travels: the role, the number (big-endian), 0 for none.
+    /// As it travels: the helper's place, the number (big-endian), 0 for none.
     pub fn encode(&self) -> [u8; REPLY_LEN] {
-        let (role, pid) = match self {
-            Reply::Spawned { role, pid } => (*role, pid.0),
-            Reply::Failed { role } => (*role, 0),
+        let (helper, pid) = match self {
+            Reply::Spawned { helper, pid } => (*helper, pid.0),
+            Reply::Failed { helper } => (*helper, 0),
         };
-        let place = Role::ALL.iter().position(|&other| other == role).unwrap_or(Role::ALL.len());
         let [a, b, c, d] = pid.to_be_bytes();
-        [u8::try_from(place).unwrap_or(u8::MAX), a, b, c, d]
+        [helper.place(), a, b, c, d]
     }
 
     /// The message, if every byte of it has a meaning.
     pub fn decode(packet: &[u8]) -> Option<Reply> {
         let &[place, a, b, c, d] = packet else { return None };
-        let &role = Role::ALL.get(usize::from(place))?;
+        let helper = Instance::at(place)?;
         match i32::from_be_bytes([a, b, c, d]) {
-            0 => Some(Reply::Failed { role }),
-            pid if pid > 1 => Some(Reply::Spawned { role, pid: Pid(pid) }),
+            0 => Some(Reply::Failed { helper }),
+            pid if pid > 1 => Some(Reply::Spawned { helper, pid: Pid(pid) }),
             _ => None,
         }
     }
@@ -70,8 +69,8 @@ mod tests {
 
     #[test]
     fn every_byte_of_a_packet_has_a_meaning() {
-        for role in Role::ALL {
-            for reply in [Reply::Spawned { role, pid: Pid(i32::MAX) }, Reply::Failed { role }] {
+        for helper in Instance::all() {
+            for reply in [Reply::Spawned { helper, pid: Pid(i32::MAX) }, Reply::Failed { helper }] {
                 let packet = reply.encode();
                 assert_eq!(Reply::decode(&packet), Some(reply));
                 for end in 0..REPLY_LEN {
@@ -81,7 +80,7 @@ mod tests {
             }
         }
         for bad in
-            [[4, 0, 0, 0, 9], [255, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 255, 255, 255, 255], [0, 128, 0, 0, 0]]
+            [[13, 0, 0, 0, 9], [255, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 255, 255, 255, 255], [0, 128, 0, 0, 0]]
         {
             assert_eq!(Reply::decode(&bad), None, "{bad:?}");
         }

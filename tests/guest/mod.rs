@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test file uses its part
 
+pub mod beside;
 pub mod followed;
 pub mod image;
 #[path = "../support/limits.rs"]

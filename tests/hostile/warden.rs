@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use hyperinit::ids::Pid;
-use hyperinit::wire::Role;
 use hyperinit::wire::warden::Reply;
+use hyperinit::wire::{Instance, Role};
 use nix::sys::signal::{Signal, kill};
 
 use super::answers;
@@ -24,13 +24,14 @@ fn resume(place: Place) {
 
 #[test]
 fn a_lie_of_the_wardens_is_named_and_the_next_helper_comes_up() {
-    let spawned = |role, pid| Reply::Spawned { role, pid: Pid(pid) }.encode().to_vec();
+    let spawned =
+        |role, pid| Reply::Spawned { helper: Instance::first(role), pid: Pid(pid) }.encode().to_vec();
     let lies: [(&str, Vec<u8>, usize, &str); 11] = [
         ("empty", vec![], 0, "an empty packet"),
         ("short", vec![0, 0], 0, "a packet of 2 bytes"),
         ("long", vec![0; 6], 0, "a packet of 6 bytes"),
         ("longer", vec![0; 100_000], 0, "longer than any"),
-        ("another role", vec![9, 0, 0, 0, 9], 2, "none of its words"),
+        ("another role", vec![99, 0, 0, 0, 9], 2, "none of its words"),
         ("PID 1", vec![0, 0, 0, 0, 1], 2, "none of its words"),
         ("a negative number", vec![0, 255, 255, 255, 255], 2, "none of its words"),
         ("without sockets", spawned(Role::Netd, 3), 0, "0 descriptors"),
@@ -86,7 +87,7 @@ fn the_warden_cannot_have_another_process_taken_for_a_helper() {
             guest.wait_for_log(from, "execd is gone");
         }
         let files = files(2);
-        let packet = Reply::Spawned { role: name, pid: Pid(inside(pid)) }.encode();
+        let packet = Reply::Spawned { helper: Instance::first(name), pid: Pid(inside(pid)) }.encode();
         place.say(&packet, &[files[0].as_fd(), files[1].as_fd()]).unwrap();
         guest.wait_for_log(from, &format!("the warden lied: nobody asked for {name} as {}", inside(pid)));
         resume(place);
@@ -110,7 +111,7 @@ fn sockets_that_are_none_are_a_lie_and_the_helper_is_started_again() {
     guest.wait_for_log(from, "netd is gone");
     // A process that is init's child and nobody's: a helper of before would do, if there were one.
     let files = files(2);
-    let packet = Reply::Spawned { role: Role::Netd, pid: Pid(i32::MAX) }.encode();
+    let packet = Reply::Spawned { helper: Instance::first(Role::Netd), pid: Pid(i32::MAX) }.encode();
     place.say(&packet, &[files[0].as_fd(), files[1].as_fd()]).unwrap();
     guest.wait_for_log(from, "the warden lied: nobody asked for netd");
     resume(place);
@@ -128,7 +129,7 @@ fn a_warden_that_lies_without_end_is_not_heard_any_more() {
 /// Each is a word of its own, that nobody has asked for.
 #[test]
 fn a_warden_that_refuses_without_end_is_not_heard_any_more() {
-    lies_without_end(&Reply::Failed { role: Role::Netd }.encode());
+    lies_without_end(&Reply::Failed { helper: Instance::first(Role::Netd) }.encode());
 }
 
 fn lies_without_end(packet: &[u8]) {

@@ -67,9 +67,12 @@ impl<'a> Killer<'a> {
         if self.in_a_row[role] >= IN_A_ROW {
             self.have_answer(role);
         }
-        let Some(pid) = helper(self.guest, ROLES[role]).filter(|&pid| pid != self.last[role]) else {
+        let mut up = helpers(self.guest, ROLES[role]);
+        up.retain(|&pid| pid != self.last[role]);
+        if up.is_empty() {
             return false;
-        };
+        }
+        let pid = self.random.one_of(&up);
         let signal = self.random.one_of(&SIGNALS);
         self.last[role] = pid;
         self.in_a_row[role] += 1;
@@ -113,10 +116,16 @@ fn answered(reply: Result<Vec<u8>, CallError>) -> bool {
     }
 }
 
-/// The helper of that name, if it is up. A process that execd has just cloned has its name too, but is in the pod.
+/// The helper of that name, if it is up.
 pub fn helper(guest: &Guest, name: &str) -> Option<i32> {
-    let own = depth(*processes(guest, "init").first()?)?;
-    processes(guest, name).into_iter().find(|&pid| depth(pid) == Some(own))
+    helpers(guest, name).first().copied()
+}
+
+/// The helpers of that name; of mountd there may be several. A process that execd has just cloned has its name too, but is in
+/// the pod.
+fn helpers(guest: &Guest, name: &str) -> Vec<i32> {
+    let Some(own) = processes(guest, "init").first().and_then(|&init| depth(init)) else { return Vec::new() };
+    processes(guest, name).into_iter().filter(|&pid| depth(pid) == Some(own)).collect()
 }
 
 /// In how many PID namespaces a process is.

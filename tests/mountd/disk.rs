@@ -176,7 +176,7 @@ fn a_controller_that_refuses_to_look_keeps_none_from_looking() {
             Reply::NotYet { fault } => assert!(fault.to_string().contains("SCSI 3:1"), "{fault}"),
             other => panic!("{other:?}"),
         }
-        assert_eq!(fs::read_to_string(format!("{HOSTS}/host1/scan")).unwrap(), "- - -");
+        assert_eq!(fs::read_to_string(format!("{HOSTS}/host1/scan")).unwrap(), "0 3 1");
         let log = pod.mountd.log();
         assert!(log.contains("host0/scan") && log.contains("host2/scan"), "{log}");
     });

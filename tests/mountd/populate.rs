@@ -317,13 +317,51 @@ fn a_deep_image_is_refused() {
 
 /// Asks once, as init does each time.
 fn ask(pod: &mut Pod<'_>, container: &str, source: &str) -> Reply {
+    ask_of(&mut pod.mountd, container, source)
+}
+
+/// The same of another mountd than the pod's.
+fn ask_of(mountd: &mut Helper, container: &str, source: &str) -> Reply {
     let map = json!({"source": source, "path": "/data", "dockerVolume": true});
     let container = json!({
         "id": container, "image": "web", "rootfs": "rootfs", "process": {"args": ["/bin/true"]},
         "initialize": true, "fsmap": [map],
     });
     let container = serde_json::from_value(container).unwrap();
-    pod.mountd.ask(&Request::PrepareContainer { container: Bulk::Here(container) }).unwrap()
+    mountd.ask(&Request::PrepareContainer { container: Bulk::Here(container) }).unwrap()
+}
+
+/// Two containers that share a volume may be two mountds' work.
+#[test]
+fn one_mountd_at_a_time_fills_a_volume() {
+    guest(|guest| {
+        let root = image("web");
+        fs::create_dir(root.join("data")).unwrap();
+        const FILES: usize = 20_000;
+        (0..FILES).for_each(|number| fs::write(root.join(format!("data/{number}")), "").unwrap());
+        let share = Path::new(paths::LOCAL_SHARE);
+        let count = |volume: &str| names(share.join(volume).join("_data")).len();
+        let mut pod = Pod::start(guest);
+        for volume in ["first", "second"] {
+            fs::create_dir(share.join(volume)).unwrap();
+            let mut other = Helper::start(Role::Mountd, &[], None);
+            assert_eq!(ask_of(&mut other, "one", volume), Reply::Populating);
+            assert_eq!(ask(&mut pod, "two", volume), Reply::Populating);
+            if volume == "first" {
+                // Whoever waits has not touched what the other puts together.
+                while ask_of(&mut other, "one", volume) == Reply::Populating {
+                    assert_eq!(ask(&mut pod, "two", volume), Reply::Populating);
+                }
+                assert_eq!(count(volume), FILES);
+                pod.mountd(&Request::RemoveContainer { container: id("one") }).unwrap();
+            }
+            // Or it dies, and holds nothing any more.
+            drop(other);
+            while ask(&mut pod, "two", volume) == Reply::Populating {}
+            assert_eq!(count(volume), FILES);
+            assert_eq!(pod.mountd.log(), "");
+        }
+    });
 }
 
 #[test]

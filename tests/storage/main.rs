@@ -7,6 +7,7 @@ mod guest;
 mod images;
 mod servers;
 mod shares;
+mod waiting;
 
 use hyperinit::command::{Command, File, WriteFile};
 use serde_json::Value;

@@ -7,7 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::guest::PATIENCE;
+use super::guest::processes::children;
 
 /// A server that runs.
 pub struct Server {
@@ -43,6 +47,13 @@ impl Server {
             std::thread::sleep(Duration::from_millis(20));
         }
         server
+    }
+
+    /// Sends a signal to it, and to the processes that it has started.
+    pub fn signal(&self, signal: Signal) {
+        let server = self.child.id().cast_signed();
+        let all = children(server).into_iter().chain([server]);
+        all.for_each(|pid| kill(Pid::from_raw(pid), signal).unwrap());
     }
 
     /// What it has to say.

@@ -26,7 +26,7 @@ fn an_execd_that_cannot_enter_the_pod_is_killed() {
     world.comes_up(Role::Execd, 70);
     world.exec("c", "p", 3);
     world.fails(Role::Execd);
-    assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Execd, .. }]));
+    assert!(matches!(world.did().as_slice(), [Action::KillHelper { helper: EXECD, .. }]));
     world.dies(Role::Execd);
     world.comes_up(Role::Execd, 71);
     assert_eq!(world.asked(Role::Execd), ["join 1"]);
@@ -140,7 +140,7 @@ fn with_output_to_resend() -> World {
 fn a_streamd_that_dies_over_the_descriptors_has_not_given_them_to_the_next() {
     let mut world = with_output_to_resend();
     // What it was to be given is still under way.
-    world.feed(Event::HelperGone(Role::Streamd));
+    world.feed(Event::HelperGone(STREAMD));
     world.comes_up(Role::Streamd, 71);
     assert_eq!(world.asked(Role::Execd), ["resend", "resend"]);
     world.done(Role::Execd);
@@ -154,10 +154,7 @@ fn a_streamd_that_could_not_be_given_all_gives_way_to_one_that_can() {
     let mut world = with_output_to_resend();
     world.fails(Role::Execd);
     let did = world.did();
-    assert!(
-        matches!(did.as_slice(), [Action::KillHelper { role: Role::Streamd, lied: false, .. }]),
-        "{did:?}"
-    );
+    assert!(matches!(did.as_slice(), [Action::KillHelper { helper: STREAMD, lied: false, .. }]), "{did:?}");
     assert!(world.asked(Role::Streamd).is_empty());
     world.dies(Role::Streamd);
     world.comes_up(Role::Streamd, 71);
@@ -169,7 +166,7 @@ fn a_streamd_that_could_not_be_given_all_gives_way_to_one_that_can() {
 fn without_an_execd_the_ends_are_told_all_the_same() {
     let mut world = with_output_to_resend();
     world.dies(Role::Execd);
-    world.feed(Event::HelperClosed(Role::Execd));
+    world.feed(Event::HelperClosed(EXECD));
     assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
 }
 
@@ -211,7 +208,7 @@ fn a_new_streamd_does_not_wait_for_an_execd_that_is_no_more() {
     world.dies(Role::Streamd);
     world.comes_up(Role::Streamd, 70);
     assert!(world.asked(Role::Streamd).is_empty());
-    world.feed(Event::HelperClosed(Role::Execd));
+    world.feed(Event::HelperClosed(EXECD));
     assert_eq!(world.asked(Role::Streamd), ["finish 1"]);
 }
 
@@ -220,7 +217,7 @@ fn a_closed_role_answers_error_and_the_rest_goes_on() {
     let mut world = World::with_container();
     world.new_container("d", 3);
     world.asked.clear();
-    world.feed(Event::HelperClosed(Role::Mountd));
+    world.feed(Event::HelperClosed(MOUNTD));
     assert!(world.said().join("").contains("it died too often: it is closed"));
     world.exec("c", "p", 3);
     world.started(Pid(101));
@@ -235,10 +232,10 @@ fn a_closed_role_answers_error_and_the_rest_goes_on() {
 #[test]
 fn a_closed_role_that_comes_back_has_everything_asked_of_it() {
     let mut world = World::with_container();
-    world.feed(Event::HelperClosed(Role::Execd));
+    world.feed(Event::HelperClosed(EXECD));
     world.exec("c", "p", 3);
     assert!(world.said().join("").contains("it died too often: it is closed"));
-    world.feed(Event::HelperClosed(Role::Execd));
+    world.feed(Event::HelperClosed(EXECD));
     world.asked.clear();
     world.comes_up(Role::Execd, 70);
     world.exec("c", "q", 5);
@@ -264,7 +261,7 @@ fn a_helper_that_hangs_is_killed_and_what_waited_behind_it_has_its_own_time() {
     world.feed(Event::Tick);
     assert!(world.did().is_empty());
     world.wait();
-    assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Netd, .. }]));
+    assert!(matches!(world.did().as_slice(), [Action::KillHelper { helper: NETD, .. }]));
     assert_eq!(world.supervisor.next_deadline(), None, "once is enough");
 }
 
@@ -297,7 +294,7 @@ fn starts_are_answered_in_any_order_and_each_has_its_own_time() {
     world.exec("c", "t", 11);
     let t = world.asked.remove(1).0;
     world.reply(Role::Execd, t, started(105));
-    assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Execd, lied: true, .. }]));
+    assert!(matches!(world.did().as_slice(), [Action::KillHelper { helper: EXECD, lied: true, .. }]));
     world.reply(Role::Execd, start, started(104));
     assert!(!world.released.contains(&Pid(104)) && !world.released.contains(&Pid(105)));
 }
@@ -318,7 +315,7 @@ fn a_start_that_is_never_answered_ends_execd_though_others_are() {
     }
     world.now = until;
     world.feed(Event::Tick);
-    assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Execd, lied: false, .. }]));
+    assert!(matches!(world.did().as_slice(), [Action::KillHelper { helper: EXECD, lied: false, .. }]));
 }
 
 /// Sixteen starts that hang leave room for others as soon as execd has taken them from its socket.
@@ -352,7 +349,10 @@ fn starts_that_hang_keep_no_others_from_being_asked_for() {
 fn a_request_that_could_not_be_sent_fails_at_once_or_is_asked_of_a_successor() {
     let mut world = World::with_container();
     world.exec("c", "p", 3);
-    let unsent = |role, id| Event::Unsent { role, id, fault: Fault::new("asking", role, "no memory") };
+    let unsent = |role, id| {
+        let helper = Instance::first(role);
+        Event::Unsent { helper, id, fault: Fault::new("asking", role, "no memory") }
+    };
     let (id, _) = world.take(Role::Execd);
     world.feed(unsent(Role::Execd, id));
     assert!(world.said().join("").ends_with("asking execd: no memory"));
@@ -365,7 +365,7 @@ fn a_request_that_could_not_be_sent_fails_at_once_or_is_asked_of_a_successor() {
     world.exits(Pid(101), 1);
     let (id, _) = world.take(Role::Streamd);
     world.feed(unsent(Role::Streamd, id));
-    assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Streamd, lied: false, .. }]));
+    assert!(matches!(world.did().as_slice(), [Action::KillHelper { helper: STREAMD, lied: false, .. }]));
     world.dies(Role::Streamd);
     world.comes_up(Role::Streamd, 70);
     world.done(Role::Execd);
@@ -417,10 +417,7 @@ fn a_streamd_that_does_not_say_that_it_is_alive_is_killed() {
         world.wait();
         assert_eq!(world.asked(Role::Streamd)[before..], ["ping"], "{finished}");
         world.wait();
-        assert!(matches!(
-            world.did().as_slice(),
-            [Action::KillHelper { role: Role::Streamd, lied: false, .. }]
-        ));
+        assert!(matches!(world.did().as_slice(), [Action::KillHelper { helper: STREAMD, lied: false, .. }]));
         world.dies(Role::Streamd);
         world.comes_up(Role::Streamd, 70);
         world.done(Role::Execd);
@@ -480,7 +477,7 @@ fn nobody_is_started_twice() {
         let mut world = World::with_container();
         world.exec("c", "p", 3);
         world.started(taken);
-        assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Execd, .. }]), "{taken}");
+        assert!(matches!(world.did().as_slice(), [Action::KillHelper { helper: EXECD, .. }]), "{taken}");
         assert!(world.said().join("").starts_with("ERROR"), "{taken}");
     }
 }

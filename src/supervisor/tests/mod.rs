@@ -6,10 +6,12 @@ mod ends;
 mod files;
 mod helpers;
 mod limits;
+mod mountds;
 mod network;
 mod opening;
 mod walk;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
@@ -19,12 +21,18 @@ use crate::wire::{execd, mountd, netd, streamd};
 const GRACE: Duration = Duration::from_secs(3);
 const WARDEN: Pid = Pid(2);
 const POD_INIT: Pid = Pid(50);
+const NETD: Instance = Instance::first(Role::Netd);
+const MOUNTD: Instance = Instance::first(Role::Mountd);
+const EXECD: Instance = Instance::first(Role::Execd);
+const STREAMD: Instance = Instance::first(Role::Streamd);
 
 /// The guest, what it has asked and not been answered, and what it has said and done.
 struct World {
     supervisor: Supervisor,
     now: Duration,
     asked: Vec<(u64, Ask)>,
+    /// Of whom each of these was asked.
+    to: BTreeMap<u64, Instance>,
     said: Vec<(Message, String)>,
     did: Vec<Action>,
     released: Vec<Pid>,
@@ -45,13 +53,14 @@ impl World {
             supervisor: Supervisor::new(config),
             now: Duration::from_secs(1000),
             asked: Vec::new(),
+            to: BTreeMap::new(),
             said: Vec::new(),
             did: Vec::new(),
             released: Vec::new(),
             woken: 0,
         };
         for (role, pid) in Role::ALL.into_iter().zip(10..) {
-            world.feed(Event::HelperUp { role, pid: Pid(pid) });
+            world.feed(Event::HelperUp { helper: Instance::first(role), pid: Pid(pid) });
         }
         world.feed(Event::HostConnected);
         assert_eq!(world.said(), ["READY "]);
@@ -89,11 +98,15 @@ impl World {
     fn feed(&mut self, event: Event) {
         for action in self.supervisor.on_event(self.now, event) {
             match action {
-                Action::Ask { id, ask: Ask::WakeUp } => {
+                Action::Ask { id, to, ask: Ask::WakeUp } => {
                     self.woken += 1;
-                    self.reply(Role::Mountd, id, Ok(done(&Ask::WakeUp)));
+                    self.feed(Event::Reply { helper: to, id, result: Ok(done(&Ask::WakeUp)) });
                 }
-                Action::Ask { id, ask } => self.asked.push((id, ask)),
+                Action::Ask { id, to, ask } => {
+                    assert_eq!(to.role(), ask.role(), "{ask:?}");
+                    self.to.insert(id, to);
+                    self.asked.push((id, ask));
+                }
                 Action::Send { message, payload } => {
                     self.said.push((message, String::from_utf8_lossy(&payload).into_owned()));
                 }
@@ -137,14 +150,26 @@ impl World {
         self.asked.iter().filter(|(_, ask)| ask.role() == role).map(|(_, ask)| short(ask)).collect()
     }
 
+    /// The same with one mountd.
+    fn asked_of(&self, mountd: u8) -> Vec<String> {
+        let to = Instance::mountd(mountd);
+        self.asked
+            .iter()
+            .filter(|(id, _)| self.to.get(id).copied() == to)
+            .map(|(_, ask)| short(ask))
+            .collect()
+    }
+
     /// The oldest request to a helper.
     fn take(&mut self, role: Role) -> (u64, Ask) {
         let at = self.asked.iter().position(|(_, ask)| ask.role() == role);
         self.asked.remove(at.unwrap_or_else(|| panic!("{role} has nothing to do; {:?}", self.said)))
     }
 
+    /// Whoever was asked that answers; a number that nobody was asked is answered by the first of the role.
     fn reply(&mut self, role: Role, id: u64, result: Result<HelperReply, Fault>) {
-        self.feed(Event::Reply { role, id, result });
+        let helper = self.to.get(&id).copied().unwrap_or(Instance::first(role));
+        self.feed(Event::Reply { helper, id, result });
     }
 
     /// The helper did the oldest thing it was asked.
@@ -171,12 +196,16 @@ impl World {
     }
 
     fn dies(&mut self, role: Role) {
-        self.asked.retain(|(_, ask)| ask.role() != role);
-        self.feed(Event::HelperGone(role));
+        self.goes(Instance::first(role));
+    }
+
+    fn goes(&mut self, helper: Instance) {
+        self.asked.retain(|(id, _)| self.to.get(id) != Some(&helper));
+        self.feed(Event::HelperGone(helper));
     }
 
     fn comes_up(&mut self, role: Role, pid: i32) {
-        self.feed(Event::HelperUp { role, pid: Pid(pid) });
+        self.feed(Event::HelperUp { helper: Instance::first(role), pid: Pid(pid) });
     }
 
     /// Time passes until the next deadline.
@@ -249,7 +278,7 @@ fn short(ask: &Ask) -> String {
         Ask::PinPod { pid } => format!("pin {pid}"),
         Ask::PrepareContainer(container) => format!("prepare {}", container.id),
         Ask::ReadFile { container, file } => format!("read {container} {file}"),
-        Ask::ReadOn => "read on".to_owned(),
+        Ask::ReadOn { .. } => "read on".to_owned(),
         Ask::WriteFile { container, file, data } => format!("write {container} {file}: {data:?}"),
         Ask::KillContainer { container } => format!("kill {container}"),
         Ask::RemoveContainer { container } => format!("remove {container}"),

@@ -287,7 +287,7 @@ fn a_netd_that_dies_over_ports_is_asked_again() {
     assert!(world.said().is_empty());
     world.comes_up(Role::Netd, 70);
     assert_eq!(world.asked(Role::Netd), ["let in 8080>80/tcp"]);
-    world.feed(Event::HelperClosed(Role::Netd));
+    world.feed(Event::HelperClosed(NETD));
     assert_eq!(world.asked(Role::Mountd), ["kill c", "remove c"], "a closed netd opens nothing");
 }
 
@@ -354,7 +354,7 @@ fn an_interface_is_looked_for_on_the_bus_first() {
     assert!(world.said().join("").ends_with("it died before it answered"), "three deaths over it are enough");
     assert_eq!(world.asked(Role::Netd), ["add routes default"]);
     let (id, _) = world.take(Role::Netd);
-    world.feed(Event::Unsent { role: Role::Netd, id, fault: failure(Role::Netd) });
+    world.feed(Event::Unsent { helper: NETD, id, fault: failure(Role::Netd) });
     assert_eq!(world.said(), ["ERROR netd: doing it: no"], "what was not even sent is not repeated");
 }
 
@@ -368,8 +368,8 @@ fn a_step_of_a_pods_network_that_fails_again_is_taken_back() {
         let (id, _) = world.take(Role::Netd);
         let fault = failure(Role::Netd);
         world.feed(match sent {
-            true => Event::Reply { role: Role::Netd, id, result: Err(fault) },
-            false => Event::Unsent { role: Role::Netd, id, fault },
+            true => Event::Reply { helper: NETD, id, result: Err(fault) },
+            false => Event::Unsent { helper: NETD, id, fault },
         });
         is_undone(&mut world, false, Some("reset 1 interfaces, 0 routes, ports"));
         assert_eq!(world.said(), ["ERROR netd: doing it: no"]);
@@ -408,7 +408,7 @@ fn what_the_links_were_is_said_of_each() {
         let (id, _) = world.take(Role::Netd);
         let reply = netd::Reply::Set { before: vec![BEFORE; before] };
         world.reply(Role::Netd, id, Ok(HelperReply::Netd(reply)));
-        assert!(matches!(world.did().as_slice(), [Action::KillHelper { role: Role::Netd, lied: true, .. }]));
+        assert!(matches!(world.did().as_slice(), [Action::KillHelper { helper: NETD, lied: true, .. }]));
     }
 }
 
@@ -419,13 +419,13 @@ fn ports_that_nobody_could_close_are_closed_when_netd_is_tried_again() {
     world.comes_up(Role::Netd, 70);
     assert!(world.asked(Role::Netd).is_empty(), "the rules are the kernel's");
     world.dies(Role::Netd);
-    world.feed(Event::HelperClosed(Role::Netd));
+    world.feed(Event::HelperClosed(NETD));
     world.exits(Pid(100), 0);
     assert!(world.asked(Role::Netd).is_empty());
     world.comes_up(Role::Netd, 71);
     assert_eq!(world.asked(Role::Netd), ["let in"]);
     let mut world = World::with_pod();
-    world.feed(Event::HelperClosed(Role::Netd));
+    world.feed(Event::HelperClosed(NETD));
     world.comes_up(Role::Netd, 70);
     assert!(world.asked(Role::Netd).is_empty(), "without white lists there are none");
 }

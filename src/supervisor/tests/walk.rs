@@ -24,7 +24,9 @@ struct Walk {
     alive: BTreeSet<Pid>,
     next_pid: i32,
     next_stream: u64,
-    down: BTreeSet<Role>,
+    down: BTreeSet<Instance>,
+    /// The mountds that run beside the first.
+    extra: BTreeSet<Instance>,
     commands: usize,
     replies: usize,
     starts: usize,
@@ -40,6 +42,7 @@ impl Walk {
             next_pid: 1000,
             next_stream: 1,
             down: BTreeSet::new(),
+            extra: BTreeSet::new(),
             commands: 0,
             replies: 0,
             starts: 0,
@@ -104,12 +107,15 @@ impl Walk {
         else {
             return;
         };
+        if role == Role::Mountd {
+            self.choose_mountd();
+        }
         if self.dice.roll(20) == 0 {
             return self.world.fails(role);
         }
         let oldest = self.world.asked.iter().find(|(_, ask)| ask.role() == role);
         match oldest {
-            Some((_, Ask::ReadFile { .. } | Ask::ReadOn)) => {
+            Some((_, Ask::ReadFile { .. } | Ask::ReadOn { .. })) => {
                 let last = self.dice.roll(3) == 0;
                 return self.world.part(b"part", last);
             }
@@ -131,18 +137,43 @@ impl Walk {
         self.world.started(pid);
     }
 
+    /// Any of the mountds is the next to answer: the oldest that it was asked comes first.
+    fn choose_mountd(&mut self) {
+        let mut seen = BTreeSet::new();
+        let asked = self.world.asked.iter().enumerate().filter(|(_, (_, ask))| ask.role() == Role::Mountd);
+        let oldest: Vec<usize> =
+            asked.filter(|(_, (id, _))| seen.insert(self.world.to[id])).map(|(at, _)| at).collect();
+        let nth = usize::try_from(self.dice.roll(oldest.len() as u64)).unwrap();
+        let chosen = self.world.asked.remove(oldest[nth]);
+        self.world.asked.insert(0, chosen);
+    }
+
     fn die(&mut self) {
-        let role = Role::ALL[usize::try_from(self.dice.roll(4)).unwrap()];
-        if self.down.insert(role) {
-            self.world.dies(role);
+        let first = Role::ALL.into_iter().map(Instance::first);
+        let alive: Vec<_> = first.chain(self.extra.iter().copied()).collect();
+        let nth = usize::try_from(self.dice.roll(alive.len() as u64)).unwrap();
+        self.end(alive[nth]);
+    }
+
+    /// The first of a role has a successor; another one is started when it is asked for.
+    fn end(&mut self, helper: Instance) {
+        if self.extra.remove(&helper) || (!helper.is_extra() && self.down.insert(helper)) {
+            self.world.goes(helper);
         }
     }
 
     fn come_up(&mut self) {
-        if let Some(role) = self.down.pop_first() {
-            self.next_pid += 1;
-            self.world.comes_up(role, self.next_pid);
+        let Some(helper) = self.down.pop_first() else { return };
+        if helper.is_extra() && self.dice.roll(8) == 0 {
+            let closed = self.dice.roll(2) == 0;
+            self.world.feed(if closed { Event::HelperClosed(helper) } else { Event::HelperGone(helper) });
+            return;
         }
+        self.next_pid += 1;
+        if helper.is_extra() {
+            self.extra.insert(helper);
+        }
+        self.world.feed(Event::HelperUp { helper, pid: Pid(self.next_pid) });
     }
 
     /// Somebody exits, of his own will or killed.
@@ -158,10 +189,14 @@ impl Walk {
     fn settle(&mut self) {
         for action in self.world.did() {
             match action {
-                Action::KillHelper { role, .. } => {
-                    if self.down.insert(role) {
-                        self.world.dies(role);
-                    }
+                // What hangs in the kernel dies later, or never.
+                Action::KillHelper { helper, .. } if helper.is_extra() && self.dice.roll(4) == 0 => {
+                    self.world.asked.retain(|(id, _)| self.world.to.get(id) != Some(&helper));
+                }
+                Action::KillHelper { helper, .. } | Action::DismissHelper { helper } => self.end(helper),
+                Action::StartHelper { helper } => {
+                    assert!(helper.is_extra() && !self.extra.contains(&helper), "{helper} runs");
+                    assert!(self.down.insert(helper), "{helper} is being started");
                 }
                 Action::Kill { pid, .. } => assert!(pid.0 >= 50, "{pid} is none of the pod's"),
                 Action::PowerOff | Action::Send { .. } | Action::Ask { .. } | Action::Release { .. } => {}

@@ -1,0 +1,92 @@
+//! Nobody waits for another container's disk, server or share: a disk that never comes, an NFS server that stops, a share whose
+//! host stops.
+
+use std::fs;
+
+use hyperinit::client::CallError;
+use hyperinit::command::Command;
+use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+use serde_json::json;
+
+use super::guest::beside::{Beside, begin, is_held_up, kill};
+use super::guest::{Guest, Kind, PATIENCE, make_rootfs, parse, scratch};
+use super::{images, servers};
+
+const MEMORY: u32 = 512;
+
+#[test]
+fn nobody_waits_for_anothers_disk_server_or_share() {
+    let directory = scratch();
+    let at = |name: &str| directory.join(name);
+    make_rootfs(&at("share/image/rootfs"));
+    make_rootfs(&at("root/rootfs"));
+    fs::create_dir(at("export")).unwrap();
+    let disk = images::ext4(&at("root.img"), 64, Some(&at("root")));
+    let (virtiofsd, virtiofs) = servers::virtiofs(&directory, &at("share"), "by-virtiofs", MEMORY);
+    let (nfs, netdev) = servers::nfs(&directory, &at("export"));
+    let words = format!("{virtiofs} -device virtio-scsi-pci,id=scsi0");
+    let disk = disk.display().to_string();
+    let options = ["--net", &netdev, "--disk", &disk, "--qemu", &words];
+    let guest = Guest::boot_up(Kind::Vm, "hyper_modules", &options);
+    let addresses = [json!({"ipAddress": "10.0.2.15", "netMask": "255.255.255.0"})];
+    let pod = json!({
+        "hostname": "pod-1", "shareDir": "by-virtiofs",
+        "interfaces": [{"device": "eth0", "ipAddresses": addresses}],
+    });
+    guest.call(Command::StartPod(Box::new(parse(pod))));
+    // What is beside has a root on a disk, and nothing of the share.
+    let on_disk = json!({"image": "vda", "fstype": "ext4", "rootfs": "rootfs"});
+    let mut calm = Beside::default();
+    calm.live(&guest, 3, &on_disk);
+    calm.done("nothing");
+
+    a_disk_that_never_comes(&guest, &on_disk);
+
+    let volume = json!({"device": "10.0.2.100:/data", "fstype": "nfs", "mount": "/data"});
+    let with_nfs = json!({"image": "vda", "fstype": "ext4", "rootfs": "rootfs", "volumes": [volume]});
+    held_up(&guest, &nfs, &with_nfs, &on_disk, "an NFS server that stops");
+    held_up(&guest, &virtiofsd, &json!({}), &on_disk, "a share whose host stops");
+    guest.call(Command::DestroyPod);
+    assert!(guest.wait_for_end().success());
+    fs::remove_dir_all(directory).unwrap();
+}
+
+/// Each is waited for for two seconds; here there are always some.
+fn a_disk_that_never_comes(guest: &Guest, on_disk: &serde_json::Value) {
+    let slow: Vec<_> = (0..20)
+        .map(|number| {
+            let root = json!({"image": "sda", "addr": format!("{number}:1"), "fstype": "ext4"});
+            begin(guest, &format!("slow{number}"), &root)
+        })
+        .collect();
+    let mut beside = Beside::default();
+    beside.live(guest, 3, on_disk);
+    for slow in slow {
+        match slow.wait(PATIENCE) {
+            Err(CallError::Refused(text)) => assert!(text.contains("waiting for the disk SCSI"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    beside.done("disks that never come");
+}
+
+/// A container for which a server has to answer that has stopped, and others beside it.
+fn held_up(
+    guest: &Guest,
+    server: &servers::Server,
+    slow: &serde_json::Value,
+    on_disk: &serde_json::Value,
+    what: &str,
+) {
+    server.signal(SIGSTOP);
+    let slow = begin(guest, "slow", slow);
+    let mut beside = Beside::default();
+    beside.live(guest, 3, on_disk);
+    assert!(is_held_up(&slow));
+    server.signal(SIGCONT);
+    slow.wait(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", guest.log()));
+    beside.done(what);
+    guest.call(kill("slow"));
+    guest.client().finished(&super::container_id("slow"), &parse(json!("init")), PATIENCE).unwrap();
+    guest.remove("slow");
+}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
 use hyperinit::fault::{Fault, OrFault};
-use hyperinit::wire::mountd::NINE_P;
+use hyperinit::wire::mountd::{NinePTransport, ShareCache, nine_p_options};
 
 use super::super::cli::Bench;
 use super::super::guest::SHARE_TAG;
@@ -85,7 +85,9 @@ pub(super) fn measure(
     let (control, mut stream) = connect(directory)?;
     let mut lines = Lines { control: BufReader::new(control) };
     lines.ask("ping")?;
-    lines.ask(&format!("mount {SHARE_TAG} trans=virtio,{NINE_P}"))?;
+    // As a guest mounts it that is not told otherwise.
+    let mount = nine_p_options(NinePTransport::Virtio, ShareCache::Coherent);
+    lines.ask(&format!("mount {SHARE_TAG} {mount}"))?;
     let root = if options.local { rootfs.display().to_string() } else { SHARE.to_owned() };
     let program = format!("{root}{} {}", PROGRAM[0], PROGRAM[1]);
     let first_exec = nanoseconds(&lines.ask(&format!("exec 1 {program}"))?)?;

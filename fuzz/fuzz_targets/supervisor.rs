@@ -11,7 +11,7 @@ use hyperinit::fault::Fault;
 use hyperinit::frame::Message;
 use hyperinit::ids::Pid;
 use hyperinit::supervisor::{Action, Ask, Config, Event, HelperReply, Supervisor};
-use hyperinit::wire::mountd::NinePTransport;
+use hyperinit::wire::mountd::{NinePTransport, ShareCache};
 use hyperinit::wire::{Instance, Role, execd, mountd, netd, streamd};
 use hyperinit_fuzz::{Choices, measure};
 use libfuzzer_sys::fuzz_target;
@@ -62,6 +62,8 @@ impl World {
         let config = Config {
             local: false,
             nine_p: NinePTransport::Virtio,
+            share_cache: ShareCache::Loose,
+            share_is_late: true,
             debug_door: false,
             grace: Duration::from_secs(3),
             warden: WARDEN,

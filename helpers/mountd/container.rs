@@ -37,6 +37,8 @@ const NOSUID: u64 = nix::libc::MOUNT_ATTR_NOSUID;
 const NODEV: u64 = nix::libc::MOUNT_ATTR_NODEV;
 const NOEXEC: u64 = nix::libc::MOUNT_ATTR_NOEXEC;
 const RDONLY: u64 = nix::libc::MOUNT_ATTR_RDONLY;
+/// Of the guest's /dev/null where it hides something. Read-only, or a container's root could change its mode; it can be written to.
+pub const COVER: u64 = RDONLY | NOSUID | NOEXEC;
 
 /// Where a root filesystem comes from.
 #[derive(Debug, PartialEq, Eq)]
@@ -332,7 +334,6 @@ struct Covers<'a> {
 }
 
 impl Covers<'_> {
-    /// Read-only, or a container's root could change the mode of the guest's own /dev/null.
     fn hide(&mut self, target: &OwnedFd, path: &str) -> Result<(), Fault> {
         let is_directory = kind(&fstat(target).fault("looking at", path)?) == SFlag::S_IFDIR;
         let cover = match (&self.directory, is_directory) {
@@ -341,7 +342,7 @@ impl Covers<'_> {
             (_, false) => clone_tree(null(self.home)?, false),
         }
         .fault("making a cover for", path)?;
-        set_attributes(&cover, RDONLY | NOSUID | NOEXEC | if is_directory { NODEV } else { 0 }, false)
+        set_attributes(&cover, if is_directory { COVER | NODEV } else { COVER }, false)
             .fault("setting up a cover for", path)?;
         move_mount(&cover, target).fault("hiding", path)?;
         if is_directory {
@@ -352,7 +353,7 @@ impl Covers<'_> {
 }
 
 /// /dev/null of the namespace mountd is in now, the device that was checked at the start.
-fn null(home: &Home) -> Result<OwnedFd, Fault> {
+pub fn null(home: &Home) -> Result<OwnedFd, Fault> {
     let null = open("/dev/null", OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
         .fault("opening", "/dev/null")?;
     let looks =

@@ -3,22 +3,25 @@
 //! What is at the path is looked at before it is opened (O_PATH opens nothing), and then opened itself, whatever is at the
 //! path by then: no FIFO, no device and no directory is ever opened.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use hyperinit::channel::Bytes;
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::ContainerId;
+use hyperinit::sys::mount::{Resolve, openat2};
 use hyperinit::wire::mountd::{FILE_MAX, PART_MAX, Reply};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, RenameFlags, open, readlinkat, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
-use nix::unistd::{ftruncate, read, write};
+use nix::unistd::{UnlinkatFlags, ftruncate, read, unlinkat, write};
 
-use super::tree::{Home, Reach, fault, kind, resolve};
+use super::tree::{Home, Reach, fault, kind, libc_flags, resolve};
 
 /// Some of procfs's files wait for what they have to say.
 const FLAGS: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY);
+/// Beside a file that is replaced.
+const SCRATCH: &str = ".hyperinit-written";
 
 /// A file that init has not read to its end.
 pub struct Reading {
@@ -76,10 +79,12 @@ pub fn write_file(home: &Home, container: &ContainerId, path: &str, data: &[u8])
         // A link does not lead it to a setting of the kernel's.
         let (reach, at) = (Reach::Volumes(home), Path::new(path));
         let file = match reach.open(root()?, at, OFlag::O_PATH) {
-            Ok(file) => {
-                regular(&file, path)?;
-                home.reopen(&file, OFlag::O_WRONLY | OFlag::O_TRUNC | FLAGS).fault("opening", path)?
-            }
+            Ok(file) => match open_to_write(home, &file, path) {
+                Err(fault) if fault.errno == Some(Errno::ENOENT as i32) => {
+                    return replace(home, &file, path, data);
+                }
+                result => result?,
+            },
             Err(Errno::ENOENT) => {
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | FLAGS;
                 let file =
@@ -93,6 +98,42 @@ pub fn write_file(home: &Home, container: &ContainerId, path: &str, data: &[u8])
         };
         write_all(&file, data).fault("writing", path)
     })
+}
+
+fn open_to_write(home: &Home, file: &OwnedFd, path: &str) -> Result<OwnedFd, Fault> {
+    regular(file, path)?;
+    home.reopen(file, OFlag::O_WRONLY | OFlag::O_TRUNC | FLAGS).fault("opening", path)
+}
+
+/// Writes a file that the share's host has removed while the guest's kernel knows it, because somebody has it open or because of
+/// `hyper_share_cache=loose`. The kernel makes no other of that name; but it lets one be moved there.
+fn replace(home: &Home, gone: &OwnedFd, path: &str, data: &[u8]) -> Result<(), Fault> {
+    // Links of `path` have been followed.
+    let place = readlinkat(&home.proc, format!("self/fd/{}", gone.as_raw_fd()).as_str());
+    let place = place.fault("looking up", path)?;
+    let (Some(directory), Some(name)) = (Path::new(&place).parent(), Path::new(&place).file_name()) else {
+        return Err(Fault::errno("opening", path, Errno::ENOENT));
+    };
+    let reach = Reach::Volumes(home);
+    let directory = reach.open(root()?, directory, OFlag::O_PATH | OFlag::O_DIRECTORY);
+    let directory = directory.fault("opening the directory of", path)?;
+    match unlinkat(&directory, SCRATCH, UnlinkatFlags::NoRemoveDir) {
+        // That of a mountd that died.
+        Ok(()) | Err(Errno::ENOENT) => {}
+        Err(errno) => return Err(Fault::errno("making", path, errno)),
+    }
+    let flags = libc_flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW);
+    let file =
+        openat2(&directory, Path::new(SCRATCH), flags, 0o644, Resolve::NoLinks).fault("making", path)?;
+    let written = write_all(&file, data).fault("writing", path);
+    let moved = written.and_then(|()| {
+        renameat2(&directory, SCRATCH, &directory, name, RenameFlags::empty()).fault("making", path)
+    });
+    if moved.is_err() {
+        // The first fault says it.
+        let _ = unlinkat(&directory, SCRATCH, UnlinkatFlags::NoRemoveDir);
+    }
+    moved
 }
 
 fn write_all(file: &OwnedFd, mut data: &[u8]) -> Result<(), Errno> {

@@ -13,6 +13,7 @@ mod layer;
 mod pod;
 mod populate;
 mod scratch;
+mod share;
 mod sysctl;
 mod tree;
 mod unplug;
@@ -98,6 +99,7 @@ impl Mountd {
                 self.reading.take_if(|reading| reading.container == container);
                 container::remove(&container)?;
             }
+            Request::SyncShare => share::sync()?,
             Request::DestroyPod => {
                 self.populations.forget_all();
                 self.reading = None;

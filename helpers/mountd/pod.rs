@@ -9,15 +9,14 @@ use std::path::Path;
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::{ContainerId, Pid};
 use hyperinit::paths;
-use hyperinit::wire::mountd::{NINE_P, NinePTransport, PodFiles, Share};
+use hyperinit::wire::mountd::PodFiles;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::share;
+
 /// The namespaces of the pod init that are kept; `mnt` is the template of every container's.
 const NAMESPACES: [&str; 4] = ["ipc", "mnt", "pid", "uts"];
-
-/// Where the kernel has 9p devices, each a directory with a file `mount_tag`.
-const NINE_P_DEVICES: &str = "/sys/bus/virtio/drivers/9pnet_virtio";
 
 /// How long resolv.conf may be, in bytes: every container has a copy, in memory.
 const RESOLV_CONF_MAX: usize = 64 << 10;
@@ -67,43 +66,7 @@ fn lay_out(pod: &PodFiles, resolv_conf: Option<String>) -> Result<(), Fault> {
     }
     write(paths::POD_HOSTNAME, &format!("{}\n", pod.hostname))?;
     write(paths::POD_HOSTS, &hosts(pod))?;
-    match &pod.share {
-        None => Ok(()),
-        Some(Share::NineP { tag, transport }) => mount_share(tag, *transport),
-        // With what is mounted below it: hyperctl run -v.
-        Some(Share::Local) => mount(
-            Some(paths::LOCAL_SHARE),
-            paths::SHARE,
-            None::<&str>,
-            MsFlags::MS_BIND | MsFlags::MS_REC,
-            None::<&str>,
-        )
-        .fault("binding", paths::LOCAL_SHARE),
-    }
-}
-
-/// Mounts what the guest's devices offer by that tag: 9p on virtio, which says so, or else virtiofs, which does not
-/// before Linux 6.9.
-fn mount_share(tag: &str, transport: NinePTransport) -> Result<(), Fault> {
-    let mount = |kind: &str, options: Option<&str>| {
-        mount(Some(tag), paths::SHARE, Some(kind), MsFlags::MS_NODEV, options)
-    };
-    if transport == NinePTransport::Xen || nine_p_tags().iter().any(|offered| offered == tag) {
-        let options = format!("trans={},{NINE_P}", transport.name());
-        return mount("9p", Some(&options)).fault("mounting the share", tag);
-    }
-    mount("virtiofs", None).map_err(|errno| {
-        let why = format!("no 9p device offers it, and as virtiofs: {}", errno.desc());
-        Fault { errno: Some(errno as i32), ..Fault::new("mounting the share", tag, why) }
-    })
-}
-
-/// The mount tags of the guest's 9p devices on virtio.
-fn nine_p_tags() -> Vec<String> {
-    let Ok(devices) = fs::read_dir(NINE_P_DEVICES) else { return Vec::new() };
-    let tags =
-        devices.flatten().filter_map(|device| fs::read_to_string(device.path().join("mount_tag")).ok());
-    tags.map(|tag| tag.trim_end_matches(['\0', '\n']).to_owned()).collect()
+    pod.share.as_ref().map_or(Ok(()), share::mount)
 }
 
 /// The text of resolv.conf(5); none when there is nothing to say.

@@ -10,8 +10,9 @@ use hyperinit::sys::mount::{Resolve, clone_tree, move_mount, new_mount, openat2,
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, umount2};
-use nix::sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, makedev, mkdirat};
 
+use super::container;
 use super::disk::{self, Access, Disk, Export, is_word};
 use super::populate::{SCRATCH, WHOLE};
 use super::tree::{Home, Reach, directory_to_mount_over, fault, file_to_mount_over, kind, libc_flags};
@@ -168,6 +169,11 @@ fn is_directory(file: &OwnedFd) -> bool {
     fstat(file).is_ok_and(|stat| kind(&stat) == SFlag::S_IFDIR)
 }
 
+/// Whether it is the null device, and no other.
+fn is_null(file: &OwnedFd) -> bool {
+    fstat(file).is_ok_and(|stat| kind(&stat) == SFlag::S_IFCHR && stat.st_rdev == makedev(1, 3))
+}
+
 /// A directory right below another, made with a mode if it is missing.
 fn directory(parent: impl AsFd, name: &str, make: Option<Mode>) -> Result<OwnedFd, Errno> {
     let flags = libc_flags(OFlag::O_PATH | OFlag::O_DIRECTORY);
@@ -243,8 +249,13 @@ pub fn bind(home: &Home, root: &OwnedFd, bind: &Bind<'_>) -> Result<(), Fault> {
         false => None,
     };
     let what = file.as_ref().unwrap_or(&volume.data);
-    let tree = clone_tree(what, false).fault("cloning the volume for", &at)?;
-    let attributes = if bind.from == From::Memory { MEMORY } else { NODEV };
+    // The host's /dev/null, by which it hides a file, is no device where no device of the share is one.
+    let null = matches!(bind.from, From::Share(_)) && is_null(what);
+    let (tree, attributes) = match null {
+        true => (clone_tree(container::null(home)?, false), container::COVER),
+        false => (clone_tree(what, false), if bind.from == From::Memory { MEMORY } else { NODEV }),
+    };
+    let tree = tree.fault("cloning the volume for", &at)?;
     set_attributes(&tree, attributes | if bind.read_only { RDONLY } else { 0 }, false)
         .fault("setting up the volume for", &at)?;
     let target = target(home, root, bind.at, is_directory(what))?;

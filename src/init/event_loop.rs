@@ -11,6 +11,7 @@ use ipc_channel::ipc::{IpcSender, IpcSharedMemory, OpaqueIpcSender};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
+use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
 
 use super::Boot;
@@ -88,6 +89,7 @@ impl EventLoop {
             .add(&warden.replies, EpollEvent::new(EpollFlags::EPOLLIN, WARDEN))
             .fault("watching", "the warden")?;
         let local = settings.local.is_some();
+        let release = uname().fault("asking", "uname")?.release().to_string_lossy().into_owned();
         let adopter = Adopter::new()?;
         Ok(EventLoop {
             local,
@@ -105,6 +107,8 @@ impl EventLoop {
             supervisor: Supervisor::new(Config {
                 local,
                 nine_p: settings.transport.nine_p(),
+                share_cache: settings.share_cache,
+                share_is_late: !local && settings.share_cache.is_late(&release),
                 debug_door: settings.debug_door,
                 grace: GRACE,
                 warden: warden.pid,

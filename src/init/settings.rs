@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use log::LevelFilter;
 
 use crate::wire::Profile;
-use crate::wire::mountd::NinePTransport;
+use crate::wire::mountd::{NinePTransport, ShareCache};
 
 /// Shown with every error of the command line.
 pub const USAGE: &str = "usage: hyperinit [--local --ctl PATH --stream PATH --share DIR] [--log LEVEL] [--profile NAME]\n\
      As PID 1 of a VM it takes no arguments; the kernel command line has hyper_log=, hyper_profile=, hyper_debug,\n\
-     hyper_modules, hyper_use_serial, hyper_p9_xen.";
+     hyper_modules, hyper_share_cache=, hyper_use_serial, hyper_p9_xen.";
 
 /// Settings of a network namespace of the guest's own, as Docker has them: every user may listen on any port, and ping. A container's
 /// sysctls come later and count.
@@ -35,6 +35,8 @@ pub struct Settings {
     pub debug_door: bool,
     /// Whether the image's kernel modules stay in memory for containers to see.
     pub keep_modules: bool,
+    /// What the guest keeps of a share by 9p.
+    pub share_cache: ShareCache,
 }
 
 /// What the two channels to the host are (protocol.md «Channels»).
@@ -81,6 +83,7 @@ impl Settings {
             profile: Profile::Default,
             debug_door: false,
             keep_modules: false,
+            share_cache: ShareCache::Coherent,
         };
         if !args.iter().any(|arg| arg == "--local") {
             return Ok(settings);
@@ -127,6 +130,7 @@ impl Settings {
                     self.keep_modules = true;
                     Ok(())
                 }
+                "hyper_share_cache" => cache(value).map(|cache| self.share_cache = cache),
                 "hyper_use_serial" => {
                     self.transport = Transport::Serial;
                     Ok(())
@@ -161,6 +165,13 @@ fn profile(word: &str) -> Result<Profile, String> {
         .ok_or_else(|| format!("no such profile: {word:?} (default, privileged)"))
 }
 
+fn cache(word: &str) -> Result<ShareCache, String> {
+    ShareCache::ALL
+        .into_iter()
+        .find(|cache| cache.name() == word)
+        .ok_or_else(|| format!("no such cache: {word:?} (coherent, loose)"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,14 +200,18 @@ mod tests {
     #[test]
     fn a_bad_word_changes_nothing() {
         let mut settings = args(&[]).unwrap();
-        let warnings = settings.add_cmdline("console=ttyS0 hyper_log=loud hyper_profile=root quiet\n");
-        assert_eq!(warnings.len(), 2);
+        let warnings = settings
+            .add_cmdline("console=ttyS0 hyper_log=loud hyper_profile=root hyper_share_cache=mmap quiet\n");
+        assert_eq!(warnings.len(), 3);
         assert_eq!(settings, args(&[]).unwrap());
         assert!(
             settings
-                .add_cmdline("hyper_log=info hyper_profile=privileged hyper_debug hyper_modules")
+                .add_cmdline(
+                    "hyper_log=info hyper_profile=privileged hyper_debug hyper_modules hyper_share_cache=loose"
+                )
                 .is_empty()
         );
+        assert_eq!(settings.share_cache, ShareCache::Loose);
         assert_eq!((settings.log, settings.profile), (LevelFilter::Info, Profile::Privileged));
         assert!(settings.debug_door && settings.keep_modules);
         assert_eq!(settings.transport, Transport::Virtio);

@@ -63,6 +63,8 @@ pub enum Ask {
     RemoveContainer {
         container: ContainerId,
     },
+    /// What was written to the share is to be at its host.
+    SyncShare,
     DestroyPod,
     StartPod {
         hostname: String,
@@ -127,7 +129,7 @@ pub enum HelperReply {
 /// for two seconds; a process that is being started has five.
 pub(super) const WORK: Duration = Duration::from_secs(10);
 /// mountd waits for disks (2 s), replays journals, and syncs.
-const MOUNT: Duration = Duration::from_secs(30);
+pub(super) const MOUNT: Duration = Duration::from_secs(30);
 
 /// How often a request that may be repeated is asked before it is given up: it may be what kills the helper.
 const TRIES: u32 = 3;
@@ -156,6 +158,7 @@ impl Ask {
             | Ask::WriteFile { .. }
             | Ask::KillContainer { .. }
             | Ask::RemoveContainer { .. }
+            | Ask::SyncShare
             | Ask::DestroyPod => Role::Mountd,
             Ask::StartPod { .. }
             | Ask::Adopt { .. }
@@ -215,6 +218,7 @@ impl Ask {
             }
             Ask::KillContainer { container } => Mountd(mountd::Request::KillContainer { container }),
             Ask::RemoveContainer { container } => Mountd(mountd::Request::RemoveContainer { container }),
+            Ask::SyncShare => Mountd(mountd::Request::SyncShare),
             Ask::DestroyPod => Mountd(mountd::Request::DestroyPod),
             Ask::StartPod { hostname } => HelperRequest::Execd(execd::Request::StartPod { hostname }),
             Ask::Adopt { running } => {
@@ -303,6 +307,7 @@ impl Ask {
             | Ask::ResetNetwork(_)
             | Ask::KillContainer { .. }
             | Ask::RemoveContainer { .. }
+            | Ask::SyncShare
             | Ask::DestroyPod
             | Ask::Adopt { .. }
             | Ask::JoinPod { .. }

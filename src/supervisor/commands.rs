@@ -194,6 +194,7 @@ impl Supervisor {
             reuses: self.containers.contains_key(&id),
             ports: self.mapped(&container),
             open: false,
+            shares: container.fstype.is_empty() || !container.fsmap.is_empty(),
             processes: BTreeMap::from([(container.process.id.clone(), init)]),
         };
         self.containers.insert(id.clone(), record);
@@ -361,7 +362,7 @@ impl Supervisor {
         match container.processes.get(process).map(|process| process.state) {
             Some(ProcessState::Running(pid)) => Gate::Go(pid),
             Some(ProcessState::Starting(_) | ProcessState::Held(_)) => Gate::Wait,
-            Some(ProcessState::Exited(_)) | None => {
+            Some(ProcessState::Exited(_) | ProcessState::Syncing(_)) | None => {
                 Gate::No(Fault::new(doing, format!("{id}: {process}"), "no such process"))
             }
         }

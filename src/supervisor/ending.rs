@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::ask::Answer;
 use super::state::{
-    Container, ContainerEnd, ContainerState, Leaving, LeavingStep, Pod, PodEnd, ProcessState, Purpose,
+    Container, ContainerEnd, ContainerState, Leaving, LeavingStep, Pod, PodEnd, Process, ProcessState,
+    Purpose,
 };
 use super::steps::init_died;
 use super::{Action, Ask, Supervisor, Ticket, warn};
@@ -82,6 +83,20 @@ impl Supervisor {
             self.output_moves();
         }
         warn(result);
+        let state =
+            |known: &Container| known.processes.get(process).map(|record| (record.state, known.shares));
+        match self.containers.get(container).and_then(state) {
+            Some((ProcessState::Exited(_), true)) if self.config.share_is_late => {
+                self.wait_for_share(container, process);
+            }
+            Some((ProcessState::Exited(_), _)) => self.written(container, process),
+            // It was given up, and has left after all.
+            Some(_) | None => {}
+        }
+    }
+
+    /// All that an exited process wrote is where it belongs.
+    pub(super) fn written(&mut self, container: &ContainerId, process: &ProcessId) {
         let Some(known) = self.containers.get_mut(container) else { return };
         if known.init.as_ref() == Some(process) {
             if let ContainerState::Ending(step @ ContainerEnd::Output) = &mut known.state {
@@ -98,8 +113,7 @@ impl Supervisor {
     /// A process is finished: the host is told, and its streams are free.
     fn finished(&mut self, container: &ContainerId, process: &ProcessId) {
         let Some(known) = self.containers.get_mut(container) else { return };
-        let Some(ProcessState::Exited(status)) = known.processes.get(process).map(|record| record.state)
-        else {
+        let Some(status) = known.processes.get(process).and_then(|record| record.state.status()) else {
             return;
         };
         let Some(record) = known.processes.remove(process) else { return };
@@ -331,7 +345,9 @@ impl Supervisor {
         self.containers.iter().find_map(|(id, known)| {
             let init_waits = matches!(known.state, ContainerState::Ending(ContainerEnd::Output));
             let waits = |process: &ProcessId| init_waits || known.init.as_ref() != Some(process);
-            let mut exited = known.processes.iter().filter(|(_, process)| process.state.has_exited());
+            let exited =
+                |(_, process): &(&ProcessId, &Process)| matches!(process.state, ProcessState::Exited(_));
+            let mut exited = known.processes.iter().filter(exited);
             exited.find(|(process, _)| waits(process)).map(|(process, _)| (id.clone(), process.clone()))
         })
     }

@@ -9,6 +9,7 @@ mod lines;
 mod network;
 mod pool;
 mod replies;
+mod share;
 mod state;
 mod steps;
 #[cfg(test)]
@@ -23,12 +24,13 @@ use crate::command::Command;
 use crate::fault::Fault;
 use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal, StreamId};
-use crate::wire::mountd::NinePTransport;
+use crate::wire::mountd::{NinePTransport, ShareCache};
 use crate::wire::{Instance, Role};
 use files::Reading;
 use lines::{Lines, Outcome};
 use network::Network;
 use replies::{Replies, Ticket};
+use share::Syncing;
 use state::{Container, Leaving, Pod, ProcessState, Purpose};
 
 /// What is known before the first event.
@@ -38,6 +40,10 @@ pub struct Config {
     pub local: bool,
     /// How a 9p export reaches the host.
     pub nine_p: NinePTransport,
+    /// What the guest keeps of it.
+    pub share_cache: ShareCache,
+    /// Whether what a process has written may be on its way to the share's host when it has exited.
+    pub share_is_late: bool,
     /// The kernel cmdline opened the debugging door: container `hyperstart`.
     pub debug_door: bool,
     /// How long DESTROYPOD lets processes end by themselves.
@@ -188,6 +194,8 @@ pub struct Supervisor {
     /// Finished processes of which execd has not been told, and when it is.
     finished: Vec<StreamId>,
     release_at: Option<Duration>,
+    /// Exited processes that may have written to the share.
+    syncing: Syncing,
     /// Commands that wait until something that was begun has come to an end, in order.
     parked: VecDeque<(Ticket, Command)>,
     /// When mountd looks again for processors and memory that were plugged, in order.
@@ -221,6 +229,7 @@ impl Supervisor {
             streams: BTreeSet::new(),
             finished: Vec::new(),
             release_at: None,
+            syncing: Syncing::default(),
             parked: VecDeque::new(),
             online_again: VecDeque::new(),
             strays: VecDeque::new(),
@@ -270,7 +279,8 @@ impl Supervisor {
     /// When `Tick` is due, on the same clock; none: when something happens.
     pub fn next_deadline(&self) -> Option<Duration> {
         let again = self.online_again.front().copied();
-        let deadlines = [self.lines.next_deadline(), self.leaving_deadline(), self.release_at, again];
+        let share = self.syncing.deadline();
+        let deadlines = [self.lines.next_deadline(), self.leaving_deadline(), self.release_at, again, share];
         deadlines.into_iter().flatten().min()
     }
 
@@ -387,6 +397,7 @@ impl Supervisor {
 
     fn tick(&mut self) {
         self.look_for_plugged();
+        self.give_share_up();
         self.lines.ping(self.now);
         for helper in self.lines.late(self.now) {
             let why = match helper.role() {
@@ -439,6 +450,7 @@ impl Supervisor {
             Purpose::Read => self.read_on(helper, result),
             Purpose::KillLeft(container) => self.left_killed(&container, result),
             Purpose::Output(container, process) => self.output_left(&container, &process, result),
+            Purpose::ShareSynced => self.share_synced(result),
             Purpose::RemoveFiles(container) => self.files_removed(&container, result),
             Purpose::DestroyFiles => self.pod_files_destroyed(result),
             Purpose::Failed(ticket, fault) => {

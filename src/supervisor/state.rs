@@ -111,6 +111,8 @@ pub(super) struct Container {
     pub(super) ports: Vec<spec::Port>,
     /// Whether they are open, or about to be.
     pub(super) open: bool,
+    /// Whether it has the share, or a part of it.
+    pub(super) shares: bool,
     /// Its processes that are not finished, the init among them.
     pub(super) processes: BTreeMap<ProcessId, Process>,
 }
@@ -120,7 +122,7 @@ impl Container {
     pub(super) fn door() -> Container {
         let (ports, processes) = (Vec::new(), BTreeMap::new());
         let state = ContainerState::Running;
-        Container { state, init: None, reuses: false, ports, open: false, processes }
+        Container { state, init: None, reuses: false, ports, open: false, shares: true, processes }
     }
 
     /// Whether it is that.
@@ -183,8 +185,10 @@ pub(super) enum ProcessState {
     Held(Pid),
     /// It runs.
     Running(Pid),
-    /// It was reaped; what it wrote has not left yet.
+    /// It was reaped; what it wrote to its streams has not left yet.
     Exited(u8),
+    /// That has left; what it wrote to the share may not be at the host yet.
+    Syncing(u8),
 }
 
 impl ProcessState {
@@ -192,13 +196,16 @@ impl ProcessState {
     pub(super) fn pid(self) -> Option<Pid> {
         match self {
             ProcessState::Held(pid) | ProcessState::Running(pid) => Some(pid),
-            ProcessState::Starting(_) | ProcessState::Exited(_) => None,
+            ProcessState::Starting(_) | ProcessState::Exited(_) | ProcessState::Syncing(_) => None,
         }
     }
 
-    /// Whether it was reaped.
-    pub(super) fn has_exited(self) -> bool {
-        matches!(self, ProcessState::Exited(_))
+    /// Its status, if it was reaped.
+    pub(super) fn status(self) -> Option<u8> {
+        match self {
+            ProcessState::Exited(status) | ProcessState::Syncing(status) => Some(status),
+            ProcessState::Starting(_) | ProcessState::Held(_) | ProcessState::Running(_) => None,
+        }
     }
 }
 
@@ -223,6 +230,8 @@ pub(super) enum Purpose {
     KillLeft(ContainerId),
     /// A process's end: its output.
     Output(ContainerId, ProcessId),
+    /// Ends of processes: what was written to the share.
+    ShareSynced,
     /// A container's end: mountd unmounts.
     RemoveFiles(ContainerId),
     /// The pod's end: mountd unmounts.

@@ -7,20 +7,19 @@ use super::commands::Gate;
 use super::state::{
     Asker, ContainerState, ContainerStep, Opening, Pod, PodEnd, PodStep, ProcessState, Purpose,
 };
-use super::{Action, Ask, Supervisor, Ticket};
+use super::{Action, Ask, Config, Supervisor, Ticket};
 use crate::command::Command;
 use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal};
-use crate::wire::mountd::{NinePTransport, PodFiles, Share};
+use crate::wire::mountd::{PodFiles, Share};
 
 impl Supervisor {
     /// Asks for a step of STARTPOD, or goes on with the next if this pod does not need it.
     pub(super) fn ask_pod_step(&mut self, next: PodStep) {
-        let (local, nine_p) = (self.config.local, self.config.nine_p);
         // What came by the debugging door.
         let running = self.unfinished();
         let Pod::Starting { spec, init, step, .. } = &mut self.pod else { return };
-        if !super::network::needs(spec, next, local) {
+        if !super::network::needs(spec, next, self.config.local) {
             return self.pod_step(next, Ok(Answer::Done), true);
         }
         let ask = match (next, *init) {
@@ -31,7 +30,7 @@ impl Supervisor {
                 Ask::SetInterfaces { interfaces: spec.interfaces.clone(), repeated: false }
             }
             (PodStep::Routes, _) => Ask::AddRoutes { routes: spec.routes.clone(), repeated: false },
-            (PodStep::Files, _) => Ask::PreparePod(pod_files(spec, local, nine_p)),
+            (PodStep::Files, _) => Ask::PreparePod(pod_files(spec, &self.config)),
             (PodStep::Init, _) => Ask::StartPod { hostname: spec.hostname.clone() },
             (PodStep::Pin, Some(pid)) => Ask::PinPod { pid },
             (PodStep::Join, _) => Ask::JoinPod { running },
@@ -369,7 +368,10 @@ impl Supervisor {
                     record.state = ProcessState::Running(pid);
                     self.actions.push(Action::Release { pid });
                 }
-                ProcessState::Starting(_) | ProcessState::Running(_) | ProcessState::Exited(_) => {}
+                ProcessState::Starting(_)
+                | ProcessState::Running(_)
+                | ProcessState::Exited(_)
+                | ProcessState::Syncing(_) => {}
             }
         }
         self.held.len() < before
@@ -395,11 +397,13 @@ pub(super) fn init_died() -> Fault {
     Fault::new("starting", "the pod", "the pod init died")
 }
 
-fn pod_files(pod: &crate::spec::Pod, local: bool, transport: NinePTransport) -> PodFiles {
+fn pod_files(pod: &crate::spec::Pod, config: &Config) -> PodFiles {
     let share = match pod.share_dir.as_str() {
         "" => None,
-        _ if local => Some(Share::Local),
-        tag => Some(Share::NineP { tag: tag.to_owned(), transport }),
+        _ if config.local => Some(Share::Local),
+        tag => {
+            Some(Share::NineP { tag: tag.to_owned(), transport: config.nine_p, cache: config.share_cache })
+        }
     };
     PodFiles {
         hostname: pod.hostname.clone(),

@@ -21,7 +21,7 @@ use hyperinit::fault::Fault;
 use hyperinit::ids::{ContainerId, Pid};
 use hyperinit::paths;
 use hyperinit::wire::Role;
-use hyperinit::wire::mountd::{NinePTransport, PodFiles, Request, Share};
+use hyperinit::wire::mountd::{NinePTransport, PodFiles, Request, Share, ShareCache};
 use nix::errno::Errno;
 use serde_json::json;
 use support::guest::{Guest, guest, guest_with_cgroups};
@@ -123,7 +123,8 @@ fn a_pod_that_fails_leaves_nothing() {
         let before = guest.mounts();
         let mut mountd = mountd();
         // There is no virtio here, nor 9p.
-        let share = Share::NineP { tag: "share_dir".to_owned(), transport: NinePTransport::Virtio };
+        let (tag, transport) = ("share_dir".to_owned(), NinePTransport::Virtio);
+        let share = Share::NineP { tag, transport, cache: ShareCache::Coherent };
         let pod = PodFiles { share: Some(share), ..pod_files() };
         let fault = prepare_pod(&mut mountd, pod).unwrap_err();
         assert!(fault.to_string().starts_with("mountd: mounting the share share_dir: "), "{fault}");

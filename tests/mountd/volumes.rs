@@ -247,6 +247,33 @@ fn an_image_cannot_place_a_volume_over_what_protects_the_guest() {
 }
 
 #[test]
+fn the_hosts_null_device_is_the_guests_own_and_no_other_device_is_one() {
+    guest(|guest| {
+        image("web");
+        let share = Path::new(paths::LOCAL_SHARE);
+        for (name, minor) in [("null", 3), ("zero", 5)] {
+            let device = nix::sys::stat::makedev(1, minor);
+            let mode = Mode::from_bits_truncate(0o600);
+            nix::sys::stat::mknod(&share.join(name), nix::sys::stat::SFlag::S_IFCHR, mode, device).unwrap();
+        }
+        let mut pod = Pod::start(guest);
+        let map = |name: &str| json!({"source": name, "path": format!("/etc/{name}")});
+        pod.prepare("web", json!({"fsmap": [map("null"), map("zero")]})).unwrap();
+        guest.inside("web", |_| {
+            assert_eq!(fs::read("/etc/null").unwrap(), b"");
+            fs::write("/etc/null", "gone").unwrap();
+            let refused = fs::set_permissions("/etc/null", fs::Permissions::from_mode(0o600)).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(Errno::EROFS as i32));
+            assert_eq!((mode("/etc/null"), mode("/dev/null")), (0o666, 0o666));
+            let refused = fs::read("/etc/zero").unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(Errno::EACCES as i32));
+        });
+        pod.mountd(&Request::SyncShare).unwrap();
+        assert_eq!(pod.mountd.log(), "");
+    });
+}
+
+#[test]
 fn parts_of_the_share_are_bound() {
     guest(|guest| {
         let root = image("web");

@@ -1,10 +1,11 @@
-//! Storage on the real devices, in VMs: disks on virtio and SCSI, a share by virtiofs, volumes of an NFS server.
+//! Storage on the real devices, in VMs: disks on virtio and SCSI, a share by 9p and by virtiofs, volumes of an NFS server.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its report")]
 
 mod disks;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod images;
+mod nine_p;
 mod servers;
 mod shares;
 mod waiting;

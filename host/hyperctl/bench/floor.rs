@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
 use hyperinit::fault::{Fault, OrFault};
-use hyperinit::wire::mountd::NINE_P;
+use hyperinit::wire::mountd::{NinePTransport, ShareCache, nine_p_options};
 
 use super::super::cli::{Bench, ShareBy};
 use super::super::guest::SHARE_TAG;
@@ -87,7 +87,11 @@ pub(super) fn measure(
     lines.ask("ping")?;
     let mount = match options.options.share_by {
         Some(ShareBy::Virtiofs) => format!("mount virtiofs {SHARE_TAG} rw"),
-        Some(ShareBy::NineP) | None => format!("mount 9p {SHARE_TAG} trans=virtio,{NINE_P}"),
+        // As a guest mounts it that is not told otherwise.
+        Some(ShareBy::NineP) | None => {
+            let options = nine_p_options(NinePTransport::Virtio, ShareCache::Coherent);
+            format!("mount 9p {SHARE_TAG} {options}")
+        }
     };
     lines.ask(&mount)?;
     let root = if options.local { rootfs.display().to_string() } else { SHARE.to_owned() };

@@ -63,14 +63,7 @@ fn what_was_plugged_is_looked_for_again_and_the_host_does_not_wait() {
 
 #[test]
 fn what_is_the_machines_is_left_alone() {
-    let config = Config {
-        local: true,
-        nine_p: NinePTransport::Virtio,
-        debug_door: false,
-        grace: GRACE,
-        warden: WARDEN,
-    };
-    let mut supervisor = Supervisor::new(config);
+    let mut supervisor = Supervisor::new(Config { local: true, ..config() });
     for (role, pid) in Role::ALL.into_iter().zip(10..) {
         supervisor.on_event(Duration::ZERO, Event::HelperUp { helper: Instance::first(role), pid: Pid(pid) });
     }
@@ -93,7 +86,11 @@ fn a_pod_starts_step_by_step() {
     let Some((_, Ask::PreparePod(files))) = world.asked.first().cloned() else { panic!("{:?}", world.asked) };
     assert_eq!(
         files.share,
-        Some(mountd::Share::NineP { tag: "tag".to_owned(), transport: NinePTransport::Virtio })
+        Some(mountd::Share::NineP {
+            tag: "tag".to_owned(),
+            transport: NinePTransport::Virtio,
+            cache: ShareCache::Coherent
+        })
     );
     assert_eq!((files.hostname.as_str(), files.dns), ("pod", vec!["1.1.1.1".to_owned()]));
     world.done(Role::Mountd);

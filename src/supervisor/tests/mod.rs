@@ -9,6 +9,7 @@ mod limits;
 mod mountds;
 mod network;
 mod opening;
+mod share;
 mod walk;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::command::parse;
+use crate::wire::mountd::ShareCache;
 use crate::wire::{execd, mountd, netd, streamd};
 
 const GRACE: Duration = Duration::from_secs(3);
@@ -40,6 +42,19 @@ struct World {
     woken: usize,
 }
 
+/// A VM whose kernel writes to the share at once.
+fn config() -> Config {
+    Config {
+        local: false,
+        nine_p: NinePTransport::Virtio,
+        share_cache: ShareCache::Coherent,
+        share_is_late: false,
+        debug_door: false,
+        grace: GRACE,
+        warden: WARDEN,
+    }
+}
+
 impl World {
     /// All helpers are up, a host is connected.
     fn new() -> World {
@@ -47,8 +62,10 @@ impl World {
     }
 
     fn with(debug_door: bool) -> World {
-        let config =
-            Config { local: false, nine_p: NinePTransport::Virtio, debug_door, grace: GRACE, warden: WARDEN };
+        World::configured(Config { debug_door, ..config() })
+    }
+
+    fn configured(config: Config) -> World {
         let mut world = World {
             supervisor: Supervisor::new(config),
             now: Duration::from_secs(1000),
@@ -282,6 +299,7 @@ fn short(ask: &Ask) -> String {
         Ask::WriteFile { container, file, data } => format!("write {container} {file}: {data:?}"),
         Ask::KillContainer { container } => format!("kill {container}"),
         Ask::RemoveContainer { container } => format!("remove {container}"),
+        Ask::SyncShare => "sync share".to_owned(),
         Ask::DestroyPod => "destroy pod".to_owned(),
         Ask::StartPod { hostname } => format!("start pod {hostname}"),
         Ask::Adopt { running } => format!("adopt{}", listed(running)),

@@ -36,7 +36,11 @@ struct Walk {
 impl Walk {
     fn new(seed: u64) -> Walk {
         Walk {
-            world: World::with(true),
+            world: World::configured(Config {
+                debug_door: true,
+                share_is_late: seed.is_multiple_of(2),
+                ..config()
+            }),
             dice: Dice(seed | 1),
             alive: BTreeSet::new(),
             next_pid: 1000,

@@ -245,7 +245,7 @@ impl Walk {
                 self.work();
             } else if !self.alive.is_empty() {
                 self.exit();
-            } else {
+            } else if self.down.is_empty() {
                 break;
             }
             self.settle();

@@ -264,6 +264,7 @@ impl Ask {
             | Ask::RemoveContainer { container } => Some(Lane::Container(container.clone())),
             Ask::WakeUp | Ask::PreparePod(_) | Ask::PinPod { .. } | Ask::DestroyPod => Some(Lane::Pod),
             Ask::Rescan | Ask::Online | Ask::Unplug { .. } => Some(Lane::Devices),
+            Ask::SyncShare => Some(Lane::Share),
             _ => None,
         }
     }
@@ -411,4 +412,6 @@ pub(super) enum Lane {
     Pod,
     /// Those about devices.
     Devices,
+    /// The share.
+    Share,
 }

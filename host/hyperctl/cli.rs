@@ -34,7 +34,7 @@ struct Cli {
 #[derive(Debug, PartialEq, Subcommand)]
 pub enum Command {
     /// Runs a program in a container of a guest of its own; exits with its status, or with 125
-    Run(Run),
+    Run(Box<Run>),
     /// Starts a guest and stays until it ends
     Up(Up),
     /// Sends one command to a guest that is up and prints its reply

@@ -5,6 +5,7 @@
 pub mod beside;
 pub mod followed;
 pub mod image;
+#[allow(clippy::duplicate_mod, reason = "tests/network has tests/support too, the others have one of both")]
 #[path = "../support/limits.rs"]
 mod limits;
 pub mod processes;
@@ -27,6 +28,7 @@ use hyperinit::frame::Message;
 use hyperinit::ids::{ContainerId, ProcessId, Signal};
 use hyperinit::spec::{Container, Pod, Process};
 use nix::sys::signal::{Signal::SIGTERM, kill as kill_process};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
@@ -532,11 +534,14 @@ fn process_value(id: &str, args: &[&str], more: Value) -> (Value, u64, u64) {
 
 // ---- files ----
 
-/// A directory of one's own below the system's temporary one.
+/// A directory of one's own below the system's temporary one, or below /var/tmp where nothing in that one can be setuid or a
+/// device: so is Debian 13's /tmp, and images have both.
 pub fn scratch() -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = format!("hyperinit-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    let path = std::env::temp_dir().join(name);
+    let temporary = std::env::temp_dir();
+    let plain = !statvfs(&temporary).unwrap().flags().intersects(FsFlags::ST_NOSUID | FsFlags::ST_NODEV);
+    let path = if plain { temporary } else { PathBuf::from("/var/tmp") }.join(name);
     fs::create_dir_all(&path).unwrap();
     path
 }

@@ -154,7 +154,7 @@ fn an_answer_to_a_start_that_is_not_under_way_is_a_lie_whatever_else_is() {
         place.say(&reply(ids[2] + wrong, DONE), &[]).unwrap();
         let texts: Vec<String> = pending.into_iter().map(fails).collect();
         assert!(texts[0].contains("execd: it died") && texts[1].contains("execd: it died"), "{texts:?}");
-        assert_eq!(texts[2], "test: failing: it: no");
+        assert_eq!(texts[2], "test: failing it: no");
         is_found_out(&guest, &mut witness, "execd", place, from, (what, "which is no request under way"));
     }
     witness.ends();

@@ -43,6 +43,8 @@ enum On {
     Local,
     /// In a VM with a share by 9p.
     P9,
+    /// In a VM with a share by virtiofs.
+    Virtiofs,
 }
 
 impl On {
@@ -51,13 +53,14 @@ impl On {
             On::Plain => "plain",
             On::Local => "local",
             On::P9 => "9p",
+            On::Virtiofs => "virtiofs",
         }
     }
 
     /// Where UNIX sockets and FIFOs can be, `$RUN`: 9p has none, docs/limits.md says why.
     fn run(self) -> &'static str {
         match self {
-            On::Plain | On::Local => "/tmp",
+            On::Plain | On::Local | On::Virtiofs => "/tmp",
             On::P9 => "/dev/shm",
         }
     }
@@ -179,5 +182,10 @@ fn named(name: &str) -> &'static Scenario {
 
 #[test]
 fn in_a_vm_by_9p() {
-    in_a_vm(On::P9, &[]);
+    in_a_vm(On::P9, &["--share-by", "9p"]);
+}
+
+#[test]
+fn in_a_vm_by_virtiofs() {
+    in_a_vm(On::Virtiofs, &["--share-by", "virtiofs"]);
 }

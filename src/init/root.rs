@@ -115,7 +115,8 @@ fn enter_namespace(local: &Local) -> Result<(), Fault> {
 }
 
 fn stage() -> Result<(), Fault> {
-    make_directory(STAGE, 0o755)?;
+    // In a namespace it is the machine's own directory, whose mode stays.
+    std::fs::create_dir_all(STAGE).fault("making", STAGE)?;
     mount(Some("tmpfs"), STAGE, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=755"))
         .fault("mounting tmpfs on", STAGE)
 }

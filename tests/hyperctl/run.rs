@@ -52,6 +52,16 @@ fn a_run_is_its_program() {
     assert_eq!(left(&directory), Vec::<PathBuf>::new());
 }
 
+/// The guest puts its root together over /tmp, where only it sees that.
+#[test]
+fn a_local_guest_does_not_change_the_mode_of_the_machines_tmp() {
+    let script = "mount -t tmpfs -o mode=1777 tmpfs /tmp && \"$0\" run --local --rootfs .cache/rootfs true && stat -c %a /tmp";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, HYPERCTL]).env("TMPDIR", "/tmp");
+    let output = output(command);
+    assert_eq!((text(&output.stdout), text(&output.stderr)), ("1777\n", ""));
+}
+
 #[test]
 fn a_program_that_is_killed_or_cannot_be_started_has_a_shells_status() {
     assert_eq!(output(run(&[], "kill -9 $$").0).status.code(), Some(137));

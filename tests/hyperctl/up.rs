@@ -86,6 +86,8 @@ fn a_local_guest_that_may_raise_no_limit_says_nothing_of_it() {
         HYPERCTL,
         "up",
         "--local",
+        "--channels",
+        "raw",
     ]);
     command.arg("--share").arg(directory.path()).arg("--dir").arg(&guest).stdin(Stdio::null());
     let child = spawn(&mut command);

@@ -1,6 +1,8 @@
 //! Inside a container's root: every path is resolved there, by descriptor, and looked up once.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use hyperinit::fault::{Fault, OrFault};
@@ -123,8 +125,12 @@ impl Reach<'_> {
             Reach::Image => return open(path, Resolve::InMount),
             Reach::Volumes(home) => home,
         };
-        // Without a link the host has named the place itself, whatever is there.
-        if let Ok(found) = open(path.strip_prefix("/").unwrap_or(path), Resolve::NoLinks) {
+        // Without a link the host has named the place itself, whatever is there. A slash at the end says that it is a directory,
+        // and stays.
+        let below = path.as_os_str().as_bytes();
+        let start = below.iter().position(|&byte| byte != b'/').unwrap_or(below.len());
+        let below = Path::new(OsStr::from_bytes(below.get(start..).unwrap_or_default()));
+        if let Ok(found) = open(below, Resolve::NoLinks) {
             return Ok(found);
         }
         let found = open(path, Resolve::InRoot)?;

@@ -146,7 +146,10 @@ fn answer_starts(
         let UnderWay { id, start, becoming } = under_way;
         // Until init knows of it, it is execd's to end.
         let handed = outcome.and_then(|ready| execd.is_ready(becoming, ready).inspect_err(|_| start.kill()));
-        replies.send(wire::Reply { id, result: handed.map(|()| Reply::Started { pid: start.pid() }) })?;
+        let result = handed.map(|()| Reply::Started { pid: start.pid() });
+        // Nothing of it is open any more when init hears of it.
+        drop(start);
+        replies.send(wire::Reply { id, result })?;
     }
     *starts = waiting;
     Ok(())

@@ -2,8 +2,9 @@
 //! gives.
 //!
 //! A scenario is a shell script and its output. It runs in a guest of its own in namespaces, and with all the others in one
-//! VM for each kind of share. `scripts/world` makes the roots: `core` is what `make test` runs, `make world` runs all
-//! (`WORLD=all`), and first in a plain chroot, which shows that the scenario itself is right.
+//! VM for each kind of share. `scripts/world` makes the roots. `make test` runs the scenarios of the root `core` in namespaces.
+//! `make world` (`WORLD=all`) runs all of them, in VMs too, and each first in a plain chroot: that shows that the scenario
+//! itself is right.
 
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
@@ -181,11 +182,13 @@ fn named(name: &str) -> &'static Scenario {
 }
 
 #[test]
+#[ignore = "takes minutes: make world"]
 fn in_a_vm_by_9p() {
     in_a_vm(On::P9, &["--share-by", "9p"]);
 }
 
 #[test]
+#[ignore = "takes minutes: make world"]
 fn in_a_vm_by_virtiofs() {
     in_a_vm(On::Virtiofs, &["--share-by", "virtiofs"]);
 }

@@ -87,9 +87,9 @@ pub(super) fn measure(
     lines.ask("ping")?;
     let mount = match options.options.share_by {
         Some(ShareBy::Virtiofs) => format!("mount virtiofs {SHARE_TAG} rw"),
-        // As a guest mounts it that is not told otherwise.
+        // The fast way, whatever the guest's is: coherently, each exec would read a program again that nothing else has in use.
         Some(ShareBy::NineP) | None => {
-            let options = nine_p_options(NinePTransport::Virtio, ShareCache::Coherent);
+            let options = nine_p_options(NinePTransport::Virtio, ShareCache::Loose);
             format!("mount 9p {SHARE_TAG} {options}")
         }
     };

@@ -78,7 +78,7 @@ impl Place<'_> {
         }
     }
 
-    /// The same, to keep.
+    /// The container's mount namespace, for execd to keep open until the process is ready.
     pub fn into_namespace(self) -> Option<OwnedFd> {
         match self {
             Place::Container { namespace, .. } => Some(namespace),
@@ -113,7 +113,7 @@ pub struct Start<'a> {
     pub stdio: Stdio,
 }
 
-/// What a process has open when it has nothing of execd's any more, beside its standard streams.
+/// The descriptors that a process keeps, beside its standard streams, when it has closed all others of execd's.
 struct Own {
     /// The way back to execd.
     report: OwnedFd,

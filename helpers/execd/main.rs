@@ -89,7 +89,7 @@ pub fn main() -> ExitCode {
     )
 }
 
-/// What comes of a request.
+/// The result of a request: it is done, or a start has begun.
 enum Outcome {
     /// It is done.
     Done,

@@ -63,7 +63,8 @@ impl Start {
         self.pid
     }
 
-    /// What becomes readable when it has said something, and when it is dead.
+    /// The descriptors to poll: the report socket, readable when the process has said something, and its pidfd, readable
+    /// when it is dead.
     pub fn watched(&self) -> [BorrowedFd<'_>; 2] {
         [self.ours.as_fd(), self.pidfd.as_fd()]
     }
@@ -73,7 +74,7 @@ impl Start {
         self.until
     }
 
-    /// What has come of it; none while it is not ready. `dead`: its pidfd was readable before this was
+    /// The outcome of the start; none while the process is not ready. `dead`: its pidfd was readable before this was
     /// called. One that failed or is late is killed: it must not go on. This waits for nobody, also where it
     /// hangs in the kernel and dies later.
     pub fn look(&mut self, dead: bool) -> Option<Result<Ready, Fault>> {
@@ -97,7 +98,7 @@ impl Start {
             let mut packet = [0; REPORT_MAX];
             let (count, fds) = match receive_fds(&self.ours, &mut packet) {
                 Err(Errno::EAGAIN) if !dead => return None,
-                // What it had said has been heard.
+                // execd has heard everything that the process said.
                 Err(Errno::EAGAIN) => (0, Vec::new()),
                 Err(errno) => return Some(Err(Fault::errno("hearing from", self.name(), errno))),
                 Ok(received) => received,

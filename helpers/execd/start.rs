@@ -20,7 +20,7 @@ use super::streams::Ends;
 use super::{Execd, setup};
 use super::{pod, report};
 
-/// What a process that is not ready yet becomes when it is.
+/// What a process under way will be: the pod init, or a process of a container or of the guest.
 pub enum Becoming {
     /// The pod init.
     PodInit,
@@ -28,7 +28,7 @@ pub enum Becoming {
     Process(Box<Beginning>),
 }
 
-/// What execd keeps of a process that is not ready yet.
+/// The descriptors and names that execd keeps for a process until it is ready.
 pub struct Beginning {
     id: ProcessId,
     container: Option<ContainerId>,

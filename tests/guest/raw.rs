@@ -1,6 +1,7 @@
 //! A host that speaks in bytes: what no honest client says, and the exact frames that come back.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -17,6 +18,15 @@ pub struct Raw {
     stream_decoder: StreamDecoder,
     /// What NEXT has credited so far.
     pub credited: u64,
+}
+
+/// The host leaves, though a child that another test is just starting may have duplicates of its sockets until it executes its program.
+impl Drop for Raw {
+    fn drop(&mut self) {
+        for socket in [&self.control, &self.stream] {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 impl Raw {

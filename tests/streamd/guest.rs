@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -90,7 +91,7 @@ impl World {
         let (mut from, mut to) = (master.try_clone().unwrap(), cable.try_clone().unwrap());
         std::thread::spawn(move || {
             let _ = std::io::copy(&mut from, &mut to);
-            let _ = to.shutdown(std::net::Shutdown::Both);
+            let _ = to.shutdown(Shutdown::Both);
         });
         let (mut from, mut to) = (cable, master);
         std::thread::spawn(move || std::io::copy(&mut from, &mut to));
@@ -333,6 +334,14 @@ impl Drop for Streamd {
 pub struct Host {
     pub socket: UnixStream,
     decoder: StreamDecoder,
+}
+
+/// The host leaves. Closing its socket would not do: a child that another test is just starting has a duplicate of it until
+/// it executes its program, and a host that streamd can still write to has not left.
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
 }
 
 impl Host {

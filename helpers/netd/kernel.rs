@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use hyperinit::fault::{Fault, OrFault};
+use hyperinit::sys::socket::hear_only_answers;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader,
     NetlinkMessage, NetlinkPayload, NetlinkSerializable,
@@ -256,6 +257,8 @@ impl Line {
         socket.set_ext_ack(true).fault("asking for", "errors in words")?;
         socket.set_cap_ack(true).fault("asking for", "short errors")?;
         if protocol == NETLINK_NETFILTER {
+            // A netd that was taken over could ask netfilter for others' packets (NFLOG, NFQUEUE) and connections: they do not come.
+            hear_only_answers(&socket).fault("filtering", "a netlink socket")?;
             setsockopt(&socket, sockopt::SndBufForce, &BATCH_MAX).fault("enlarging", "a netlink socket")?;
         }
         Ok(Line { socket, sequence: 0 })

@@ -3,6 +3,7 @@
 
 mod links;
 mod net;
+mod packets;
 mod ports;
 mod routes;
 mod sctp;

@@ -12,6 +12,7 @@ use ipc_channel::ipc::{IpcReceiver, IpcSender};
 use log::LevelFilter;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns};
 use nix::unistd::read;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -21,7 +22,7 @@ use crate::logger;
 use crate::sandbox::{CapSet, Policy};
 use crate::sys::fd::{inherited, receive_bytes};
 use crate::sys::heap;
-use crate::wire::bootstrap::{self, FD_REPLIES, FD_REQUESTS};
+use crate::wire::bootstrap::{self, FD_NETWORK, FD_REPLIES, FD_REQUESTS};
 use crate::wire::packet::{self, PACKET_MAX};
 use crate::wire::{Profile, Reply, Request, Role, Said};
 
@@ -313,7 +314,19 @@ where
     Ok((Requests::Ipc(inbox, watched), Replies::Ipc(outbox)))
 }
 
-/// A helper's `main`: parse, open, connect, confine, then `serve` until there are no more requests.
+/// Enters the network of the pod, if the warden has left it: links are there, and what a helper mounts, starts and sets up is to be
+/// there too. streamd has no use for a network.
+fn enter_network(role: Role, door: &DoorKind) -> Result<(), Fault> {
+    if *door != DoorKind::Ipc || role == Role::Streamd {
+        return Ok(());
+    }
+    match inherited(FD_NETWORK) {
+        Ok(network) => setns(network, CloneFlags::CLONE_NEWNET).fault("entering", "the pod's network"),
+        Err(_) => Ok(()),
+    }
+}
+
+/// A helper's `main`: parse, connect, open, confine, then `serve` until there are no more requests.
 ///
 /// `grants` are the capabilities of what it executes: the containers', for execd; the others execute nothing.
 /// `open` runs with everything the warden left the process; `serve` runs confined.
@@ -343,8 +356,10 @@ where
             return Ok(());
         }
         let granted = grants(&options)?;
-        let state = open(&options)?;
         let (requests, replies) = connect(role, &options.door)?;
+        // Behind: the channels' sockets are the guest's, what is opened now is of the pod's network.
+        enter_network(role, &options.door)?;
+        let state = open(&options)?;
         if options.unconfined {
             log::warn!("UNCONFINED: no capability dropped, no seccomp filter");
         } else {

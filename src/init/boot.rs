@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -145,6 +146,16 @@ pub fn program() -> Result<OwnedFd, Fault> {
     set_attributes(&mount, attributes, false).fault("making read-only", OWN)?;
     let through = format!("/proc/self/fd/{}", mount.as_raw_fd());
     open(through.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).fault("opening again", OWN)
+}
+
+/// Leaves the network to the pod: the guest's own sockets are in none that a container sees. Links that the kernel finds, now or later, are
+/// where they were, and so the pod's. Returns its namespace; none where the kernel has no network namespaces, or no room for one.
+pub fn leave_network() -> Option<OwnedFd> {
+    const OWN: &str = "/proc/self/ns/net";
+    let left = open(OWN, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .fault("opening", OWN)
+        .and_then(|network| unshare(CloneFlags::CLONE_NEWNET).fault("leaving", OWN).map(|()| network));
+    left.inspect_err(|fault| log::warn!("the guest shares the pod's network: {fault}")).ok()
 }
 
 /// What a user's processes may do in a VM's network. A local guest has that of hyperctl's making.

@@ -96,11 +96,13 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
     boot::limits(&settings);
     boot::network(&settings);
     boot::memory(&settings);
+    let network = boot::leave_network();
     boot::calm(expedited);
 
     log::debug!("starting the warden");
     let inits = [ports.control.number(), signals.as_raw_fd()];
-    let warden = warden::start(&settings, &policies.warden, program, ports.stream, &inits)?;
+    let stays = warden::Stays { program, stream: ports.stream, network };
+    let warden = warden::start(&settings, &policies.warden, stays, &inits)?;
     let mut guest =
         event_loop::EventLoop::new(&settings, signals, ports.control, warden, Boot { began, modules })?;
     log::debug!("confining init, starting the helpers");

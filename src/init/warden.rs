@@ -24,8 +24,8 @@ use crate::sandbox::Policy;
 use crate::sys::fd::{await_bytes, send_fds};
 use crate::sys::spawn::{self, Forked};
 use crate::wire::bootstrap::{
-    FD_BUFFER_IN, FD_BUFFER_OUT, FD_PARK_IN, FD_PARK_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT, FD_REPLIES,
-    FD_REQUESTS, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT, socket_pair,
+    FD_BUFFER_IN, FD_BUFFER_OUT, FD_NETWORK, FD_PARK_IN, FD_PARK_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT,
+    FD_REPLIES, FD_REQUESTS, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT, socket_pair,
 };
 use crate::wire::warden::{Reply, Request};
 use crate::wire::{Instance, Role, packet};
@@ -63,19 +63,23 @@ struct Kept {
     listen: bool,
 }
 
-/// Forks the warden. `program` is what it executes for every role. Everything handed over is closed in init, and `inits` in the warden.
-pub fn start(
-    settings: &Settings,
-    policy: &Policy,
-    program: OwnedFd,
-    stream: Port,
-    inits: &[RawFd],
-) -> Result<Warden, Fault> {
+/// What stays with the warden, and is closed in init.
+pub struct Stays {
+    /// What it executes for every role.
+    pub program: OwnedFd,
+    /// streamd's port.
+    pub stream: Port,
+    /// The pod's network namespace, if the guest has another.
+    pub network: Option<OwnedFd>,
+}
+
+/// Forks the warden. `inits` are closed in it.
+pub fn start(settings: &Settings, policy: &Policy, stays: Stays, inits: &[RawFd]) -> Result<Warden, Fault> {
     let (requests, inbox) = socket_pair()?;
     // A warden that does not read must not have PID 1 wait.
     fcntl(&requests, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).fault("setting up", "the socket to the warden")?;
     let (replies, outbox) = socket_pair()?;
-    let kept = Kept::new(settings, program, stream)?;
+    let kept = Kept::new(settings, stays)?;
     match spawn::fork().fault("forking", "the warden")? {
         Forked::Parent(pid) => Ok(Warden { pid, requests, replies }),
         Forked::Child => {
@@ -94,7 +98,8 @@ pub fn start(
 }
 
 impl Kept {
-    fn new(settings: &Settings, program: OwnedFd, stream: Port) -> Result<Kept, Fault> {
+    fn new(settings: &Settings, stays: Stays) -> Result<Kept, Fault> {
+        let Stays { program, stream, network } = stays;
         let (port, listen) = match stream {
             Port::Device(fd) | Port::Line(fd) => (fd, false),
             Port::Listener(fd) | Port::Vsock(fd) => (fd, true),
@@ -129,18 +134,23 @@ impl Kept {
             (park_in, FD_PARK_IN),
             (park_out, FD_PARK_OUT),
         ];
-        let inherited = BTreeMap::from([
+        let execd = [(execd, FD_SOCKET), (vault_in, FD_VAULT_IN), (vault_out, FD_VAULT_OUT)];
+        let all_up = |fds: &mut dyn Iterator<Item = (OwnedFd, RawFd)>| {
+            fds.map(|(fd, to)| Ok((up(fd)?, to))).collect::<Result<Inherited, Fault>>()
+        };
+        let mut inherited = BTreeMap::from([
             (Role::Netd, Vec::new()),
             (Role::Mountd, Vec::new()),
-            (
-                Role::Execd,
-                vec![(up(execd)?, FD_SOCKET), (up(vault_in)?, FD_VAULT_IN), (up(vault_out)?, FD_VAULT_OUT)],
-            ),
-            (
-                Role::Streamd,
-                streamd.into_iter().map(|(fd, to)| Ok((up(fd)?, to))).collect::<Result<_, Fault>>()?,
-            ),
+            (Role::Execd, all_up(&mut execd.into_iter())?),
+            (Role::Streamd, all_up(&mut streamd.into_iter())?),
         ]);
+        if let Some(network) = network {
+            for role in [Role::Netd, Role::Mountd, Role::Execd] {
+                let again =
+                    network.try_clone().map_err(|error| Fault::io("duplicating", "a namespace", &error))?;
+                inherited.entry(role).or_default().push((up(again)?, FD_NETWORK));
+            }
+        }
         let level = settings.log.as_str().to_ascii_lowercase();
         let mut words = vec!["--profile", settings.profile.name(), "--log", &level];
         words.push(if settings.local.is_none() { "--kmsg" } else { "--local" });

@@ -50,6 +50,9 @@ pub const FD_REQUESTS: i32 = 11;
 /// Every helper with `--ipc`: where its replies go.
 pub const FD_REPLIES: i32 = 12;
 
+/// netd, mountd and execd with `--ipc`: the network namespace of the pod, which they enter. Missing where the guest has none of its own.
+pub const FD_NETWORK: i32 = 13;
+
 /// ipc-channel cannot wrap a descriptor, but it takes those that come in a message. So this is a channel to oneself, made
 /// while the process may still make sockets.
 pub struct Adopter<T> {

@@ -14,7 +14,7 @@ use super::{delete, routes, set_up, start_pod};
 /// A guest without a pod, and a world that its links lead to.
 fn guest() -> (Guest, World, String) {
     let guest = Guest::boot(Kind::Local);
-    let namespace = format!("/proc/{}/ns/net", process(&guest, "init", None));
+    let namespace = format!("/proc/{}/ns/net", process(&guest, "netd", None));
     (guest, World::new(), namespace)
 }
 

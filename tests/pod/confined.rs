@@ -165,6 +165,38 @@ fn every_process_has_open_what_it_needs() {
     guest.finish(main);
 }
 
+/// A container sees which sockets there are in its network, and may use its links: neither is the guest's own.
+#[test]
+fn the_pods_network_is_not_the_guests() {
+    let guest = Guest::with_pod(Kind::Local);
+    let main = guest.sleeper("main");
+    let network = |name| fs::read_link(format!("/proc/{}/ns/net", process(&guest, name, None))).unwrap();
+    let pods = network("podinit");
+    for name in ["netd", "mountd", "execd"] {
+        assert_eq!(network(name), pods, "{name} works on the pod's");
+    }
+    for name in ["init", "warden", "streamd"] {
+        assert_eq!(network(name), network("init"), "{name}");
+        assert_ne!(network(name), pods, "{name}");
+    }
+    let seen = guest.says("main", "readlink /proc/self/ns/net");
+    assert_eq!(seen.trim_end(), pods.display().to_string());
+    // The ports were opened before: a VM's are devices. What is connected to them is with who connects.
+    let sockets = guest.says("main", "cat /proc/net/unix");
+    let others: Vec<_> = sockets
+        .lines()
+        .skip(1)
+        .filter(|line| !line.ends_with("/ctl.sock") && !line.ends_with("/stream.sock"))
+        .collect();
+    assert!(others.is_empty(), "{others:?}");
+    let guests = fs::read_to_string(format!("/proc/{}/net/unix", process(&guest, "init", None))).unwrap();
+    assert!(guests.lines().count() > 10, "its channels are there: {guests}");
+    let links = fs::read_to_string(format!("/proc/{}/net/dev", process(&guest, "streamd", None))).unwrap();
+    let links: Vec<_> = links.lines().skip(2).map(|line| line.trim().split(':').next().unwrap()).collect();
+    assert_eq!(links, ["lo"], "no link of the pod's");
+    guest.finish(main);
+}
+
 /// The inodes of the sockets that are bound to a file, and of the connections made to it, where a process is.
 fn sockets(pid: i32, file: &str) -> Vec<String> {
     // proc_net(5): the inode, then the path.

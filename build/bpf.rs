@@ -18,9 +18,6 @@ use crate::names::constant;
 /// x86_64 has a second set of numbers for the same calls (x32), with this bit set.
 const X32_BIT: u32 = 0x4000_0000;
 
-/// How many ranges are compared one by one at the end of the search.
-const CHAIN: usize = 4;
-
 /// What a system call is answered with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -32,37 +29,53 @@ pub struct Answer {
     pub otherwise: SeccompAction,
 }
 
-/// Numbers from `first` to `last`, and the code that answers them.
+/// Numbers from `first` to that of the next range, and the code that answers them.
 struct Range {
     first: u32,
-    last: u32,
     code: Program,
 }
 
-/// The program that answers each call by number, and every other with `otherwise`. A list of what is denied would miss
-/// x32's numbers, so they fail with ENOSYS as a whole; a list of what is allowed does not have them.
+/// Where x32's numbers begin, which a list of what is denied would miss.
+pub fn x32(arch: &str) -> Option<u32> {
+    (arch == "x86_64").then_some(X32_BIT)
+}
+
+/// The program that answers each call by number, and every other with `otherwise`. The numbers from `beyond` on, which are
+/// none of `answers`, fail with ENOSYS as a whole.
 pub fn program(
     answers: &BTreeMap<u32, Answer>,
     otherwise: &SeccompAction,
+    beyond: Option<u32>,
     arch: &str,
 ) -> Result<Program, String> {
     let target = TargetArch::try_from(arch).map_err(|error| error.to_string())?;
-    let mut ranges: Vec<Range> = Vec::new();
+    let without = ret(otherwise);
+    let mut ranges = Vec::new();
+    let mut next = 0;
     for (&number, answer) in answers {
-        let code = leaf(number, answer, target)?;
-        match ranges.last_mut() {
-            Some(range) if range.last + 1 == number && range.code == code => range.last = number,
-            _ => ranges.push(Range { first: number, last: number, code }),
+        if number > next {
+            add(&mut ranges, next, without.clone());
         }
+        add(&mut ranges, number, leaf(number, answer, target)?);
+        next = number + 1;
     }
-    if arch == "x86_64" && *otherwise == SeccompAction::Allow {
-        let code = ret(&SeccompAction::Errno(libc::ENOSYS.unsigned_abs()));
-        ranges.push(Range { first: X32_BIT, last: u32::MAX, code });
+    if beyond != Some(next) {
+        add(&mut ranges, next, without);
+    }
+    if let Some(first) = beyond {
+        add(&mut ranges, first, ret(&SeccompAction::Errno(libc::ENOSYS.unsigned_abs())));
     }
     let mut program = architecture(target)?;
     program.push(instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0));
-    program.extend(search(&ranges, &ret(otherwise))?);
+    program.extend(search(&ranges)?);
     Ok(program)
+}
+
+/// The next range, or more of the last one.
+fn add(ranges: &mut Vec<Range>, first: u32, code: Program) {
+    if ranges.last().is_none_or(|last| last.code != code) {
+        ranges.push(Range { first, code });
+    }
 }
 
 /// Ends the process when the call is of another architecture; goes on after its last instruction otherwise.
@@ -73,14 +86,14 @@ fn architecture(target: TargetArch) -> Result<Program, String> {
     Ok(program)
 }
 
-/// The number is in the accumulator: finds the few ranges that it may be in, and then the one.
-fn search(ranges: &[Range], otherwise: &[u64]) -> Result<Program, String> {
-    if ranges.len() <= CHAIN {
-        return chain(ranges, otherwise);
+/// The number is in the accumulator: finds the range that it is in.
+fn search(ranges: &[Range]) -> Result<Program, String> {
+    if let [Range { code, .. }] = ranges {
+        return Ok(code.clone());
     }
     let (left, right) = ranges.split_at(ranges.len() / 2);
-    let pivot = right.first().map_or(0, |range| range.first);
-    let below = search(left, otherwise)?;
+    let pivot = right.first().map(|range| range.first).ok_or("a search in nothing")?;
+    let below = search(left)?;
     let jump = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
     let mut program = match u8::try_from(below.len()) {
         Ok(over) => vec![instruction(jump, over, 0, pivot)],
@@ -91,27 +104,7 @@ fn search(ranges: &[Range], otherwise: &[u64]) -> Result<Program, String> {
         }
     };
     program.extend(below);
-    program.extend(search(right, otherwise)?);
-    Ok(program)
-}
-
-/// One range after the other.
-fn chain(ranges: &[Range], otherwise: &[u64]) -> Result<Program, String> {
-    let mut program = Vec::new();
-    for Range { first, last, code } in ranges {
-        let over = u8::try_from(code.len()).ok().filter(|&over| over < u8::MAX);
-        let over = over.ok_or("a system call has too many conditions")?;
-        let jump =
-            |kind: u32, jt, jf, number| instruction(libc::BPF_JMP | kind | libc::BPF_K, jt, jf, number);
-        if first == last {
-            program.push(jump(libc::BPF_JEQ, 0, over, *first));
-        } else {
-            program.push(jump(libc::BPF_JGE, 0, over + 1, *first));
-            program.push(jump(libc::BPF_JGT, over, 0, *last));
-        }
-        program.extend(code);
-    }
-    program.extend(otherwise);
+    program.extend(search(right)?);
     Ok(program)
 }
 
@@ -121,7 +114,10 @@ fn leaf(number: u32, answer: &Answer, target: TargetArch) -> Result<Program, Str
         return Ok(ret(&answer.then));
     }
     let rules = BTreeMap::from([(i64::from(number), answer.when.clone())]);
-    compile(rules, answer.otherwise.clone(), answer.then.clone(), target)
+    let program = compile(rules, answer.otherwise.clone(), answer.then.clone(), target)?;
+    // It looks at the architecture once more.
+    let known = architecture(target)?;
+    Ok(program.strip_prefix(known.as_slice()).map_or(program.clone(), <[u64]>::to_vec))
 }
 
 fn compile(

@@ -88,7 +88,10 @@ pub struct Seccomp {
     /// Lists whose rules this policy has too: policy/lists/NAME.json.
     #[serde(default)]
     pub include: Vec<String>,
-    /// Its own rules.
+    /// Its own rules that hold always, by what they are for.
+    #[serde(default)]
+    pub groups: Vec<Group>,
+    /// Its other rules.
     pub rules: Vec<Rule>,
 }
 
@@ -98,6 +101,8 @@ pub struct Seccomp {
 pub enum Default_ {
     /// SIGSYS: the process names the call and dies. The rules allow.
     Trap,
+    /// It fails: with EPERM, and with ENOSYS where the build knows no call of its number. The rules allow.
+    Deny,
     /// It passes. The rules deny.
     Allow,
 }
@@ -130,6 +135,43 @@ pub struct Rule {
     pub varies: Option<String>,
 }
 
+/// Calls with one reason.
+#[derive(Debug, Deserialize)]
+#[serde(from = "GroupFile")]
+pub struct Group {
+    /// A rule for each.
+    pub rules: Vec<Rule>,
+}
+
+/// A group as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GroupFile {
+    /// What for, or what against.
+    why: String,
+    /// As a rule's, for each.
+    #[serde(default)]
+    optional: bool,
+    /// The names.
+    syscalls: Vec<String>,
+}
+
+impl From<GroupFile> for Group {
+    fn from(GroupFile { why, optional, syscalls }: GroupFile) -> Group {
+        let rule = |syscall| Rule {
+            syscall,
+            why: why.clone(),
+            when: Vec::new(),
+            unless: Vec::new(),
+            errno: None,
+            optional,
+            unseen: None,
+            varies: None,
+        };
+        Group { rules: syscalls.into_iter().map(rule).collect() }
+    }
+}
+
 /// What a container's files are like.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -152,7 +194,10 @@ pub struct List {
     pub about: String,
     /// As that of the policies that include it.
     pub default: Default_,
-    /// The rules.
+    /// As a policy's.
+    #[serde(default)]
+    pub groups: Vec<Group>,
+    /// The other rules.
     pub rules: Vec<Rule>,
 }
 

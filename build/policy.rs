@@ -10,7 +10,7 @@ use seccompiler::SeccompAction;
 use crate::bpf::{self, Answer};
 use crate::compiled::{CapSet, CompiledPolicy, CompiledProfile};
 use crate::format::{
-    CapabilityRule, Container, Default_, List, Place, PolicyFile, Rule, Source, parse, places,
+    CapabilityRule, Container, Default_, Group, List, Place, PolicyFile, Rule, Source, parse, places,
 };
 use crate::names::{CAPABILITIES, constant};
 
@@ -20,6 +20,8 @@ pub trait Syscalls {
     fn number(&self, name: &str) -> Option<u32>;
     /// Whether any architecture has it.
     fn exists(&self, name: &str) -> bool;
+    /// The numbers that the target has calls for.
+    fn numbers(&self) -> BTreeSet<u32>;
 }
 
 /// What a file makes: a process's policy, or a container profile.
@@ -76,7 +78,7 @@ impl<'a> Files<'a> {
     fn add_list(&mut self, name: &'a str, source: &'a Source) -> Result<(), String> {
         let list: List = parse(source)?;
         check_about(&list.about, source)?;
-        check_rules(&placed(&list.rules, source), list.default)?;
+        check_sorted(&list.groups, &list.rules, source, list.default)?;
         self.lists.insert(name, (list, source));
         Ok(())
     }
@@ -85,7 +87,7 @@ impl<'a> Files<'a> {
         let policy: PolicyFile = parse(source)?;
         check_about(&policy.about, source)?;
         check_capabilities(&policy.capabilities, source)?;
-        check_rules(&placed(&policy.seccomp.rules, source), policy.seccomp.default)?;
+        check_sorted(&policy.seccomp.groups, &policy.seccomp.rules, source, policy.seccomp.default)?;
         self.policies.insert(&source.name, (policy, source));
         Ok(())
     }
@@ -97,7 +99,12 @@ impl<'a> Files<'a> {
         let capabilities = self.capabilities(file, source)?;
         let rules = self.rules(file, source)?;
         self.check_above(file, source, &rules, &capabilities)?;
-        let answers = answers(&rules, file.seccomp.default, syscalls)?;
+        let mut answers = answers(&rules, file.seccomp.default, syscalls)?;
+        let beyond = match file.seccomp.default {
+            Default_::Trap => None,
+            Default_::Allow => bpf::x32(arch),
+            Default_::Deny => Some(answer_unknown(&mut answers, syscalls)),
+        };
         let policy = CompiledPolicy {
             about: file.about.clone(),
             uid: file.user.uid,
@@ -105,7 +112,7 @@ impl<'a> Files<'a> {
             no_new_privs: file.no_new_privs,
             empty_root: file.empty_root,
             capabilities: CapSet(capabilities.keys().fold(0, |set, bit| set | 1 << bit)),
-            program: bpf::program(&answers, &file.seccomp.default.action(), arch)
+            program: bpf::program(&answers, &file.seccomp.default.action(), beyond, arch)
                 .map_err(|why| Place::of_key(source, "seccomp").error(name, &why))?,
             rules: readable(&capabilities, &rules, file.seccomp.default),
         };
@@ -164,9 +171,9 @@ impl<'a> Files<'a> {
             if list.default != file.seccomp.default {
                 return Err(place.error(name, "allows where this file denies, or the other way round"));
             }
-            rules.extend(placed(&list.rules, at));
+            rules.extend(placed(&list.groups, &list.rules, at));
         }
-        rules.extend(placed(&file.seccomp.rules, source));
+        rules.extend(placed(&file.seccomp.groups, &file.seccomp.rules, source));
         let mut all = BTreeMap::<&str, Vec<Placed<'b>>>::new();
         for rule in rules {
             let earlier = all.entry(&rule.0.syscall).or_default();
@@ -191,7 +198,7 @@ impl<'a> Files<'a> {
             let Some((over, at)) = self.policies.get(name.as_str()) else {
                 return Err(place.error(name, "no such policy"));
             };
-            if !seen.insert(name) || over.seccomp.default == Default_::Trap {
+            if !seen.insert(name) || over.seccomp.default != Default_::Allow {
                 return Err(place.error(name, "nothing can be below it"));
             }
             if over.no_new_privs && !file.no_new_privs {
@@ -230,16 +237,28 @@ impl Default_ {
         match self {
             Default_::Trap => SeccompAction::Trap,
             Default_::Allow => SeccompAction::Allow,
+            Default_::Deny => SeccompAction::Errno(libc::EPERM.unsigned_abs()),
         }
     }
 }
 
-fn placed<'a>(rules: &'a [Rule], source: &'a Source) -> Vec<Placed<'a>> {
-    rules.iter().zip(places(source, "rules", rules.iter().map(|rule| rule.syscall.as_str()))).collect()
+/// The rules of groups, and the others.
+fn placed<'a>(groups: &'a [Group], rules: &'a [Rule], source: &'a Source) -> Vec<Placed<'a>> {
+    let grouped = placed_in("groups", groups.iter().flat_map(|group| &group.rules), source);
+    grouped.into_iter().chain(placed_in("rules", rules.iter(), source)).collect()
+}
+
+/// Rules in the order of the file, each with its place below a key.
+fn placed_in<'a>(
+    key: &str,
+    rules: impl Iterator<Item = &'a Rule> + Clone,
+    source: &'a Source,
+) -> Vec<Placed<'a>> {
+    rules.clone().zip(places(source, key, rules.map(|rule| rule.syscall.as_str()))).collect()
 }
 
 fn allows(default: Default_, rule: &Rule) -> bool {
-    default == Default_::Trap && rule.errno.is_none()
+    default != Default_::Allow && rule.errno.is_none()
 }
 
 /// Whether it holds whatever the arguments.
@@ -283,6 +302,18 @@ fn blank(reason: Option<&String>) -> bool {
     reason.is_some_and(|reason| reason.trim().is_empty())
 }
 
+/// Each group and the other rules, in themselves.
+fn check_sorted(groups: &[Group], rules: &[Rule], source: &Source, default: Default_) -> Result<(), String> {
+    let placed = placed(groups, rules, source);
+    let mut rest = placed.as_slice();
+    for length in groups.iter().map(|group| group.rules.len()).chain([rules.len()]) {
+        let (these, others) = rest.split_at(length);
+        check_rules(these, default)?;
+        rest = others;
+    }
+    Ok(())
+}
+
 fn check_rules(rules: &[Placed<'_>], default: Default_) -> Result<(), String> {
     let mut last = "";
     for (rule, place) in rules {
@@ -306,8 +337,8 @@ fn check_rules(rules: &[Placed<'_>], default: Default_) -> Result<(), String> {
         if conditions.iter().collect::<BTreeSet<_>>().len() != conditions.len() {
             return error("has the same conditions twice");
         }
-        if default == Default_::Trap && rule.errno.is_some() && !conditions.is_empty() {
-            return error("fails only under conditions, in a list that traps otherwise: say what is allowed");
+        if default != Default_::Allow && rule.errno.is_some() && !conditions.is_empty() {
+            return error("fails only under conditions, in a list of what is allowed: say what is");
         }
         last = &rule.syscall;
     }
@@ -346,7 +377,7 @@ fn answers(
         let mut then = match (&rule.errno, default) {
             (Some(name), _) => errno(name).ok_or_else(|| error(&format!("no such errno: {name}")))?,
             (None, Default_::Allow) => SeccompAction::Errno(libc::EPERM.unsigned_abs()),
-            (None, Default_::Trap) => SeccompAction::Allow,
+            (None, Default_::Trap | Default_::Deny) => SeccompAction::Allow,
         };
         let mut otherwise = default.action();
         if !rule.unless.is_empty() {
@@ -371,6 +402,18 @@ fn answers(
     Ok(answers)
 }
 
+/// What has a number that the build knows no call of fails with ENOSYS, as under a kernel that is no newer: programs fall
+/// back. Returns the first number above all that are known, from which on that is so.
+fn answer_unknown(answers: &mut BTreeMap<u32, Answer>, syscalls: &dyn Syscalls) -> u32 {
+    let known = syscalls.numbers();
+    let beyond = known.last().map_or(0, |last| last.saturating_add(1));
+    for number in (0..beyond).filter(|number| !known.contains(number)) {
+        let then = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+        answers.insert(number, Answer { when: Vec::new(), otherwise: then.clone(), then });
+    }
+    beyond
+}
+
 /// Linux has errors up to 133; a misspelt one must not be 0.
 fn errno(name: &str) -> Option<SeccompAction> {
     let errno = constant(name).filter(|_| name.starts_with('E'))?;
@@ -388,7 +431,7 @@ fn readable(
         .map(|(bit, why)| (CAPABILITIES.get(*bit).copied().unwrap_or_default().to_owned(), why.clone()));
     let rules = rules.values().flatten().map(|(rule, _)| {
         let verb = match (default, &rule.errno) {
-            (Default_::Trap, None) => String::new(),
+            (Default_::Trap | Default_::Deny, None) => String::new(),
             (Default_::Allow, None) => "deny ".to_owned(),
             (_, Some(errno)) => format!("deny ({errno}) "),
         };

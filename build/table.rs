@@ -1,5 +1,7 @@
 //! The tables of the `syscalls` crate, by architecture.
 
+use std::collections::BTreeSet;
+
 use syscalls::{aarch64, x86_64};
 
 use crate::policy::Syscalls;
@@ -22,14 +24,24 @@ impl Syscalls for Table {
     fn exists(&self, name: &str) -> bool {
         name.parse::<x86_64::Sysno>().is_ok() || name.parse::<aarch64::Sysno>().is_ok()
     }
+
+    fn numbers(&self) -> BTreeSet<u32> {
+        self.all().into_iter().filter_map(|(number, _)| u32::try_from(number).ok()).collect()
+    }
 }
 
 impl Table {
-    /// (number, name) of every call.
+    /// (number, name) of every call. The crate's own iterators leave the last one out.
     pub fn all(&self) -> Vec<(i64, &'static str)> {
         match self.arch.as_str() {
-            "x86_64" => x86_64::Sysno::iter().map(|call| (i64::from(call.id()), call.name())).collect(),
-            "aarch64" => aarch64::Sysno::iter().map(|call| (i64::from(call.id()), call.name())).collect(),
+            "x86_64" => (0..=x86_64::Sysno::last() as usize)
+                .filter_map(x86_64::Sysno::new)
+                .map(|call| (i64::from(call.id()), call.name()))
+                .collect(),
+            "aarch64" => (0..=aarch64::Sysno::last() as usize)
+                .filter_map(aarch64::Sysno::new)
+                .map(|call| (i64::from(call.id()), call.name()))
+                .collect(),
             _ => Vec::new(),
         }
     }

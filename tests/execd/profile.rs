@@ -136,12 +136,23 @@ fn what_the_profile_denies_fails() {
         ("ioctl TIOCSTI, high bits", 16, [0, 0xdead_beef_0000_0000 | TIOCSTI, probe::BASE, 0, 0, 0], EPERM),
         ("ioctl TIOCLINUX, high bits", 16, [0, 1 << 32 | TIOCLINUX, probe::BASE, 0, 0, 0], EPERM),
         ("socket AF_VSOCK", 41, [40, 1, 0, 0, 0, 0], EPERM),
+        ("socket AF_PACKET", 41, [17, 3, 0, 0, 0, 0], EPERM),
+        ("socket AF_ALG", 41, [38, 5, 0, 0, 0, 0], EPERM),
+        ("socket AF_KEY", 41, [15, 3, 2, 0, 0, 0], EPERM),
+        ("socket AF_PACKET, high bits", 41, [1 << 32 | 17, 3, 0, 0, 0, 0], EPERM),
+        ("io_uring_setup", 425, [0; 6], EPERM),
+        ("modify_ldt", 154, [0; 6], EPERM),
+        // Between two calls, and after the last: C libraries fall back.
+        ("a number that no call has", 400, [0; 6], Errno::ENOSYS as i32),
+        ("a call of a newer kernel", 999, [0; 6], Errno::ENOSYS as i32),
         ("bpf", 321, [0; 6], EPERM),
         ("x32 mount", 0x4000_0000 | 165, [0; 6], Errno::ENOSYS as i32),
         // And some that pass, with the kernel's own answer or none.
         ("unshare of nothing", 272, [0; 6], 0),
         ("ioctl TCGETS of a pipe", 16, [0, 0x5401, probe::BASE, 0, 0, 0], Errno::ENOTTY as i32),
         ("socket AF_UNIX", 41, [1, 1, 0, 0, 0, 0], 0),
+        ("socket AF_INET of ICMP, raw", 41, [2, 3, 1, 0, 0, 0], 0),
+        ("socket AF_NETLINK", 41, [16, 3, 0, 0, 0, 0], 0),
         ("close of nothing", 3, [99, 0, 0, 0, 0, 0], Errno::EBADF as i32),
     ];
     guest(move |guest| {

@@ -156,7 +156,7 @@ fn conditions_mean_something() {
         (r#""when": [["arg0 == 1"]], "unless": [["arg0 == 2"]]"#, "has `when` and `unless`"),
         (
             r#""when": [["arg0 == 1"]], "errno": "ENOSYS""#,
-            "fails only under conditions, in a list that traps otherwise: say what is allowed",
+            "fails only under conditions, in a list of what is allowed: say what is",
         ),
     ] {
         let rule = format!(r#"{{"syscall": "fcntl", "why": "flags", {conditions}}}"#);
@@ -231,6 +231,76 @@ fn a_file_says_what_it_is_about() {
     let text = file("trap", "", &[], "", &[READ]).replace("about", "abuot");
     assert!(errors(&[source("p", text)])[0].starts_with("policy/p.json:2: unknown field `abuot`"));
     assert!(errors(&[source("p", "{\n".to_owned())])[0].starts_with("policy/p.json:2: EOF"));
+}
+
+/// A policy that denies by default, with these groups; the first of them is on line 7.
+fn grouped(groups: &[&str], rules: &[&str]) -> Source {
+    let groups = format!("\"groups\": [\n{}\n], ", groups.join(",\n"));
+    source(
+        "p",
+        file("deny", "", &[], &groups, rules).replace("\"capabilities\": [\n\n]", "\"capabilities\": []"),
+    )
+}
+
+#[test]
+fn a_group_has_one_reason_and_is_checked_as_rules_are() {
+    let refused = |groups: &[&str], rules: &[&str]| errors(&[grouped(groups, rules)]);
+    let files = r#"{"why": "files", "syscalls": ["read", "write"]}"#;
+    for (groups, rules, error) in [
+        (
+            vec![r#"{"why": "files", "syscalls": ["write", "read"]}"#],
+            vec![],
+            "policy/p.json:6: read: is not in alphabetical order, or there twice",
+        ),
+        (vec![r#"{"why": " ", "syscalls": ["read"]}"#], vec![], "policy/p.json:6: read: is not explained"),
+        (
+            vec![r#"{"why": "files", "syscalls": ["raed"]}"#],
+            vec![],
+            "policy/p.json:6: raed: no such system call",
+        ),
+        (
+            vec![files, r#"{"why": "again", "syscalls": ["read"]}"#],
+            vec![],
+            "policy/p.json:7: read: narrows nothing: it always holds by policy/p.json:6",
+        ),
+        (
+            vec![files],
+            vec![READ],
+            "policy/p.json:8: read: narrows nothing: it always holds by policy/p.json:6",
+        ),
+    ] {
+        assert_eq!(refused(&groups, &rules), [error], "{groups:?}");
+    }
+}
+
+#[test]
+fn what_a_list_of_what_is_allowed_does_not_name_fails() {
+    let clone3 = r#"{"syscall": "clone3", "why": "flags behind a pointer", "errno": "ENOSYS"}"#;
+    let dup = r#"{"syscall": "dup3", "why": "a test", "when": [["arg0 == 7"]]}"#;
+    let sources = [grouped(&[r#"{"why": "files", "syscalls": ["read", "write"]}"#], &[clone3, dup])];
+    let compiled = compile(&sources, "x86_64", &table("x86_64")).unwrap();
+    let Some((_, Compiled::Policy(policy))) = compiled.first() else { panic!() };
+    let answer = |number, first| {
+        run(&policy.program, &Call { arch: X86_64, number, arguments: [first, 0, 0, 0, 0, 0] }).verdict
+    };
+    let highest = u32::try_from(table("x86_64").all().last().unwrap().0).unwrap();
+    let (eperm, enosys) = (Verdict::Errno(1), Verdict::Errno(38));
+    for (number, first, expected) in [
+        (0, 0, Verdict::Allow),
+        (1, 0, Verdict::Allow),
+        (2, 0, eperm),
+        (435, 0, enosys),
+        (292, 7, Verdict::Allow),
+        (292, 6, eperm),
+        // A number that no call has, and what is beyond.
+        (400, 0, enosys),
+        (highest, 0, eperm),
+        (highest + 1, 0, enosys),
+        (0x4000_0000, 0, enosys),
+        (u32::MAX, 0, enosys),
+    ] {
+        assert_eq!(answer(number, first), expected, "{number} {first}");
+    }
 }
 
 /// A list whose rules are on lines 4 and on.

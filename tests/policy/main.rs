@@ -18,6 +18,7 @@ mod policy;
 mod table;
 
 mod compiler;
+mod docker;
 mod files;
 mod machine;
 #[allow(dead_code)]

@@ -101,11 +101,22 @@ impl Rule {
     }
 }
 
+/// What happens to a call without a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Without {
+    /// It traps.
+    Trap,
+    /// It passes.
+    Allow,
+    /// It fails.
+    Deny,
+}
+
 /// A policy's rules.
 #[derive(Debug)]
 pub struct Meaning {
-    /// Whether what has no rule traps.
-    pub traps: bool,
+    /// What happens to a call without a rule.
+    pub without: Without,
     /// By system call.
     pub rules: BTreeMap<String, Vec<Rule>>,
     /// Names of capabilities.
@@ -120,8 +131,7 @@ impl Meaning {
     /// The rules of one file, a policy's or a list's, without those that it includes.
     pub fn own(name: &str, sources: &[Source]) -> Vec<(String, Rule)> {
         let file = read(name, sources);
-        let rules = file["rules"].as_array().or(file["seccomp"]["rules"].as_array()).unwrap();
-        rules.iter().map(|rule| (rule["syscall"].as_str().unwrap().to_owned(), parse(rule))).collect()
+        all(if file["seccomp"].is_object() { &file["seccomp"] } else { &file })
     }
 
     /// The lists that a policy includes.
@@ -134,19 +144,10 @@ impl Meaning {
     /// What the files say of one policy.
     pub fn of(name: &str, sources: &[Source]) -> Meaning {
         let file = read(name, sources);
-        let mut rules: Vec<Value> = Vec::new();
-        for list in file["seccomp"]["include"].as_array().into_iter().flatten() {
-            rules.extend(
-                read(&format!("lists/{}", list.as_str().unwrap()), sources)["rules"]
-                    .as_array()
-                    .unwrap()
-                    .clone(),
-            );
-        }
-        rules.extend(file["seccomp"]["rules"].as_array().unwrap().clone());
+        let lists = Meaning::includes(name, sources).into_iter().map(|list| format!("lists/{list}"));
         let mut by_call = BTreeMap::<String, Vec<Rule>>::new();
-        for rule in &rules {
-            by_call.entry(rule["syscall"].as_str().unwrap().to_owned()).or_default().push(parse(rule));
+        for (call, rule) in lists.chain([name.to_owned()]).flat_map(|file| Meaning::own(&file, sources)) {
+            by_call.entry(call).or_default().push(rule);
         }
         let mut capabilities = Vec::new();
         for rule in file["capabilities"].as_array().unwrap() {
@@ -156,7 +157,12 @@ impl Meaning {
             }
         }
         Meaning {
-            traps: file["seccomp"]["default"] == "trap",
+            without: match file["seccomp"]["default"].as_str().unwrap() {
+                "trap" => Without::Trap,
+                "allow" => Without::Allow,
+                "deny" => Without::Deny,
+                other => panic!("the default {other}"),
+            },
             rules: by_call,
             capabilities,
             user: (file["user"]["uid"].as_u64().unwrap_or(0), file["user"]["gid"].as_u64().unwrap_or(0)),
@@ -164,17 +170,19 @@ impl Meaning {
         }
     }
 
-    /// The answer to a call of this name, or to one without.
+    /// The answer to a call of this name, or to a number without a name.
     pub fn verdict(&self, call: Option<&str>, arguments: &[u64; 6]) -> Verdict {
         let rules = call.and_then(|call| self.rules.get(call)).map_or(&[][..], Vec::as_slice);
-        match (rules.iter().find(|rule| rule.holds(arguments)), self.traps) {
-            (None, true) => Verdict::Trap,
-            (None, false) => Verdict::Allow,
+        match (rules.iter().find(|rule| rule.holds(arguments)), self.without) {
+            (None, Without::Trap) => Verdict::Trap,
+            (None, Without::Allow) => Verdict::Allow,
+            (None, Without::Deny) if call.is_some() => Verdict::Errno(libc::EPERM.unsigned_abs()),
+            (None, Without::Deny) => Verdict::Errno(libc::ENOSYS.unsigned_abs()),
             (Some(Rule { errno: Some(errno), .. }), _) => {
                 Verdict::Errno(u32::try_from(value(errno)).unwrap())
             }
-            (Some(_), true) => Verdict::Allow,
-            (Some(_), false) => Verdict::Errno(1),
+            (Some(_), Without::Trap | Without::Deny) => Verdict::Allow,
+            (Some(_), Without::Allow) => Verdict::Errno(libc::EPERM.unsigned_abs()),
         }
     }
 }
@@ -183,14 +191,29 @@ fn read(name: &str, sources: &[Source]) -> Value {
     serde_json::from_str(&sources.iter().find(|source| source.name == name).unwrap().text).unwrap()
 }
 
+/// The rules of a list or a filter, and those of its groups, by system call.
+fn all(filter: &Value) -> Vec<(String, Rule)> {
+    let name = |value: &Value| value.as_str().unwrap().to_owned();
+    let rules = filter["rules"].as_array().unwrap().iter().map(|rule| (name(&rule["syscall"]), parse(rule)));
+    let calls = |group: &Value| group["syscalls"].as_array().unwrap().iter().map(name).collect::<Vec<_>>();
+    let grouped = filter["groups"].as_array().into_iter().flatten().flat_map(calls);
+    let always = Rule { when: Vec::new(), unless: Vec::new(), errno: None };
+    grouped.map(|call| (call, always.clone())).chain(rules).collect()
+}
+
 fn parse(rule: &Value) -> Rule {
-    let lists = |key: &str| -> Vec<Vec<Condition>> {
-        let lists = rule[key].as_array().into_iter().flatten();
-        lists
-            .map(|all| {
-                all.as_array().unwrap().iter().map(|text| Condition::parse(text.as_str().unwrap())).collect()
-            })
-            .collect()
+    Rule {
+        when: conditions(&rule["when"]),
+        unless: conditions(&rule["unless"]),
+        errno: rule["errno"].as_str().map(str::to_owned),
+    }
+}
+
+/// Lists of conditions; none where there is no value.
+pub fn conditions(lists: &Value) -> Vec<Vec<Condition>> {
+    let all = |list: &Value| {
+        let texts = list.as_array().unwrap().iter().map(|text| text.as_str().unwrap());
+        texts.map(Condition::parse).collect()
     };
-    Rule { when: lists("when"), unless: lists("unless"), errno: rule["errno"].as_str().map(str::to_owned) }
+    lists.as_array().into_iter().flatten().map(all).collect()
 }

@@ -20,6 +20,10 @@ endif
 # Beside QEMU 7.2 in qemu-system-common, later a package of its own.
 virtiofsd := test -x /usr/lib/qemu/virtiofsd || scripts/need virtiofsd
 
+# tests/minimal runs these whole, while it records the processes that they start: once is enough.
+recorded := execd mountd netd pod resilience streamd
+tests := $(filter-out $(recorded),$(patsubst tests/%.rs,%,$(wildcard tests/*.rs)) $(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs)))
+
 .PHONY: help
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
@@ -37,7 +41,8 @@ test: check sizes initrd rootfs vsock ## checks and tests everything
 	@$(virtiofsd)
 	@scripts/nfs
 	@scripts/world core
-	$(runner) cargo test --locked
+	$(runner) cargo test --locked --lib --bins $(addprefix --test ,$(tests))
+	$(runner) cargo test --locked --doc
 	@scripts/need g++
 	scripts/fuzz $(cache)/tools quick
 	scripts/deny $(cache)/tools

@@ -68,6 +68,14 @@ fn seen(table: &Table, sources: &[Source]) -> Seen {
     seen
 }
 
+/// `make test` leaves out what is run here whole, and nothing else.
+#[test]
+fn every_test_is_run_by_make_test() {
+    let makefile = std::fs::read_to_string("Makefile").unwrap();
+    let recorded = makefile.lines().find_map(|line| line.strip_prefix("recorded := ")).unwrap();
+    assert_eq!(recorded.split(' ').collect::<Vec<_>>(), workload::whole());
+}
+
 #[test]
 fn whatever_is_allowed_is_used() {
     let sources = files::sources();

@@ -21,6 +21,11 @@ const WORKLOAD: [(&str, &[&str]); 9] = [
     ("streamd", &[]),
 ];
 
+/// Those of which every test runs here.
+pub fn whole() -> Vec<&'static str> {
+    WORKLOAD.iter().filter(|(_, filters)| filters.is_empty()).map(|(name, _)| *name).collect()
+}
+
 /// The programs, built as this one is.
 pub fn programs() -> BTreeMap<String, PathBuf> {
     let cargo = Path::new(env!("CARGO"));

@@ -132,12 +132,15 @@ fn end(guest: Guest) {
 
 /// Runs a scenario in namespaces.
 fn in_namespaces(scenario: &'static Scenario) {
-    root::with(scenario.set, |root| {
-        if root::all() {
+    if root::all() {
+        // In a root of its own: what a scenario leaves is not there when it runs again.
+        root::with(scenario.set, |root| {
             let (status, stdout, stderr) =
                 root.chroot(scenario.user, &words(scenario), &environment(On::Plain, scenario.user));
             judge(scenario, status, &stdout, &stderr);
-        }
+        });
+    }
+    root::with(scenario.set, |root| {
         let guest = guest(Kind::Local, root, &[]);
         run(&guest, On::Local, scenario);
         end(guest);

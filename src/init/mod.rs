@@ -3,6 +3,7 @@
 //! The line in [`run`] after which every error is an event and no longer a reason to leave is marked there.
 
 mod boot;
+pub mod closed;
 pub mod control;
 mod event_loop;
 mod helpers;
@@ -94,6 +95,7 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
     let program = boot::program()?;
     root::enter(&settings)?;
     boot::limits(&settings);
+    closed::close(&settings);
     boot::network(&settings);
     boot::memory(&settings);
     let network = boot::leave_network();

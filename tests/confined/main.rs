@@ -131,10 +131,10 @@ const DENYING: [(&str, &[&str]); 4] = [
         "container/default",
         &["clock_settime", "init_module", "mount", "sethostname", "setns", "socket", "umount2", "unshare"],
     ),
-    ("container/privileged", &["clock_settime", "init_module"]),
-    ("execd", &["clock_settime", "init_module"]),
+    ("container/privileged", &["clock_settime", "init_module", "socket"]),
+    ("execd", &["clock_settime", "init_module", "socket"]),
     // mountd is below the warden, and sets the clock.
-    ("warden", &["init_module"]),
+    ("warden", &["init_module", "socket"]),
 ];
 
 /// What the process of a policy passes on to what it executes.

@@ -4,6 +4,7 @@
 //! and ioctl's 64-bit number there too, a setuid program that has to work in tests/scenarios/exec.rs.
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+mod closed;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod image;

@@ -14,6 +14,9 @@ const NOBODY: &[&str] = &[
     "delete_module",
     "finit_module",
     "init_module",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
     "ioperm",
     "iopl",
     "kexec_file_load",
@@ -42,9 +45,6 @@ const CONFINED: &[&str] = &[
     "execveat",
     "fanotify_init",
     "fork",
-    "io_uring_enter",
-    "io_uring_register",
-    "io_uring_setup",
     "kcmp",
     "listen",
     "memfd_secret",
@@ -135,6 +135,22 @@ fn no_confined_process_has_executable_memory_or_a_child() {
             for flags in [0, 17, CLONE_VM, CLONE_THREAD, 1 << 28, 1 << 29 | CLONE_VM] {
                 let verdict = verdict("clone", [flags, 0, 0, 0, 0, 0]);
                 assert_eq!(verdict, Verdict::Trap, "{name} {arch} clone {flags:#x}");
+            }
+        }
+    }
+}
+
+/// The warden opens none: the channels to the host are open before it has its filter.
+#[test]
+fn nobody_below_init_has_a_socket_to_the_host() {
+    const AF_VSOCK: u64 = 40;
+    for (arch, audit) in ARCHITECTURES {
+        for (name, policy) in policies(arch) {
+            let number = table(arch).number("socket").unwrap();
+            for family in [AF_VSOCK, 1 << 32 | AF_VSOCK] {
+                let call = Call { arch: audit, number, arguments: [family, 1, 0, 0, 0, 0] };
+                let verdict = run(&policy.program, &call).verdict;
+                assert!(!matches!(verdict, Verdict::Allow), "{name} {arch} allows socket {family:#x}");
             }
         }
     }

@@ -10,8 +10,10 @@ pub const RUN: &str = "/run/hyperinit";
 pub const IPC: &str = "/run/hyperinit/ipc";
 /// The pod's files and kept namespaces.
 pub const POD: &str = "/run/hyperinit/pod";
-/// The pod's namespaces, one nsfs bind mount each (`pid`, `mnt`, `uts`, `ipc`).
+/// The pod's namespaces, one nsfs bind mount each.
 pub const POD_NS: &str = "/run/hyperinit/pod/ns";
+/// Which those are; `mnt` is the template of every container's.
+pub const POD_NAMESPACES: [&str; 4] = ["ipc", "mnt", "pid", "uts"];
 /// The pod's `/dev/shm`, one tmpfs shared by all its containers.
 pub const POD_SHM: &str = "/run/hyperinit/pod/shm";
 /// The pod's hosts file. Each container has a copy of its own of this and the next two.

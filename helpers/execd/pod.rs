@@ -1,7 +1,7 @@
 //! The pod init: PID 1 of the pod's namespaces. It reaps what is orphaned there, and does nothing else.
 
 use std::convert::Infallible;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::logger;
@@ -63,6 +63,21 @@ pub fn join() -> Result<(), Fault> {
     Namespaces(kept).enter()
 }
 
+/// Keeps the namespaces of the pod init as files: they outlive execd, mountd works in them, and `nsenter` finds them.
+pub fn keep(namespaces: &[OwnedFd]) -> Result<(), Fault> {
+    if namespaces.len() != paths::POD_NAMESPACES.len() {
+        return Err(Fault::new("keeping", "the pod's namespaces", "the pod init has not handed them over"));
+    }
+    for (name, namespace) in paths::POD_NAMESPACES.into_iter().zip(namespaces) {
+        let file = format!("{}/{name}", paths::POD_NS);
+        std::fs::write(&file, "").fault("making", &file)?;
+        let from = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+        mount(Some(from.as_str()), file.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .fault("keeping the namespace", &file)?;
+    }
+    Ok(())
+}
+
 /// Begins the start of the pod init.
 pub fn start(home: &Namespaces, policy: &Policy, hostname: &str) -> Result<report::Start, Fault> {
     if hostname.len() > HOSTNAME_MAX || hostname.contains('\0') {
@@ -97,9 +112,14 @@ fn live(policy: &Policy, hostname: &str, report: &OwnedFd) -> Result<Infallible,
     sethostname(hostname).fault("setting the hostname", hostname)?;
     let children = SigSet::from(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&children), None).fault("blocking", "SIGCHLD")?;
+    // Of its own, which it may always open; nobody else may open them who has no CAP_SYS_PTRACE.
+    for name in paths::POD_NAMESPACES {
+        let namespace = file(&format!("/proc/self/ns/{name}"))?;
+        report::namespace(report, namespace.as_fd()).fault("handing over", "a namespace")?;
+    }
     report::ready(report, Files::default()).fault("reporting to", "execd")?;
     // Its mount namespace has been kept by then: it is the template of every container's, and nothing for the pod to see.
-    if !report::released(report::POD_RELEASE_TIMEOUT) {
+    if !report::released(report::RELEASE_TIMEOUT) {
         return Err(Fault::new("waiting for", "init", "it was not told of this process"));
     }
     // Nothing of execd's is used, or dropped, from here on.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::Pid;
+use hyperinit::paths;
 use hyperinit::sys::fd::{receive_fds, send_fds};
 use hyperinit::sys::process;
 use nix::errno::Errno;
@@ -17,12 +18,11 @@ use super::remembered::Files;
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long init may take to release a process: it has been told, or execd died before it told.
 pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long it may take to release the pod init: mountd keeps its namespaces first, and may have to be started again for that.
-pub const POD_RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest report in bytes; a fault is cut to its first words before it would be longer.
 const REPORT_MAX: usize = 4096;
 const READY: u8 = b'R';
 const TTY: u8 = b'T';
+const NAMESPACE: u8 = b'N';
 const FAULT: u8 = b'F';
 
 /// A new pair: execd's end, the process's end.
@@ -36,6 +36,8 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), Fault> {
 pub struct Ready {
     /// The master of its tty.
     pub tty: Option<OwnedFd>,
+    /// The namespaces of the pod init, in the order of `paths::POD_NAMESPACES`.
+    pub namespaces: Vec<OwnedFd>,
     /// What it had to read of its container's passwd and group.
     pub read: Files,
 }
@@ -49,13 +51,15 @@ pub struct Start {
     ours: OwnedFd,
     _theirs: OwnedFd,
     tty: Option<OwnedFd>,
+    namespaces: Vec<OwnedFd>,
     until: Instant,
 }
 
 impl Start {
     /// One that has just been cloned.
     pub fn new(pid: Pid, pidfd: OwnedFd, (ours, theirs): (OwnedFd, OwnedFd)) -> Start {
-        Start { pid, pidfd, ours, _theirs: theirs, tty: None, until: Instant::now() + READY_TIMEOUT }
+        let until = Instant::now() + READY_TIMEOUT;
+        Start { pid, pidfd, ours, _theirs: theirs, tty: None, namespaces: Vec::new(), until }
     }
 
     /// The process.
@@ -108,9 +112,13 @@ impl Start {
                     self.tty = fds.into_iter().next();
                     continue;
                 }
+                Some([NAMESPACE]) if self.namespaces.len() < paths::POD_NAMESPACES.len() => {
+                    self.namespaces.extend(fds.into_iter().next());
+                    continue;
+                }
                 Some([READY, read @ ..]) => {
                     let read = serde_json::from_slice(read).unwrap_or_default();
-                    Ok(Ready { tty: self.tty.take(), read })
+                    Ok(Ready { tty: self.tty.take(), namespaces: std::mem::take(&mut self.namespaces), read })
                 }
                 Some([FAULT, fault @ ..]) => Err(serde_json::from_slice(fault).unwrap_or_else(|_| {
                     Fault::new("hearing from", self.name(), "it failed, and does not say why")
@@ -129,6 +137,11 @@ impl Start {
 /// user, and who has a low limit of open files and no capability can send none while others of that user have some under way.
 pub fn tty(socket: &OwnedFd, master: BorrowedFd<'_>) -> Result<(), Errno> {
     send_fds(socket, &[TTY], &[master])
+}
+
+/// The pod init's side: gives execd one of its namespaces.
+pub fn namespace(socket: &OwnedFd, namespace: BorrowedFd<'_>) -> Result<(), Errno> {
+    send_fds(socket, &[NAMESPACE], &[namespace])
 }
 
 /// The process's side: says that it is ready to be released, with what it has read. What does not fit the report

@@ -132,9 +132,9 @@ impl Execd {
         }
     }
 
-    /// A process is ready: its streams are handed over, and init may be told.
+    /// A process is ready: its streams are handed over, or the pod init's namespaces kept, and init may be told.
     pub fn is_ready(&mut self, becoming: Becoming, ready: report::Ready) -> Result<(), Fault> {
-        let Becoming::Process(beginning) = becoming else { return Ok(()) };
+        let Becoming::Process(beginning) = becoming else { return pod::keep(&ready.namespaces) };
         let Beginning { id, container, packet, stdin, output, stderr, .. } = *beginning;
         if let Some(container) = container {
             self.remembered.keep(&container, ready.read);

@@ -11,8 +11,9 @@ use hyperinit::ids::{ContainerId, Pid};
 use hyperinit::paths;
 use hyperinit::sys::signal;
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::stat;
+use nix::sys::stat::Mode;
 
 use super::tree::Home;
 
@@ -20,13 +21,13 @@ use super::tree::Home;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Kills everything in the container and waits until nothing of it runs.
-pub fn container(_home: &Home, id: &ContainerId) -> Result<(), Fault> {
+pub fn container(home: &Home, id: &ContainerId) -> Result<(), Fault> {
     let cgroup = paths::container_cgroup(id);
     match fs::write(cgroup.join("cgroup.kill"), "1") {
         Ok(()) => until_empty(&cgroup, id),
         // No cgroup v2, or a kernel before 5.14.
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
-            by_namespace(id)
+            by_mounts(home, id)
         }
         Err(error) => Err(Fault::io("killing", id, &error)),
     }
@@ -54,21 +55,22 @@ fn until_empty(cgroup: &Path, id: &ContainerId) -> Result<(), Fault> {
     }
 }
 
-/// Without a cgroup: whoever is in the container's mount namespace, until nobody new is found. A process that forks
-/// faster than this walk ends with the pod.
-fn by_namespace(id: &ContainerId) -> Result<(), Fault> {
-    let kept = paths::container_mount_ns(id);
-    let namespace = match stat(&kept) {
-        Ok(stat) => (stat.st_dev, stat.st_ino),
-        Err(Errno::ENOENT) => return Ok(()),
-        Err(errno) => return Err(Fault::errno("looking at", kept.display(), errno)),
+/// Without a cgroup: whoever sees mounts of the container, until nobody new is found. Which mounts a process has is open to
+/// everybody; which namespace it is in takes CAP_SYS_PTRACE, and with that goes the memory of every process of the guest. A process that
+/// forks faster than this walk, or has changed its root to a directory below which nothing is mounted, ends with the pod.
+fn by_mounts(home: &Home, id: &ContainerId) -> Result<(), Fault> {
+    let mounts = match home.in_namespace(id, || mounts(home, "self")) {
+        Ok(mounts) => mounts,
+        Err(fault) if fault.is(Errno::ENOENT) => return Ok(()),
+        Err(fault) => return Err(fault),
     };
     let deadline = Instant::now() + TIMEOUT;
     while Instant::now() < deadline {
         let mut found = false;
         for pid in processes()? {
-            let own = stat(format!("/proc/{pid}/ns/mnt").as_str());
-            if own.is_ok_and(|own| (own.st_dev, own.st_ino) == namespace) {
+            // A mount has a number of its own in the whole kernel; one is enough.
+            let first = self::mounts(home, &pid.to_string()).ok().and_then(|seen| seen.into_iter().next());
+            if first.is_some_and(|mount| mounts.contains(&mount)) {
                 found |= signal::kill(pid, nix::libc::SIGKILL, false).is_ok();
             }
         }
@@ -77,6 +79,16 @@ fn by_namespace(id: &ContainerId) -> Result<(), Fault> {
         }
     }
     Err(Fault::new("killing", id, "something in it does not die"))
+}
+
+/// The numbers of the mounts that a process sees (proc_pid_mountinfo(5)), by the guest's /proc.
+fn mounts(home: &Home, process: &str) -> Result<Vec<u64>, Fault> {
+    let path = format!("{process}/mountinfo");
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let file = openat(&home.proc, path.as_str(), flags, Mode::empty()).fault("opening", &path)?;
+    let mut text = String::new();
+    fs::File::from(file).read_to_string(&mut text).fault("reading", &path)?;
+    Ok(text.lines().filter_map(|line| line.split(' ').next()?.parse().ok()).collect())
 }
 
 fn processes() -> Result<Vec<Pid>, Fault> {

@@ -79,7 +79,6 @@ impl Mountd {
             Request::Online => hotplug::online()?,
             Request::Unplug { device } => unplug::unplug(&device, self.rules.local)?,
             Request::PreparePod { pod } => pod::prepare(&pod.open()?)?,
-            Request::PinPod { pid } => pod::pin(pid)?,
             Request::PrepareContainer { container } => {
                 let container = container.open()?;
                 return container::prepare(&self.home, &self.rules, &mut self.populations, &container);

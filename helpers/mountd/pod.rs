@@ -7,16 +7,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use hyperinit::fault::{Fault, OrFault};
-use hyperinit::ids::{ContainerId, Pid};
+use hyperinit::ids::ContainerId;
 use hyperinit::paths;
 use hyperinit::wire::mountd::PodFiles;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::share;
-
-/// The namespaces of the pod init that are kept; `mnt` is the template of every container's.
-const NAMESPACES: [&str; 4] = ["ipc", "mnt", "pid", "uts"];
 
 /// How long resolv.conf may be, in bytes: every container has a copy, in memory.
 const RESOLV_CONF_MAX: usize = 64 << 10;
@@ -118,22 +115,7 @@ fn write(path: &str, text: &str) -> Result<(), Fault> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o644)).fault("setting the mode of", path)
 }
 
-fn bind(from: &str, to: &str) -> Result<(), Fault> {
-    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        .fault("binding", format!("{from} on {to}"))
-}
-
-/// Keeps the namespaces of the pod init: they outlive mountd and execd, and `nsenter` finds them.
-pub fn pin(pid: Pid) -> Result<(), Fault> {
-    for name in NAMESPACES {
-        let file = format!("{}/{name}", paths::POD_NS);
-        fs::write(&file, "").fault("making", &file)?;
-        bind(&format!("/proc/{pid}/ns/{name}"), &file)?;
-    }
-    Ok(())
-}
-
-/// Undoes PreparePod and PinPod, and every container that is left. What is not there is no error; the first error
+/// Undoes PreparePod, what execd has kept of the pod init, and every container that is left. What is not there is no error; the first error
 /// is the answer, after everything has been tried.
 pub fn destroy() -> Result<(), Fault> {
     let mut first = Ok(());
@@ -145,7 +127,7 @@ pub fn destroy() -> Result<(), Fault> {
     for id in containers() {
         keep(super::container::remove(&id));
     }
-    for name in NAMESPACES {
+    for name in paths::POD_NAMESPACES {
         keep(unmount(Path::new(paths::POD_NS).join(name).as_path()));
     }
     keep(unmount(Path::new(paths::SHARE)));

@@ -41,9 +41,6 @@ pub enum Ask {
         device: String,
     },
     PreparePod(PodFiles),
-    PinPod {
-        pid: Pid,
-    },
     PrepareContainer(Box<Container>),
     ReadFile {
         container: ContainerId,
@@ -151,7 +148,6 @@ impl Ask {
             | Ask::Online
             | Ask::Unplug { .. }
             | Ask::PreparePod(_)
-            | Ask::PinPod { .. }
             | Ask::PrepareContainer(_)
             | Ask::ReadFile { .. }
             | Ask::ReadOn { .. }
@@ -206,7 +202,6 @@ impl Ask {
             Ask::Online => Mountd(mountd::Request::Online),
             Ask::Unplug { device } => Mountd(mountd::Request::Unplug { device }),
             Ask::PreparePod(pod) => Mountd(mountd::Request::PreparePod { pod: Bulk::new(pod, memory)? }),
-            Ask::PinPod { pid } => Mountd(mountd::Request::PinPod { pid }),
             Ask::PrepareContainer(container) => {
                 Mountd(mountd::Request::PrepareContainer { container: Bulk::new(*container, memory)? })
             }
@@ -262,7 +257,7 @@ impl Ask {
             | Ask::WriteFile { container, .. }
             | Ask::KillContainer { container }
             | Ask::RemoveContainer { container } => Some(Lane::Container(container.clone())),
-            Ask::WakeUp | Ask::PreparePod(_) | Ask::PinPod { .. } | Ask::DestroyPod => Some(Lane::Pod),
+            Ask::WakeUp | Ask::PreparePod(_) | Ask::DestroyPod => Some(Lane::Pod),
             Ask::Rescan | Ask::Online | Ask::Unplug { .. } => Some(Lane::Devices),
             Ask::SyncShare => Some(Lane::Share),
             _ => None,
@@ -318,7 +313,6 @@ impl Ask {
             | Ask::Rescan
             | Ask::Unplug { .. }
             | Ask::PreparePod(_)
-            | Ask::PinPod { .. }
             | Ask::PrepareContainer(_)
             | Ask::ReadFile { .. }
             | Ask::ReadOn { .. }

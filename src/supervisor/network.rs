@@ -39,7 +39,6 @@ impl Network {
             | PodStep::Rescan
             | PodStep::Files
             | PodStep::Init
-            | PodStep::Pin
             | PodStep::Join
             | PodStep::Undo
             | PodStep::UndoNetwork => {}
@@ -64,7 +63,6 @@ pub(super) fn needs(pod: &Pod, step: PodStep, local: bool) -> bool {
         PodStep::Loopback
         | PodStep::Files
         | PodStep::Init
-        | PodStep::Pin
         | PodStep::Join
         | PodStep::Undo
         | PodStep::UndoNetwork => true,

@@ -270,7 +270,6 @@ pub(super) enum PodStep {
     Routes,
     Files,
     Init,
-    Pin,
     Join,
     Undo,
     UndoNetwork,

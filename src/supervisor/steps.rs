@@ -32,9 +32,8 @@ impl Supervisor {
             (PodStep::Routes, _) => Ask::AddRoutes { routes: spec.routes.clone(), repeated: false },
             (PodStep::Files, _) => Ask::PreparePod(pod_files(spec, &self.config)),
             (PodStep::Init, _) => Ask::StartPod { hostname: spec.hostname.clone() },
-            (PodStep::Pin, Some(pid)) => Ask::PinPod { pid },
             (PodStep::Join, _) => Ask::JoinPod { running },
-            (PodStep::Undo, _) | (PodStep::Pin, None) => Ask::DestroyPod,
+            (PodStep::Undo, _) => Ask::DestroyPod,
             (PodStep::UndoNetwork, _) => {
                 *step = Some(next);
                 if !self.reset_network(Purpose::Pod(next)) {
@@ -81,9 +80,8 @@ impl Supervisor {
             PodStep::Interfaces => self.ask_pod_step(PodStep::Routes),
             PodStep::Routes => self.ask_pod_step(PodStep::Files),
             PodStep::Files => self.ask_pod_step(PodStep::Init),
-            PodStep::Init => self.ask_pod_step(PodStep::Pin),
-            PodStep::Pin => {
-                // Now, for it leaves the mount namespace that has just been kept.
+            PodStep::Init => {
+                // It leaves its mount namespace then, which execd has kept.
                 self.actions.extend(init.map(|pid| Action::Release { pid }));
                 self.ask_pod_step(PodStep::Join);
             }

@@ -12,13 +12,13 @@ use crate::spec::Process;
 #[derive(Debug, Serialize, Deserialize)]
 #[allow(clippy::large_enum_variant, reason = "one is under way at a time")]
 pub enum Request {
-    /// Start the pod init in new PID, mount, IPC and UTS namespaces, as init's child.
+    /// Start the pod init in new PID, mount, IPC and UTS namespaces, as init's child, and keep these under `paths::POD_NS`.
     StartPod {
         /// The pod's UTS name.
         hostname: String,
     },
     /// A restarted execd: enter what is kept under `paths::POD_NS`, and take over what was kept of the processes'
-    /// outputs. Also sent after `PinPod`.
+    /// outputs. Also sent after `StartPod`.
     JoinPod {
         /// The stdio streams of the processes that are not finished.
         running: Bulk<Vec<StreamId>>,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::{Bulk, Bytes, Payload};
 use crate::fault::Fault;
 use crate::frame::{CONTROL_HEADER, CONTROL_MAX};
-use crate::ids::{ContainerId, Pid};
+use crate::ids::ContainerId;
 use crate::spec::Container;
 
 /// The most that virtio's 9p transport moves at once with pages of 4 kB (net/9p/trans_virtio.c), in bytes. The kernel's default,
@@ -39,11 +39,6 @@ pub enum Request {
     PreparePod {
         /// The pod's files.
         pod: Bulk<PodFiles>,
-    },
-    /// Keep the namespaces of the pod init under `paths::POD_NS`.
-    PinPod {
-        /// The pod init.
-        pid: Pid,
     },
     /// Build a container's mount namespace and keep it as `paths::container_mount_ns`. Undoes itself when it fails. It waits
     /// for a disk and fills a new volume only for a moment, and has to be asked again then: the host may have given it

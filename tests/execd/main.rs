@@ -18,6 +18,7 @@ use hyperinit::ids::Pid;
 use hyperinit::paths;
 use hyperinit::wire::{Role, execd};
 use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::guest::{Guest, guest, guest_with_cgroups};
@@ -34,6 +35,14 @@ fn pod(guest: &Guest) -> Pod<'_> {
     let mut pod = Pod::start(guest);
     pod.prepare("web", json!({})).unwrap();
     pod
+}
+
+/// Leaves nothing kept of an earlier pod, as mountd does when it prepares one.
+fn forget_namespaces() {
+    fs::create_dir_all(paths::POD_NS).unwrap();
+    for name in paths::POD_NAMESPACES {
+        let _ = umount2(Path::new(paths::POD_NS).join(name).as_path(), MntFlags::MNT_DETACH);
+    }
 }
 
 /// What /proc says of a process, by key.
@@ -54,6 +63,7 @@ fn status(pid: Pid, key: &str) -> String {
 fn a_pod_init_is_one_in_namespaces_of_its_own_and_has_nothing() {
     guest(|guest| {
         let mut execd = Execd::start(&[]);
+        forget_namespaces();
         let request = execd::Request::StartPod { hostname: HOSTNAME.to_owned() };
         let init = execd.started(&request).unwrap();
         guest.adopt_init(init);
@@ -66,6 +76,11 @@ fn a_pod_init_is_one_in_namespaces_of_its_own_and_has_nothing() {
             "its own /proc"
         );
         assert!(!kept.contains("shared:") && !kept.contains("master:"));
+        for name in paths::POD_NAMESPACES {
+            let inode = |path: &str| fs::metadata(path).unwrap().ino();
+            let (file, own) = (format!("{}/{name}", paths::POD_NS), format!("/proc/{init}/ns/{name}"));
+            assert_eq!(inode(&file), inode(&own), "{name} is kept before anybody hears of it");
+        }
         release(init);
         // Its last step is its filter; until then it works on.
         let confined = || status(init, "Seccomp") == "2" && status(init, "CapEff") == NONE;
@@ -106,6 +121,7 @@ fn a_second_pod_is_not_inside_the_first() {
     guest(|guest| {
         let mut execd = Execd::start(&[]);
         for hostname in ["one", "two"] {
+            forget_namespaces();
             let init = execd.started(&execd::Request::StartPod { hostname: hostname.to_owned() }).unwrap();
             guest.adopt_init(init);
             release(init);

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyperinit::channel::Bulk;
 use hyperinit::fault::Fault;
-use hyperinit::ids::{ContainerId, Pid};
+use hyperinit::ids::ContainerId;
 use hyperinit::paths;
 use hyperinit::wire::Role;
 use hyperinit::wire::mountd::{NinePTransport, PodFiles, Request, Share, ShareCache};
@@ -160,16 +160,6 @@ fn until(done: impl Fn() -> bool) {
 }
 
 #[test]
-fn a_pid_that_is_nobody_is_a_fault() {
-    guest(|_| {
-        let mut mountd = mountd();
-        prepare_pod(&mut mountd, pod_files()).unwrap();
-        let fault = done(&mut mountd, &Request::PinPod { pid: Pid(i32::MAX) }).unwrap_err();
-        assert!(fault.is(Errno::ENOENT), "{fault}");
-    });
-}
-
-#[test]
 fn a_container_goes_with_all_that_runs_in_it() {
     guest_with_cgroups(|guest| kill_and_remove(guest, true));
 }
@@ -301,7 +291,6 @@ fn what_is_left_of_a_pod_is_none_of_the_next() {
         assert!(!paths::container(&id("web")).exists());
         let shm = guest.mounts().lines().filter(|line| line.contains(paths::POD_SHM)).count();
         assert_eq!(shm, 1, "mounted once");
-        pod.mountd(&Request::PinPod { pid: pod.init }).unwrap();
         pod.mountd(&Request::DestroyPod).unwrap();
         assert_eq!(guest.mounts(), before);
         assert!(pod.mountd.log().contains("of an earlier pod"), "{}", pod.mountd.log());

@@ -155,3 +155,17 @@ fn nobody_below_init_has_a_socket_to_the_host() {
         }
     }
 }
+
+/// What opens the memory, the descriptors and the root of every process of the guest by files of /proc, whatever the filter says of
+/// ptrace, process_vm_writev and pidfd_getfd.
+#[test]
+fn only_a_privileged_container_has_cap_sys_ptrace() {
+    const CAP_SYS_PTRACE: u64 = 1 << 19;
+    for (arch, _) in ARCHITECTURES {
+        let having =
+            policies(arch).into_iter().filter(|(_, policy)| policy.capabilities.0 & CAP_SYS_PTRACE != 0);
+        let names: Vec<_> = having.map(|(name, _)| name).collect();
+        // The warden has what it passes on.
+        assert_eq!(names, ["container/privileged", "warden"], "{arch}");
+    }
+}

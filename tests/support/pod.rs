@@ -154,7 +154,6 @@ impl<'a> Pod<'a> {
         let mut execd = Execd::start(arguments);
         let init = execd.started(&execd::Request::StartPod { hostname: HOSTNAME.to_owned() }).unwrap();
         guest.adopt_init(init);
-        done(&mut mountd, &mountd::Request::PinPod { pid: init }).unwrap();
         release(init);
         execd.done(&join(&[])).unwrap();
         Pod { guest, mountd, execd, init, next_stream: 1 }

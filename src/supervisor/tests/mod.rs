@@ -98,7 +98,6 @@ impl World {
         self.done(Role::Netd);
         self.done(Role::Mountd);
         self.started(POD_INIT);
-        self.done(Role::Mountd);
         self.done(Role::Execd);
     }
 
@@ -292,7 +291,6 @@ fn short(ask: &Ask) -> String {
         Ask::Online => "online".to_owned(),
         Ask::Unplug { device } => format!("unplug {device}"),
         Ask::PreparePod(_) => "prepare pod".to_owned(),
-        Ask::PinPod { pid } => format!("pin {pid}"),
         Ask::PrepareContainer(container) => format!("prepare {}", container.id),
         Ask::ReadFile { container, file } => format!("read {container} {file}"),
         Ask::ReadOn { .. } => "read on".to_owned(),

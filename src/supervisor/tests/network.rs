@@ -6,7 +6,7 @@ pub const POD: &str = r#"{"hostname":"pod","interfaces":[{"device":"eth0","ipAdd
     "routes":[{"dest":"default","gateway":"10.0.0.1"}],"portmappingWhiteLists":{"internalNetworks":["10.0.0.0/8"]}}"#;
 
 /// STARTPOD's requests for that pod, in order.
-const STEPS: [(Role, &str); 9] = [
+const STEPS: [(Role, &str); 8] = [
     (Role::Netd, "up lo"),
     (Role::Netd, "let in"),
     (Role::Mountd, "rescan"),
@@ -14,7 +14,6 @@ const STEPS: [(Role, &str); 9] = [
     (Role::Netd, "add routes default"),
     (Role::Mountd, "prepare pod"),
     (Role::Execd, "start pod pod"),
-    (Role::Mountd, "pin 50"),
     (Role::Execd, "join"),
 ];
 const INIT: usize = 6;
@@ -206,7 +205,6 @@ fn without_white_lists_ports_mean_nothing() {
         world.done(Role::Netd);
         world.done(Role::Mountd);
         world.started(POD_INIT);
-        world.done(Role::Mountd);
         world.done(Role::Execd);
         with_ports(&mut world, "c", 1, r#"[{"hostPort":1,"containerPort":0,"protocol":"any"}]"#);
         world.done(Role::Mountd);

@@ -1,0 +1,75 @@
+//! Devices of the guest: its disk, its memory, its log, its ports to the host.
+
+use nix::fcntl::OFlag;
+use nix::libc;
+use nix::sys::stat::makedev;
+
+use super::{AT_FDCWD, Effect, NULL, Place, int};
+use crate::answer::{Answer, together};
+
+/// The words of the row, the name in the guest's /dev, whether it is a block device, its number.
+const DEVICES: [(&str, &str, bool, (u64, u64)); 5] = [
+    ("a disk", "vda", true, (254, 0)),
+    ("the kernel's memory", "mem", false, (1, 1)),
+    ("the kernel's log", "kmsg", false, (1, 11)),
+    ("the port of commands", "vport1p1", false, (0, 0)),
+    ("the port of streams", "vport1p2", false, (0, 0)),
+];
+
+/// Each of them by the node that the guest has, and by one that is made.
+pub fn effects() -> Vec<Effect> {
+    DEVICES
+        .into_iter()
+        .map(|(what, name, block, numbers)| {
+            let act = move |place: &mut Place<'_>| {
+                if !place.world.vm {
+                    return Answer::NotHere.word();
+                }
+                let own = place.opens(&format!("/dev/{name}"), OFlag::O_RDWR);
+                let numbers = numbers_of(name).unwrap_or(numbers);
+                let made = makes_a_node(place, block, numbers);
+                together(&[(format!("/dev/{name}"), own), ("a node of it".to_owned(), made)])
+            };
+            Effect { group: "Devices", name: format!("opens {what}"), act: Box::new(act) }
+        })
+        .collect()
+}
+
+/// As the guest numbers it: whoever looks is outside of every seat.
+fn numbers_of(name: &str) -> Option<(u64, u64)> {
+    let below = ["/sys/class/block", "/sys/class/virtio-ports", "/sys/class/misc", "/sys/class/mem"];
+    let text = below.iter().find_map(|class| std::fs::read_to_string(format!("{class}/{name}/dev")).ok())?;
+    let (major, minor) = text.trim_end().split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Makes a node and opens it: on a filesystem of its own, if it can mount one, else where it is.
+fn makes_a_node(place: &mut Place<'_>, block: bool, numbers: (u64, u64)) -> Answer {
+    if place.name == "mountd" {
+        // It has no copy of itself that could move to mounts of its own, and the guest's /dev is a place for nodes.
+        return node_in(place, "/dev", block, numbers);
+    }
+    place.once(|place| {
+        let moved = place.seat.call(libc::SYS_unshare, [int(libc::CLONE_NEWNS)]);
+        let (kind, at) = (place.seat.text("tmpfs"), place.seat.text("/dev/shm"));
+        if moved.value().is_some() {
+            place.seat.call(libc::SYS_mount, [kind, at, kind, 0, NULL]);
+        }
+        let answer = node_in(place, "/dev/shm", block, numbers);
+        if answer.value().is_some() { answer } else { node_in(place, "/dev", block, numbers) }
+    })
+}
+
+fn node_in(place: &mut Place<'_>, directory: &str, block: bool, (major, minor): (u64, u64)) -> Answer {
+    let kind = if block { libc::S_IFBLK } else { libc::S_IFCHR };
+    let path = format!("{directory}/seat-node");
+    let at = place.seat.text(&path);
+    let made =
+        place.seat.call(libc::SYS_mknodat, [AT_FDCWD, at, u64::from(kind | 0o600), makedev(major, minor)]);
+    if made.value().is_none() {
+        return made;
+    }
+    let answer = place.opens(&path, OFlag::O_RDWR);
+    place.seat.call(libc::SYS_unlinkat, [AT_FDCWD, at, 0]);
+    answer
+}

@@ -1,0 +1,222 @@
+//! Memory, files, limits and lives of other processes.
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::libc;
+
+use super::{Effect, NULL, Place, int, past_fault};
+use crate::answer::{Answer, together};
+use crate::world::{CONTAINER_ROOT, CONTAINER_USER, HELPERS, OTHER_ROOT, OTHER_USER};
+
+/// Whom it is done to: the words of the row, and the processes.
+const VICTIMS: [(&str, &[&str]); 6] = [
+    ("init", &["init"]),
+    ("the warden", &["warden"]),
+    ("each other helper", &HELPERS),
+    ("the pod init", &["podinit"]),
+    ("a container's process of root", &[CONTAINER_ROOT, OTHER_ROOT]),
+    ("a container's process of a user", &[CONTAINER_USER, OTHER_USER]),
+];
+
+/// Something done to a process of that number.
+type Deed = fn(&mut Place<'_>, u64) -> Answer;
+/// What is tried of each process, in one row: the words of the row, and the parts.
+type Attempt = (&'static str, &'static [(&'static str, Deed)]);
+
+const ATTEMPTS: [Attempt; 6] = [
+    (
+        "memory by /proc/N/mem",
+        &[
+            ("reading", |p, n| file(p, n, "mem", OFlag::O_RDONLY)),
+            ("writing", |p, n| file(p, n, "mem", OFlag::O_RDWR)),
+        ],
+    ),
+    (
+        "memory and descriptors by calls",
+        &[
+            ("process_vm_readv", |p, n| copies(p, n, libc::SYS_process_vm_readv)),
+            ("process_vm_writev", |p, n| copies(p, n, libc::SYS_process_vm_writev)),
+            ("ptrace", traces),
+            ("pidfd_getfd", takes_a_descriptor),
+        ],
+    ),
+    (
+        "environ and maps in /proc/N",
+        &[("environ", |p, n| text(p, n, "environ")), ("maps", |p, n| text(p, n, "maps"))],
+    ),
+    (
+        "fd, root, cwd, exe, ns in /proc/N",
+        &[
+            ("fd", |p, n| file(p, n, "fd/2", OFlag::O_PATH)),
+            ("root", |p, n| file(p, n, "root", OFlag::O_PATH)),
+            ("cwd", |p, n| file(p, n, "cwd", OFlag::O_PATH)),
+            ("exe", |p, n| file(p, n, "exe", OFlag::O_PATH)),
+            ("ns", |p, n| file(p, n, "ns/mnt", OFlag::O_RDONLY)),
+        ],
+    ),
+    (
+        "limits, priority, score",
+        &[
+            ("prlimit64", limits),
+            ("setpriority", priority),
+            ("oom_score_adj", |p, n| file(p, n, "oom_score_adj", OFlag::O_WRONLY)),
+        ],
+    ),
+    (
+        "a signal (SIGURG)",
+        &[("kill", signals), ("tgkill", signals_a_thread), ("pidfd_send_signal", signals_by_pidfd)],
+    ),
+];
+
+/// One row for each attempt and each kind of process.
+pub fn effects() -> Vec<Effect> {
+    let rows = |(what, parts): Attempt| {
+        VICTIMS.map(|(whose, victims)| row("Other processes", what, whose, parts, victims))
+    };
+    ATTEMPTS.into_iter().flat_map(rows).collect()
+}
+
+/// What ends a helper where it is allowed, so it comes last.
+pub fn last() -> Vec<Effect> {
+    let parts: &[(&str, Deed)] = &[("SIGKILL", kills), ("SIGABRT by tgkill", aborts)];
+    let whom: [(&str, &[&str]); 3] =
+        [("init", &["init"]), ("a helper", &["netd"]), ("the pod init", &["podinit"])];
+    whom.map(|(whose, victims)| row("Ends of other processes", "the end", whose, parts, victims)).into()
+}
+
+fn row(
+    group: &'static str,
+    what: &str,
+    whose: &str,
+    parts: &'static [(&'static str, Deed)],
+    victims: &'static [&'static str],
+) -> Effect {
+    let act = move |place: &mut Place<'_>| {
+        let own = place.name;
+        let mut answers: Vec<(&str, &str, Answer)> = Vec::new();
+        for victim in victims.iter().filter(|victim| **victim != own) {
+            // Once: a helper that was ended by one part is not there for the next.
+            let number = place.number(victim);
+            for (part, deed) in parts {
+                let answer = number.map_or(Answer::Unseen, |number| deed(place, number));
+                answers.push((victim, part, answer));
+            }
+        }
+        // Whose it was is said only where it matters.
+        let same =
+            |part: &str, answer| answers.iter().all(|&(_, other, found)| other != part || found == answer);
+        let mut cells: Vec<(String, Answer)> = Vec::new();
+        for &(victim, part, answer) in &answers {
+            let what = if same(part, answer) { part.to_owned() } else { format!("{part} of {victim}") };
+            if !cells.contains(&(what.clone(), answer)) {
+                cells.push((what, answer));
+            }
+        }
+        together(&cells)
+    };
+    Effect { group, name: format!("{what}: {whose}"), act: Box::new(act) }
+}
+
+fn file(place: &mut Place<'_>, number: u64, name: &str, flags: OFlag) -> Answer {
+    place.opens(&format!("/proc/{number}/{name}"), flags)
+}
+
+/// Some kernels ask only when it is read, and then say that it is empty.
+fn text(place: &mut Place<'_>, number: u64, name: &str) -> Answer {
+    let file = place.open(&format!("/proc/{number}/{name}"), OFlag::O_RDONLY);
+    let Some(fd) = file.value() else { return file };
+    let byte = place.seat.put(&[0]);
+    let answer = place.seat.call(libc::SYS_read, [fd, byte, 1]);
+    place.close(file);
+    if answer == Answer::Done(0) { Answer::Nothing } else { answer }
+}
+
+/// At an address where nothing is: that is found after the right to it.
+fn copies(place: &mut Place<'_>, number: u64, call: i64) -> Answer {
+    let byte = place.seat.put(&[0]);
+    let local = place.seat.words(&[byte, 1]);
+    let remote = place.seat.words(&[NULL, 1]);
+    past_fault(place.seat.call(call, [number, local, 1, remote, 1, 0]))
+}
+
+/// PTRACE_SEIZE stops nobody; whoever is traced is let go of.
+fn traces(place: &mut Place<'_>, number: u64) -> Answer {
+    let request = |request: u32| u64::from(request);
+    let answer = place.seat.call(libc::SYS_ptrace, [request(libc::PTRACE_SEIZE), number, 0, 0]);
+    if answer.value().is_some() {
+        place.seat.call(libc::SYS_ptrace, [request(libc::PTRACE_INTERRUPT), number, 0, 0]);
+        place.seat.call(libc::SYS_wait4, [number, NULL, int(libc::__WALL), NULL]);
+        place.seat.call(libc::SYS_ptrace, [request(libc::PTRACE_DETACH), number, 0, 0]);
+    }
+    answer
+}
+
+/// Its standard error, which every process has.
+fn takes_a_descriptor(place: &mut Place<'_>, number: u64) -> Answer {
+    let pidfd = place.seat.call(libc::SYS_pidfd_open, [number, 0]);
+    let Some(fd) = pidfd.value() else { return pidfd };
+    let answer = place.makes(libc::SYS_pidfd_getfd, [fd, 2, 0]);
+    place.close(pidfd);
+    answer
+}
+
+/// A limit becomes what it was.
+fn limits(place: &mut Place<'_>, number: u64) -> Answer {
+    let limit = place.seat.words(&[0, 0]);
+    let files = u64::from(libc::RLIMIT_CORE);
+    let asked = place.seat.call(libc::SYS_prlimit64, [number, files, NULL, limit]);
+    if asked.value().is_none() {
+        return asked;
+    }
+    place.seat.call(libc::SYS_prlimit64, [number, files, limit, NULL])
+}
+
+/// The same of its priority, which getpriority(2) counts from 20 downwards.
+fn priority(place: &mut Place<'_>, number: u64) -> Answer {
+    let which = u64::from(libc::PRIO_PROCESS);
+    let asked = place.seat.call(libc::SYS_getpriority, [which, number]);
+    let nice = match asked {
+        Answer::Done(value) => 20_u64.wrapping_sub(value),
+        Answer::Trapped => 0,
+        other => return other,
+    };
+    place.seat.call(libc::SYS_setpriority, [which, number, nice])
+}
+
+fn signals(place: &mut Place<'_>, number: u64) -> Answer {
+    place.seat.call(libc::SYS_kill, [number, int(libc::SIGURG)])
+}
+
+fn signals_a_thread(place: &mut Place<'_>, number: u64) -> Answer {
+    place.seat.call(libc::SYS_tgkill, [number, number, int(libc::SIGURG)])
+}
+
+fn signals_by_pidfd(place: &mut Place<'_>, number: u64) -> Answer {
+    let pidfd = place.seat.call(libc::SYS_pidfd_open, [number, 0]);
+    let Some(fd) = pidfd.value() else { return pidfd };
+    let answer = place.seat.call(libc::SYS_pidfd_send_signal, [fd, int(libc::SIGURG), NULL, 0]);
+    place.close(pidfd);
+    answer
+}
+
+/// PID 1 of a namespace is not ended from inside, whatever the call says. A helper that was ended by one call may not be there for
+/// the next.
+fn kills(place: &mut Place<'_>, number: u64) -> Answer {
+    if would_end_the_pod(place, number) {
+        return Answer::NotHere;
+    }
+    place.seat.call(libc::SYS_kill, [number, int(libc::SIGKILL)])
+}
+
+fn aborts(place: &mut Place<'_>, number: u64) -> Answer {
+    if would_end_the_pod(place, number) {
+        return Answer::NotHere;
+    }
+    place.seat.call(libc::SYS_tgkill, [number, number, int(libc::SIGABRT)]).past(Errno::ESRCH)
+}
+
+/// Outside of the pod its init is a process like others.
+fn would_end_the_pod(place: &Place<'_>, number: u64) -> bool {
+    let outside = place.number("init").is_some() || place.name == "init";
+    outside && place.number("podinit") == Some(number)
+}

@@ -1,0 +1,156 @@
+//! The seats: what every process of the guest can do, tried from its own place. The real process is stopped and made to
+//! call what it should not be able to (seat.rs); each row of the table is an effect, each column a process.
+//!
+//! In a VM the answers have to be those of docs/seats.md, which this test writes (`SEATS=write`). In namespaces the machine may refuse
+//! more than a VM does, for its root may lack a right; never less.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+#![cfg(target_arch = "x86_64")]
+
+mod answer;
+mod effects;
+#[path = "../guest/mod.rs"]
+mod guest;
+mod page;
+mod reasons;
+mod registers;
+mod seat;
+mod world;
+
+use std::os::unix::fs::PermissionsExt;
+use std::{env, fs};
+
+use effects::Place;
+use guest::processes::process;
+use guest::{Guest, Kind, Running, scratch};
+use hyperinit::embedded_policy;
+use hyperinit::sandbox::{ContainerProfile, Policy};
+use hyperinit::wire::Profile;
+use nix::libc;
+use page::{Column, Table};
+use seat::Seat;
+use serde_json::json;
+use world::{CONTAINER_ROOT, CONTAINER_USER, OTHER_ROOT, OTHER_USER, World};
+
+/// The guest's own processes. execd is last: see [`without_the_door`].
+const GUESTS: [&str; 7] = ["init", "warden", "netd", "mountd", "streamd", "podinit", "execd"];
+/// A container's.
+const CONTAINERS: [&str; 2] = [CONTAINER_ROOT, CONTAINER_USER];
+/// Tells this program, in a VM, that it is not the test: from which places it has to try.
+const PLACES: &str = "SEAT_PLACES";
+
+/// Tries everything from the place of a process. Lines of the process, the row, and the answer.
+fn attempt_from(world: &World, name: &str) -> Vec<String> {
+    // Whoever was ended from the last place has its successor, which the next one may be needed for.
+    for name in GUESTS {
+        world.pid(name);
+    }
+    let mut seat = Seat::take(world.pid(name));
+    if name == "execd" && world.vm {
+        without_the_door(&mut seat);
+    }
+    let mut place = Place { seat: &mut seat, world, name };
+    let attempts = effects::all();
+    attempts.iter().map(|effect| format!("{name}\t{}\t{}", effect.name, effect.attempt(&mut place))).collect()
+}
+
+/// In the VM the test comes in by the debugging door, for which execd has more than otherwise: it gives that up, and cannot get it
+/// back.
+fn without_the_door(seat: &mut Seat) {
+    const VERSION_3: u64 = 0x2008_0522;
+    let own = Policy::decode(embedded_policy!("execd")).unwrap().capabilities();
+    let all = own.union(ContainerProfile::of(Profile::Default).unwrap().capabilities());
+    let (low, high) = (all.0 & u64::from(u32::MAX), all.0 >> 32);
+    seat.clear();
+    let header = seat.words(&[VERSION_3]);
+    // Effective, permitted, inheritable: the low halves, then the high ones.
+    let sets = seat.words(&[low << 32 | low, high << 32, high]);
+    assert!(seat.call(libc::SYS_capset, [header, sets]).value().is_some());
+}
+
+/// What the containers are, in a guest.
+fn containers(guest: &Guest) -> [Running<'_>; 4] {
+    let words = |command: &'static str| command.split(' ').collect::<Vec<_>>();
+    let root = guest.share.join("image/rootfs");
+    fs::copy(root.join("bin/busybox"), root.join(effects::SETUID)).unwrap();
+    fs::set_permissions(root.join(effects::SETUID), fs::Permissions::from_mode(0o4755)).unwrap();
+    let web = json!({"user": "web"});
+    [
+        guest.container("main", &words(CONTAINER_ROOT), json!({})),
+        guest.exec("main", &words(CONTAINER_USER), web.clone()),
+        guest.container("other", &words(OTHER_ROOT), json!({})),
+        guest.exec("other", &words(OTHER_USER), web),
+    ]
+}
+
+/// From these places of a VM, by this very program in it.
+fn in_a_vm(profile: &'static str, places: &[&'static str]) -> Vec<String> {
+    let disk = scratch();
+    fs::File::create(disk.join("disk")).unwrap().set_len(1 << 20).unwrap();
+    let options = ["--disk", &disk.join("disk").display().to_string()];
+    let guest = Guest::boot_up(Kind::Vm, &format!("hyper_debug hyper_profile={profile}"), &options);
+    guest.start_pod();
+    let _containers = containers(&guest);
+    let tool = "/run/hyperinit/share/image/rootfs/bin/seat";
+    fs::copy(env::current_exe().unwrap(), guest.share.join("image/rootfs/bin/seat")).unwrap();
+    let words = [tool, "--exact", "in_the_guest_itself", "--nocapture", "--test-threads=1"];
+    let envs = json!([{"env": PLACES, "value": places.join("\n")}]);
+    let outcome = guest.exec("hyperstart", &words, json!({"envs": envs})).outcome();
+    fs::remove_dir_all(disk).unwrap();
+    assert_eq!(outcome.status, 0, "{}\n{}\n{}", outcome.stdout, outcome.stderr, guest.log());
+    outcome.stdout.lines().filter(|line| line.contains('\t')).map(str::to_owned).collect()
+}
+
+/// No test, but what the VM executes.
+#[test]
+fn in_the_guest_itself() {
+    let Ok(places) = env::var(PLACES) else { return };
+    let world = World { init: 1, vm: true };
+    for place in places.lines() {
+        let lines = attempt_from(&world, place);
+        // All at once, and when everybody of the guest goes on.
+        let text = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+        std::io::Write::write_all(&mut std::io::stdout(), format!("\n{text}").as_bytes()).unwrap();
+    }
+}
+
+/// The same of a guest in namespaces.
+fn in_namespaces(profile: &'static str, places: &[&'static str]) -> Vec<String> {
+    let guest = Guest::boot_with(Kind::Local, &format!("hyper_profile={profile}"));
+    guest.start_pod();
+    let _containers = containers(&guest);
+    let world = World { init: process(&guest, "init", None), vm: false };
+    places.iter().flat_map(|place| attempt_from(&world, place)).collect()
+}
+
+/// Every place, with what stands for it: the guest's, and the containers' under each profile.
+fn columns(boot: fn(&'static str, &[&'static str]) -> Vec<String>) -> Vec<Column> {
+    let guests = [&GUESTS[..], &CONTAINERS[..]].concat();
+    let mut runs = vec![("default", guests)];
+    runs.extend(page::PROFILES[1..].iter().map(|profile| (*profile, CONTAINERS.to_vec())));
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = runs
+            .into_iter()
+            .map(|(profile, places)| (profile, scope.spawn(move || boot(profile, &places))))
+            .collect();
+        let lines = |(profile, run): (&'static str, std::thread::ScopedJoinHandle<'_, Vec<String>>)| {
+            let lines = run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Column::all_of(profile, &lines)
+        };
+        runs.into_iter().flat_map(lines).collect()
+    })
+}
+
+#[test]
+fn what_each_process_can_do_is_what_the_page_says() {
+    let seen = Table::new(columns(in_a_vm));
+    seen.is_the_page();
+    seen.has_reasons();
+}
+
+#[test]
+fn in_namespaces_nobody_can_do_more() {
+    let table = Table::of_the_page();
+    let more: Vec<String> =
+        columns(in_namespaces).iter().flat_map(|column| table.more_than(column)).collect();
+    assert!(more.is_empty(), "{}", more.join("\n"));
+}

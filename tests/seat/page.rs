@@ -164,7 +164,7 @@ impl Table {
         );
     }
 
-    pub fn print(&self) -> String {
+    fn print(&self) -> String {
         let mut text = String::new();
         let mut group = "";
         for effect in effects::all() {

@@ -51,12 +51,12 @@ fn makes_a_node(place: &mut Place<'_>, block: bool, numbers: (u64, u64)) -> Answ
     }
     place.once(|place| {
         let moved = place.seat.call(libc::SYS_unshare, [int(libc::CLONE_NEWNS)]);
-        let (kind, at) = (place.seat.text("tmpfs"), place.seat.text("/dev/shm"));
-        if moved.value().is_some() {
-            place.seat.call(libc::SYS_mount, [kind, at, kind, 0, NULL]);
+        if moved.value().is_none() {
+            return node_in(place, "/dev", block, numbers);
         }
-        let answer = node_in(place, "/dev/shm", block, numbers);
-        if answer.value().is_some() { answer } else { node_in(place, "/dev", block, numbers) }
+        let (kind, at) = (place.seat.text("tmpfs"), place.seat.text("/dev/shm"));
+        place.seat.call(libc::SYS_mount, [kind, at, kind, 0, NULL]);
+        node_in(place, "/dev/shm", block, numbers)
     })
 }
 

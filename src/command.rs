@@ -230,7 +230,7 @@ pub struct Features {
 
 impl Features {
     /// A host that knows this name hears of a process's end without the pause that runV's client needs
-    /// (protocol-coverage.md).
+    /// (protocol.md «Version»).
     pub const PROMPT_EVENTS: &str = "prompt-events";
 
     /// This guest's.

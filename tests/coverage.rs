@@ -1,5 +1,5 @@
-//! docs/protocol-coverage.md is complete and true: every command and every key has a row, every row names tests, and
-//! every test that is named is one.
+//! Documents are complete and true. docs/protocol-coverage.md has a row for every command and every key, every row names
+//! tests, and every test that is named exists. A section of a document that is cited exists.
 
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
@@ -138,7 +138,7 @@ fn the_threat_model_names_tests_that_exist() {
 #[test]
 fn every_limit_is_a_constant_of_that_name() {
     let sources = ["src", "helpers", "host"]
-        .map(|directory| sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(directory)));
+        .map(|directory| files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(directory), &["rs"]));
     let sources = sources.concat();
     let words = quoted(&read("docs/limits.md")).into_iter();
     let named: Vec<_> = words.filter_map(|word| Some(word.rsplit_once("::")?.1.to_owned())).collect();
@@ -150,18 +150,57 @@ fn every_limit_is_a_constant_of_that_name() {
     }
 }
 
-/// The text of all source files below a directory.
-fn sources(directory: &Path) -> String {
+/// The text of all files below a directory whose name has one of these extensions.
+fn files(directory: &Path, extensions: &[&str]) -> String {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     entries
         .map(|path| match path.is_dir() {
-            true => sources(&path),
-            false if path.extension().is_some_and(|extension| extension == "rs") => {
+            true => files(&path, extensions),
+            false if extensions.iter().any(|wanted| path.extension().is_some_and(|of| of == *wanted)) => {
                 fs::read_to_string(path).unwrap()
             }
             false => String::new(),
         })
         .collect()
+}
+
+/// What cites sections of documents, as `protocol.md «Streams»`.
+const CITING: [&str; 8] =
+    ["src", "helpers", "host", "tests", "docs", "README.md", "Cargo.toml", "fuzz/Cargo.toml"];
+
+#[test]
+fn every_section_that_is_cited_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let texts = CITING.map(|path| match path {
+        file if root.join(file).is_file() => read(file),
+        directory => files(&root.join(directory), &["rs", "md"]),
+    });
+    let cited: BTreeSet<(String, String)> = texts.iter().flat_map(|text| citations(text)).collect();
+    assert!(cited.len() > 15, "{cited:?}");
+    for (document, section) in cited {
+        let text = read(&document);
+        let is_heading = |line: &str| line.starts_with('#') && line.trim_start_matches('#').trim() == section;
+        assert!(text.lines().any(is_heading), "{document} has no section «{section}»");
+    }
+}
+
+/// The documents and sections that a text cites: a document's name, and right behind it sections in «», with commas between.
+fn citations(text: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    // In two parts, or this line would be a citation.
+    for (at, _) in text.match_indices(concat!(".md", " «")) {
+        let (before, behind) = text.split_at(at + ".md".len());
+        let name = before.rsplit(|c: char| c.is_whitespace() || "(`[".contains(c)).next().unwrap_or_default();
+        let document = if name.contains('/') || name == "CONTRIBUTING.md" { "" } else { "docs/" };
+        let mut rest = behind.strip_prefix(' ');
+        while let Some((section, behind)) =
+            rest.and_then(|rest| rest.strip_prefix('«')).and_then(|rest| rest.split_once('»'))
+        {
+            found.push((format!("{document}{name}"), section.to_owned()));
+            rest = behind.strip_prefix(", ");
+        }
+    }
+    found
 }
 
 #[test]

@@ -39,8 +39,6 @@ pub struct Options {
     pub listen: bool,
     /// What is logged.
     pub log: LevelFilter,
-    /// Standard error is the kernel's log.
-    pub kmsg: bool,
     /// The debugging door is open (execd).
     pub debug: bool,
     /// The guest is in namespaces of a machine whose settings are not its own.
@@ -59,7 +57,7 @@ pub enum DoorKind {
 }
 
 const USAGE: &str = "usage: (--stdio | --policy | --ipc) [--unconfined] [--profile default|privileged] \
-     [--listen] [--log LEVEL] [--kmsg] [--debug] [--local]";
+     [--listen] [--log LEVEL] [--debug] [--local]";
 
 impl Options {
     /// Parses the arguments after the program's name.
@@ -72,7 +70,6 @@ impl Options {
             profile: Profile::Default,
             listen: false,
             log: LevelFilter::Warn,
-            kmsg: false,
             debug: false,
             local: false,
         };
@@ -84,7 +81,6 @@ impl Options {
                 "--ipc" => door = Some(DoorKind::Ipc),
                 "--unconfined" => options.unconfined = true,
                 "--listen" => options.listen = true,
-                "--kmsg" => options.kmsg = true,
                 "--debug" => options.debug = true,
                 "--local" => options.local = true,
                 "--profile" => {
@@ -349,7 +345,8 @@ where
             return ExitCode::from(2);
         }
     };
-    logger::start(role.name(), options.log, options.kmsg);
+    // Started by the warden, it logs by init.
+    logger::start(role.name(), options.log, options.door == DoorKind::Ipc);
     let outcome = Policy::decode(policy).and_then(|policy| {
         if options.door == DoorKind::Policy {
             let _ = writeln!(std::io::stdout(), "{policy}");

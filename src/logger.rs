@@ -1,17 +1,20 @@
-//! Log lines: `who: text`, one write each, to standard error (in a VM `/dev/kmsg`, which never blocks).
+//! Log lines: `who: text`, one write each, to standard error. PID 1's is the log: in a VM `/dev/kmsg`, which never blocks. A helper's
+//! is its log channel, from which PID 1 takes the lines and puts the sender's name on them ([`relay`]).
 
 use std::ffi::CString;
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 static WHO: RwLock<&str> = RwLock::new("hyperinit");
-/// Whether standard error is the kernel's log, whose records begin with a priority.
-static KMSG: AtomicBool = AtomicBool::new(false);
+/// Whether lines begin with a priority, as the kernel's log has it and init takes it from a log channel.
+static PRIORITIES: AtomicBool = AtomicBool::new(false);
+/// How many lines a full log channel has cost since one was last written.
+static LOST: AtomicU32 = AtomicU32::new(0);
 
-/// The longest line: a kernel log record holds about 1 kB.
+/// The longest line, in bytes: a kernel log record holds about 1 kB.
 const LINE_MAX: usize = 900;
 
 /// Names this process in its faults and log lines, and for ps(1): all of them are executed from one file. For a
@@ -28,9 +31,19 @@ pub(crate) fn who_in_signal() -> &'static str {
     WHO.try_read().map_or("hyperinit", |who| *who)
 }
 
-/// What goes before an error's line in the kernel's log.
-pub(crate) fn kmsg_prefix() -> &'static [u8] {
-    if KMSG.load(Ordering::Relaxed) { b"<27>" } else { b"" }
+/// What goes before an error's line.
+pub(crate) fn error_priority() -> &'static [u8] {
+    if PRIORITIES.load(Ordering::Relaxed) { priority(Level::Error).as_bytes() } else { b"" }
+}
+
+/// A level as the kernel's log has it (syslog(2)): of the facility of daemons, which is 3.
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::Error => "<27>",
+        Level::Warn => "<28>",
+        Level::Info => "<30>",
+        Level::Debug | Level::Trace => "<31>",
+    }
 }
 
 /// This process's name in faults and log lines.
@@ -54,24 +67,51 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
-/// Writes one line as one write: several processes share the log. A log that cannot be written is no reason to stop.
+/// Writes one line as one write: several processes share the log. A log that cannot be written is no reason to stop, and what it costs
+/// is said as soon as it can be.
 fn line(level: Level, text: &str) {
-    let _ = std::io::stderr().write_all(compose(level, text).as_bytes());
+    let who = who();
+    let write = |level, text: &str| {
+        std::io::stderr().write_all(compose(level, who, own(who, text)).as_bytes()).is_ok()
+    };
+    let lost = LOST.swap(0, Ordering::Relaxed);
+    let told = lost == 0 || write(Level::Warn, &format!("{lost} lines were lost: the log was full"));
+    let failed = u32::from(!write(level, text)) + if told { 0 } else { lost };
+    LOST.fetch_add(failed, Ordering::Relaxed);
+}
+
+/// A fault names its process itself: the text without the name.
+fn own<'a>(who: &str, text: &'a str) -> &'a str {
+    text.strip_prefix(who).and_then(|text| text.strip_prefix(": ")).unwrap_or(text)
+}
+
+/// PID 1: writes a line that came from a log channel, in the name of the channel's `sender`. `name` is what the sender calls itself, and
+/// is not said twice.
+pub(crate) fn relay(level: Level, sender: &str, name: &str, text: &[u8]) {
+    let text = String::from_utf8_lossy(text);
+    let _ = std::io::stderr().write_all(compose(level, sender, own(name, &text)).as_bytes());
+}
+
+/// A line's level and text, as its writer in a log channel has put them together. One without a priority is a warning.
+pub(crate) fn level(line: &[u8]) -> (Level, &[u8]) {
+    let levels = [Level::Error, Level::Warn, Level::Info, Level::Debug];
+    let found =
+        levels.into_iter().find_map(|level| Some((level, line.strip_prefix(priority(level).as_bytes())?)));
+    found.unwrap_or((Level::Warn, line))
+}
+
+/// Whether a terminal, or who reads one, could take a character for something else than text: control characters, and those that end a
+/// line or turn its direction.
+fn is_deceptive(character: char) -> bool {
+    let turns =
+        matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    character.is_control() || turns
 }
 
 /// The line, whatever the text is.
-fn compose(level: Level, text: &str) -> String {
-    let priority = match (KMSG.load(Ordering::Relaxed), level) {
-        (false, _) => "",
-        (true, Level::Error) => "<27>",
-        (true, Level::Warn) => "<28>",
-        (true, Level::Info) => "<30>",
-        (true, Level::Debug | Level::Trace) => "<31>",
-    };
-    let who = who();
-    // A fault names its process itself.
-    let text = text.strip_prefix(who).and_then(|text| text.strip_prefix(": ")).unwrap_or(text);
-    let mut out = format!("{priority}{who}: {}", text.replace('\n', " "));
+fn compose(level: Level, who: &str, text: &str) -> String {
+    let priority = if PRIORITIES.load(Ordering::Relaxed) { priority(level) } else { "" };
+    let mut out = format!("{priority}{who}: {}", text.replace(is_deceptive, " "));
     if out.len() > LINE_MAX {
         let end = (0..=LINE_MAX).rev().find(|&i| out.is_char_boundary(i)).unwrap_or(0);
         out.truncate(end);
@@ -80,11 +120,11 @@ fn compose(level: Level, text: &str) -> String {
     out
 }
 
-/// Makes this process `who` in the log, with `level` from `hyper_log=` (quiet: warnings and errors).
-/// Panics are logged as one line too, so that a helper's death is told by its last line.
-pub fn start(who: &'static str, level: LevelFilter, kmsg: bool) {
+/// Makes this process `who` in the log, with `level` from `hyper_log=` (quiet: warnings and errors). `priorities`: standard error is
+/// the kernel's log, or a log channel. Panics are logged as one line too, so that a helper's death is told by its last line.
+pub fn start(who: &'static str, level: LevelFilter, priorities: bool) {
     name(who);
-    KMSG.store(kmsg, Ordering::Relaxed);
+    PRIORITIES.store(priorities, Ordering::Relaxed);
     log::set_max_level(level);
     // A second logger in one process (a test) is refused; the first goes on.
     let _ = log::set_logger(&Stderr);
@@ -97,9 +137,11 @@ mod tests {
 
     #[test]
     fn a_line_is_one_line_and_has_an_end() {
-        let who = who();
-        assert_eq!(compose(Level::Info, "a\nb"), format!("{who}: a b\n"));
-        assert_eq!(compose(Level::Info, &format!("{who}: said")), format!("{who}: said\n"));
+        let who = "netd";
+        let compose = |level, text: &str| compose(level, who, own(who, text));
+        assert_eq!(compose(Level::Info, "a\nb"), "netd: a b\n");
+        assert_eq!(compose(Level::Info, "netd: said"), "netd: said\n");
+        assert_eq!(compose(Level::Info, "init: said"), "netd: init: said\n");
         let front = who.len() + 2;
         let fits = "x".repeat(LINE_MAX - front);
         assert_eq!(compose(Level::Error, &fits), format!("{who}: {fits}\n"));
@@ -115,6 +157,23 @@ mod tests {
                 end == "\n" && text.len() <= LINE_MAX && text.len() + character.len() > LINE_MAX,
                 "{line}"
             );
+        }
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_no_text() {
+        let line = compose(Level::Warn, "netd", "a\x1b[2Jb\rc\u{9b}d\u{202e}e\u{2028}f\0g «ü…»");
+        assert_eq!(line, "netd: a [2Jb c d e f g «ü…»\n");
+    }
+
+    #[test]
+    fn a_line_says_its_level() {
+        for known in [Level::Error, Level::Warn, Level::Info, Level::Debug] {
+            let line = format!("{}netd: x", priority(known));
+            assert_eq!(level(line.as_bytes()), (known, b"netd: x".as_slice()));
+        }
+        for bad in ["", "<", "<2", "<0>x", "<270>x", "netd: <27>x"] {
+            assert_eq!(level(bad.as_bytes()), (Level::Warn, bad.as_bytes()));
         }
     }
 }

@@ -18,6 +18,7 @@ use super::Boot;
 use super::control::{Control, Input};
 use super::helpers::{Change, Helper, Sender, Sent};
 use super::inbox::{self, Buffer, Heard};
+use super::journal::{self, Journal, LOGS};
 use super::ports::Port;
 use super::settings::Settings;
 use super::warden::Warden;
@@ -67,6 +68,7 @@ pub struct EventLoop {
     memory: Adopter<IpcSharedMemory>,
     buffer: Buffer,
     helpers: BTreeMap<Instance, Helper>,
+    journal: Journal,
     supervisor: Supervisor,
     /// The last children that were reaped: one may be gone before execd's word of it is read.
     reaped: VecDeque<Pid>,
@@ -91,6 +93,8 @@ impl EventLoop {
         let local = settings.local.is_some();
         let release = uname().fault("asking", "uname")?.release().to_string_lossy().into_owned();
         let adopter = Adopter::new()?;
+        let mut journal = Journal::new();
+        journal.listen(&epoll, journal::Sender::Warden, warden.log);
         Ok(EventLoop {
             local,
             epoll,
@@ -104,6 +108,7 @@ impl EventLoop {
             memory: Adopter::for_memory()?,
             buffer: Buffer::new(),
             helpers: Instance::all().map(|helper| (helper, Helper::new(helper))).collect(),
+            journal,
             supervisor: Supervisor::new(Config {
                 local,
                 nine_p: settings.transport.nine_p(),
@@ -155,6 +160,7 @@ impl EventLoop {
             match event.data() {
                 SIGNALS => self.signals(),
                 WARDEN => self.hear_warden(),
+                token if token >= LOGS => self.journal.hear(&self.epoll, token, now()),
                 token if token >= HELPERS => self.hear(token),
                 _ => {}
             }
@@ -170,7 +176,7 @@ impl EventLoop {
         }
         let drain = (!self.drained && self.control.wrote_all()).then(|| now() + DRAIN_POLL);
         let port = drain.into_iter().chain(self.control.due().map(|left| now() + left));
-        let deadlines = self.helpers.values().filter_map(Helper::deadline);
+        let deadlines = self.helpers.values().filter_map(Helper::deadline).chain(self.journal.deadline());
         match deadlines.chain(self.supervisor.next_deadline()).chain(port).min() {
             None => EpollTimeout::NONE,
             Some(deadline) => {
@@ -250,12 +256,13 @@ impl EventLoop {
         if exit.by_filter {
             log::error!("{} was ended by its filter (SIGSYS)", self.who(exit.pid));
         }
+        let now = now();
         if exit.pid == self.warden_pid {
+            self.journal.ended(&self.epoll, journal::Sender::Warden, now);
             log::error!("the warden is gone ({}): a helper that dies now stays dead", exit.status);
             self.warden_pid = Pid(0);
             return;
         }
-        let now = now();
         let helper = self.helpers.values_mut().find(|helper| helper.killable() == Some(exit.pid));
         match helper {
             None => {
@@ -265,6 +272,7 @@ impl EventLoop {
             Some(helper) => {
                 let instance = helper.instance;
                 helper.is_reaped = true;
+                self.journal.ended(&self.epoll, journal::Sender::Helper(instance), now);
                 match helper.is_dismissed() {
                     true => log::info!("{instance} has ended"),
                     false => log::warn!("{instance} is gone ({})", exit.status),
@@ -345,15 +353,18 @@ impl EventLoop {
 
     /// The warden has started a child; whether it comes up as what was asked for.
     fn spawned(&mut self, instance: Instance, pid: Pid, ends: Vec<OwnedFd>) -> bool {
+        let Ok([requests, voice, log]) = <[OwnedFd; 3]>::try_from(ends) else { return false };
+        let sender = journal::Sender::Helper(instance);
+        self.journal.listen(&self.epoll, sender, log);
         let reaped = self.reaped.contains(&pid);
         self.reaped.retain(|&other| other != pid);
         // One that is a child now is another one of the same number.
         if reaped && !signal::is_child(pid) {
             // It died before this was read, and was reaped as a child that nobody knows.
+            self.journal.ended(&self.epoll, sender, now());
             log::warn!("{instance} died as soon as it was started");
             return false;
         }
-        let Ok([requests, voice]) = <[OwnedFd; 2]>::try_from(ends) else { return false };
         let why = if !self.helpers.get(&instance).is_some_and(Helper::is_starting) {
             "it was waited for no longer".to_owned()
         } else {
@@ -365,6 +376,7 @@ impl EventLoop {
                 // PID 1 has no memory, which may pass.
                 Err(fault) if WANT.iter().any(|&errno| fault.is(errno)) => fault.to_string(),
                 Err(fault) => {
+                    self.journal.ended(&self.epoll, sender, now());
                     self.warden_lied(&fault.to_string());
                     return false;
                 }
@@ -372,6 +384,7 @@ impl EventLoop {
         };
         log::warn!("{instance} as {pid} is not needed: {why}");
         kill(pid, nix::libc::SIGKILL, false);
+        self.journal.ended(&self.epoll, sender, now());
         false
     }
 
@@ -530,6 +543,7 @@ impl EventLoop {
 
     /// Time passes: restarts, deadlines, the last frame on its way out.
     fn tick(&mut self, now: Duration) {
+        self.journal.tick(&self.epoll, now);
         for instance in Instance::all() {
             let change = self.helpers.get_mut(&instance).map_or(Change::None, |helper| helper.tick(now));
             self.changed(instance, change);

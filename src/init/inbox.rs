@@ -162,11 +162,11 @@ mod tests {
             send_fds(&wardens, bytes, &vec![inits.as_fd(); fds]).unwrap();
             warden(&inits)
         };
-        match tell(&spawned.encode(), 2) {
-            Heard::Word((reply, fds)) => assert_eq!((reply, fds.len()), (spawned, 2)),
+        match tell(&spawned.encode(), 3) {
+            Heard::Word((reply, fds)) => assert_eq!((reply, fds.len()), (spawned, 3)),
             other => panic!("{other:?}"),
         }
-        for fds in [0, 1, 3, 12, 200] {
+        for fds in [0, 1, 2, 4, 12, 200] {
             lie(tell(&spawned.encode(), fds));
         }
         lie(tell(&warden::Reply::Failed { helper: Instance::first(Role::Netd) }.encode(), 1));

@@ -8,6 +8,7 @@ pub mod control;
 mod event_loop;
 mod helpers;
 mod inbox;
+mod journal;
 pub mod modules;
 pub mod ports;
 mod root;

@@ -22,6 +22,7 @@ use crate::ids::Pid;
 use crate::logger;
 use crate::sandbox::Policy;
 use crate::sys::fd::{await_bytes, send_fds};
+use crate::sys::process::become_standard;
 use crate::sys::spawn::{self, Forked};
 use crate::wire::bootstrap::{
     FD_BUFFER_IN, FD_BUFFER_OUT, FD_NETWORK, FD_PARK_IN, FD_PARK_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT,
@@ -36,6 +37,10 @@ const KEPT_FROM: RawFd = 64;
 /// each of them there twice while it is swept, and as many that have ended.
 const VAULT: usize = 16 << 20;
 
+/// What a log channel holds until init has read it, in bytes; the kernel doubles it and counts what it needs itself. It is less than
+/// init hears of one sender in a second (journal.rs): the last words of one that dies are among them.
+const LOG_BUFFER: usize = 100 << 10;
+
 /// How long nothing is heard when there was no memory for it.
 const PAUSE: Duration = Duration::from_millis(100);
 /// More than a request takes.
@@ -49,6 +54,8 @@ pub struct Warden {
     pub requests: OwnedFd,
     /// What it says: `wire::warden::Reply`, with descriptors.
     pub replies: OwnedFd,
+    /// What it logs.
+    pub log: OwnedFd,
 }
 
 /// What the helpers of one role inherit: (the warden's descriptor, the number in the helper).
@@ -79,14 +86,16 @@ pub fn start(settings: &Settings, policy: &Policy, stays: Stays, inits: &[RawFd]
     // A warden that does not read must not have PID 1 wait.
     fcntl(&requests, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).fault("setting up", "the socket to the warden")?;
     let (replies, outbox) = socket_pair()?;
+    let (log, lines) = log_pair()?;
     let kept = Kept::new(settings, stays)?;
     match spawn::fork().fault("forking", "the warden")? {
-        Forked::Parent(pid) => Ok(Warden { pid, requests, replies }),
+        Forked::Parent(pid) => Ok(Warden { pid, requests, replies, log }),
         Forked::Child => {
-            drop((requests, replies));
+            drop((requests, replies, log));
             spawn::close_in_child(inits);
-            logger::name("warden");
-            std::process::exit(match serve(policy, kept, &inbox, &outbox) {
+            logger::start("warden", settings.log, true);
+            let served = logs_to(lines).and_then(|()| serve(policy, kept, &inbox, &outbox));
+            std::process::exit(match served {
                 Ok(()) => 0,
                 Err(fault) => {
                     log::error!("leaving: {fault}");
@@ -153,7 +162,9 @@ impl Kept {
         }
         let level = settings.log.as_str().to_ascii_lowercase();
         let mut words = vec!["--profile", settings.profile.name(), "--log", &level];
-        words.push(if settings.local.is_none() { "--kmsg" } else { "--local" });
+        if settings.local.is_some() {
+            words.push("--local");
+        }
         if settings.debug_door {
             words.push("--debug");
         }
@@ -219,12 +230,32 @@ fn failed(helper: Instance, outbox: &OwnedFd) {
     }
 }
 
-/// Starts one helper, and gives init its ends of the two sockets.
+/// A log channel: init's end, and the one for who logs. A log that is full costs lines and never has its writer wait.
+///
+/// A socket, not a pipe: who writes to a pipe locks it while the kernel copies, from memory that may be a file of a server
+/// that hangs, and PID 1 would wait for that lock.
+fn log_pair() -> Result<(OwnedFd, OwnedFd), Fault> {
+    let (log, lines) = socket_pair()?;
+    fcntl(&lines, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).fault("setting up", "a log")?;
+    setsockopt(&lines, sockopt::SndBuf, &LOG_BUFFER).fault("setting up", "a log")?;
+    Ok((log, lines))
+}
+
+/// Standard output and error become the log.
+fn logs_to(lines: OwnedFd) -> Result<(), Fault> {
+    for number in [1, 2] {
+        become_standard(lines.as_fd(), number).fault("taking", "its log")?;
+    }
+    Ok(())
+}
+
+/// Starts one helper, and gives init its ends of the three sockets.
 fn start_helper(helper: Instance, kept: &Kept, outbox: &OwnedFd) -> Result<(), Fault> {
     let (inits_requests, requests) = socket_pair()?;
     let (inits_replies, replies) = socket_pair()?;
-    let pid = execute(helper.role(), kept, &up(requests)?, &up(replies)?)?;
-    tell(outbox, &Reply::Spawned { helper, pid }, &[inits_requests, inits_replies])
+    let (inits_log, log) = log_pair()?;
+    let pid = execute(helper.role(), kept, [&up(requests)?, &up(replies)?, &up(log)?])?;
+    tell(outbox, &Reply::Spawned { helper, pid }, &[inits_requests, inits_replies, inits_log])
 }
 
 fn tell(outbox: &OwnedFd, reply: &Reply, ends: &[OwnedFd]) -> Result<(), Fault> {
@@ -233,7 +264,7 @@ fn tell(outbox: &OwnedFd, reply: &Reply, ends: &[OwnedFd]) -> Result<(), Fault> 
 }
 
 /// Clones and executes one helper as a child of init.
-fn execute(role: Role, kept: &Kept, requests: &OwnedFd, replies: &OwnedFd) -> Result<Pid, Fault> {
+fn execute(role: Role, kept: &Kept, [requests, replies, log]: [&OwnedFd; 3]) -> Result<Pid, Fault> {
     let inherited =
         kept.inherited.get(&role).ok_or_else(|| Fault::new("starting", role, "not a role of this guest"))?;
     let mut arguments = vec![c_string(role.name())?, c_string("--ipc")?];
@@ -241,7 +272,8 @@ fn execute(role: Role, kept: &Kept, requests: &OwnedFd, replies: &OwnedFd) -> Re
     if kept.listen && role == Role::Streamd {
         arguments.push(c_string("--listen")?);
     }
-    let mut moves: Vec<(RawFd, RawFd)> = vec![(kept.null.as_raw_fd(), 0)];
+    let mut moves: Vec<(RawFd, RawFd)> =
+        vec![(kept.null.as_raw_fd(), 0), (log.as_raw_fd(), 1), (log.as_raw_fd(), 2)];
     moves.extend(inherited.iter().map(|(fd, to)| (fd.as_raw_fd(), *to)));
     moves.extend([(requests.as_raw_fd(), FD_REQUESTS), (replies.as_raw_fd(), FD_REPLIES)]);
     spawn::spawn_sibling(&kept.program, &arguments, &moves).fault("starting", role)

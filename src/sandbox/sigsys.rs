@@ -133,7 +133,7 @@ impl Line {
 /// `netd: seccomp: the system call socket (41) is not allowed: 0x2 0x1 0x0 0x0`
 fn report(number: i64, arguments: [u32; 4]) {
     let mut line = Line { bytes: [0; 160], len: 0 };
-    line.push(logger::kmsg_prefix());
+    line.push(logger::error_priority());
     line.push(logger::who_in_signal().as_bytes());
     line.push(b": seccomp: the system call ");
     let name = NAMES.binary_search_by_key(&number, |&(number, _)| number).ok().and_then(|at| NAMES.get(at));

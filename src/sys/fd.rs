@@ -72,6 +72,14 @@ pub fn await_bytes(socket: impl AsFd, packet: &mut [u8]) -> Result<usize, Errno>
     receive_plain(socket, packet, MsgFlags::empty())
 }
 
+/// Receives one packet; never waits (EAGAIN). A longer one is cut, and descriptors that come with it are closed. 0 bytes: the other end
+/// is gone, or the packet was empty.
+pub fn receive_cut(socket: impl AsFd, packet: &mut [u8]) -> Result<usize, Errno> {
+    let mut parts = [IoSliceMut::new(packet)];
+    let socket = socket.as_fd().as_raw_fd();
+    Ok(recvmsg::<()>(socket, &mut parts, None, MsgFlags::MSG_DONTWAIT)?.bytes)
+}
+
 fn receive_plain(socket: impl AsFd, packet: &mut [u8], flags: MsgFlags) -> Result<usize, Errno> {
     let mut parts = [IoSliceMut::new(packet)];
     // Without room for descriptors the kernel drops them and says that it did.

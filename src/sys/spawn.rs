@@ -66,7 +66,7 @@ struct Plan<'a> {
 }
 
 /// Clones a sibling (a child of the caller's parent) that executes `binary` with `arguments` and no environment. It
-/// inherits 1 and 2, and `moves` as (from, to); everything else is closed. Every `from` is above every `to`.
+/// inherits 1 and 2, if `moves` has no others, and `moves` as (from, to); everything else is closed. Every `from` is above every `to`.
 ///
 /// The caller waits for the execution, and its memory is the sibling's until then: with a copy, each page that it writes to afterwards
 /// would take a page more, and where there is none the kernel's own writes (rseq(2), what is received) end it or fail.

@@ -15,7 +15,7 @@ pub enum Request {
 /// What the warden answers, one SEQPACKET message each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
-    /// The helper was executed. init's ends of its channel come with it in `SCM_RIGHTS`: requests, replies.
+    /// The helper was executed. init's ends of its sockets come with it in `SCM_RIGHTS`: requests, replies, log.
     Spawned {
         /// Which.
         helper: Instance,
@@ -36,7 +36,7 @@ impl Reply {
     /// How many descriptors belong to the message.
     pub fn fds(&self) -> usize {
         match self {
-            Reply::Spawned { .. } => 2,
+            Reply::Spawned { .. } => 3,
             Reply::Failed { .. } => 0,
         }
     }

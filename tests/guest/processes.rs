@@ -18,26 +18,29 @@ fn all() -> impl Iterator<Item = i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// The children of a process, those that are not reaped yet too: in a guest all are init's.
-pub fn children(parent: i32) -> Vec<i32> {
+/// The parent of a process.
+fn parent(pid: i32) -> Option<i32> {
     // proc_pid_stat(5): after the name in brackets come the state and the parent.
-    let parent_of = |pid: &i32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<i32>().ok()
-    };
-    all().filter(|pid| parent_of(pid) == Some(parent)).collect()
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
-/// The guest's processes on this machine, by the name that they have in ps(1).
+/// The children of a process, those that are not reaped yet too: in a guest all are init's.
+pub fn children(of: i32) -> Vec<i32> {
+    all().filter(|&pid| parent(pid) == Some(of)).collect()
+}
+
+/// The guest's processes on this machine, by the name that they have in ps(1). PID 1 has the log, is the parent of all others, and has
+/// what they log by sockets, which nothing of a container has.
 pub fn processes(guest: &Guest, name: &str) -> Vec<i32> {
     let log = guest.directory.join("guest/console.log");
-    all()
-        .filter(|pid| {
-            let own = |path: &str| format!("/proc/{pid}/{path}");
-            fs::read_to_string(own("comm")).is_ok_and(|comm| comm.trim_end() == name)
-                && fs::read_link(own("fd/2")).is_ok_and(|stderr| stderr == log)
-        })
-        .collect()
+    let comm = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let stderr = |pid: i32| fs::read_link(format!("/proc/{pid}/fd/2")).unwrap_or_default();
+    let named = all().filter(|&pid| comm(pid).trim_end() == name);
+    let is_init = |pid: i32| comm(pid).trim_end() == "init" && stderr(pid) == log;
+    let by_init =
+        |pid: i32| stderr(pid).to_string_lossy().starts_with("socket:") && parent(pid).is_some_and(is_init);
+    named.filter(|&pid| is_init(pid) || by_init(pid)).collect()
 }
 
 /// The one process of that name, as soon as there is one that is not `old`.

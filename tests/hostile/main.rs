@@ -10,6 +10,7 @@ mod filters;
 #[path = "../guest/mod.rs"]
 mod guest;
 mod lies;
+mod log;
 mod meaning;
 mod place;
 mod steps;

@@ -72,7 +72,7 @@ impl Place {
         });
         let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
         let get = |number| pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).unwrap();
-        // The warden keeps its helpers' above.
+        // Standard output and error are its log. The warden keeps its helpers' above.
         let others: &[i32] = match name {
             "streamd" => &[FD_SOCKET, FD_PARK_IN, FD_PARK_OUT],
             "execd" => &[FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT],
@@ -80,7 +80,7 @@ impl Place {
         };
         let socket = |number: i32| fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap();
         let mut numbers = sockets(pid);
-        numbers.retain(|number| *number < 64 && !others.contains(number));
+        numbers.retain(|number| (3..64).contains(number) && !others.contains(number));
         // A helper may wait for the requests' by a duplicate.
         numbers.retain(|number| socket(*number) != socket(requests));
         let mut replies: Vec<OwnedFd> = numbers.into_iter().map(get).collect();

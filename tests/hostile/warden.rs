@@ -31,12 +31,12 @@ fn a_lie_of_the_wardens_is_named_and_the_next_helper_comes_up() {
         ("short", vec![0, 0], 0, "a packet of 2 bytes"),
         ("long", vec![0; 6], 0, "a packet of 6 bytes"),
         ("longer", vec![0; 100_000], 0, "longer than any"),
-        ("another role", vec![99, 0, 0, 0, 9], 2, "none of its words"),
-        ("PID 1", vec![0, 0, 0, 0, 1], 2, "none of its words"),
-        ("a negative number", vec![0, 255, 255, 255, 255], 2, "none of its words"),
+        ("another role", vec![99, 0, 0, 0, 9], 3, "none of its words"),
+        ("PID 1", vec![0, 0, 0, 0, 1], 3, "none of its words"),
+        ("a negative number", vec![0, 255, 255, 255, 255], 3, "none of its words"),
         ("without sockets", spawned(Role::Netd, 3), 0, "0 descriptors"),
         ("one socket", spawned(Role::Netd, 3), 1, "1 descriptors"),
-        ("three", spawned(Role::Netd, 3), 3, "3 descriptors"),
+        ("two", spawned(Role::Netd, 3), 2, "2 descriptors"),
         ("many", spawned(Role::Netd, 3), 250, "longer than any"),
     ];
     // So many, and it is not heard any more.
@@ -86,9 +86,9 @@ fn the_warden_cannot_have_another_process_taken_for_a_helper() {
             kill_hard(old);
             guest.wait_for_log(from, "execd is gone");
         }
-        let files = files(2);
+        let files = files(3);
         let packet = Reply::Spawned { helper: Instance::first(name), pid: Pid(inside(pid)) }.encode();
-        place.say(&packet, &[files[0].as_fd(), files[1].as_fd()]).unwrap();
+        place.say(&packet, &files.iter().map(AsFd::as_fd).collect::<Vec<_>>()).unwrap();
         guest.wait_for_log(from, &format!("the warden lied: nobody asked for {name} as {}", inside(pid)));
         resume(place);
         until(&guest, "no execd", || {
@@ -110,9 +110,9 @@ fn sockets_that_are_none_are_a_lie_and_the_helper_is_started_again() {
     kill_hard(process(&guest, "netd", None));
     guest.wait_for_log(from, "netd is gone");
     // A process that is init's child and nobody's: a helper of before would do, if there were one.
-    let files = files(2);
+    let files = files(3);
     let packet = Reply::Spawned { helper: Instance::first(Role::Netd), pid: Pid(i32::MAX) }.encode();
-    place.say(&packet, &[files[0].as_fd(), files[1].as_fd()]).unwrap();
+    place.say(&packet, &files.iter().map(AsFd::as_fd).collect::<Vec<_>>()).unwrap();
     guest.wait_for_log(from, "the warden lied: nobody asked for netd");
     resume(place);
     guest.wait_for_log(from, "netd is up");

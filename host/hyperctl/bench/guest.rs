@@ -297,16 +297,22 @@ fn processes(directory: &Path, report: &mut Report) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The guest's processes that execute hyperinit.
+/// The guest's processes that execute hyperinit: PID 1, which has the log, and its children.
 fn own_processes(directory: &Path) -> Result<Vec<u32>, Fault> {
     let program = super::local::beside("hyperinit")?;
     let entries = std::fs::read_dir("/proc").fault("reading", "/proc")?;
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let own = pids.filter(|pid| {
-        let of_guest = std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
-        of_guest && in_log(*pid, directory)
-    });
-    Ok(own.collect())
+    let all: Vec<u32> = pids
+        .filter(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program))
+        .collect();
+    let of_guest =
+        |pid: &u32| in_log(*pid, directory) || parent(*pid).is_some_and(|init| in_log(init, directory));
+    Ok(all.into_iter().filter(of_guest).collect())
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
 /// Whether the process logs where this guest does.

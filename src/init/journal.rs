@@ -1,0 +1,249 @@
+//! What the helpers and the warden log. Each has a channel of its own, on which it may write what it likes; init puts the
+//! sender's name on every line and writes it to the log. Of the bytes nothing is believed but where a line ends and its level.
+//!
+//! A channel is a socket of packets, one for each write. Reading one waits for nobody and allocates nothing; a line is written
+//! by one write.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use log::Level;
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+
+use crate::fault::Fault;
+use crate::logger;
+use crate::sys::fd::receive_cut;
+use crate::wire::Instance;
+
+/// The epoll tokens of channels begin here.
+pub const LOGS: u64 = 1 << 32;
+/// How many lines of one sender are written in a second, and how many bytes of them. The others are counted.
+const LINES_MAX: u32 = 512;
+const BYTES_MAX: usize = 128 << 10;
+/// A sender of whom so many lines more were dropped is not listened to until the second is over: a full channel is its own loss, and costs
+/// PID 1 nothing.
+const DROPPED_MAX: u32 = 4096;
+const SECOND: Duration = Duration::from_secs(1);
+/// The longest packet; more of it is cut. A line is shorter (logger.rs).
+const PACKET_MAX: usize = 1024;
+/// How many packets of one channel are read in one turn.
+const PACKETS_MAX: usize = 32;
+/// How many are read of a sender that has died: more than a channel holds, for somebody else may be writing to it.
+const LAST_MAX: usize = 1024;
+/// How many channels are kept of senders that are gone, while somebody holds the other end: what execd has started has execd's, and the pod
+/// init outlives it.
+const FORMER_MAX: usize = 8;
+
+/// Whose channel it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sender {
+    /// The warden.
+    Warden,
+    /// A helper, and what it starts until that has streams of its own.
+    Helper(Instance),
+}
+
+impl Sender {
+    /// What it calls itself.
+    fn name(self) -> &'static str {
+        match self {
+            Sender::Warden => "warden",
+            Sender::Helper(helper) => helper.role().name(),
+        }
+    }
+}
+
+impl fmt::Display for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Sender::Warden => f.write_str(self.name()),
+            Sender::Helper(helper) => helper.fmt(f),
+        }
+    }
+}
+
+/// One channel.
+struct Channel {
+    sender: Sender,
+    socket: OwnedFd,
+    /// Its sender has died.
+    is_former: bool,
+}
+
+/// What one sender has said in this second.
+#[derive(Debug, Default)]
+struct Said {
+    since: Duration,
+    lines: u32,
+    bytes: usize,
+    dropped: u32,
+    /// It is not listened to.
+    is_muted: bool,
+}
+
+impl Said {
+    /// Whether a line may be written.
+    fn may(&mut self, bytes: usize) -> bool {
+        if self.lines < LINES_MAX && self.bytes + bytes <= BYTES_MAX {
+            self.lines += 1;
+            self.bytes += bytes;
+            return true;
+        }
+        self.dropped = self.dropped.saturating_add(1);
+        false
+    }
+
+    /// When [`Journal::tick`] has something to do.
+    fn deadline(&self) -> Option<Duration> {
+        (self.dropped > 0 || self.is_muted).then_some(self.since + SECOND)
+    }
+}
+
+/// What came of reading a channel once.
+enum Read {
+    Packet,
+    Nothing,
+    End,
+}
+
+/// Every channel, and what its sender may still say.
+pub struct Journal {
+    channels: BTreeMap<u64, Channel>,
+    said: BTreeMap<Sender, Said>,
+    /// The next channel's token.
+    next: u64,
+}
+
+impl Journal {
+    /// Without channels.
+    pub fn new() -> Journal {
+        Journal { channels: BTreeMap::new(), said: BTreeMap::new(), next: LOGS }
+    }
+
+    /// A new sender, or the successor of one. A channel that cannot be watched is read when its sender has died.
+    pub fn listen(&mut self, epoll: &Epoll, sender: Sender, socket: OwnedFd) {
+        let token = self.next;
+        self.next += 1;
+        if let Err(errno) = epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, token)) {
+            log::error!("{}", Fault::errno("watching the log of", sender, errno));
+        }
+        self.channels.insert(token, Channel { sender, socket, is_former: false });
+    }
+
+    /// A channel has something.
+    pub fn hear(&mut self, epoll: &Epoll, token: u64, now: Duration) {
+        let Some(sender) = self.channels.get(&token).map(|channel| channel.sender) else { return };
+        for _ in 0..PACKETS_MAX {
+            match self.read(token, now) {
+                Read::Packet => {}
+                Read::Nothing => return,
+                Read::End => return self.close(epoll, token),
+            }
+        }
+        let said = self.said.entry(sender).or_default();
+        if said.dropped >= DROPPED_MAX && !said.is_muted {
+            said.is_muted = true;
+            self.watch(epoll, sender, EpollFlags::empty());
+        }
+    }
+
+    /// A sender has died: its last words. It does not matter how much it has said before.
+    pub fn ended(&mut self, epoll: &Epoll, sender: Sender, now: Duration) {
+        self.renew(epoll, sender, now);
+        let own = |channel: &Channel| channel.sender == sender && !channel.is_former;
+        let ended: Vec<u64> =
+            self.channels.iter().filter(|(_, channel)| own(channel)).map(|(token, _)| *token).collect();
+        for token in ended {
+            let end = (0..LAST_MAX).map(|_| self.read(token, now)).find(|read| !matches!(read, Read::Packet));
+            match end {
+                Some(Read::End) => self.close(epoll, token),
+                Some(Read::Packet | Read::Nothing) | None => {
+                    self.channels.entry(token).and_modify(|channel| channel.is_former = true);
+                }
+            }
+        }
+        let former = |(token, channel): (&u64, &Channel)| channel.is_former.then_some(*token);
+        let formers: Vec<u64> = self.channels.iter().filter_map(former).collect();
+        for token in formers.iter().take(formers.len().saturating_sub(FORMER_MAX)) {
+            self.close(epoll, *token);
+        }
+    }
+
+    /// When [`Journal::tick`] has something to do.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.said.values().filter_map(Said::deadline).min()
+    }
+
+    /// Time passes: what was dropped is told, and who was not listened to is.
+    pub fn tick(&mut self, epoll: &Epoll, now: Duration) {
+        let over = |(sender, said): (&Sender, &Said)| {
+            said.deadline().is_some_and(|deadline| deadline <= now).then_some(*sender)
+        };
+        let over: Vec<Sender> = self.said.iter().filter_map(over).collect();
+        over.into_iter().for_each(|sender| self.renew(epoll, sender, now));
+    }
+
+    /// A new second of a sender's.
+    fn renew(&mut self, epoll: &Epoll, sender: Sender, now: Duration) {
+        let said =
+            std::mem::replace(self.said.entry(sender).or_default(), Said { since: now, ..Said::default() });
+        if said.dropped > 0 {
+            log::warn!(
+                "{} lines of {sender}'s were dropped: it may log {LINES_MAX} a second, and {BYTES_MAX} bytes",
+                said.dropped
+            );
+        }
+        if said.is_muted {
+            self.watch(epoll, sender, EpollFlags::EPOLLIN);
+        }
+    }
+
+    /// Reads one packet of a channel, and writes its lines.
+    fn read(&mut self, token: u64, now: Duration) -> Read {
+        let Some(Channel { sender, socket, .. }) = self.channels.get(&token) else { return Read::End };
+        let mut packet = [0; PACKET_MAX];
+        let packet = match receive_cut(socket, &mut packet) {
+            // Its own writes have at least one byte, so whoever writes nothing is not heard any more.
+            Ok(0) => return Read::End,
+            Ok(count) => packet.get(..count).unwrap_or_default(),
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOMEM | Errno::ENOBUFS) => return Read::Nothing,
+            Err(_) => return Read::End,
+        };
+        let said = self.said.entry(*sender).or_default();
+        if now >= said.since + SECOND && said.deadline().is_none() {
+            *said = Said { since: now, ..Said::default() };
+        }
+        let (level, text) = logger::level(packet);
+        for line in text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+            if said.may(line.len()) {
+                write(level, *sender, line);
+            }
+        }
+        Read::Packet
+    }
+
+    /// Changes what is awaited of a sender's channels. That the other end is closed the kernel says in any case.
+    fn watch(&self, epoll: &Epoll, sender: Sender, flags: EpollFlags) {
+        for (token, channel) in self.channels.iter().filter(|(_, channel)| channel.sender == sender) {
+            if let Err(errno) = epoll.modify(&channel.socket, &mut EpollEvent::new(flags, *token)) {
+                log::error!("{}", Fault::errno("watching the log of", sender, errno));
+            }
+        }
+    }
+
+    fn close(&mut self, epoll: &Epoll, token: u64) {
+        if let Some(channel) = self.channels.remove(&token) {
+            // Closing alone leaves a socket in the epoll set while somebody else has it too. One that could not be watched is not there.
+            let _ = epoll.delete(&channel.socket);
+        }
+    }
+}
+
+fn write(level: Level, sender: Sender, line: &[u8]) {
+    if level <= log::max_level() {
+        logger::relay(level, &sender.to_string(), sender.name(), line);
+    }
+}

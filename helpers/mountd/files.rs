@@ -2,6 +2,9 @@
 //!
 //! What is at the path is looked at before it is opened (O_PATH opens nothing), and then opened itself, whatever is at the
 //! path by then: no FIFO, no device and no directory is ever opened.
+//!
+//! Nor is what the kernel makes up (proc, sysfs, cgroups, …): mountd would read and write there with its own powers. The one exception is the
+//! host's: it may read files of /proc and /sys by paths that lead there through no link (protocol.md «READFILE»).
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
@@ -14,9 +17,10 @@ use hyperinit::wire::mountd::{FILE_MAX, PART_MAX, Reply};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, RenameFlags, open, readlinkat, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::statfs::fstatfs;
 use nix::unistd::{UnlinkatFlags, ftruncate, read, unlinkat, write};
 
-use super::tree::{Home, Reach, fault, kind, libc_flags, resolve};
+use super::tree::{Home, Reach, fault, kind, libc_flags};
 
 /// Some of procfs's files wait for what they have to say.
 const FLAGS: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY);
@@ -37,8 +41,13 @@ impl Reading {
     /// Opens a container's file.
     pub fn begin(home: &Home, container: &ContainerId, path: &str) -> Result<Reading, Fault> {
         let file = home.in_namespace(container, || {
-            let file = resolve(root()?, Path::new(path)).fault("opening", path)?;
+            let at = Path::new(path);
+            let file = Reach::Volumes(home).open(root()?, at, OFlag::O_PATH);
+            let file = file.map_err(|errno| fault("opening", at, errno))?;
             let stat = regular(&file, path)?;
+            if !is_named(at) {
+                not_the_kernels(&file, path)?;
+            }
             // Of most files of procfs the size is 0, and not known.
             if usize::try_from(stat.st_size).is_ok_and(|size| size > FILE_MAX) {
                 return Err(too_large(path));
@@ -91,6 +100,7 @@ pub fn write_file(home: &Home, container: &ContainerId, path: &str, data: &[u8])
                     reach.make(root()?, at, flags, 0o644).map_err(|errno| fault("making", at, errno))?;
                 // Somebody may have made another thing there meanwhile, or a file with something in it.
                 regular(&file, path)?;
+                not_the_kernels(&file, path)?;
                 ftruncate(&file, 0).fault("emptying", path)?;
                 file
             }
@@ -102,6 +112,7 @@ pub fn write_file(home: &Home, container: &ContainerId, path: &str, data: &[u8])
 
 fn open_to_write(home: &Home, file: &OwnedFd, path: &str) -> Result<OwnedFd, Fault> {
     regular(file, path)?;
+    not_the_kernels(file, path)?;
     home.reopen(file, OFlag::O_WRONLY | OFlag::O_TRUNC | FLAGS).fault("opening", path)
 }
 
@@ -164,6 +175,45 @@ fn regular(file: &OwnedFd, path: &str) -> Result<FileStat, Fault> {
         _ => "a device",
     };
     Err(Fault::new("opening", path, format!("it is {what}, not a regular file")))
+}
+
+/// Whether the host itself has named a file of /proc or /sys. A link on the way there is refused by [`Reach::Volumes`].
+fn is_named(path: &Path) -> bool {
+    let below = path.strip_prefix("/").unwrap_or(path);
+    ["proc", "sys"].iter().any(|made| below.starts_with(made))
+}
+
+/// Filesystems whose files are the kernel's own, by their numbers (statfs(2), linux/magic.h).
+const KERNELS: [i64; 20] = [
+    0x9fa0,      // proc
+    0x6265_6572, // sysfs
+    0x0027_e0eb, // cgroup
+    0x6367_7270, // cgroup2
+    0x1cd1,      // devpts
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x7363_6673, // securityfs
+    0x6265_6570, // configfs
+    0x6e73_6673, // nsfs
+    0xcafe_4a11, // bpf
+    0xde5e_81e4, // efivarfs
+    0x6165_676c, // pstore
+    0x4249_4e4d, // binfmt_misc
+    0x1980_0202, // mqueue
+    0x6573_5543, // fusectl
+    0xf97c_ff8c, // selinuxfs
+    0x4341_5d53, // smackfs
+    0x5a3c_69f0, // apparmorfs
+    0x7655_821,  // resctrl
+];
+
+/// A container's root may mount these elsewhere, if its profile lets it.
+fn not_the_kernels(file: &OwnedFd, path: &str) -> Result<(), Fault> {
+    let kind = fstatfs(file).fault("looking at", path)?.filesystem_type().0;
+    match KERNELS.contains(&i64::from(kind)) {
+        false => Ok(()),
+        true => Err(Fault::new("opening", path, "it is the kernel's, not a file of the container's")),
+    }
 }
 
 fn too_large(path: &str) -> Fault {

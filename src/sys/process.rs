@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
@@ -224,20 +224,34 @@ pub fn await_release() -> Result<(), Errno> {
     mask(libc::SIG_BLOCK)
 }
 
-/// Waits for the release, and lets the signal through again. EAGAIN: it did not come in time.
+/// Waits for the release, and lets the signal through again. EAGAIN: it did not come in time. Only the parent, which is init, can
+/// release: any other process that may signal this one is not believed.
 pub fn wait_for_release(limit: Duration) -> Result<(), Errno> {
-    let limit =
-        libc::timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
+    let until = Instant::now() + limit;
     let set = release_set();
     loop {
-        // SAFETY: the set and the limit outlive the call; no siginfo is asked for.
-        let result = unsafe { libc::sigtimedwait(&raw const set, ptr::null_mut(), &raw const limit) };
+        let left = until.saturating_duration_since(Instant::now());
+        let left =
+            libc::timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        // SAFETY: an all-zero siginfo_t is a valid one.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the set, the siginfo and the limit outlive the call.
+        let result = unsafe { libc::sigtimedwait(&raw const set, &raw mut info, &raw const left) };
         match Errno::result(result) {
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
-            Ok(_) => return mask(libc::SIG_UNBLOCK),
+            Ok(_) if is_from_parent(&info) => return mask(libc::SIG_UNBLOCK),
+            Ok(_) => {}
         }
     }
+}
+
+/// Whether a signal was sent by kill(2) of this process's parent. Both numbers are 0 if the parent is outside of this process's PID
+/// namespace, and no sender inside has that number. The kernel lets nobody claim SI_USER with another's number (sigqueue(3)).
+fn is_from_parent(info: &libc::siginfo_t) -> bool {
+    // SAFETY: the kernel has filled in the sender for every signal that a process sends, and zeros are a number too.
+    let (sender, parent) = unsafe { (info.si_pid(), libc::getppid()) };
+    info.si_code == libc::SI_USER && sender == parent
 }
 
 fn mask(how: i32) -> Result<(), Errno> {

@@ -170,6 +170,45 @@ fn a_start_that_is_stopped_at_its_birth_holds_up_no_other() {
     });
 }
 
+/// Whether a process waits for its release, and has taken what it was sent.
+fn waits_for_release(pid: Pid) -> bool {
+    let waits = format!("{} ", nix::libc::SYS_rt_sigtimedwait);
+    let call = || fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
+    call().starts_with(&waits) && status(pid, "ShdPnd") == format!("{:016x}", 0) && call().starts_with(&waits)
+}
+
+/// Whoever may signal a process of the pod can stop it, and have it go on; to let it execute is init's alone.
+#[test]
+fn nobody_in_the_pod_releases_a_start_or_holds_up_anothers() {
+    guest(|guest| {
+        let (mut pod, passwd) = with_slow(guest);
+        let root = passwd.parent().unwrap().parent().unwrap().to_owned();
+        program(&root, "ran", b"#!/bin/sh\n: >/ran\n", 0o755);
+        let request = pod.request("slow", false, json!({"args": ["/bin/ran"]}));
+        let held = pod.execd.started(&request).unwrap();
+        guest.adopt(held);
+        drop(pod.execd.packet());
+        let inside = status(held, "NSpid").split(' ').nth(1).unwrap().to_owned();
+        for signals in ["CONT", "STOP CONT", "CONT CONT", "STOP"] {
+            for signal in signals.split(' ') {
+                assert_eq!(pod.shell("web", &format!("kill -{signal} {inside}")), "");
+            }
+            let deadline = std::time::Instant::now() + support::DEADLINE;
+            let settled = || waits_for_release(held) || status(held, "State").starts_with('T');
+            while !settled() {
+                assert!(std::time::Instant::now() < deadline, "{signals}: {}", status(held, "State"));
+                std::thread::yield_now();
+            }
+            assert!(!root.join("ran").exists(), "{signals}");
+        }
+        // It is stopped; the others are not its business.
+        others_go_on(&mut pod);
+        release(held);
+        assert_eq!(guest.wait(held), 0);
+        assert!(root.join("ran").exists());
+    });
+}
+
 /// Whom nobody knows runs nothing, however late it is ready.
 #[test]
 fn so_many_starts_are_under_way_and_those_of_an_execd_that_died_run_nothing() {

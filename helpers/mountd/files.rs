@@ -204,13 +204,13 @@ const KERNELS: [i64; 20] = [
     0xf97c_ff8c, // selinuxfs
     0x4341_5d53, // smackfs
     0x5a3c_69f0, // apparmorfs
-    0x7655_821,  // resctrl
+    0x0765_5821, // resctrl
 ];
 
 /// A container's root may mount these elsewhere, if its profile lets it.
 fn not_the_kernels(file: &OwnedFd, path: &str) -> Result<(), Fault> {
     let kind = fstatfs(file).fault("looking at", path)?.filesystem_type().0;
-    match KERNELS.contains(&i64::from(kind)) {
+    match KERNELS.contains(&kind) {
         false => Ok(()),
         true => Err(Fault::new("opening", path, "it is the kernel's, not a file of the container's")),
     }

@@ -99,6 +99,7 @@ impl Mountd {
                 container::remove(&container)?;
             }
             Request::SyncShare => share::sync()?,
+            Request::Sync => nix::unistd::sync(),
             Request::DestroyPod => {
                 self.populations.forget_all();
                 self.reading = None;

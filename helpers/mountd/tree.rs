@@ -96,11 +96,6 @@ pub fn directory(path: &str) -> Result<OwnedFd, Fault> {
     open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", path)
 }
 
-/// A descriptor of what is at `path` inside `root` (O_PATH). Links lead wherever they lead inside.
-pub fn resolve(root: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
-    openat2(root, path, libc_flags(OFlag::O_PATH), 0, Resolve::InRoot)
-}
-
 /// How far links inside a container's root may lead to a place that is mounted over or written to.
 ///
 /// An image is somebody's, and its links are: `/etc/hostname -> /dev/null` would make a file of the device.

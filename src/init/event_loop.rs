@@ -15,6 +15,7 @@ use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
 
 use super::Boot;
+use super::bugs::{Bugs, pause};
 use super::control::{Control, Input};
 use super::helpers::{Change, Helper, Sender, Sent};
 use super::inbox::{self, Buffer, Heard};
@@ -132,10 +133,10 @@ impl EventLoop {
     /// Turns events into actions for ever.
     pub fn run(mut self) -> Result<Infallible, Fault> {
         self.open();
+        let mut bugs = Bugs::default();
         loop {
-            // A panic is a bug; PID 1 says so (the panic hook does) and goes on with the next event.
-            if catch_unwind(AssertUnwindSafe(|| self.turn())).is_err() {
-                log::error!("a bug: the event was dropped");
+            if let Some(time) = bugs.take(|| self.turn()) {
+                pause(time);
             }
         }
     }

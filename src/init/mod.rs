@@ -3,6 +3,7 @@
 //! The line in [`run`] after which every error is an event and no longer a reason to leave is marked there.
 
 mod boot;
+mod bugs;
 pub mod closed;
 pub mod control;
 mod event_loop;
@@ -116,9 +117,8 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
     guest.run()
 }
 
-/// Leaves for good: powers the VM off, or ends the namespace.
+/// Leaves for good: powers the VM off, or ends the namespace. mountd has synced (supervisor/ending.rs): it may hang in that, PID 1 may not.
 fn leave(local: bool) -> ! {
-    nix::unistd::sync();
     if local {
         std::process::exit(0);
     }

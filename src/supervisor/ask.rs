@@ -62,6 +62,8 @@ pub enum Ask {
     },
     /// What was written to the share is to be at its host.
     SyncShare,
+    /// What was written to any filesystem is to be on its disk or at its server.
+    Sync,
     DestroyPod,
     StartPod {
         hostname: String,
@@ -155,6 +157,7 @@ impl Ask {
             | Ask::KillContainer { .. }
             | Ask::RemoveContainer { .. }
             | Ask::SyncShare
+            | Ask::Sync
             | Ask::DestroyPod => Role::Mountd,
             Ask::StartPod { .. }
             | Ask::Adopt { .. }
@@ -214,6 +217,7 @@ impl Ask {
             Ask::KillContainer { container } => Mountd(mountd::Request::KillContainer { container }),
             Ask::RemoveContainer { container } => Mountd(mountd::Request::RemoveContainer { container }),
             Ask::SyncShare => Mountd(mountd::Request::SyncShare),
+            Ask::Sync => Mountd(mountd::Request::Sync),
             Ask::DestroyPod => Mountd(mountd::Request::DestroyPod),
             Ask::StartPod { hostname } => HelperRequest::Execd(execd::Request::StartPod { hostname }),
             Ask::Adopt { running } => {
@@ -260,6 +264,7 @@ impl Ask {
             Ask::WakeUp | Ask::PreparePod(_) | Ask::DestroyPod => Some(Lane::Pod),
             Ask::Rescan | Ask::Online | Ask::Unplug { .. } => Some(Lane::Devices),
             Ask::SyncShare => Some(Lane::Share),
+            Ask::Sync => Some(Lane::Everything),
             _ => None,
         }
     }
@@ -269,7 +274,7 @@ impl Ask {
     pub(super) fn mountds(&self) -> u8 {
         match self {
             Ask::KillContainer { .. } => MOUNTDS,
-            Ask::RemoveContainer { .. } | Ask::DestroyPod => MOUNTDS - 1,
+            Ask::RemoveContainer { .. } | Ask::DestroyPod | Ask::Sync => MOUNTDS - 1,
             _ => MOUNTDS - 2,
         }
     }
@@ -304,6 +309,7 @@ impl Ask {
             | Ask::KillContainer { .. }
             | Ask::RemoveContainer { .. }
             | Ask::SyncShare
+            | Ask::Sync
             | Ask::DestroyPod
             | Ask::Adopt { .. }
             | Ask::JoinPod { .. }
@@ -408,4 +414,6 @@ pub(super) enum Lane {
     Devices,
     /// The share.
     Share,
+    /// Every filesystem.
+    Everything,
 }

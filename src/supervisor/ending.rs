@@ -25,6 +25,9 @@ const FILES: Duration = Duration::from_millis(1500);
 const END: Duration = Duration::from_millis(5500);
 /// How long the last frame may take to leave.
 const LAST_FRAME: Duration = Duration::from_millis(500);
+/// How long mountd may sync after that, before the power goes off: a disk or a server that hangs would keep it for ever. What was written to
+/// a filesystem that is still mounted then, and has not left, is lost; what was unmounted in time is not.
+const SYNC: Duration = Duration::from_secs(10);
 
 /// How long, and for how many finished processes, execd keeps duplicates if nothing is started. To throw some out it looks at all
 /// that it keeps, so there are to be as many as still run; the list of them travels in a message.
@@ -268,7 +271,7 @@ impl Supervisor {
         match &mut self.leaving {
             None => {}
             // The first has been answered, and this one comes before the power goes.
-            Some(Leaving { step: LeavingStep::Said { .. }, .. }) => {
+            Some(Leaving { step: LeavingStep::Said { .. } | LeavingStep::Syncing { .. }, .. }) => {
                 return self.replies.close(ticket, Ok(Vec::new()));
             }
             Some(leaving) => return leaving.tickets.push(ticket),
@@ -327,8 +330,16 @@ impl Supervisor {
             }
             // What has come so far only now: the rest of a container's end is still to come, and needs its time.
             LeavingStep::Abandoned => self.abandon_output(),
-            LeavingStep::Said { until } if now >= until => self.actions.push(Action::PowerOff),
-            LeavingStep::Term | LeavingStep::Killed | LeavingStep::Flushing | LeavingStep::Said { .. } => {}
+            LeavingStep::Said { until } if now >= until => self.sync(),
+            LeavingStep::Syncing { until } if now >= until => {
+                log::warn!("leaving before everything is on its disk or at its server");
+                self.actions.push(Action::PowerOff);
+            }
+            LeavingStep::Term
+            | LeavingStep::Killed
+            | LeavingStep::Flushing
+            | LeavingStep::Said { .. }
+            | LeavingStep::Syncing { .. } => {}
         }
     }
 
@@ -361,7 +372,7 @@ impl Supervisor {
     /// Answers everything that is owed, DESTROYPOD last.
     fn say_goodbye(&mut self) {
         let Some(leaving) = &mut self.leaving else { return };
-        if matches!(leaving.step, LeavingStep::Said { .. }) {
+        if matches!(leaving.step, LeavingStep::Said { .. } | LeavingStep::Syncing { .. }) {
             return;
         }
         leaving.step = LeavingStep::Said { until: self.now + LAST_FRAME };
@@ -377,8 +388,21 @@ impl Supervisor {
     pub(super) fn drained(&mut self) {
         self.unsent = 0;
         if self.leaving.as_ref().is_some_and(|leaving| matches!(leaving.step, LeavingStep::Said { .. })) {
-            self.actions.push(Action::PowerOff);
+            self.sync();
         }
+    }
+
+    fn sync(&mut self) {
+        if let Some(leaving) = &mut self.leaving {
+            leaving.step = LeavingStep::Syncing { until: self.now + SYNC };
+            self.lines.ask(Ask::Sync, Purpose::Sync);
+        }
+    }
+
+    /// mountd has synced, or cannot.
+    pub(super) fn synced(&mut self, result: Result<Answer, Fault>) {
+        warn(result);
+        self.actions.push(Action::PowerOff);
     }
 
     /// When the guest's end goes on by itself.
@@ -388,7 +412,7 @@ impl Supervisor {
             LeavingStep::Term => leaving.kill_at,
             LeavingStep::Killed => leaving.abandon_at,
             LeavingStep::Abandoned | LeavingStep::Flushing => leaving.give_up_at,
-            LeavingStep::Said { until } => until,
+            LeavingStep::Said { until } | LeavingStep::Syncing { until } => until,
         })
     }
 }

@@ -162,7 +162,7 @@ pub enum Action {
         /// Which.
         helper: Instance,
     },
-    /// Everything is done and said: sync and power off.
+    /// Everything is done, said and synced: power off.
     PowerOff,
 }
 
@@ -458,6 +458,7 @@ impl Supervisor {
                 self.replies.close(ticket, Err(*fault));
             }
             Purpose::Flush => self.flushed(result),
+            Purpose::Sync => self.synced(result),
             Purpose::Rejoin => match result {
                 Ok(_) => self.lines.unbar(Role::Execd),
                 Err(fault) => self.kill_liar(helper, fault.to_string()),

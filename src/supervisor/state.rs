@@ -94,8 +94,10 @@ pub(super) enum LeavingStep {
     Abandoned,
     /// streamd was asked to write what it has.
     Flushing,
-    /// The ACK has been sent; the power goes off when it has left, or then.
+    /// The ACK has been sent; mountd is asked to sync when it has left, or then.
     Said { until: Duration },
+    /// mountd syncs; the power goes off when it has, or then.
+    Syncing { until: Duration },
 }
 
 /// A container that is known.
@@ -240,6 +242,8 @@ pub(super) enum Purpose {
     Failed(Ticket, Box<Fault>),
     /// The guest's end: streamd writes what it has.
     Flush,
+    /// The guest's end: mountd syncs.
+    Sync,
     /// A new execd enters the pod.
     Rejoin,
     /// A new streamd, that one, gets the processes' descriptors.

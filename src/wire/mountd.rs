@@ -77,6 +77,8 @@ pub enum Request {
     },
     /// Have everything that was written to the share at its host. Without a share there is nothing to do.
     SyncShare,
+    /// Have everything that was written to any filesystem on its disk or at its server.
+    Sync,
     /// Undo everything since PreparePod, then sync.
     DestroyPod,
 }

@@ -207,6 +207,49 @@ fn no_pod_guest_ends(world: &mut World) {
     world.done(Role::Streamd);
     assert_eq!(world.said().last().map(String::as_str), Some("ACK "));
     assert!(world.did().is_empty());
+    power_goes_off(world);
+}
+
+/// When the last frame has left, and what was written is on its disk.
+fn power_goes_off(world: &mut World) {
+    world.feed(Event::ControlDrained);
+    assert_eq!(world.asked(Role::Mountd), ["sync"]);
+    assert!(world.did().is_empty());
+    world.done(Role::Mountd);
+    assert_eq!(world.did(), [Action::PowerOff]);
+}
+
+#[test]
+fn a_disk_that_hangs_does_not_keep_the_power_on() {
+    let mut world = World::new();
+    world.tell(Message::DestroyPod, "null");
+    world.done(Role::Streamd);
+    assert_eq!(world.said(), ["ACK "]);
+    world.feed(Event::ControlDrained);
+    assert_eq!(world.asked(Role::Mountd), ["sync"]);
+    world.feed(Event::ControlDrained);
+    world.tell(Message::DestroyPod, "null");
+    assert_eq!(world.said(), ["ACK "], "it has been carried out");
+    assert_eq!(world.asked(Role::Mountd), ["sync"], "once");
+    world.did();
+    let asked = world.now;
+    world.now += Duration::from_secs(9);
+    world.feed(Event::Tick);
+    assert!(world.did().is_empty());
+    world.wait();
+    assert_eq!(world.now - asked, Duration::from_secs(10));
+    assert_eq!(world.did(), [Action::PowerOff]);
+}
+
+#[test]
+fn a_mountd_that_cannot_be_had_does_not_keep_the_power_on() {
+    let mut world = World::new();
+    world.tell(Message::DestroyPod, "null");
+    world.done(Role::Streamd);
+    for mountd in Instance::all().filter(|helper| helper.role() == Role::Mountd) {
+        world.feed(Event::HelperClosed(mountd));
+    }
+    world.did();
     world.feed(Event::ControlDrained);
     assert_eq!(world.did(), [Action::PowerOff]);
 }
@@ -345,7 +388,9 @@ fn destroypod_gives_output_up_that_nobody_reads() {
     assert!(world.now < Duration::from_secs(1010));
     world.did();
     world.wait();
-    assert_eq!(world.did(), [Action::PowerOff], "also if the host does not take the last frame");
+    assert_eq!(world.asked(Role::Mountd), ["sync"], "also if the host does not take the last frame");
+    world.done(Role::Mountd);
+    assert_eq!(world.did(), [Action::PowerOff]);
 }
 
 /// Whatever its processes are called, and however late it comes so far.
@@ -486,6 +531,5 @@ fn a_destroypod_behind_the_last_ack_has_its_own() {
     assert_eq!(world.said(), ["ACK "]);
     world.tell(Message::DestroyPod, "null");
     assert_eq!(world.said(), ["ACK "]);
-    world.feed(Event::ControlDrained);
-    assert_eq!(world.did(), [Action::PowerOff]);
+    power_goes_off(&mut world);
 }

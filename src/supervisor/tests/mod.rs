@@ -313,6 +313,7 @@ fn short(ask: &Ask) -> String {
         Ask::Resend => "resend".to_owned(),
         Ask::Finish { stdio, .. } => format!("finish {stdio}"),
         Ask::Flush => "flush".to_owned(),
+        Ask::Sync => "sync".to_owned(),
         Ask::Ping(_) => "ping".to_owned(),
     }
 }

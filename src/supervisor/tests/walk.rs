@@ -251,6 +251,8 @@ impl Walk {
             self.settle();
         }
         self.world.feed(Event::ControlDrained);
+        assert_eq!(self.world.asked(Role::Mountd), ["sync"]);
+        self.world.done(Role::Mountd);
         assert!(self.world.did().contains(&Action::PowerOff), "the guest does not end");
     }
 }

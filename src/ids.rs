@@ -3,6 +3,10 @@
 use std::fmt;
 use std::num::NonZeroU64;
 
+/// The users and groups of the guest's own processes (policy/*.json). Nobody in a container has one of these numbers or is given one: the kernel
+/// lets a user signal his own processes, and counts what he has for all of them together.
+pub const HELPER_USERS: std::ops::RangeInclusive<u32> = 0xffff_f000..=0xffff_f0ff;
+
 use serde::{Deserialize, Serialize};
 
 /// The longest container or process id in bytes; the container's is a directory and a cgroup name (NAME_MAX is 255).

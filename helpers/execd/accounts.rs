@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use hyperinit::fault::{Fault, OrFault};
+use hyperinit::ids::HELPER_USERS;
 use hyperinit::spec::Process;
 use hyperinit::sys::mount::{Resolve, openat2};
 use nix::errno::Errno;
@@ -116,14 +117,30 @@ pub fn identify(
     supplementary.sort_unstable();
     supplementary.dedup();
     supplementary.truncate(GROUPS_MAX);
+    no_helpers("user", &process.user, &[uid])?;
+    no_helpers("group", &process.group, &supplementary)?;
     Ok(Identity {
         uid,
         gid,
         groups: supplementary,
         name: user.as_ref().map(|user| user.name.to_owned()),
         home: user.as_ref().map(|user| user.home.to_owned()).filter(|home| !home.is_empty()),
-        tty_group: groups(&text).find(|group| group.name == "tty").map_or(TTY_GROUP, |group| group.gid),
+        tty_group: groups(&text)
+            .find(|group| group.name == "tty" && !HELPER_USERS.contains(&group.gid))
+            .map_or(TTY_GROUP, |group| group.gid),
     })
+}
+
+/// Refuses the numbers of the guest's own processes, whoever names them: the host by number, or the image by its files.
+fn no_helpers(what: &str, name: &str, numbers: &[u32]) -> Result<(), Fault> {
+    match numbers.iter().find(|number| HELPER_USERS.contains(number)) {
+        Some(number) => Err(Fault::new(
+            format!("becoming the {what}"),
+            name,
+            format!("{number} is one of the guest's own"),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Reads one of the two files, and says what it is; an image without it has no names. Whatever is in its place, this does not
@@ -199,6 +216,29 @@ mod tests {
                 Ok(String::new())
             });
         assert!(minus.is_err(), "nor from the image's file");
+    }
+
+    #[test]
+    fn the_guests_own_numbers_are_nobodys() {
+        for json in [
+            serde_json::json!({"user": "4294963204"}),
+            serde_json::json!({"group": "4294963200"}),
+            serde_json::json!({"additionalGroups": ["4294963455"]}),
+        ] {
+            let fault = who(json.clone()).unwrap_err();
+            assert!(fault.to_string().contains("one of the guest's own"), "{json}: {fault}");
+        }
+        let by_file = |passwd: &str, group: &str, json: serde_json::Value| {
+            identify(&process(json), passwd, || Ok(group.to_owned()))
+        };
+        let evil = || serde_json::json!({"user": "evil"});
+        assert!(by_file("evil:x:4294963201:0::/:", "", evil()).is_err());
+        assert!(by_file("evil:x:1:4294963201::/:", "", evil()).is_err());
+        assert!(by_file("evil:x:1:1::/:", "own:x:4294963202:evil", evil()).is_err());
+        assert!(by_file("", "own:x:4294963202:", serde_json::json!({"group": "own"})).is_err());
+        let tty = by_file("", "tty:x:4294963202:", serde_json::json!({"terminal": true})).unwrap();
+        assert_eq!(tty.tty_group, TTY_GROUP);
+        assert!(who(serde_json::json!({"user": "4294963456"})).is_ok(), "the next is anybody's");
     }
 
     #[test]

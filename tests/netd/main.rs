@@ -90,7 +90,7 @@ fn it_is_a_user_with_one_capability() {
         // An answer: it is confined by now.
         up(&mut netd, "lo").unwrap();
         let pid = netd.pid();
-        assert_eq!(status(pid, "Uid"), "901 901 901 901");
+        assert_eq!(status(pid, "Uid"), "4294963201 4294963201 4294963201 4294963201");
         assert_eq!(status(pid, "Groups"), "");
         assert_eq!(
             (status(pid, "CapEff").as_str(), status(pid, "CapBnd").as_str()),
@@ -106,7 +106,7 @@ fn it_says_what_it_may_do() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
     assert!(text.contains("CAP_NET_ADMIN: ") && text.contains("\nsendto: "), "{text}");
-    assert!(text.contains("user 901:901"), "{text}");
+    assert!(text.contains("user 4294963201:4294963201"), "{text}");
 }
 
 #[test]

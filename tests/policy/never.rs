@@ -1,6 +1,8 @@
 //! What no policy may ever allow, whoever edits it: written down a second time, so that a rule that slips into a file, or out
 //! of a list of denials, does not pass unseen.
 
+use hyperinit::ids::HELPER_USERS;
+
 use crate::machine::{Call, Verdict, run};
 use crate::policy::Syscalls;
 use crate::programs::ARCHITECTURES;
@@ -168,4 +170,34 @@ fn only_a_privileged_container_has_cap_sys_ptrace() {
         // The warden has what it passes on.
         assert_eq!(names, ["container/privileged", "warden"], "{arch}");
     }
+}
+
+/// What a user may do to his own processes is nobody's in a container.
+#[test]
+fn a_helper_that_is_not_root_has_a_user_that_nobody_in_a_container_is() {
+    let (arch, _) = ARCHITECTURES[0];
+    let mut users = std::collections::BTreeSet::new();
+    for (name, policy) in policies(arch) {
+        match name.as_str() {
+            // They have a use for being root, or inherit it (the pod init).
+            "init"
+            | "warden"
+            | "mountd"
+            | "execd"
+            | "podinit"
+            | "container/default"
+            | "container/privileged" => {
+                assert_eq!((policy.uid, policy.gid), (0, 0), "{name}");
+            }
+            _ => {
+                assert!(
+                    HELPER_USERS.contains(&policy.uid) && policy.gid == policy.uid,
+                    "{name}: {}",
+                    policy.uid
+                );
+                assert!(users.insert(policy.uid), "{name} is another's user");
+            }
+        }
+    }
+    assert_eq!(users.len(), 2, "netd, streamd");
 }

@@ -423,7 +423,17 @@ impl Running<'_> {
     /// The same of a process that may have ended before the last so many frames for its stdin came: each is then answered by
     /// a further end of its stream.
     pub fn end_before(self, frames: u32) -> Outcome {
-        let stdout = self.streams.stdout.read_to_end(PATIENCE);
+        self.end_within(frames, PATIENCE)
+    }
+
+    /// As `outcome`, of a program that may take longer than others.
+    pub fn outcome_within(self, patience: Duration) -> Outcome {
+        let _ = self.streams.stdin.close();
+        self.end_within(1, patience)
+    }
+
+    fn end_within(self, frames: u32, patience: Duration) -> Outcome {
+        let stdout = self.streams.stdout.read_to_end(patience);
         let stdout = stdout.unwrap_or_else(|error| panic!("stdout: {error}\n{}", self.guest.log()));
         let stderr = self
             .streams

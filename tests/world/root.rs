@@ -61,7 +61,8 @@ impl Root {
             std::fs::create_dir_all(root.directory.join(part)).unwrap();
         }
         let at = root.directory.display();
-        let options = format!("lowerdir={},upperdir={at}/upper,workdir={at}/work", kept.display());
+        // Or a file's number would change when it is first written to, and virtiofsd knows files by their numbers (docs/limits.md).
+        let options = format!("lowerdir={},upperdir={at}/upper,workdir={at}/work,xino=on", kept.display());
         mount(Some("overlay"), &root.path(), Some("overlay"), MsFlags::empty(), Some(options.as_str()))
             .expect("mounting an overlay (CONFIG_OVERLAY_FS)");
         root

@@ -1,5 +1,6 @@
 //! Documents are complete and true. docs/protocol-coverage.md has a row for every command and every key, every row names
-//! tests, and every test that is named exists. A section of a document that is cited exists.
+//! tests, and every test that is named exists. docs/protocol.md has every command and key, docs/helpers.md every request. A
+//! section of a document that is cited exists.
 
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
@@ -8,6 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use hyperinit::frame::Message;
+use hyperinit::wire::Role;
 
 const DOCUMENT: &str = "docs/protocol-coverage.md";
 /// Where the types of the host's JSON are.
@@ -201,6 +203,40 @@ fn citations(text: &str) -> Vec<(String, String)> {
         }
     }
     found
+}
+
+#[test]
+fn the_protocols_page_has_every_command_and_every_key() {
+    let text = read("docs/protocol.md");
+    let missing: Vec<_> =
+        Message::ALL.into_iter().filter(|message| !text.contains(&format!("`{message}`"))).collect();
+    assert!(missing.is_empty(), "no command {missing:?}");
+    let is_there =
+        |key: &str| [format!("`{key}`"), format!("\"{key}\"")].iter().any(|word| text.contains(word));
+    let missing: Vec<_> =
+        keys().into_iter().filter(|key| !key.rsplit('.').next().is_some_and(is_there)).collect();
+    assert!(missing.is_empty(), "no key {missing:?}");
+}
+
+/// docs/helpers.md has each request that a person can send to a helper.
+#[test]
+fn every_request_is_shown_by_hand() {
+    let text = read("docs/helpers.md");
+    let mut count = 0;
+    for role in Role::ALL {
+        let source = read(&format!("src/wire/{role}.rs"));
+        let (_, requests) = source.split_once("pub enum Request {\n").unwrap();
+        let variants = requests.split("\n}").next().unwrap().lines().filter_map(|line| {
+            let name = line.strip_prefix("    ").filter(|name| name.starts_with(char::is_uppercase))?;
+            Some(name.trim_end_matches([' ', '{', ',']))
+        });
+        for name in variants {
+            let shown = [format!("{{\"{name}\":"), format!("{role} \"{name}\"\n")];
+            assert!(shown.iter().any(|request| text.contains(request)), "{role}'s {name} is not shown");
+            count += 1;
+        }
+    }
+    assert!(count > 25, "{count}");
 }
 
 #[test]

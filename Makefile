@@ -26,14 +26,13 @@ tests := $(filter-out $(recorded),$(patsubst tests/%.rs,%,$(wildcard tests/*.rs)
 
 .PHONY: help
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 24
 
 .PHONY: run
 run: initrd rootfs ## boots a VM and runs a container that says where it is
 	@scripts/need qemu-system-x86 qemu-system-common
 	@$(virtiofsd)
-	$(hyperctl) run --vm --kernel $(cache)/kernel/vmlinuz --initrd $(cache)/initrd.img --rootfs $(cache)/rootfs \
-		-- /bin/sh -c "$$(cat scripts/where)"
+	$(hyperctl) run --vm --rootfs $(cache)/rootfs -- /bin/sh -c "$$(cat scripts/where)"
 
 .PHONY: test
 test: check sizes initrd rootfs vsock ## checks and tests everything
@@ -41,7 +40,8 @@ test: check sizes initrd rootfs vsock ## checks and tests everything
 	@$(virtiofsd)
 	@scripts/nfs
 	@scripts/world core
-	$(runner) cargo test --locked --lib --bins $(addprefix --test ,$(tests))
+	$(runner) HYPERINIT_KERNEL=$(CURDIR)/$(cache)/kernel/vmlinuz \
+		cargo test --locked --lib --bins $(addprefix --test ,$(tests))
 	$(runner) cargo test --locked --doc
 	@scripts/need g++
 	scripts/fuzz $(cache)/tools quick
@@ -96,6 +96,20 @@ kernel: ## Debian's kernel and its modules in .cache/kernel, not installed
 	@scripts/need kmod
 	@scripts/kernel
 
+.PHONY: guest-kernel
+guest-kernel: build ## the guest's own kernel in .cache/guest-kernel, which `run`, `up` and `bench` then take: minutes, once
+	scripts/guest-kernel $(hyperctl)
+	$(hyperctl) initrd -o $(cache)/guest-kernel/initrd.img
+
+.PHONY: guest-kernel-test
+guest-kernel-test: guest-kernel initrd rootfs vsock ## VMs of that kernel run the scenarios, and from inside it is what policy/kernel says
+	@scripts/need qemu-system-x86 qemu-system-common e2fsprogs iproute2 nftables xfsprogs
+	@$(virtiofsd)
+	@scripts/nfs
+	$(runner) HYPERINIT_KERNEL=$(CURDIR)/$(cache)/guest-kernel/vmlinuz cargo test --locked \
+		--test escape --test hotplug --test network --test storage --test transports --test vm
+	$(runner) cargo test --locked --test guest_kernel -- --ignored
+
 .PHONY: rootfs
 rootfs: ## a busybox root for containers in .cache/rootfs
 	@scripts/need busybox-static
@@ -108,6 +122,7 @@ vsock: tools ## the vsock device for VMs, in .cache/tools
 .PHONY: initrd
 initrd: build kernel ## the guest's initramfs, .cache/initrd.img
 	$(hyperctl) initrd --modules $(cache)/kernel/modules/* -o $(cache)/initrd.img
+	@[ ! -e $(cache)/guest-kernel/vmlinuz ] || $(hyperctl) initrd -o $(cache)/guest-kernel/initrd.img
 
 .PHONY: bench
 bench: initrd rootfs floor ## the numbers beside their floors, as JSON

@@ -45,6 +45,8 @@ pub enum Command {
     Logs(Logs),
     /// Makes the guest's initramfs: init, its helpers and the kernel modules that they need
     Initrd(Initrd),
+    /// Prints which kernel a VM would have and what that kernel lacks
+    Kernel(Kernel),
     /// Measures a guest beside what the machine itself costs, and prints the numbers as JSON
     Bench(Bench),
     /// Executes a program that dies with its parent (internal)
@@ -60,6 +62,7 @@ impl Command {
             Command::Bench(_)
             | Command::Call(_)
             | Command::Initrd(_)
+            | Command::Kernel(_)
             | Command::Logs(_)
             | Command::Tied(_)
             | Command::Up(_) => FAILED,
@@ -199,10 +202,11 @@ pub struct Kind {
 /// What `up` and `run` have in common.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct GuestOptions {
-    /// The VM's kernel: a bzImage or a vmlinux [default: $HYPERINIT_KERNEL, else .cache/kernel/vmlinuz]
+    /// The VM's kernel: a bzImage or a vmlinux [default: $HYPERINIT_KERNEL, else .cache/guest-kernel/vmlinuz if it is there and
+    /// no --initrd, else .cache/kernel/vmlinuz]
     #[arg(long, value_name = "FILE", conflicts_with = "local")]
     pub kernel: Option<PathBuf>,
-    /// The VM's initramfs, made by `hyperctl initrd` [default: .cache/initrd.img]
+    /// The VM's initramfs, made by `hyperctl initrd` [default: .cache/initrd.img, of the guest kernel .cache/guest-kernel/initrd.img]
     #[arg(long, value_name = "FILE", conflicts_with = "local")]
     pub initrd: Option<PathBuf>,
     /// The VM's memory
@@ -302,11 +306,12 @@ pub struct Bench {
 /// `hyperctl initrd`.
 #[derive(Debug, PartialEq, Args)]
 pub struct Initrd {
-    /// The modules of the kernel that will boot it, as in /lib/modules/RELEASE, with modules.dep
+    /// The modules of the kernel that will boot it, as in /lib/modules/RELEASE, with modules.dep; none if it has all that a
+    /// guest needs built in
     #[arg(long, value_name = "DIR")]
-    pub modules: PathBuf,
+    pub modules: Option<PathBuf>,
     /// Modules to leave out, for a guest that starts faster and never needs them: xfs and nfsv4 take the longest
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = modules::wanted)]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = modules::wanted, requires = "modules")]
     pub without: Vec<String>,
     /// A static program for the debugging door (hyper_debug), which finds it in /bin; may be repeated
     #[arg(long, value_name = "FILE")]
@@ -314,6 +319,23 @@ pub struct Initrd {
     /// The image to write
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+}
+
+/// `hyperctl kernel`.
+#[derive(Debug, PartialEq, Args)]
+pub struct Kernel {
+    /// Of this kernel, as `run` takes it
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// With this initramfs, as `run` takes it
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Print the options of the guest kernel instead, for KCONFIG_ALLCONFIG
+    #[arg(long, conflicts_with_all = ["kernel", "initrd", "check"])]
+    pub options: bool,
+    /// Print which options of a configuration are not as policy/kernel asks instead, and fail if there are any
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd"])]
+    pub check: Option<PathBuf>,
 }
 
 /// `hyperctl tied`.
@@ -493,7 +515,7 @@ mod tests {
         assert_eq!(
             parse("initrd --modules m --without xfs,nfsv4 -o f"),
             Ok(Command::Initrd(Initrd {
-                modules: "m".into(),
+                modules: Some("m".into()),
                 without: vec!["xfs".to_owned(), "nfsv4".to_owned()],
                 tool: vec![],
                 output: "f".into()

@@ -46,9 +46,14 @@ impl Entry {
 
 /// Writes the image. The same inputs give the same bytes.
 pub fn initrd(options: &Initrd) -> Result<ExitCode, Fault> {
-    let directory = options.modules.canonicalize().fault("looking up", options.modules.display())?;
-    let release = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut entries = kernel_modules(&directory, &release, &options.without)?;
+    let mut entries = match &options.modules {
+        None => vec![],
+        Some(modules) => {
+            let directory = modules.canonicalize().fault("looking up", modules.display())?;
+            let release = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            kernel_modules(&directory, &release, &options.without)?
+        }
+    };
     let program = beside("hyperinit")?;
     let content = fs::read(&program).fault("reading", program.display())?;
     entries.push(Entry::new("init", PROGRAM, content));
@@ -93,19 +98,22 @@ pub fn replace_init(image: &Path, program: &str, to: &Path) -> Result<(), Fault>
     fs::write(to, bytes).fault("writing", to.display())
 }
 
-/// Whether a guest of this image has a module: in it, or in its kernel, which the image says too.
+/// Whether a guest of this image has a module: in it, or in its kernel, which the image says too. An image that says nothing of modules
+/// was made for a kernel that has built in whatever a guest needs.
 pub fn has_module(image: &Path, name: &str) -> Result<bool, Fault> {
     let unreadable = |why: String| Fault::new("reading", image.display(), why);
     let bytes = fs::read(image).fault("reading", image.display())?;
     let archive = decompressed(&bytes).map_err(unreadable)?;
     let mut rest = archive.as_slice();
     let line = format!("{name}.ko");
+    let mut says_nothing = true;
     loop {
         let mut entry = NewcReader::new(rest).map_err(|error| unreadable(error.to_string()))?;
         if entry.entry().is_trailer() {
-            return Ok(false);
+            return Ok(says_nothing);
         }
         if matches!(entry.entry().name().rsplit('/').next(), Some(MODULES_DEP | MODULES_BUILTIN)) {
+            says_nothing = false;
             let mut text = String::new();
             entry.read_to_string(&mut text).map_err(|error| unreadable(error.to_string()))?;
             if text.lines().any(|module| module.split(':').next() == Some(&line)) {
@@ -225,6 +233,8 @@ mod tests {
         {
             assert_eq!(has_module(&path, name).unwrap(), expected, "{name}");
         }
+        fs::write(&path, pack(entries()).unwrap()).unwrap();
+        assert!(has_module(&path, "virtiofs").unwrap(), "its kernel has all built in");
         fs::write(&path, "no image").unwrap();
         has_module(&path, "9p").unwrap_err();
     }

@@ -53,6 +53,7 @@ fn main() -> ExitCode {
         cli::Command::Call(options) => call::call(&options),
         cli::Command::Exec(options) => exec::exec(&options),
         cli::Command::Initrd(options) => initrd::initrd(&options),
+        cli::Command::Kernel(options) => kernel::kernel(&options),
         cli::Command::Logs(options) => logs::logs(&options),
         cli::Command::Run(options) => run::run(&options),
         cli::Command::Up(options) => up::up(&options),

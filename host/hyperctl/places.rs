@@ -21,7 +21,7 @@ pub struct Place {
 }
 
 /// The VM's kernel.
-pub const KERNEL: Place = Place {
+const KERNEL: Place = Place {
     what: "a kernel",
     option: "--kernel",
     variable: Some("HYPERINIT_KERNEL"),
@@ -29,12 +29,28 @@ pub const KERNEL: Place = Place {
     made_by: "make kernel",
 };
 /// The VM's initramfs.
-pub const INITRD: Place = Place {
+const INITRD: Place = Place {
     what: "an initramfs",
     option: "--initrd",
     variable: None,
     path: ".cache/initrd.img",
     made_by: "make initrd",
+};
+/// The project's own kernel.
+const GUEST_KERNEL: Place = Place {
+    what: "the guest kernel",
+    option: "--kernel",
+    variable: None,
+    path: ".cache/guest-kernel/vmlinuz",
+    made_by: "make guest-kernel",
+};
+/// The initramfs for it, which has no modules.
+const GUEST_INITRD: Place = Place {
+    what: "the guest kernel's initramfs",
+    option: "--initrd",
+    variable: None,
+    path: ".cache/guest-kernel/initrd.img",
+    made_by: "make guest-kernel",
 };
 /// The program that is a VM's vsock device.
 pub const VSOCK: Place = Place {
@@ -53,6 +69,26 @@ pub const ROOTFS: Place = Place {
     made_by: "make rootfs",
 };
 
+/// What a VM boots.
+pub struct Boot {
+    /// Its kernel.
+    pub kernel: PathBuf,
+    /// Its initramfs.
+    pub initrd: PathBuf,
+}
+
+/// What was named. Where neither a kernel nor an initramfs was: the guest kernel, if there is one; and without another word it has
+/// its own initramfs.
+pub fn boot(kernel: Option<&Path>, initrd: Option<&Path>) -> Result<Boot, Fault> {
+    let own = GUEST_KERNEL.find(None).ok();
+    let kernel = match &own {
+        Some(own) if initrd.is_none() && !KERNEL.is_named(kernel) => own.clone(),
+        _ => KERNEL.find(kernel)?,
+    };
+    let place = if own.as_ref() == Some(&kernel) { GUEST_INITRD } else { INITRD };
+    Ok(Boot { initrd: place.find(initrd)?, kernel })
+}
+
 /// A program in PATH.
 pub fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -60,10 +96,19 @@ pub fn in_path(name: &str) -> Option<PathBuf> {
 }
 
 impl Place {
+    /// What an environment variable names.
+    fn by_variable(self) -> Option<PathBuf> {
+        let value = self.variable.and_then(std::env::var_os).filter(|value| !value.is_empty());
+        value.map(PathBuf::from)
+    }
+
+    fn is_named(self, named: Option<&Path>) -> bool {
+        named.is_some() || self.by_variable().is_some()
+    }
+
     /// The absolute path of what was named, or of what is at its place; a fault says how to get it.
     pub fn find(self, named: Option<&Path>) -> Result<PathBuf, Fault> {
-        let variable = self.variable.and_then(std::env::var_os).filter(|value| !value.is_empty());
-        if let Some(path) = named.map(Path::to_owned).or(variable.map(PathBuf::from)) {
+        if let Some(path) = named.map(Path::to_owned).or_else(|| self.by_variable()) {
             let absolute = path.canonicalize();
             return absolute.map_err(|error| Fault::io("looking for", path.display(), &error));
         }

@@ -24,8 +24,8 @@ const GUEST_CID: u32 = 3;
 
 /// Plans QEMU. Nothing of it needs root.
 pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Plan, Fault> {
-    let kernel = kernel::bootable(&places::KERNEL.find(options.kernel.as_deref())?);
-    let initrd = places::INITRD.find(options.initrd.as_deref())?;
+    let places::Boot { kernel, initrd } = places::boot(options.kernel.as_deref(), options.initrd.as_deref())?;
+    let kernel = kernel::bootable(&kernel);
     let disk = |disk: &PathBuf| disk.canonicalize().fault("looking up the disk", disk.display());
     let disk = |path: &PathBuf| Ok(Drive { file: disk(path)?, read_only: false });
     let mut disks = options.disk.iter().map(disk).collect::<Result<Vec<Drive>, Fault>>()?;

@@ -88,7 +88,11 @@ pub fn early(settings: &mut Settings) -> Result<Early, Fault> {
     let _ = nix::unistd::setsid();
     let began = Instant::now();
     modules::load_all(&Path::new("/lib/modules").join(uname().fault("asking", "uname")?.release()))?;
-    write("/proc/sys/kernel/modules_disabled", "1");
+    // A kernel that is built without modules has no such setting.
+    const NO_MORE: &str = "/proc/sys/kernel/modules_disabled";
+    if Path::new(NO_MORE).exists() {
+        write(NO_MORE, "1");
+    }
     Ok(Early { modules: began.elapsed(), expedited })
 }
 

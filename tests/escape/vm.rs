@@ -90,7 +90,7 @@ fn devices(guest: &Guest, container: &str) -> String {
         for f in /sys/class/virtio-ports/*/dev /sys/class/mem/*/dev /sys/class/misc/*/dev; do echo c:$(cat $f); done";
     let devices = guest.says(container, script);
     assert!(
-        devices.contains("b:25") && devices.contains("c:1:1\n") && devices.lines().count() > 5,
+        devices.contains("b:25") && devices.contains("c:1:3\n") && devices.lines().count() > 5,
         "{devices}"
     );
     devices
@@ -236,7 +236,9 @@ fn a_privileged_container_in_a_vm() {
     assert_eq!(number("pod/main/pids.max"), Ok(room / 4 * 3 / 4 * 3));
     // Each of the guest's processes, by itself, weighs as much as the whole pod.
     assert_eq!(number("pod/cpu.weight"), Ok(100));
-    assert_eq!(guest.says("main", "cat /proc/sys/kernel/sched_autogroup_enabled"), "0\n");
+    // A kernel may be without autogroups.
+    let autogroups = "cat /proc/sys/kernel/sched_autogroup_enabled 2>/dev/null || echo 0";
+    assert_eq!(guest.says("main", autogroups), "0\n");
     // The guest's own are in the root, with the kernel's. Of what the container can name that is the pod init only: numbers of
     // another PID namespace are 0.
     assert_eq!(guest.says("main", "grep -vx 0 /cg/cgroup.procs"), "1\n");

@@ -20,6 +20,7 @@ mod table;
 mod compiler;
 mod docker;
 mod files;
+mod kernel;
 mod machine;
 #[allow(dead_code)]
 mod meaning;

@@ -78,8 +78,10 @@ pub(super) fn measure(
     if !options.local {
         std::fs::create_dir_all(directory).fault("making", directory.display())?;
         let image = directory.join("floor.img");
-        initrd::replace_init(&places::INITRD.find(options.options.initrd.as_deref())?, "floor", &image)?;
-        options.options.initrd = Some(image);
+        let asked = &mut options.options;
+        let boot = places::boot(asked.kernel.as_deref(), asked.initrd.as_deref())?;
+        initrd::replace_init(&boot.initrd, "floor", &image)?;
+        (asked.kernel, asked.initrd) = (Some(boot.kernel), Some(image));
     }
     current.start(&options, rootfs, directory, true)?;
     let (control, mut stream) = connect(directory)?;

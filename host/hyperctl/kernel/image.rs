@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use hyperinit::fault::{Fault, OrFault};
 
-use super::compression::decompressed;
+use crate::compression::decompressed;
 
 /// "HdrS" at 0x202, the setup header's magic (Documentation/arch/x86/boot.rst).
 const HEADER_MAGIC: (usize, &[u8]) = (0x202, b"HdrS");
@@ -15,6 +15,8 @@ const SETUP_SECTS: usize = 0x1f1;
 /// Where the compressed kernel is, from the end of the setup code on, and how long it is (u32 each).
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
+/// Where its version is written, from the first sector's end on (u16), which ends with a zero: `6.1.0-1-amd64 (…) #1 …`.
+const VERSION_OFFSET: usize = 0x20e;
 const SECTOR: usize = 512;
 const ELF_MAGIC: &[u8] = b"\x7fELF";
 
@@ -50,6 +52,22 @@ fn unpacked_beside(kernel: &Path) -> Result<PathBuf, Fault> {
     }
     written.fault("writing", unpacked.display())?;
     Ok(unpacked)
+}
+
+/// The release that a bzImage says it is (`uname -r` of what it boots).
+pub fn release(kernel: &Path) -> Option<String> {
+    release_in(&fs::read(kernel).ok()?)
+}
+
+fn release_in(image: &[u8]) -> Option<String> {
+    let (at, magic) = HEADER_MAGIC;
+    if image.get(at..at + magic.len()) != Some(magic) {
+        return None;
+    }
+    let offset: [u8; 2] = image.get(VERSION_OFFSET..VERSION_OFFSET + 2)?.try_into().ok()?;
+    let version = image.get(SECTOR + usize::from(u16::from_le_bytes(offset))..)?;
+    let release = version.split(|&byte| byte == 0 || byte == b' ').next()?;
+    String::from_utf8(release.to_vec()).ok().filter(|release| !release.is_empty())
 }
 
 /// The ELF file inside a bzImage.
@@ -102,6 +120,18 @@ mod tests {
     #[test]
     fn the_kernel_comes_out() {
         assert_eq!(unpack(&image(b"\x7fELF kernel")).unwrap(), b"\x7fELF kernel");
+    }
+
+    #[test]
+    fn it_says_its_release() {
+        let mut image = image(b"\x7fELF kernel");
+        assert_eq!(release_in(&image), None, "there is none");
+        image[VERSION_OFFSET..VERSION_OFFSET + 2].copy_from_slice(&600u16.to_le_bytes());
+        image[SECTOR + 600..SECTOR + 614].copy_from_slice(b"6.1.0-1 (x) #1");
+        assert_eq!(release_in(&image).unwrap(), "6.1.0-1");
+        image[VERSION_OFFSET..VERSION_OFFSET + 2].copy_from_slice(&60_000u16.to_le_bytes());
+        assert_eq!(release_in(&image), None, "outside of the file");
+        assert_eq!(release_in(b"\x7fELF kernel"), None);
     }
 
     #[test]

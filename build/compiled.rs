@@ -55,4 +55,8 @@ pub struct CompiledProfile {
     pub devices: Vec<Device>,
     /// Whether /sys is read-only.
     pub readonly_sys: bool,
+    /// Whether the root filesystem is read-only, whatever the host says.
+    pub readonly_root: bool,
+    /// Whether what is started is in a Landlock scope of its own.
+    pub scoped: bool,
 }

@@ -184,6 +184,12 @@ pub struct Container {
     pub devices: Vec<Device>,
     /// Whether /sys is read-only.
     pub readonly_sys: bool,
+    /// Whether the root filesystem is read-only, whatever the host says.
+    #[serde(default)]
+    pub readonly_root: bool,
+    /// Whether what is started is in a Landlock scope of its own.
+    #[serde(default)]
+    pub scoped: bool,
 }
 
 /// policy/lists/*.json: rules that several policies have.

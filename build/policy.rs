@@ -9,9 +9,7 @@ use seccompiler::SeccompAction;
 
 use crate::bpf::{self, Answer};
 use crate::compiled::{CapSet, CompiledPolicy, CompiledProfile};
-use crate::format::{
-    CapabilityRule, Container, Default_, Group, List, Place, PolicyFile, Rule, Source, parse, places,
-};
+use crate::format::{CapabilityRule, Default_, Group, List, Place, PolicyFile, Rule, Source, parse, places};
 use crate::names::{CAPABILITIES, constant};
 
 /// The syscall table of the target.
@@ -118,15 +116,15 @@ impl<'a> Files<'a> {
         };
         Ok(match &file.container {
             None => Compiled::Policy(policy),
-            Some(Container { masked_paths, readonly_paths, devices, readonly_sys }) => {
-                Compiled::Profile(CompiledProfile {
-                    policy,
-                    masked_paths: masked_paths.clone(),
-                    readonly_paths: readonly_paths.clone(),
-                    devices: devices.clone(),
-                    readonly_sys: *readonly_sys,
-                })
-            }
+            Some(container) => Compiled::Profile(CompiledProfile {
+                policy,
+                masked_paths: container.masked_paths.clone(),
+                readonly_paths: container.readonly_paths.clone(),
+                devices: container.devices.clone(),
+                readonly_sys: container.readonly_sys,
+                readonly_root: container.readonly_root,
+                scoped: container.scoped,
+            }),
         })
     }
 

@@ -56,7 +56,7 @@ pub enum DoorKind {
     Policy,
 }
 
-const USAGE: &str = "usage: (--stdio | --policy | --ipc) [--unconfined] [--profile default|privileged] \
+const USAGE: &str = "usage: (--stdio | --policy | --ipc) [--unconfined] [--profile NAME] \
      [--listen] [--log LEVEL] [--debug] [--local]";
 
 impl Options {
@@ -84,11 +84,7 @@ impl Options {
                 "--debug" => options.debug = true,
                 "--local" => options.local = true,
                 "--profile" => {
-                    options.profile = match value()?.as_str() {
-                        "default" => Profile::Default,
-                        "privileged" => Profile::Privileged,
-                        other => return Err(format!("no such profile: {other}\n{USAGE}")),
-                    }
+                    options.profile = Profile::named(&value()?).map_err(|why| format!("{why}\n{USAGE}"))?;
                 }
                 "--log" => options.log = value()?.parse().map_err(|_| USAGE.to_owned())?,
                 other => return Err(format!("unknown argument: {other}\n{USAGE}")),

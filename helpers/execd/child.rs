@@ -9,7 +9,7 @@ use std::path::Path;
 
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::ContainerId;
-use hyperinit::sandbox::{CapSet, ContainerProfile, caps};
+use hyperinit::sandbox::{CapSet, ContainerProfile, Scoped, caps};
 use hyperinit::spec::Process;
 use hyperinit::sys::mount::{Resolve, clone_tree, move_mount, openat2};
 use hyperinit::sys::process::{Program, become_standard, default_sigpipe, exit, keep_only, own_descriptors};
@@ -95,6 +95,8 @@ pub struct Start<'a> {
     pub place: &'a Place<'a>,
     /// The container's profile.
     pub profile: &'a ContainerProfile,
+    /// The profile's scope for signals and abstract sockets.
+    pub scoped: Scoped,
     /// The capabilities that a root process keeps.
     pub keep: CapSet,
     /// Whether execd's bounding set is wider than the profile.
@@ -275,6 +277,7 @@ impl Start<'_> {
                 if self.profile.no_new_privs() {
                     caps::no_new_privs()?;
                 }
+                self.scoped.enter()?;
                 self.profile.load_filter()?;
                 self.keep
             }

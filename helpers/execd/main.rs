@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use hyperinit::fault::{Fault, OrFault};
-use hyperinit::sandbox::{CapSet, ContainerProfile, Policy, caps};
+use hyperinit::sandbox::{CapSet, ContainerProfile, Policy, Scoped, caps};
 use hyperinit::sys::fd::inherited;
 use hyperinit::sys::process::{check_single_threaded, ignore_nothing};
 use hyperinit::wire::Role;
@@ -34,6 +34,7 @@ use vault::Vault;
 /// What execd opens before it is confined, and the output that it keeps.
 struct Execd {
     profile: ContainerProfile,
+    scoped: Scoped,
     /// What a container's root process keeps: the profile's capabilities, as far as execd has them.
     keep: CapSet,
     podinit: Policy,
@@ -72,7 +73,14 @@ pub fn main() -> ExitCode {
             ignore_nothing().fault("restoring", "signals")?;
             umask(Mode::from_bits_truncate(0o022));
             let profile = ContainerProfile::of(options.profile)?;
+            let scoped = profile.scoped();
+            if scoped == Scoped::Missing {
+                log::warn!(
+                    "the kernel has no Landlock scopes (Linux 6.12): processes of a container signal one another"
+                );
+            }
             Ok(Execd {
+                scoped,
                 keep: profile.capabilities().intersection(caps::permitted()?),
                 profile,
                 podinit: Policy::decode(embedded_policy!("podinit"))?,

@@ -111,6 +111,7 @@ impl Execd {
                     last,
                     place: &place,
                     profile: &self.profile,
+                    scoped: self.scoped,
                     keep: self.keep,
                     wide: self.debug_door,
                     proc: &self.proc,

@@ -147,9 +147,12 @@ fn build(
     let profile = &rules.profile;
     let read_only = container.read_only;
     let scratch = scratch::make()?;
-    let mut root = root(source, read_only)?;
+    // Where nothing is gained by execve the files' capabilities are not to be in the way of it either: the kernel refuses to
+    // execute a program whose capabilities the bounding set lacks.
+    let attributes = NODEV | if profile.no_new_privs() { NOSUID } else { 0 };
+    let mut root = root(source, attributes | if read_only { RDONLY } else { 0 })?;
     if layered {
-        root = layer_over(&scratch, root)?;
+        root = layer_over(&scratch, root, attributes)?;
     }
     let proc = self::proc(&root)?;
     let sys = self::sys(profile, &root)?;
@@ -195,24 +198,23 @@ fn cover(home: &Home, profile: &ContainerProfile, proc: &OwnedFd, sys: &OwnedFd)
 }
 
 /// The root filesystem, mounted at the stage.
-fn root(source: &Source<'_>, read_only: bool) -> Result<OwnedFd, Fault> {
+fn root(source: &Source<'_>, attributes: u64) -> Result<OwnedFd, Fault> {
     let stage = || directory(paths::STAGE);
     let image = source.open_at(Some(&stage()?))?;
     // A copy of the mount's part below the directory: the rest of the share is not in the container's namespace.
     let tree = clone_tree(&image, false).fault("cloning", "the root filesystem")?;
     // An image's device nodes are nobody's way to the guest's devices.
-    set_attributes(&tree, NODEV | if read_only { RDONLY } else { 0 }, false)
-        .fault("setting up", "the root filesystem")?;
+    set_attributes(&tree, attributes, false).fault("setting up", "the root filesystem")?;
     move_mount(&tree, &stage()?).fault("attaching", "the root filesystem")?;
     stage()
 }
 
 /// A root filesystem with a layer over it that can be written to; the root itself where the kernel has no layers.
-fn layer_over(scratch: &OwnedFd, image: OwnedFd) -> Result<OwnedFd, Fault> {
+fn layer_over(scratch: &OwnedFd, image: OwnedFd, attributes: u64) -> Result<OwnedFd, Fault> {
     match scratch::layered(scratch, &image) {
         Ok(tree) => {
             // Private, as all are.
-            set_attributes(&tree, NODEV, false).fault("setting up", "the layer over the image")?;
+            set_attributes(&tree, attributes, false).fault("setting up", "the layer over the image")?;
             move_mount(&tree, &image).fault("attaching", "the layer over the image")?;
             directory(paths::STAGE)
         }

@@ -80,7 +80,8 @@ impl Mountd {
             Request::Unplug { device } => unplug::unplug(&device, self.rules.local)?,
             Request::PreparePod { pod } => pod::prepare(&pod.open()?)?,
             Request::PrepareContainer { container } => {
-                let container = container.open()?;
+                let mut container = container.open()?;
+                container.read_only |= self.rules.profile.readonly_root();
                 return container::prepare(&self.home, &self.rules, &mut self.populations, &container);
             }
             Request::ReadFile { container, file } => {

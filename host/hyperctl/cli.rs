@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use hyperinit::frame::Message;
 use hyperinit::spec::Rlimit;
+use hyperinit::wire::Profile;
 
 use super::network::Forward;
 use super::process::{self, ProcessOptions};
@@ -249,9 +250,24 @@ pub struct GuestOptions {
         allow_hyphen_values = true
     )]
     pub qemu: String,
+    /// The containers' profile: default, privileged or restricted (policy/README.md)
+    #[arg(long, value_name = "NAME", value_parser = Profile::named)]
+    pub profile: Option<Profile>,
     /// Words for the kernel's command line; a local guest heeds its own (hyper_log=, hyper_profile=, hyper_debug)
     #[arg(long, value_name = "WORDS", default_value = "")]
     pub append: String,
+}
+
+impl GuestOptions {
+    /// The words that the guest is to heed.
+    pub fn words(&self) -> String {
+        let profile = self.profile.map(|profile| format!("hyper_profile={}", profile.name()));
+        [Some(self.append.clone()).filter(|append| !append.is_empty()), profile]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
 }
 
 /// QEMU's accelerator.
@@ -404,6 +420,17 @@ mod tests {
         assert_eq!(run.process.env.len(), 3);
         assert_eq!((run.process.workdir.as_str(), run.process.user.as_str()), ("/tmp", "nobody:daemon"));
         assert_eq!(run.options.memory, 512);
+    }
+
+    #[test]
+    fn a_profile_is_a_word_for_the_guest() {
+        let Ok(Command::Run(run)) = parse("run --profile restricted --append hyper_log=info ls") else {
+            panic!("not a run")
+        };
+        assert_eq!(run.options.words(), "hyper_log=info hyper_profile=restricted");
+        let Ok(Command::Run(run)) = parse("run ls") else { panic!("not a run") };
+        assert_eq!(run.options.words(), "");
+        assert!(parse("run --profile none ls").is_err());
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Pl
     Ok(Plan {
         directory: directory.to_owned(),
         program: beside("hyperinit")?,
-        arguments: arguments(share, &options.append),
+        arguments: arguments(share, &options.words()),
         namespaces: true,
         binds: options.binds.clone(),
         services: Vec::new(),

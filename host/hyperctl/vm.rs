@@ -153,7 +153,7 @@ fn channels(options: &GuestOptions) -> Vec<(&'static str, String)> {
 
 /// The kernel's command line. The console shows what hyper_log lets through and no more: serial ports are slow.
 fn cmdline(options: &GuestOptions) -> String {
-    let append = options.append.as_str();
+    let append = options.words();
     let transport = match options.transport {
         Transport::Virtio | Transport::Vsock => "",
         Transport::Serial => " hyper_use_serial",
@@ -205,6 +205,7 @@ mod tests {
             transport: Transport::Virtio,
             qemu: "-rtc base=utc".to_owned(),
             append: "hyper_debug".to_owned(),
+            profile: None,
         }
     }
 

@@ -110,13 +110,13 @@ const ALWAYS: &[Closed] = &[
 const WITHOUT_USER_NAMESPACES: Closed = closed(
     "user.max_user_namespaces",
     "0",
-    "nobody makes one: the default profile denies it to containers, the guest needs none",
+    "nobody makes one: the profiles default and restricted deny it to containers, the guest needs none",
 );
 
 /// What is set with a profile.
 pub fn settings(profile: Profile) -> impl Iterator<Item = Closed> {
     let more = match profile {
-        Profile::Default => Some(WITHOUT_USER_NAMESPACES),
+        Profile::Default | Profile::Restricted => Some(WITHOUT_USER_NAMESPACES),
         Profile::Privileged => None,
     };
     ALWAYS.iter().copied().chain(more)
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn each_is_there_once_and_explained() {
-        for profile in [Profile::Default, Profile::Privileged] {
+        for profile in Profile::ALL {
             let all: Vec<_> = settings(profile).collect();
             let names: std::collections::BTreeSet<_> = all.iter().map(|setting| setting.name).collect();
             assert_eq!(names.len(), all.len());

@@ -100,7 +100,7 @@ impl Settings {
                 "--stream" => stream = Some(PathBuf::from(value()?)),
                 "--share" => share = Some(PathBuf::from(value()?)),
                 "--log" => settings.log = level(&text(value()?))?,
-                "--profile" => settings.profile = profile(&text(value()?))?,
+                "--profile" => settings.profile = Profile::named(&text(value()?))?,
                 "--debug" => settings.debug_door = true,
                 other => return Err(format!("unknown argument: {other}")),
             }
@@ -121,7 +121,7 @@ impl Settings {
             let (key, value) = word.split_once('=').unwrap_or((word, ""));
             let result = match key {
                 "hyper_log" => level(value).map(|level| self.log = level),
-                "hyper_profile" => profile(value).map(|profile| self.profile = profile),
+                "hyper_profile" => Profile::named(value).map(|profile| self.profile = profile),
                 "hyper_debug" => {
                     self.debug_door = true;
                     Ok(())
@@ -156,13 +156,6 @@ fn text(word: OsString) -> String {
 
 fn level(word: &str) -> Result<LevelFilter, String> {
     word.parse().map_err(|_| format!("no such log level: {word:?} (off, error, warn, info, debug, trace)"))
-}
-
-fn profile(word: &str) -> Result<Profile, String> {
-    [Profile::Default, Profile::Privileged]
-        .into_iter()
-        .find(|profile| profile.name() == word)
-        .ok_or_else(|| format!("no such profile: {word:?} (default, privileged)"))
 }
 
 fn cache(word: &str) -> Result<ShareCache, String> {

@@ -8,6 +8,7 @@ pub mod caps;
 #[path = "../../build/compiled.rs"]
 mod compiled;
 mod empty;
+mod landlock;
 mod sigsys;
 
 use std::fmt;
@@ -117,6 +118,7 @@ impl ContainerProfile {
         decode(match profile {
             Profile::Default => embedded_policy!("container-default").as_slice(),
             Profile::Privileged => embedded_policy!("container-privileged").as_slice(),
+            Profile::Restricted => embedded_policy!("container-restricted").as_slice(),
         })
         .map(ContainerProfile)
     }
@@ -151,9 +153,44 @@ impl ContainerProfile {
         self.0.readonly_sys
     }
 
+    /// Whether every root filesystem is read-only, whatever the host says.
+    pub fn readonly_root(&self) -> bool {
+        self.0.readonly_root
+    }
+
+    /// Whether each start is a scope of its own for signals and abstract sockets, as far as the kernel has that.
+    pub fn scoped(&self) -> Scoped {
+        match self.0.scoped {
+            false => Scoped::No,
+            true if landlock::available() => Scoped::Yes,
+            true => Scoped::Missing,
+        }
+    }
+
     /// Installs the containers' filter. The caller holds CAP_SYS_ADMIN, or has set no_new_privs.
     pub fn load_filter(&self) -> Result<(), Fault> {
         load(&self.0.policy.program)
+    }
+}
+
+/// Whether a process is in a scope of Landlock's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoped {
+    /// The profile has none.
+    No,
+    /// It is.
+    Yes,
+    /// The profile has one, and the kernel none.
+    Missing,
+}
+
+impl Scoped {
+    /// Enters it, if there is one. The caller has set no_new_privs, or holds CAP_SYS_ADMIN.
+    pub fn enter(self) -> Result<(), Fault> {
+        match self {
+            Scoped::Yes => landlock::enter(),
+            Scoped::No | Scoped::Missing => Ok(()),
+        }
     }
 }
 

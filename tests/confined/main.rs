@@ -126,12 +126,16 @@ fn denials() -> BTreeMap<&'static str, fn() -> Result<(), Errno>> {
 /// The policies that trap.
 const TRAPPING: [&str; 5] = ["init", "mountd", "netd", "podinit", "streamd"];
 /// The others, and what of [`denials`] each denies.
-const DENYING: [(&str, &[&str]); 4] = [
+const DENYING: [(&str, &[&str]); 5] = [
     (
         "container/default",
         &["clock_settime", "init_module", "mount", "sethostname", "setns", "socket", "umount2", "unshare"],
     ),
     ("container/privileged", &["clock_settime", "init_module", "socket"]),
+    (
+        "container/restricted",
+        &["clock_settime", "init_module", "mount", "sethostname", "setns", "socket", "umount2", "unshare"],
+    ),
     ("execd", &["clock_settime", "init_module", "socket"]),
     // mountd is below the warden, and sets the clock.
     ("warden", &["init_module", "socket"]),
@@ -164,6 +168,7 @@ fn enter(policy: &'static str) {
         "warden" => confine(embedded_policy!("warden")),
         "container/default" => ContainerProfile::of(Profile::Default).unwrap().load_filter().unwrap(),
         "container/privileged" => ContainerProfile::of(Profile::Privileged).unwrap().load_filter().unwrap(),
+        "container/restricted" => ContainerProfile::of(Profile::Restricted).unwrap().load_filter().unwrap(),
         other => panic!("no such policy: {other}"),
     }
 }
@@ -339,6 +344,7 @@ fn threads_start_where_the_policy_has_them() {
         ("warden", true),
         ("container/default", true),
         ("container/privileged", true),
+        ("container/restricted", true),
         ("mountd", false),
         ("netd", false),
         ("podinit", false),

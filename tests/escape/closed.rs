@@ -50,7 +50,7 @@ fn what_a_vm_has_closed_reads_back() {
         each_setting_reads_back(&guest, profile);
         a_core_file_is_where_its_process_was(&guest);
         match profile {
-            Profile::Default => {
+            Profile::Default | Profile::Restricted => {
                 let refused = guest.sh("main", "echo x >/proc/sys/kernel/core_pattern");
                 assert!(refused.stderr.contains("Read-only file system"), "{}", refused.stderr);
             }

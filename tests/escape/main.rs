@@ -14,6 +14,8 @@ mod jail;
 mod probe;
 mod program;
 mod races;
+#[cfg(target_arch = "x86_64")]
+mod restricted;
 mod thief;
 #[cfg(target_arch = "x86_64")]
 mod vm;

@@ -93,8 +93,8 @@ fn every_process_has_exactly_what_its_policy_says() {
 fn a_containers_process_has_what_its_profile_grants() {
     let own = std::process::id().cast_signed();
     let (available, inherited) = (sets(own, "CapPrm"), filters(own));
-    for (words, profile) in [("", Profile::Default), ("hyper_profile=privileged", Profile::Privileged)] {
-        let guest = Guest::boot_with(Kind::Local, words);
+    for profile in Profile::ALL {
+        let guest = Guest::boot_with(Kind::Local, &format!("hyper_profile={}", profile.name()));
         guest.start_pod();
         let granted = ContainerProfile::of(profile).unwrap().capabilities().intersection(available);
         let init = guest.sleeper("main");
@@ -119,7 +119,8 @@ fn a_containers_process_has_what_its_profile_grants() {
             assert_eq!((sets(pid, "CapPrm"), sets(pid, "CapEff")), (keeps, keeps), "{profile:?}");
             assert_eq!(sets(pid, "CapBnd"), granted, "{profile:?}");
             assert_eq!((sets(pid, "CapInh"), sets(pid, "CapAmb")), (CapSet::default(), CapSet::default()));
-            assert_eq!(status(pid, "NoNewPrivs"), "0", "setuid programs work");
+            let none_new = if profile == Profile::Restricted { "1" } else { "0" };
+            assert_eq!(status(pid, "NoNewPrivs"), none_new, "whether setuid programs work");
             assert_eq!((status(pid, "Seccomp").as_str(), filters(pid)), ("2", inherited + 3), "{profile:?}");
         }
         for running in [root, user] {

@@ -16,7 +16,7 @@ fn each(mut check: impl FnMut(&str, &Meaning, &str, &dyn Fn(u32, [u64; 6]) -> cr
     let sources = sources();
     for (arch, audit) in ARCHITECTURES {
         let policies = policies(arch);
-        assert_eq!(policies.len(), 9, "policies and profiles");
+        assert_eq!(policies.len(), 10, "policies and profiles");
         for (name, policy) in policies {
             let answer = |number, arguments| run(&policy.program, &Call { arch: audit, number, arguments });
             check(&name, &Meaning::of(&name, &sources), arch, &answer);

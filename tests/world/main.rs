@@ -2,7 +2,8 @@
 //! gives.
 //!
 //! A scenario is a shell script and its output. It runs in a guest of its own in namespaces, and with all the others in one
-//! VM for each kind of share. `scripts/world` makes the roots. `make test` runs the scenarios of the root `core` in namespaces.
+//! VM for each kind of share. `scripts/world` makes the roots. `make test` runs the scenarios of the root `core` in namespaces,
+//! and those of a user once more in the profile `restricted`.
 //! `make world` (`WORLD=all`) runs all of them, in VMs too, and each first in a plain chroot: that shows that the scenario
 //! itself is right. `WORLD_ONLY=NAME,…` leaves the others out of the VMs.
 
@@ -14,6 +15,7 @@ mod root;
 mod scenarios;
 
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -97,8 +99,8 @@ fn words(scenario: &Scenario) -> [String; 3] {
     ["bash".to_owned(), "-c".to_owned(), format!("{PRELUDE}{}", scenario.script)]
 }
 
-/// Runs a scenario in a container of a guest.
-fn run(guest: &Guest, on: On, scenario: &Scenario) {
+/// Runs a scenario in a container of a guest; more of the container's JSON in `more`.
+fn run(guest: &Guest, on: On, scenario: &Scenario, more: &Value) {
     let words = words(scenario);
     let args: Vec<&str> = words.iter().map(String::as_str).collect();
     let envs: Vec<Value> = environment(on, scenario.user)
@@ -106,9 +108,9 @@ fn run(guest: &Guest, on: On, scenario: &Scenario) {
         .map(|(name, value)| json!({"env": name, "value": value}))
         .collect();
     let process = json!({"user": scenario.user, "envs": envs});
-    let outcome = guest
-        .container(scenario.name, &args, json!({"process": process, "initialize": true}))
-        .outcome_within(PATIENCE);
+    let mut container = json!({"process": process, "initialize": true});
+    container.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let outcome = guest.container(scenario.name, &args, container).outcome_within(PATIENCE);
     guest.remove(scenario.name);
     judge(scenario, i32::from(outcome.status), &outcome.stdout, &outcome.stderr);
 }
@@ -123,8 +125,9 @@ fn judge(scenario: &Scenario, status: i32, stdout: &str, stderr: &str) {
 }
 
 /// A guest of a root, with a pod.
-fn guest(kind: Kind, root: &Root, options: &[&str]) -> Guest {
-    let guest = Guest::boot_on(kind, scratch(), root.share(), "hyper_log=warn", options, &Client::connect);
+fn guest(kind: Kind, root: &Root, words: &str, options: &[&str]) -> Guest {
+    let words = format!("hyper_log=warn {words}");
+    let guest = Guest::boot_on(kind, scratch(), root.share(), &words, options, &Client::connect);
     guest.client().ready(guest::BOOT).unwrap_or_else(|error| panic!("{error}\n{}", guest.log()));
     guest.start_pod();
     guest
@@ -146,8 +149,8 @@ fn in_namespaces(scenario: &'static Scenario) {
         });
     }
     root::with(scenario.set, |root| {
-        let guest = guest(Kind::Local, root, &[]);
-        run(&guest, On::Local, scenario);
+        let guest = guest(Kind::Local, root, "", &[]);
+        run(&guest, On::Local, scenario, &json!({}));
         end(guest);
     });
 }
@@ -155,27 +158,56 @@ fn in_namespaces(scenario: &'static Scenario) {
 /// Runs the scenarios in one VM: a boot costs seconds.
 fn in_a_vm(on: On, options: &[&str]) {
     root::with(root::largest(), |root| {
-        let guest = guest(Kind::Vm, root, &[&["--memory", "1024", "--cpus", "2"], options].concat());
-        let mut failed = Vec::new();
+        let guest = guest(Kind::Vm, root, "", &[&["--memory", "1024", "--cpus", "2"], options].concat());
         let only = std::env::var("WORLD_ONLY").ok();
         let wanted = |name| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == name));
-        for scenario in ALL.iter().filter(|scenario| scenario.set <= root.set && wanted(scenario.name)) {
-            let _ = writeln!(std::io::stdout(), "world: {} on {}", scenario.name, on.name());
+        let all = ALL.iter().filter(|scenario| scenario.set <= root.set && wanted(scenario.name));
+        run_all(on, all, |scenario| {
             // They have one root, and names in common.
-            let clean = || {
-                let words = ["bash", "-c", "shopt -s dotglob; rm -rf /tmp/*"];
-                assert_eq!(guest.container("clean", &words, json!({})).outcome_within(PATIENCE).status, 0);
-                guest.remove("clean");
-            };
-            let tried = || {
-                clean();
-                run(&guest, on, scenario);
-            };
-            if catch_unwind(AssertUnwindSafe(tried)).is_err() {
-                failed.push(scenario.name);
-            }
+            let words = ["bash", "-c", "shopt -s dotglob; rm -rf /tmp/*"];
+            assert_eq!(guest.container("clean", &words, json!({})).outcome_within(PATIENCE).status, 0);
+            guest.remove("clean");
+            run(&guest, on, scenario, &json!({}));
+        });
+        end(guest);
+    });
+}
+
+/// Runs scenarios in one guest, and says all that fail.
+fn run_all<'a>(on: On, all: impl Iterator<Item = &'a &'static Scenario>, run: impl Fn(&Scenario)) {
+    let mut failed = Vec::new();
+    for scenario in all {
+        let _ = writeln!(std::io::stdout(), "world: {} on {}", scenario.name, on.name());
+        if catch_unwind(AssertUnwindSafe(|| run(scenario))).is_err() {
+            failed.push(scenario.name);
         }
-        assert!(failed.is_empty(), "on {}: {failed:?}", on.name());
+    }
+    assert!(failed.is_empty(), "on {}: {failed:?}", on.name());
+}
+
+/// What a user does and the profile `restricted` has not: another user's powers, and a look into other processes.
+const NOT_RESTRICTED: [&str; 3] =
+    ["everybodys_files_are_theirs", "gdb_stops_a_program", "strace_sees_the_calls"];
+
+/// What can be done without privileges can be done in the profile for code that nobody trusts, with a volume to write to.
+#[test]
+fn a_user_works_in_the_restricted_profile() {
+    root::with(root::largest(), |root| {
+        let guest = guest(Kind::Local, root, "hyper_profile=restricted", &[]);
+        let all = ALL.iter().filter(|scenario| {
+            scenario.set <= root.set && scenario.user != "root" && !NOT_RESTRICTED.contains(&scenario.name)
+        });
+        run_all(On::Local, all, |scenario| {
+            let mut volumes = Vec::new();
+            for at in ["/tmp", "/home/user"] {
+                let source = format!("{}{at}", scenario.name);
+                let directory = root.share().join(&source);
+                std::fs::create_dir_all(&directory).unwrap();
+                std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o1777)).unwrap();
+                volumes.push(json!({"source": source, "path": at}));
+            }
+            run(&guest, On::Local, scenario, &json!({"fsmap": volumes}));
+        });
         end(guest);
     });
 }

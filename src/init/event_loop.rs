@@ -48,12 +48,24 @@ const REAPED_MAX: usize = 1024;
 const WORDS_MAX: usize = 32;
 /// A warden that has lied so often is not heard any more.
 const WARDENS_LIES_MAX: u32 = 8;
-/// What the kernel says when PID 1 cannot take or watch a socket for want of room.
-const WANT: [Errno; 5] = [Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC, Errno::EMFILE, Errno::ENFILE];
+/// What the kernel says when PID 1 cannot take or watch a socket for want of room: of memory, of descriptors, of what its user may watch
+/// (ENOSPC, epoll_ctl(2)) or have on its way between sockets (ETOOMANYREFS, unix(7)).
+const WANT: [Errno; 6] =
+    [Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC, Errno::EMFILE, Errno::ENFILE, Errno::ETOOMANYREFS];
 /// Why a request cannot be made.
 const NO_MEMORY: &str = "no memory to share";
 /// While the last frame has not left the port, how often a device is asked whether it has.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// What becomes of a helper that the warden has started.
+enum Birth {
+    /// It is listened to.
+    Comes,
+    /// It is none, or too late.
+    Fails,
+    /// PID 1 has no room for it now.
+    Waits,
+}
 
 /// Everything that PID 1 has after boot.
 pub struct EventLoop {
@@ -346,15 +358,18 @@ impl EventLoop {
             return self.warden_lied(&format!("nobody asked for {instance}{named}"));
         }
         self.helpers.entry(instance).and_modify(Helper::told);
-        if !pid.is_some_and(|pid| self.spawned(instance, pid, ends)) {
-            let change = self.helpers.get_mut(&instance).map_or(Change::None, |helper| helper.failed(now()));
-            self.changed(instance, change);
-        }
+        let birth = pid.map_or(Birth::Fails, |pid| self.spawned(instance, pid, ends));
+        let change = self.helpers.get_mut(&instance).map_or(Change::None, |helper| match birth {
+            Birth::Comes => Change::None,
+            Birth::Fails => helper.failed(now()),
+            Birth::Waits => helper.put_off(now()),
+        });
+        self.changed(instance, change);
     }
 
     /// The warden has started a child; whether it comes up as what was asked for.
-    fn spawned(&mut self, instance: Instance, pid: Pid, ends: Vec<OwnedFd>) -> bool {
-        let Ok([requests, voice, log]) = <[OwnedFd; 3]>::try_from(ends) else { return false };
+    fn spawned(&mut self, instance: Instance, pid: Pid, ends: Vec<OwnedFd>) -> Birth {
+        let Ok([requests, voice, log]) = <[OwnedFd; 3]>::try_from(ends) else { return Birth::Fails };
         let sender = journal::Sender::Helper(instance);
         self.journal.listen(&self.epoll, sender, log);
         let reaped = self.reaped.contains(&pid);
@@ -364,29 +379,31 @@ impl EventLoop {
             // It died before this was read, and was reaped as a child that nobody knows.
             self.journal.ended(&self.epoll, sender, now());
             log::warn!("{instance} died as soon as it was started");
-            return false;
+            return Birth::Fails;
         }
-        let why = if !self.helpers.get(&instance).is_some_and(Helper::is_starting) {
-            "it was waited for no longer".to_owned()
+        let (birth, why) = if !self.helpers.get(&instance).is_some_and(Helper::is_starting) {
+            (Birth::Fails, "is not needed: it was waited for no longer".to_owned())
         } else {
             match self.comes(instance, pid, requests, voice) {
                 Ok(()) => {
                     self.warden_lies = 0;
-                    return true;
+                    return Birth::Comes;
                 }
-                // PID 1 has no memory, which may pass.
-                Err(fault) if WANT.iter().any(|&errno| fault.is(errno)) => fault.to_string(),
+                // Which may pass.
+                Err(fault) if WANT.iter().any(|&errno| fault.is(errno)) => {
+                    (Birth::Waits, format!("has to wait: {fault}"))
+                }
                 Err(fault) => {
                     self.journal.ended(&self.epoll, sender, now());
                     self.warden_lied(&fault.to_string());
-                    return false;
+                    return Birth::Fails;
                 }
             }
         };
-        log::warn!("{instance} as {pid} is not needed: {why}");
+        log::warn!("{instance} as {pid} {why}");
         kill(pid, nix::libc::SIGKILL, false);
         self.journal.ended(&self.epoll, sender, now());
-        false
+        birth
     }
 
     /// A helper was executed: it is listened to.

@@ -23,6 +23,8 @@ const FORGIVEN: Duration = Duration::from_secs(60);
 /// The longest pause before a restart; the first is immediate, the others double from 50 ms.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const BACKOFF: Duration = Duration::from_millis(50);
+/// How long a helper waits that PID 1 had no room for.
+const WANT_PAUSE: Duration = Duration::from_millis(500);
 /// How long the warden may take to start a helper, and the helper then to come up.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -253,6 +255,22 @@ impl Helper {
         }
     }
 
+    /// PID 1 had no memory or no place to watch it: nothing is amiss with the helper, so this is no death, and another is tried until
+    /// there is room.
+    pub fn put_off(&mut self, now: Duration) -> Change {
+        match self.state {
+            State::Starting { .. } if self.is_last => self.close(),
+            State::Starting { .. } => {
+                self.is_wanted = !self.instance.is_extra();
+                self.state = State::Down { until: now + WANT_PAUSE };
+                Change::Gone
+            }
+            State::Coming { .. } | State::Up { .. } | State::Down { .. } | State::Closed { .. } => {
+                Change::None
+            }
+        }
+    }
+
     /// It was reaped, and all that it had said has been heard.
     pub fn reaped(&mut self, now: Duration) -> Change {
         match self.state {
@@ -441,6 +459,34 @@ mod tests {
         assert_eq!(helper.close(), Change::Closed);
         assert_eq!(helper.close(), Change::None);
         assert_eq!(helper.deadline(), None);
+    }
+
+    #[test]
+    fn one_that_init_has_no_room_for_is_tried_until_there_is() {
+        let mut helper = Helper::new(Instance::first(Role::Streamd));
+        let mut now = NOW;
+        for _ in 0..3 * DEATHS_MAX {
+            assert_eq!(helper.tick(now), Change::Start);
+            helper.starting(now);
+            assert_eq!(helper.put_off(now), Change::Gone);
+            assert_eq!(helper.tick(now), Change::None, "not at once");
+            now += WANT_PAUSE;
+        }
+        assert_eq!(helper.tick(now), Change::Start);
+        helper.starting(now);
+        helper.coming(now, Pid(7), sender());
+        assert_eq!((helper.put_off(now), helper.up(now)), (Change::None, Some(Pid(7))));
+        // Nobody can start another.
+        let mut last = Helper::new(Instance::first(Role::Netd));
+        last.starting(now);
+        last.is_last = true;
+        assert_eq!(last.put_off(now), Change::Closed);
+        // One that runs while it is needed has to be asked for again.
+        let mut extra = Helper::new(Instance::mountd(1).unwrap());
+        extra.want();
+        extra.starting(now);
+        assert_eq!(extra.put_off(now), Change::Gone);
+        assert_eq!(extra.deadline(), None);
     }
 
     #[test]

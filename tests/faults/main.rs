@@ -205,6 +205,29 @@ fn each_call_of_the_warden_fails() {
     each_call_fails("warden", 1, successor);
 }
 
+/// PID 1 may watch no more for a while: a container has all that their user may. It tries until it may, and closes no role for it.
+#[test]
+fn a_successor_that_init_cannot_watch_is_tried_until_it_can() {
+    let guest = Guest::with_pod(Kind::Local);
+    let _main = guest.sleeper("main");
+    answers(&guest, "streamd");
+    let failing = Failing::seize(process(&guest, "init", None));
+    let watch = ("epoll_ctl", nix::libc::SYS_epoll_ctl, nix::errno::Errno::ENOSPC);
+    let failed = std::thread::scope(|scope| {
+        let host = scope.spawn(|| {
+            replace(&guest, &["streamd"]);
+            answers(&guest, "streamd");
+        });
+        // More often than a helper may die in a row.
+        let failed = failing.fail(&[watch], 0..12, || host.is_finished());
+        host.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        failed
+    });
+    assert!(failed.is_some_and(|failed| !failed.died));
+    assert_eq!(guest.log().matches("has to wait: init: watching streamd").count(), 11, "{}", guest.log());
+    assert!(!guest.log().contains("died too often"), "{}", guest.log());
+}
+
 /// The host is there already when it is looked for, and nothing else happens in the guest that could have anybody look again.
 #[test]
 fn a_connection_that_could_not_be_accepted_is_later() {

@@ -23,6 +23,9 @@ const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// What is also shared out between containers. Processor time: beside a fork bomb of another's nothing would start. Memory
 /// is not, for the protocol has no limit of a container's.
 const BETWEEN_CONTAINERS: [&str; 2] = ["cpu", "pids"];
+/// Documentation/admin-guide/sysctl/vm.rst: when the VM itself has no memory left, for what the kernel charges to nobody, the process ends that asks for
+/// more and not the largest one. The guest's own never end (`oom_score_adj`).
+const KILL_WHO_ASKS: &str = "/proc/sys/vm/oom_kill_allocating_task";
 /// sched(7): without it each of the guest's processes weighs as much as the pod, and not all of them together.
 const AUTOGROUP: &str = "/proc/sys/kernel/sched_autogroup_enabled";
 
@@ -109,7 +112,9 @@ fn share_memory() -> Result<(), Fault> {
     let pods = free.saturating_sub(reserve);
     let kept = total.saturating_sub(pods);
     fs::write(paths::NOT_THE_PODS, kept.to_string()).fault("writing", paths::NOT_THE_PODS)?;
-    set(paths::POD_CGROUP, "memory.max", pods)
+    set(paths::POD_CGROUP, "memory.max", pods)?;
+    // Only where the pod has a limit, at which the largest of its processes ends: without, whoever asks may be anybody.
+    fs::write(KILL_WHO_ASKS, "1").fault("writing 1 to", KILL_WHO_ASKS)
 }
 
 /// Processes and threads: the kernel has room for so many, its own included.
@@ -132,7 +137,7 @@ fn tasks(all: u64) -> u64 {
 }
 
 /// A line of /proc/meminfo, in bytes.
-fn memory(key: &str) -> Result<u64, Fault> {
+pub fn memory(key: &str) -> Result<u64, Fault> {
     const FILE: &str = "/proc/meminfo";
     let text = fs::read_to_string(FILE).fault("reading", FILE)?;
     kilobytes(&text, key).ok_or_else(|| Fault::new("reading", FILE, format!("it has no {key}")))

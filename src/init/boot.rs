@@ -23,21 +23,11 @@ use crate::logger;
 use crate::sys::heap;
 use crate::sys::mount::{clone_tree, set_attributes};
 
-/// `fs.file-max` and RLIMIT_NOFILE, as the C original sets them.
-const FILES: u64 = 1_000_000;
-/// `fs.nr_open`, the highest limit of open files that a container may be given: as systemd sets it on hosts, where containers' limits
-/// come from. The kernel's own is a thousandth of it.
-const NR_OPEN: u64 = 1_073_741_816;
 /// RLIMIT_NPROC and RLIMIT_SIGPENDING, as the C original sets them.
 const PROCESSES: u64 = 30_604;
 
 /// Whether the kernel expedites its grace periods (RCU): `rcupdate.rcu_expedited` of its command line.
 const EXPEDITED: &str = "/sys/kernel/rcu_expedited";
-
-/// How many connections the kernel tracks, and for how many seconds an idle one: as the C original sets them. It only does
-/// where ports are mapped.
-const CONNECTIONS: u32 = 10_485_760;
-const IDLE: u32 = 300;
 
 /// Blocks every signal, first thing: from now on they are data. Children unblock them before they execute. What
 /// the kernel sends for this process's own deed is left: a blocked one would kill it without its handler.
@@ -171,24 +161,9 @@ pub fn network(settings: &Settings) {
     }
 }
 
-/// Raises the limits. In a namespace what is of `fs` is the machine's and stays.
+/// Raises the limits of processes and signals, and exempts the guest's own from the memory killer.
 pub fn limits(settings: &Settings) {
-    if settings.local.is_none() {
-        write("/proc/sys/fs/file-max", &FILES.to_string());
-        write("/proc/sys/fs/nr_open", &NR_OPEN.to_string());
-        // Here and not with the first white list: netd has no files, and this asks nothing of anybody.
-        for (name, value) in [("max", CONNECTIONS), ("tcp_timeout_established", IDLE)] {
-            let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
-            if Path::new(&path).exists() {
-                write(&path, &value.to_string());
-            }
-        }
-    }
-    let limits = [
-        (Resource::RLIMIT_NOFILE, FILES),
-        (Resource::RLIMIT_NPROC, PROCESSES),
-        (Resource::RLIMIT_SIGPENDING, PROCESSES),
-    ];
+    let limits = [(Resource::RLIMIT_NPROC, PROCESSES), (Resource::RLIMIT_SIGPENDING, PROCESSES)];
     for (resource, limit) in limits {
         if let Err(errno) = setrlimit(resource, limit, limit) {
             warn(settings, &Fault::errno("setting", format!("{resource:?} to {limit}"), errno));
@@ -204,7 +179,7 @@ pub fn limits(settings: &Settings) {
 }
 
 /// Says what could not be raised. In a namespace it is the machine that decides, and nothing is amiss.
-fn warn(settings: &Settings, fault: &Fault) {
+pub fn warn(settings: &Settings, fault: &Fault) {
     let level = if settings.local.is_some() { log::Level::Info } else { log::Level::Warn };
     log::log!(level, "{fault}");
 }
@@ -227,7 +202,7 @@ pub fn memory(settings: &Settings) {
 }
 
 /// Writes a kernel setting; one that is not there or not ours to set is a warning.
-fn write(path: &str, value: &str) {
+pub fn write(path: &str, value: &str) {
     if let Err(error) = std::fs::write(path, value) {
         log::warn!("{}", Fault::io(format!("writing {} to", value.trim_end()), path, &error));
     }

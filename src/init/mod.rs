@@ -12,6 +12,7 @@ mod inbox;
 mod journal;
 pub mod modules;
 pub mod ports;
+mod quotas;
 mod root;
 pub mod settings;
 mod warden;
@@ -98,6 +99,7 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
     root::enter(&settings)?;
     boot::limits(&settings);
     closed::close(&settings);
+    quotas::set(&settings);
     boot::network(&settings);
     boot::memory(&settings);
     let network = boot::leave_network();

@@ -1,0 +1,210 @@
+//! One container takes all of something that the kernel counts by user, or all of the kernel's memory that it can have of one kind: what
+//! is charged ends at the pod's share of memory, and the guest goes on whatever it is. All in one VM, from a container's seat under the
+//! default profile.
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+#![cfg(target_arch = "x86_64")]
+
+mod eater;
+#[path = "../guest/mod.rs"]
+mod guest;
+#[path = "../support/probe.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod probe;
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::{env, fs};
+
+use hyperinit::command::Command;
+use serde_json::json;
+
+use guest::image::with_busybox;
+use guest::{Guest, Kind, PATIENCE, Running, parse, scratch};
+
+/// What tells this program, in a container, what to take.
+const WHAT: &str = "QUOTAS";
+
+/// A line of its own, among the harness's.
+fn say(line: &str) {
+    let mut out = std::io::stdout();
+    out.write_all(format!("\n{line}\n").as_bytes()).and_then(|()| out.flush()).unwrap();
+}
+
+/// How one that takes all of something ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It is refused more, with this error, or has taken far more than a user may have without this guest's settings.
+    Refused(&'static str),
+    /// The pod's memory is at its end: the kernel ends a process of the pod.
+    Pod,
+    /// The VM's memory is: the kernel ends the one who asks.
+    Vm,
+    /// Either of the two: a part of what the kernel has for it is charged to nobody, and which memory ends first depends on how much the
+    /// guest has to itself.
+    Either,
+}
+
+use End::{Either, Pod, Refused, Vm};
+
+/// What a container takes all of, as whom, and how that ends.
+const KINDS: [(&str, &str, End); 20] = [
+    ("connections", "root", Refused("enough")),
+    ("epoll watches", "root", Either),
+    ("in-flight descriptors", "root", Refused("ETOOMANYREFS")),
+    ("in-flight descriptors", "902", Refused("ETOOMANYREFS")),
+    ("inodes", "root", Refused("ENOSPC")),
+    ("inotify instances", "root", Refused("enough")),
+    ("inotify watches", "root", Refused("enough")),
+    ("locks", "root", Vm),
+    ("message queues", "root", Refused("EMFILE")),
+    ("netlink queues", "902", Vm),
+    ("open files", "root", Either),
+    ("pings", "902", Vm),
+    ("pipes", "root", Pod),
+    ("ptys", "root", Refused("ENOSPC")),
+    ("raw sockets", "root", Vm),
+    ("tcp queues", "root", Pod),
+    ("timerfds", "root", Either),
+    ("timers", "root", Refused("EAGAIN")),
+    ("udp queues", "root", Refused("enough")),
+    ("unix queues", "root", Pod),
+];
+
+/// The VM, and what is done from its own side.
+struct World {
+    guest: Guest,
+}
+
+impl World {
+    fn boot() -> World {
+        let directory = scratch();
+        let image = with_busybox(&directory);
+        let options = ["--memory", "256", "--initrd", image.to_str().unwrap()];
+        // The kernel tells at each kill who was there, and a serial line is slow.
+        let guest = Guest::boot_up(Kind::Vm, "sysctl.vm.oom_dump_tasks=0 hyper_debug", &options);
+        fs::remove_dir_all(directory).unwrap();
+        let root = guest.share.join("image/rootfs");
+        fs::copy(env::current_exe().unwrap(), root.join("bin/eater")).unwrap();
+        let tables = root.join("bin/tables");
+        fs::write(&tables, page_tables()).unwrap();
+        fs::set_permissions(&tables, fs::Permissions::from_mode(0o755)).unwrap();
+        // With lists the guest tracks connections.
+        let lists = json!({"internalNetworks": ["10.1.0.0/16"], "externalNetworks": ["10.2.0.0/16"]});
+        let pod = json!({"hostname": "pod-1", "shareDir": "share_dir", "portmappingWhiteLists": lists});
+        guest.call(Command::StartPod(Box::new(parse(pod))));
+        World { guest }
+    }
+
+    /// What a script says in the guest itself.
+    fn door(&self, script: &str) -> String {
+        let script = format!("PATH=/bin; {script}");
+        let outcome =
+            self.guest.exec("hyperstart", &["/bin/busybox", "sh", "-c", &script], json!({})).outcome();
+        assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""), "{script:?} said {outcome:?}");
+        outcome.stdout
+    }
+
+    /// Every helper dies and has a successor that serves, and output is whole.
+    fn goes_on(&self, what: &str) {
+        let from = self.guest.log().len();
+        self.door("for name in netd mountd execd streamd; do busybox kill -9 $(busybox pidof $name); done");
+        for name in ["netd", "mountd", "execd", "streamd"] {
+            self.guest.wait_for_log(from, &format!("{name} is up as"));
+        }
+        let whole: String = (1..=2000).map(|line| format!("{line}\n")).collect();
+        assert!(self.guest.says("well", "seq 1 2000") == whole, "{what}: output is missing");
+        assert_eq!(self.guest.container_says("new", "echo new", json!({})), "new\n", "{what}");
+        let routes = json!({"routes": [{"dest": "198.51.100.0/24", "device": "no-such-link"}]});
+        assert!(self.guest.refused(Command::SetupRoute(parse(routes))).contains("netd"), "{what}");
+        let log = self.guest.log();
+        assert!(!log.contains("died too often") && !log.contains("has to wait"), "{what}\n{log}");
+    }
+
+    /// Has a container take all of it; how that ended, and what the eater said.
+    fn eaten(&self, what: &str, running: Running<'_>) -> (End, String) {
+        let from = self.guest.log().len();
+        let mut text = String::new();
+        loop {
+            match running.streams.stdout.recv_within(PATIENCE) {
+                Ok(Some(bytes)) => text.push_str(&String::from_utf8_lossy(&bytes)),
+                Ok(None) => break,
+                Err(error) => panic!("{what}: {error} after {text:?}\n{}", self.guest.log()),
+            }
+            if let Some(full) = text.lines().find_map(|line| line.strip_prefix("full ")) {
+                self.goes_on(what);
+                running.signal(9);
+                assert_eq!(running.end().status, 137, "{what}");
+                let word = full.split(' ').nth(1).unwrap().to_owned();
+                return (Refused(Box::leak(word.into_boxed_str())), full.to_owned());
+            }
+        }
+        assert_eq!(running.status(), 137, "{what}: {text}");
+        // The kernel tells before it ends anybody, and QEMU writes it down.
+        self.guest.wait_for_log(from, "ut of memory");
+        let log = self.guest.log()[from..].to_owned();
+        let end = if log.contains("Memory cgroup out of memory") { Pod } else { Vm };
+        self.goes_on(what);
+        (end, log.lines().find(|line| line.contains("ut of memory")).unwrap_or_default().to_owned())
+    }
+}
+
+/// A program that has a page wherever the kernel needs a table of pages, and one of those tables, for it: a gigabyte of addresses without
+/// memory (PROT_NONE; MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE), and a page with (PROT_READ, PROT_WRITE; MAP_POPULATE).
+fn page_tables() -> Vec<u8> {
+    const MMAP: u64 = 9;
+    let map = |length, protection, flags: u64| (MMAP, [0, length, protection, 0x22 | flags, u64::MAX, 0]);
+    probe::elf_forever(&[map(1 << 30, 0, 0x4000), map(4096, 3, 0x8000)])
+}
+
+/// In the container this is the eater.
+#[test]
+fn a_container_that_takes_all_of_something_costs_the_guest_nothing() {
+    if let Ok(what) = env::var(WHAT) {
+        eater::eat(&what);
+    }
+    let world = World::boot();
+    let guest = &world.guest;
+    let well = guest.sleeper("well");
+    let eater = guest.sleeper("eater");
+    world.goes_on("before");
+    let test = "a_container_that_takes_all_of_something_costs_the_guest_nothing";
+    let args = ["/bin/eater", "--exact", test, "--nocapture", "--test-threads=1"];
+    let locked = json!({"type": "RLIMIT_MEMLOCK", "soft": u64::MAX, "hard": u64::MAX});
+    let mut wrong = Vec::new();
+    for (what, user, expected) in KINDS {
+        let more = json!({"envs": [{"env": WHAT, "value": what}], "rlimits": [locked], "user": user});
+        let end = world.eaten(what, guest.exec("eater", &args, more));
+        let _ = writeln!(std::io::stderr(), "{what}: {}", end.1);
+        if !is_expected(expected, end.0) {
+            wrong.push((what, end));
+        }
+        if what == "connections" {
+            has_its_share_of_connections(guest);
+        }
+        guest.says("eater", "rm -rf /dev/shm/*");
+    }
+    let tables = world.eaten("page tables", guest.exec("eater", &["/bin/tables"], json!({})));
+    if tables.0 != Pod {
+        wrong.push(("page tables", tables));
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+    guest.finish(eater);
+    guest.finish(well);
+    guest.call(Command::DestroyPod);
+    let World { guest } = world;
+    assert!(guest.wait_for_end().success());
+}
+
+fn is_expected(expected: End, end: End) -> bool {
+    expected == end || expected == Either && matches!(end, Pod | Vm)
+}
+
+/// All connections together are kept to a part of the VM's memory.
+fn has_its_share_of_connections(guest: &Guest) {
+    let number = |script: &str| guest.says("well", script).trim().parse::<u64>().unwrap();
+    let memory = number("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo") << 10;
+    let most = number("cat /proc/sys/net/netfilter/nf_conntrack_max");
+    let count = number("cat /proc/sys/net/netfilter/nf_conntrack_count");
+    assert_eq!(most, memory / 64 / 512);
+    assert!(count > most / 2 && count <= most, "{count} of {most}");
+}

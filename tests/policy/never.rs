@@ -186,7 +186,8 @@ fn a_helper_that_is_not_root_has_a_user_that_nobody_in_a_container_is() {
             | "execd"
             | "podinit"
             | "container/default"
-            | "container/privileged" => {
+            | "container/privileged"
+            | "container/restricted" => {
                 assert_eq!((policy.uid, policy.gid), (0, 0), "{name}");
             }
             _ => {

@@ -83,7 +83,7 @@ fn containers(guest: &Guest) -> [Running<'_>; 4] {
 }
 
 /// From these places of a VM, by this very program in it.
-fn in_a_vm(profile: &'static str, places: &[&'static str]) -> Vec<String> {
+fn in_a_vm(profile: &str, places: &[&'static str]) -> Vec<String> {
     let disk = scratch();
     fs::File::create(disk.join("disk")).unwrap().set_len(1 << 20).unwrap();
     let options = ["--disk", &disk.join("disk").display().to_string()];
@@ -114,7 +114,7 @@ fn in_the_guest_itself() {
 }
 
 /// The same of a guest in namespaces.
-fn in_namespaces(profile: &'static str, places: &[&'static str]) -> Vec<String> {
+fn in_namespaces(profile: &str, places: &[&'static str]) -> Vec<String> {
     let guest = Guest::boot_with(Kind::Local, &format!("hyper_profile={profile}"));
     guest.start_pod();
     let _containers = containers(&guest);
@@ -123,20 +123,21 @@ fn in_namespaces(profile: &'static str, places: &[&'static str]) -> Vec<String> 
 }
 
 /// Every place, with what stands for it: the guest's, and the containers' under each profile.
-fn columns(boot: fn(&'static str, &[&'static str]) -> Vec<String>) -> Vec<Column> {
-    let guests = [&GUESTS[..], &CONTAINERS[..]].concat();
-    let mut runs = vec![("default", guests)];
-    runs.extend(page::PROFILES[1..].iter().map(|profile| (*profile, CONTAINERS.to_vec())));
+fn columns(boot: fn(&str, &[&'static str]) -> Vec<String>) -> Vec<Column> {
+    let profiles = page::profiles();
+    let places = |profile: &str| {
+        if profile == "default" { [&GUESTS[..], &CONTAINERS].concat() } else { CONTAINERS.to_vec() }
+    };
     std::thread::scope(|scope| {
-        let runs: Vec<_> = runs
-            .into_iter()
-            .map(|(profile, places)| (profile, scope.spawn(move || boot(profile, &places))))
-            .collect();
-        let lines = |(profile, run): (&'static str, std::thread::ScopedJoinHandle<'_, Vec<String>>)| {
+        let run = |profile: &'_ str| boot(profile, &places(profile));
+        let runs: Vec<_> =
+            profiles.iter().map(|profile| (profile, scope.spawn(move || run(profile)))).collect();
+        let mut columns = Vec::new();
+        for (profile, run) in runs {
             let lines = run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            Column::all_of(profile, &lines)
-        };
-        runs.into_iter().flat_map(lines).collect()
+            columns.extend(Column::all_of(profile, &lines));
+        }
+        columns
     })
 }
 

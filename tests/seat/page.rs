@@ -14,8 +14,16 @@ const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/seats.md");
 /// What is behind this line of it is printed.
 const MARK: &str =
     "<!-- From here on tests/seat prints this page: SEATS=write cargo test --test seat what_each -->\n";
-/// The containers' profiles.
-pub const PROFILES: [&str; 2] = ["default", "privileged"];
+/// The containers' profiles, `default` first: each has a guest and two columns.
+pub fn profiles() -> Vec<String> {
+    let files = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/policy/container")).unwrap();
+    let names =
+        files.filter_map(|file| Some(file.unwrap().file_name().to_str()?.strip_suffix(".json")?.to_owned()));
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    assert_eq!(names[0], "default");
+    names
+}
 
 /// What says that the VM has nothing to try it with.
 const LACKS: [&str; 4] = ["–", "EINVAL", "ENOENT", "EAFNOSUPPORT"];

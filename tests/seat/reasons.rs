@@ -121,7 +121,7 @@ pub const REASONS: &[Reason] = &[
               between pods stands the VM",
     },
     Reason {
-        seats: &["default, root", "privileged, root"],
+        seats: &["default, root", "privileged, root", "restricted, root"],
         rows: &["becomes root by setresuid", "the end: the pod init"],
         why: "it is root already; and PID 1 of its own namespace does not hear what it sends",
     },

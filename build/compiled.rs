@@ -18,6 +18,8 @@ pub struct CompiledPolicy {
     pub uid: u32,
     /// See `uid`.
     pub gid: u32,
+    /// Whether it opens and makes files as root all the same.
+    pub root_files: bool,
     /// Whether it and all that it executes may gain nothing by execve.
     pub no_new_privs: bool,
     /// Whether it is in a mount namespace of its own with nothing in it.

@@ -50,6 +50,10 @@ pub struct User {
     pub uid: u32,
     /// See `uid`.
     pub gid: u32,
+    /// Whether it opens and makes files as root all the same (setfsuid(2)). The kernel's settings in /proc/sys stay closed to it: the
+    /// kernel looks at the effective user there.
+    #[serde(default)]
+    pub root_files: bool,
 }
 
 /// One capability by its name, or all `of` another policy.

@@ -107,6 +107,7 @@ impl<'a> Files<'a> {
             about: file.about.clone(),
             uid: file.user.uid,
             gid: file.user.gid,
+            root_files: file.user.root_files,
             no_new_privs: file.no_new_privs,
             empty_root: file.empty_root,
             capabilities: CapSet(capabilities.keys().fold(0, |set, bit| set | 1 << bit)),

@@ -44,6 +44,12 @@ impl<T: Serialize + DeserializeOwned> Bulk<T> {
     }
 }
 
+impl<T: Default> Default for Bulk<T> {
+    fn default() -> Bulk<T> {
+        Bulk::Here(T::default())
+    }
+}
+
 /// Bytes that travel as bytes, and are nobody's to read in a log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Bytes(pub Vec<u8>);

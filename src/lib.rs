@@ -18,4 +18,5 @@ pub mod sandbox;
 pub mod spec;
 pub mod supervisor;
 pub mod sys;
+pub mod sysctl;
 pub mod wire;

@@ -14,6 +14,7 @@ use hyperinit::spec::Process;
 use hyperinit::sys::mount::{Resolve, clone_tree, move_mount, openat2};
 use hyperinit::sys::process::{Program, become_standard, default_sigpipe, exit, keep_only, own_descriptors};
 use hyperinit::sys::tty;
+use hyperinit::sysctl;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sched::{CloneFlags, setns};
@@ -109,6 +110,8 @@ pub struct Start<'a> {
     pub remembered: Option<&'a Files>,
     /// Its limits, by resource: (soft, hard).
     pub limits: &'a [(Resource, rlim_t, rlim_t)],
+    /// What it sets of its container's sysctls: names and values.
+    pub sysctls: &'a [(&'a String, &'a String)],
     /// The pod's hostname.
     pub hostname: &'a str,
     /// The ends of its pipes.
@@ -132,7 +135,8 @@ impl Start<'_> {
             Ok(own) => own,
             Err(fault) => leave(&report, &fault),
         };
-        let program = match enter(proc, namespace).and_then(|()| self.prepare(&report)) {
+        let set = sysctl::set_all(&proc, self.sysctls);
+        let program = match set.and_then(|()| enter(proc, namespace)).and_then(|()| self.prepare(&report)) {
             Ok(program) => program,
             Err(fault) => leave(&report, &fault),
         };

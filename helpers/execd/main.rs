@@ -47,6 +47,8 @@ struct Execd {
     joined: bool,
     /// Whether processes may be started in the guest's own namespaces: said at boot, for init could be lying.
     debug_door: bool,
+    /// Settings that are not a namespace's own are the machine's, and stay as they are.
+    local: bool,
     /// The hard limit of open files that execd has itself.
     files: rlim_t,
 }
@@ -90,6 +92,7 @@ pub fn main() -> ExitCode {
                 remembered: Remembered::default(),
                 joined: false,
                 debug_door: options.debug,
+                local: options.local,
                 files: getrlimit(Resource::RLIMIT_NOFILE).fault("asking for", "the limit of open files")?.1,
             })
         },
@@ -126,9 +129,10 @@ impl Execd {
                 self.joined = true;
             }
             Request::Adopt { running } => self.streams.adopt(&running.open()?)?,
-            Request::StartProcess { container, process, init, hostname, finished } => {
+            Request::StartProcess { container, process, init, hostname, sysctl, finished } => {
                 self.streams.release(&finished);
-                return self.start(&container, &process.open()?, init, &hostname).map(Outcome::from);
+                let (process, sysctls) = (process.open()?, sysctl.open()?);
+                return self.start(&container, &process, init, &hostname, &sysctls).map(Outcome::from);
             }
             Request::StartInGuest { process, finished } => {
                 self.streams.release(&finished);

@@ -7,6 +7,7 @@ use hyperinit::ids::{ContainerId, ProcessId, StreamId};
 use hyperinit::paths;
 use hyperinit::spec::Process;
 use hyperinit::sys::process::{self, Cloned, clone_sibling};
+use hyperinit::sysctl::{self, Sysctls};
 use hyperinit::wire::streamd::Streams as Packet;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -48,10 +49,12 @@ impl Execd {
         process: &Process,
         init: bool,
         hostname: &str,
+        sysctls: &Sysctls,
     ) -> Result<(report::Start, Becoming), Fault> {
         if !self.joined {
             return Err(Fault::new("starting", &process.id, "execd has not joined the pod"));
         }
+        sysctl::check(sysctls, &self.profile)?;
         if init {
             self.remembered.forget(container);
         }
@@ -60,7 +63,9 @@ impl Execd {
         let namespace = open(&kept, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
             .fault("opening the container's namespace", kept.display())?;
         let place = Place::Container { id: container, namespace, console: init && process.terminal };
-        self.start_at(place, process, hostname)
+        // Here, for the process's standard error is not the log any more.
+        let sysctls = sysctl::others(sysctls, self.local);
+        self.start_at(place, process, hostname, &sysctls)
     }
 
     /// Begins the start of a process where execd is itself: the debugging door.
@@ -71,7 +76,7 @@ impl Execd {
         let hostname = uname().fault("asking for", "the guest's name")?;
         // What is cloned next is to be the guest's, and whatever comes of it, what comes after it the pod's again.
         self.home.enter()?;
-        let started = self.start_at(Place::Guest, process, &hostname.nodename().to_string_lossy());
+        let started = self.start_at(Place::Guest, process, &hostname.nodename().to_string_lossy(), &[]);
         match self.joined.then(pod::join) {
             None | Some(Ok(())) => {}
             // The pod has ended, and nobody has told.
@@ -90,6 +95,7 @@ impl Execd {
         place: Place<'_>,
         process: &Process,
         hostname: &str,
+        sysctls: &[(&String, &String)],
     ) -> Result<(report::Start, Becoming), Fault> {
         let packet = packet(process)?;
         let limits = match place {
@@ -118,6 +124,7 @@ impl Execd {
                     process,
                     remembered: place.container().and_then(|id| self.remembered.of(id)),
                     limits: &limits,
+                    sysctls,
                     hostname,
                     stdio: pipes.theirs,
                 };

@@ -13,6 +13,7 @@ use hyperinit::paths;
 use hyperinit::sandbox::{ContainerProfile, Device};
 use hyperinit::spec::Container;
 use hyperinit::sys::mount::{Resolve, clone_tree, move_mount, new_mount, openat2, set_attributes};
+use hyperinit::sysctl;
 use hyperinit::wire::mountd::Reply;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -24,7 +25,7 @@ use super::disk::{self, Access, Disk, is_word};
 use super::populate::Populations;
 use super::tree::{Home, Reach, directory, fault, kind, libc_flags, make_directories, mount_point};
 use super::volumes::{self, Bind};
-use super::{Rules, layer, pod, scratch, sysctl};
+use super::{Rules, layer, pod, scratch};
 
 /// How long a disk that is being plugged is awaited, or a volume filled, at once; init asks again.
 const SLICE: Duration = Duration::from_millis(100);
@@ -176,7 +177,7 @@ fn build(
     if layered {
         set_attributes(&root, RDONLY, false).fault("making read-only", "the root filesystem")?;
     }
-    sysctl::apply(home, &pods_proc()?, &container.sysctl, rules.local)?;
+    sysctl::set_network(&pods_proc()?, &container.sysctl)?;
     fchdir(&root).fault("entering", "the container's root")?;
     pivot_root(".", ".").fault("changing", "the container's root")?;
     umount2(".", MntFlags::MNT_DETACH).fault("leaving", "the guest's root")?;

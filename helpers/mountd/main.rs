@@ -14,7 +14,6 @@ mod pod;
 mod populate;
 mod scratch;
 mod share;
-mod sysctl;
 mod tree;
 mod unplug;
 mod volumes;

@@ -23,8 +23,6 @@ pub struct Home {
     pub proc: OwnedFd,
     /// The guest's /dev/null, which hides files.
     pub null: OwnedFd,
-    /// `paths::RUN`: the pod's namespaces are kept below it.
-    pub run: OwnedFd,
 }
 
 impl Home {
@@ -38,7 +36,7 @@ impl Home {
             return Err(Fault::new("looking at", "/dev/null", "it is not the null device"));
         }
         let proc = path("/proc")?;
-        Ok(Home { namespace: own_namespace(&proc)?, proc, null, run: path(paths::RUN)? })
+        Ok(Home { namespace: own_namespace(&proc)?, proc, null })
     }
 
     /// Runs `work` in a new mount namespace, a copy of the pod's, and comes back whatever happens. Returns the

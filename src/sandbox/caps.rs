@@ -3,7 +3,7 @@
 use std::fmt;
 
 use nix::errno::Errno;
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid, setgroups, setresgid, setresuid};
 
 use super::compiled::CapSet;
 #[path = "../../build/names.rs"]
@@ -108,6 +108,21 @@ pub fn become_user(uid: u32, gid: u32) -> Result<(), Fault> {
     setresgid(group, group, group).fault("becoming group", gid)?;
     setresuid(user, user, user).fault("becoming user", uid)?;
     keep_on_setuid(false)
+}
+
+/// Has the thread open and make files as root, whoever it is (setfsuid(2)). Call it after [`become_user`]. It makes the whole permitted
+/// set effective: the kernel asks for CAP_SETUID and CAP_SETGID. Fails with EPERM where they are missing.
+pub fn open_files_as_root() -> Result<(), Fault> {
+    let all = permitted()?;
+    set(all, all, CapSet::default())?;
+    let (user, group, same) = (Uid::from_raw(0), Gid::from_raw(0), u32::MAX);
+    setfsgid(group);
+    setfsuid(user);
+    // They say no more than what was before; a number that nobody has changes nothing.
+    match (setfsuid(Uid::from_raw(same)), setfsgid(Gid::from_raw(same))) {
+        before if before == (user, group) => Ok(()),
+        _ => Err(Fault::errno("opening files as", "root", Errno::EPERM)),
+    }
 }
 
 /// Whether a change away from user 0 keeps the permitted set (PR_SET_KEEPCAPS).

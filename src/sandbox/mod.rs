@@ -81,6 +81,9 @@ impl Policy {
         caps::drop_bounding(grants)?;
         if self.0.uid != 0 {
             caps::become_user(self.0.uid, self.0.gid)?;
+            if self.0.root_files {
+                caps::open_files_as_root()?;
+            }
         }
         caps::set(keep, keep, CapSet::default())?;
         // Last: a change of user or capabilities sets it to what fs.suid_dumpable says.
@@ -100,6 +103,9 @@ impl Policy {
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}\nuser {}:{}", self.0.about, self.0.uid, self.0.gid)?;
+        if self.0.root_files {
+            writeln!(f, "opens and makes files as root")?;
+        }
         if self.0.empty_root {
             writeln!(f, "an empty directory for a root")?;
         }

@@ -10,6 +10,7 @@ use crate::channel::{Bulk, Bytes, Payload};
 use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid, StreamId};
 use crate::spec::{Container, Interface, Process, Route};
+use crate::sysctl::Sysctls;
 use crate::wire::bootstrap::Adopter;
 use crate::wire::mountd::PodFiles;
 use crate::wire::netd::{Before, Network, PortMapping};
@@ -79,6 +80,7 @@ pub enum Ask {
         process: Box<Process>,
         init: bool,
         hostname: String,
+        sysctl: Sysctls,
         finished: Vec<StreamId>,
     },
     /// The debugging door.
@@ -226,13 +228,15 @@ impl Ask {
             Ask::JoinPod { running } => {
                 HelperRequest::Execd(execd::Request::JoinPod { running: Bulk::new(running, memory)? })
             }
-            Ask::StartProcess { container, process, init, hostname, finished } => {
+            Ask::StartProcess { container, process, init, hostname, sysctl, finished } => {
                 let process = Bulk::new(*process, memory)?;
+                let sysctl = Bulk::new(sysctl, memory)?;
                 HelperRequest::Execd(execd::Request::StartProcess {
                     container,
                     process,
                     init,
                     hostname,
+                    sysctl,
                     finished,
                 })
             }

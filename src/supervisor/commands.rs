@@ -9,6 +9,7 @@ use crate::fault::Fault;
 use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId};
 use crate::spec::{self, CONTAINERS_MAX};
+use crate::sysctl::Sysctls;
 use crate::wire::{Instance, Role};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -265,7 +266,8 @@ impl Supervisor {
                     Place::Guest => Ask::StartInGuest { process, finished },
                     Place::Container { hostname } => {
                         let container = container.clone();
-                        Ask::StartProcess { container, process, init: false, hostname, finished }
+                        let sysctl = Sysctls::default();
+                        Ask::StartProcess { container, process, init: false, hostname, sysctl, finished }
                     }
                 };
                 self.lines.ask(ask, Purpose::Exec(container, id));

@@ -11,6 +11,7 @@ use super::{Action, Ask, Config, Supervisor, Ticket};
 use crate::command::Command;
 use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal};
+use crate::spec;
 use crate::wire::mountd::{PodFiles, Share};
 
 impl Supervisor {
@@ -261,9 +262,9 @@ impl Supervisor {
         let ContainerState::Preparing { asker, .. } = container.state else { return };
         let state = std::mem::replace(&mut container.state, ContainerState::Starting { asker });
         if let ContainerState::Preparing { container, .. } = state {
-            let process = Box::new(container.process);
-            let finished = self.take_finished();
-            let ask = Ask::StartProcess { container: id.clone(), process, init: true, hostname, finished };
+            let spec::Container { process, sysctl, .. } = *container;
+            let (container, process, finished) = (id.clone(), Box::new(process), self.take_finished());
+            let ask = Ask::StartProcess { container, process, init: true, hostname, sysctl, finished };
             self.lines.ask(ask, Purpose::Container(id.clone(), ContainerStep::Init));
         }
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::Bulk;
 use crate::ids::{ContainerId, Pid, StreamId};
 use crate::spec::Process;
+use crate::sysctl::Sysctls;
 
 /// What init asks of execd.
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,6 +39,9 @@ pub enum Request {
         init: bool,
         /// The pod's hostname, for `HOSTNAME`.
         hostname: String,
+        /// The container's sysctls, with its init's start: the process sets those that are not the network's before it enters the container.
+        #[serde(default)]
+        sysctl: Bulk<Sysctls>,
         /// The stdio streams of processes that have finished meanwhile: as `Release`, before the start.
         #[serde(default)]
         finished: Vec<StreamId>,

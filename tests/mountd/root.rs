@@ -450,6 +450,7 @@ fn sysctls_are_the_pods() {
         assert_eq!(forward, "0\n");
         let sysctl = json!({"kernel.msgmax": "12345", "net.ipv4.ip_forward": "1"});
         pod.prepare("web", json!({"sysctl": sysctl})).unwrap();
+        pod.init_sets("web").unwrap();
         assert_eq!(read("kernel/msgmax"), before, "another IPC namespace's");
         assert_eq!(pod.shell("web", "cat /proc/sys/kernel/msgmax"), "12345");
         assert_eq!(read("net/ipv4/ip_forward"), "1\n", "the pod has the guest's network");
@@ -460,5 +461,17 @@ fn sysctls_are_the_pods() {
         assert!(refused("net/../kernel/core_pattern", "x").to_string().contains("not a dotted name"));
         assert!(refused("net.ipv4.no_such_thing", "1").is(Errno::ENOENT));
         assert!(refused("net.ipv4.ip_forward", "many").is(Errno::EINVAL));
+        // The container's init sets these, and execd checks them again.
+        for (name, value, errno) in
+            [("kernel.shm_no_such", "1", Errno::ENOENT), ("kernel.msgmax", "many", Errno::EINVAL)]
+        {
+            pod.prepare("web", json!({"sysctl": {name: value}})).unwrap();
+            let fault = pod.init_sets("web").unwrap_err();
+            assert!(fault.is(errno) && fault.to == name, "{fault}");
+        }
+        pod.prepare("web", json!({})).unwrap();
+        pod.wants("web", "kernel.core_pattern", "|/evil");
+        let fault = pod.init_sets("web").unwrap_err();
+        assert!(fault.to_string().contains("only the privileged profile"), "{fault}");
     });
 }

@@ -228,6 +228,7 @@ fn an_image_cannot_place_a_volume_over_what_protects_the_guest() {
         let mut pod = Pod::start(guest);
         let fsmap = [json!({"source": "dir", "path": "/data"}), json!({"source": "dir", "path": "/out"})];
         pod.prepare("web", json!({"fsmap": fsmap, "sysctl": {"kernel.shmmax": "123456"}})).unwrap();
+        pod.init_sets("web").unwrap();
         guest.inside("web", |mounts| {
             assert!(Path::new("/data/file").exists() && !Path::new("/proc/sys/file").exists());
             assert!(fs::symlink_metadata("/data").unwrap().is_dir(), "a link to what the guest made is dead");

@@ -68,7 +68,11 @@ fn every_process_has_exactly_what_its_policy_says() {
         assert_eq!(sets(pid, "CapAmb"), CapSet::default(), "{name}");
         let policy = file(name);
         let uid = policy["user"]["uid"].as_u64().unwrap_or(0);
-        assert_eq!(status(pid, "Uid"), format!("{uid}\t{uid}\t{uid}\t{uid}"), "{name}");
+        // Whose files it opens and makes.
+        let files = if policy["user"]["root_files"] == true { 0 } else { uid };
+        for key in ["Uid", "Gid"] {
+            assert_eq!(status(pid, key), format!("{uid}\t{uid}\t{uid}\t{files}"), "{name}");
+        }
         assert_eq!(status(pid, "NoNewPrivs"), u8::from(policy["no_new_privs"] == true).to_string(), "{name}");
         assert_eq!(status(pid, "Seccomp"), "2", "{name}");
         // policy/README.md «The ceiling»: how many filters stand between a process and the kernel.
@@ -152,7 +156,7 @@ fn every_process_has_open_what_it_needs() {
     for (name, kinds) in [
         ("init", &["/dev/null", "anon_inode", "socket"][..]),
         ("netd", &["socket"]),
-        ("mountd", &["/dev/null", "/proc", "/run/hyperinit", "mnt", "socket"]),
+        ("mountd", &["/dev/null", "/proc", "mnt", "socket"]),
         ("execd", &["/proc", "ipc", "pid", "pipe", "socket", "uts"]),
         ("streamd", &["/memfd:streamd", "anon_inode", "pipe", "socket"]),
         ("podinit", &[]),

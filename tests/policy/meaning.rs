@@ -123,6 +123,8 @@ pub struct Meaning {
     pub capabilities: Vec<String>,
     /// (uid, gid).
     pub user: (u64, u64),
+    /// Whether it opens and makes files as root all the same.
+    pub root_files: bool,
     /// Whether it sets it.
     pub no_new_privs: bool,
 }
@@ -166,6 +168,7 @@ impl Meaning {
             rules: by_call,
             capabilities,
             user: (file["user"]["uid"].as_u64().unwrap_or(0), file["user"]["gid"].as_u64().unwrap_or(0)),
+            root_files: file["user"]["root_files"].as_bool().unwrap_or(false),
             no_new_privs: file["no_new_privs"].as_bool().unwrap(),
         }
     }

@@ -44,8 +44,8 @@ pub const REASONS: &[Reason] = &[
     },
     Reason {
         seats: &["mountd"],
-        rows: &["limits, priority, score", "/proc/sys", "opens the kernel's log"],
-        why: "it is root, and these files are root's",
+        rows: &["limits, priority, score", "/proc/sysrq-trigger", "opens the kernel's log"],
+        why: "it opens files as root, and these are root's",
     },
     Reason {
         seats: &["mountd"],

@@ -70,7 +70,7 @@ fn settings(guest: &Guest) {
     assert_eq!(guest.container_says("settings", script, json!({"sysctl": sysctl})), "a-core\n1234\n1\n");
     let none = json!({"sysctl": {"kernel.no_such": "1"}});
     let text = refusal(guest.try_container("settings", &["true"], none));
-    assert_eq!(text, "mountd: opening the sysctl kernel.no_such: No such file or directory");
+    assert_eq!(text, "execd: opening the sysctl kernel.no_such: No such file or directory");
 }
 
 fn files(guest: &Guest) {

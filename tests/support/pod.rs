@@ -1,12 +1,15 @@
 //! A pod of the real mountd and execd, with the test in the places of init and of streamd.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use hyperinit::channel::Bulk;
 use hyperinit::fault::Fault;
 use hyperinit::ids::{ContainerId, Pid, StreamId};
+use hyperinit::spec;
 use hyperinit::sys::fd::receive_fds;
+use hyperinit::sysctl::Sysctls;
 use hyperinit::wire::streamd::{STREAMS_LEN, Streams, forgotten};
 use hyperinit::wire::{Role, execd, mountd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -138,6 +141,8 @@ pub struct Pod<'a> {
     pub execd: Execd,
     /// The pod init.
     pub init: Pid,
+    /// The sysctls of each container that was prepared.
+    sysctls: BTreeMap<String, Sysctls>,
     next_stream: u64,
 }
 
@@ -156,7 +161,7 @@ impl<'a> Pod<'a> {
         guest.adopt_init(init);
         release(init);
         execd.done(&join(&[])).unwrap();
-        Pod { guest, mountd, execd, init, next_stream: 1 }
+        Pod { guest, mountd, execd, init, sysctls: BTreeMap::new(), next_stream: 1 }
     }
 
     /// Prepares a container of the image of the same name; `more` is merged into what the host says.
@@ -164,8 +169,15 @@ impl<'a> Pod<'a> {
         let all = json!({
             "id": container, "image": container, "rootfs": "rootfs", "process": {"args": ["/bin/true"]}
         });
-        let container = serde_json::from_value(merged(all, more)).unwrap();
+        let container: spec::Container = serde_json::from_value(merged(all, more)).unwrap();
+        self.sysctls.insert(container.id.to_string(), container.sysctl.clone());
         done(&mut self.mountd, &mountd::Request::PrepareContainer { container: Bulk::Here(container) })
+    }
+
+    /// Adds a sysctl of which mountd was not told to a container's.
+    pub fn wants(&mut self, container: &str, name: &str, value: &str) {
+        let all = self.sysctls.entry(container.to_owned()).or_default();
+        all.insert(name.to_owned(), value.to_owned());
     }
 
     /// Asks mountd.
@@ -185,6 +197,7 @@ impl<'a> Pod<'a> {
             process: Bulk::Here(process),
             init,
             hostname: HOSTNAME.to_owned(),
+            sysctl: Bulk::Here(self.sysctls.get(container).filter(|_| init).cloned().unwrap_or_default()),
             finished: Vec::new(),
         }
     }
@@ -193,6 +206,13 @@ impl<'a> Pod<'a> {
     pub fn exec(&mut self, container: &str, more: Value) -> Result<Running, Fault> {
         let request = self.request(container, false, more);
         self.begin(&request)
+    }
+
+    /// Starts a container's init that ends at once. What it has set stays.
+    pub fn init_sets(&mut self, container: &str) -> Result<(), Fault> {
+        let running = self.exec_init(container, json!({"args": ["/bin/true"]}))?;
+        assert_eq!(self.guest.wait(running.pid), 0);
+        Ok(())
     }
 
     /// Starts a container's init.

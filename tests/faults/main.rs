@@ -218,13 +218,14 @@ fn a_successor_that_init_cannot_watch_is_tried_until_it_can() {
             replace(&guest, &["streamd"]);
             answers(&guest, "streamd");
         });
-        // More often than a helper may die in a row.
-        let failed = failing.fail(&[watch], 0..12, || host.is_finished());
+        // Each successor and its log are watched: so many calls are more successors than may die in a row.
+        let failed = failing.fail(&[watch], 0..40, || host.is_finished());
         host.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         failed
     });
     assert!(failed.is_some_and(|failed| !failed.died));
-    assert_eq!(guest.log().matches("has to wait: init: watching streamd").count(), 11, "{}", guest.log());
+    let waited = guest.log().matches("has to wait: init: watching streamd").count();
+    assert!(waited > 10, "{waited}: {}", guest.log());
     assert!(!guest.log().contains("died too often"), "{}", guest.log());
 }
 

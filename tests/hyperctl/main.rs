@@ -128,7 +128,7 @@ fn a_wrong_command_line_is_told_apart_from_what_a_container_says() {
         ("up --vm --local --dir d --share s", 2),
         ("up --dir d --share s", 2),
         ("call --dir d BREW", 2),
-        ("initrd -o f", 2),
+        ("initrd", 2),
         ("brew", 2),
         ("run --vm", 125),
         ("exec --dir d c", 125),

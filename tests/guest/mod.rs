@@ -211,7 +211,12 @@ impl Guest {
 
     /// The host goes away, and somebody comes who speaks in bytes.
     pub fn raw(&mut self) -> Raw {
+        let from = self.log().len();
         self.hang_up();
+        if self.kind == Kind::Vm {
+            // Over virtio-serial a host that does not greet may lose replies that come before the guest knows of the change.
+            self.wait_for_log(from, "the host has left the control port");
+        }
         let mut raw = Raw::connect(&self.directory.join("guest"));
         if self.kind == Kind::Local {
             raw.expect(Message::Ready);

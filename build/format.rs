@@ -117,7 +117,7 @@ pub enum Default_ {
 pub struct Rule {
     /// Its name.
     pub syscall: String,
-    /// What for, or what against.
+    /// Why the policy has the entry.
     pub why: String,
     /// Any of these lists, all of its conditions; absent: always.
     #[serde(default)]
@@ -151,7 +151,7 @@ pub struct Group {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GroupFile {
-    /// What for, or what against.
+    /// Why the policy has the entry.
     why: String,
     /// As a rule's, for each.
     #[serde(default)]

@@ -401,8 +401,8 @@ fn answers(
     Ok(answers)
 }
 
-/// What has a number that the build knows no call of fails with ENOSYS, as under a kernel that is no newer: programs fall
-/// back. Returns the first number above all that are known, from which on that is so.
+/// Has each number without a known system call fail with ENOSYS, as an older kernel would: programs then fall back. Returns the first
+/// number above all known ones; every number from there on fails so too.
 fn answer_unknown(answers: &mut BTreeMap<u32, Answer>, syscalls: &dyn Syscalls) -> u32 {
     let known = syscalls.numbers();
     let beyond = known.last().map_or(0, |last| last.saturating_add(1));

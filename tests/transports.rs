@@ -2,14 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod guest;
-#[path = "support/probe.rs"]
-#[allow(dead_code)] // it uses its part
-mod probe;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Program, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use guest::{Guest, Kind, Outcome, PATIENCE, Running, container_id};
@@ -281,92 +277,6 @@ fn when_up(guest: &Path, at: &Path) -> Result<Client, Fault> {
         true => Client::connect(at),
         false => Err(Fault::new("waiting for", "the guest", "it is not up")),
     }
-}
-
-/// One program with the vsock devices of two VMs, each in a directory of its own. It is ended when this is dropped.
-struct Siblings {
-    directory: PathBuf,
-    device: Child,
-}
-
-const CIDS: [u32; 2] = [3, 4];
-
-impl Siblings {
-    fn start() -> Siblings {
-        const DEVICE: &str = ".cache/tools/bin/vhost-device-vsock";
-        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(DEVICE);
-        assert!(program.exists(), "{DEVICE} is missing: make vsock");
-        let directory = guest::scratch();
-        let mut command = Program::new(program);
-        for cid in CIDS {
-            let at = directory.join(cid.to_string());
-            std::fs::create_dir(&at).unwrap();
-            let at = at.display();
-            command
-                .args(["--vm", &format!("guest-cid={cid},socket={at}/vhost.sock,uds-path={at}/vsock.sock")]);
-        }
-        let device = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let siblings = Siblings { directory, device };
-        let deadline = Instant::now() + PATIENCE;
-        while CIDS.iter().any(|&cid| !siblings.at(cid).join("vhost.sock").exists()) {
-            assert!(Instant::now() < deadline, "{DEVICE} does not listen");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        siblings
-    }
-
-    fn at(&self, cid: u32) -> PathBuf {
-        self.directory.join(cid.to_string())
-    }
-
-    /// A VM with one of the devices.
-    fn boot(&self, cid: u32, append: &str) -> Guest {
-        let at = self.at(cid);
-        let qemu = format!(
-            "-object memory-backend-memfd,id=memory,size=512M,share=on -machine memory-backend=memory \
-             -chardev socket,id=vsock,path={}/vhost.sock -device vhost-user-vsock-pci,chardev=vsock",
-            at.display()
-        );
-        let guest = Guest::boot_to(Kind::Vm, append, &["--qemu", &qemu], &|guest| when_up(guest, &at));
-        guest.client().ready(PATIENCE).unwrap();
-        guest.start_pod();
-        guest
-    }
-}
-
-impl Drop for Siblings {
-    fn drop(&mut self) {
-        let _ = self.device.kill();
-        let _ = self.device.wait();
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
-}
-
-/// A container's process of another VM, whatever its profile, has no way to the guest's ports. That a connection from another VM would be
-/// closed, `src/host.rs` tests by value: nothing in a guest can make one.
-#[test]
-fn no_container_of_another_vm_reaches_the_guests_ports() {
-    let siblings = Siblings::start();
-    let [cid, other] = CIDS;
-    let mut guest = siblings.boot(cid, "");
-    let stranger = siblings.boot(other, "hyper_profile=privileged");
-    let sleeper = stranger.sleeper("c");
-    // socket(AF_VSOCK, …, 0) of each type.
-    for kind in [1u64, 2, 5] {
-        let calls = [(41, [40, kind, 0, 0, 0, 0])];
-        let file = stranger.share.join(format!("image/rootfs/bin/socket-{kind}"));
-        std::fs::write(&file, probe::elf_of(&calls, &[])).unwrap();
-        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let outcome = stranger.exec("c", &[&format!("/bin/socket-{kind}")], json!({})).outcome();
-        assert_eq!(i32::from(outcome.status), nix::errno::Errno::EPERM as i32, "type {kind}: its errno");
-    }
-    // The guest's own host comes and goes as ever.
-    guest.hang_up();
-    guest.be(Client::connect(&siblings.at(cid)).unwrap());
-    guest.client().ready(PATIENCE).unwrap();
-    a_pod_works(&guest);
-    assert!(!guest.log().contains("a connection from vsock CID"), "{}", guest.log());
-    stranger.finish(sleeper);
 }
 
 #[test]

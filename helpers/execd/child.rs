@@ -110,7 +110,7 @@ pub struct Start<'a> {
     pub remembered: Option<&'a Files>,
     /// Its limits, by resource: (soft, hard).
     pub limits: &'a [(Resource, rlim_t, rlim_t)],
-    /// What it sets of its container's sysctls: names and values.
+    /// The container's sysctls that this process sets: names and values.
     pub sysctls: &'a [(&'a String, &'a String)],
     /// The pod's hostname.
     pub hostname: &'a str,

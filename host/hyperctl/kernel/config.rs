@@ -9,7 +9,7 @@ use flate2::read::GzDecoder;
 
 use super::image;
 
-/// What kernel/configs.c puts around the compressed configuration of a kernel that has it (CONFIG_IKCONFIG).
+/// The mark before the compressed configuration in a kernel built with CONFIG_IKCONFIG (kernel/configs.c).
 const EMBEDDED: &[u8] = b"IKCFG_ST\x1f\x8b";
 /// Far more than any configuration is long, in bytes.
 const LONGEST: u64 = 4 << 20;
@@ -63,7 +63,7 @@ fn beside(kernel: &Path) -> Option<PathBuf> {
 
 /// Where distributions have the configuration of a kernel that is installed.
 fn by_release(kernel: &Path) -> Vec<PathBuf> {
-    // What is named so may not be a path.
+    // The release becomes part of a path, so it must be a single name.
     let release = image::release(kernel).filter(|release| !release.contains('/'));
     release.map_or_else(Vec::new, |release| {
         vec![format!("/boot/config-{release}").into(), format!("/lib/modules/{release}/config").into()]

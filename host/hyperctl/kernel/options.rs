@@ -30,7 +30,7 @@ struct Asked {
     option: String,
     is: Value,
     why: String,
-    /// What a kernel without it cannot do for a guest.
+    /// The feature of the guest that a kernel without this option lacks.
     feature: Option<String>,
 }
 

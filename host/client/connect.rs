@@ -19,6 +19,9 @@ const VSOCK_PORTS: [u32; 2] = [2718, 2719];
 const VSOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest honest answer, in bytes.
 const VSOCK_ANSWER_MAX: u64 = 32;
+/// How long a socket may refuse connections: a guest that is starting binds its socket and listens on it by two calls. A socket that
+/// refuses for longer belongs to a guest that has ended.
+const REFUSED_MAX: Duration = Duration::from_secs(1);
 /// How often it is looked whether it is this host's turn.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Why a connection is late.
@@ -105,12 +108,14 @@ pub(super) fn unix_of(
         let address = UnixAddr::new(format!("/proc/self/fd/{}/{name}", parent.as_raw_fd()).as_str())?;
         let flags = SockFlag::SOCK_CLOEXEC;
         let socket = UnixStream::from(socket::socket(AddressFamily::Unix, kind, flags, None)?);
+        let listening_by = deadline.min(Instant::now() + REFUSED_MAX);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             // Zero would be for ever. It is the limit of connect(2) too (socket(7)).
             socket.set_write_timeout(Some(left.max(LOOK_AGAIN)))?;
             match socket::connect(socket.as_raw_fd(), &address) {
                 Err(Errno::EINTR) => {}
+                Err(Errno::ECONNREFUSED) if Instant::now() < listening_by => std::thread::sleep(LOOK_AGAIN),
                 connected => break connected?,
             }
         }

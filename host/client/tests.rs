@@ -6,7 +6,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::channel;
 
-use nix::sys::socket::{Backlog, listen as listen_for};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen as listen_for, socket,
+};
 
 use super::*;
 use crate::command::{RemoveContainer, WriteFile};
@@ -629,6 +631,39 @@ fn who_cannot_connect_has_its_time() {
     assert!(why.contains("others are connected, or waiting to be"), "{why}");
     turn.unlock().unwrap();
     Client::connect(directory.path()).unwrap();
+}
+
+/// A guest binds its sockets before it listens on them. The test repeats the start, because a single client may come too late to be refused.
+#[test]
+fn a_client_waits_for_a_guest_that_has_bound_its_sockets_and_does_not_listen_yet() {
+    for _ in 0..20 {
+        let directory = tempfile::tempdir().unwrap();
+        let bound = [CONTROL_SOCKET, STREAM_SOCKET].map(|name| {
+            let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            bind(socket.as_raw_fd(), &UnixAddr::new(&directory.path().join(name)).unwrap()).unwrap();
+            socket
+        });
+        let at = directory.path().to_owned();
+        let (connecting, has_begun) = channel();
+        let client = std::thread::spawn(move || {
+            connecting.send(()).unwrap();
+            Client::connect(&at).map(drop)
+        });
+        has_begun.recv_timeout(SOON).unwrap();
+        for socket in &bound {
+            std::thread::yield_now();
+            listen_for(socket, Backlog::new(1).unwrap()).unwrap();
+        }
+        client.join().unwrap().unwrap();
+    }
+}
+
+#[test]
+fn a_guest_that_has_ended_refuses_its_clients_in_time() {
+    let (directory, listeners) = listen();
+    drop(listeners);
+    let why = late(directory.path());
+    assert!(why.contains("ctl.sock: Connection refused"), "{why}");
 }
 
 #[test]

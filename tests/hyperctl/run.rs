@@ -55,7 +55,9 @@ fn a_run_is_its_program() {
 /// The guest puts its root together over /tmp, where only it sees that.
 #[test]
 fn a_local_guest_does_not_change_the_mode_of_the_machines_tmp() {
-    let script = "mount -t tmpfs -o mode=1777 tmpfs /tmp && \"$0\" run --local --rootfs .cache/rootfs true && stat -c %a /tmp";
+    // The checkout may be below /tmp itself: the working directory is still the one that the new /tmp hides.
+    let script = "mount -t tmpfs -o mode=1777 tmpfs /tmp && mkdir -p \"$PWD\" && mount -c --bind . \"$PWD\" \
+                  && \"$0\" run --local --rootfs .cache/rootfs true && stat -c %a /tmp";
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", script, HYPERCTL]).env("TMPDIR", "/tmp");
     let output = output(command);

@@ -35,14 +35,14 @@ run: initrd rootfs ## boots a VM and runs a container that says where it is
 	$(hyperctl) run --vm --rootfs $(cache)/rootfs -- /bin/sh -c "$$(cat scripts/where)"
 
 .PHONY: test
-test: check sizes initrd rootfs vsock ## checks and tests everything
+test: check sizes initrd rootfs vsock test-hyperctl ## checks and tests everything
 	@scripts/need qemu-system-x86 qemu-system-common e2fsprogs iproute2 mmdebstrap nftables xfsprogs
 	@$(virtiofsd)
 	@scripts/nfs
 	@scripts/world core
 	$(runner) HYPERINIT_KERNEL=$(CURDIR)/$(cache)/kernel/vmlinuz \
-		cargo test --locked --lib --bins $(addprefix --test ,$(tests))
-	$(runner) cargo test --locked --doc
+		cargo test --locked --workspace --lib --bins --examples $(addprefix --test ,$(tests))
+	$(runner) cargo test --locked --workspace --doc
 	@scripts/need g++
 	scripts/fuzz $(cache)/tools quick
 	scripts/deny $(cache)/tools
@@ -56,36 +56,41 @@ fuzz: tools ## every fuzz target for two minutes, from the kept corpus
 	scripts/fuzz $(cache)/tools $(seconds)
 
 .PHONY: kills
-kills: tools ## a thousand helpers killed at random moments under load, and nothing lost (KILLS=N, KILLS_SEED=N)
+kills: test-hyperctl ## a thousand helpers killed at random moments under load, and nothing lost (KILLS=N, KILLS_SEED=N)
 	@scripts/need busybox-static nftables
 	$(runner) KILLS=$(or $(KILLS),1000) cargo test --locked --test kills -- --nocapture
 
 .PHONY: soak
-soak: initrd rootfs ## half an hour of mixed load in a VM, and nobody in it has grown (SOAK=SECONDS)
+soak: initrd rootfs test-hyperctl ## half an hour of mixed load in a VM, and nobody in it has grown (SOAK=SECONDS)
 	@scripts/need qemu-system-x86
 	$(runner) SOAK=$(or $(SOAK),1800) cargo test --locked --test soak -- --nocapture
 
 .PHONY: world
-world: initrd ## every program of tests/world, in a chroot, in namespaces and in VMs: `make test` runs the smaller ones
+world: initrd test-hyperctl ## every program of tests/world, in a chroot, in namespaces and in VMs: `make test` runs the smaller ones
 	@scripts/need qemu-system-x86 qemu-system-common iproute2 mmdebstrap
 	@scripts/world all
 	$(runner) WORLD=all cargo test --locked --test world -- --include-ignored
 
 .PHONY: minimal
-minimal: tools ## what the policies allow is used: the part of `make test` that records processes, alone
+minimal: test-hyperctl ## what the policies allow is used: the part of `make test` that records processes, alone
 	@scripts/need busybox-static e2fsprogs iproute2 nftables xfsprogs
 	$(runner) cargo test --locked --test minimal
 
 .PHONY: check
 check: tools ## the format and the lints, without a test
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --manifest-path fuzz/Cargo.toml --target-dir $(target)/fuzz --all-targets -- -D warnings
 
 .PHONY: build
 build: tools ## the guest's program and hyperctl, optimised
-	cargo build --locked --release --bin hyperinit --bin hyperctl
+	cargo build --locked --release -p hyperinit --bin hyperinit -p hyperctl --bin hyperctl
+
+# Tests start guests with hyperctl, and cargo builds a package's program only for tests of that package.
+.PHONY: test-hyperctl
+test-hyperctl: tools
+	cargo build --locked -p hyperctl
 
 .PHONY: sizes
 sizes: build ## fails if the guest's program is too large
@@ -102,7 +107,7 @@ guest-kernel: build ## the guest's own kernel in .cache/guest-kernel, which `run
 	$(hyperctl) initrd -o $(cache)/guest-kernel/initrd.img
 
 .PHONY: guest-kernel-test
-guest-kernel-test: guest-kernel initrd rootfs vsock ## VMs of that kernel run the scenarios, and from inside it is what policy/kernel says
+guest-kernel-test: guest-kernel initrd rootfs vsock test-hyperctl ## VMs of that kernel run the scenarios, and from inside it is what policy/kernel says
 	@scripts/need qemu-system-x86 qemu-system-common e2fsprogs iproute2 nftables xfsprogs
 	@$(virtiofsd)
 	@scripts/nfs
@@ -131,7 +136,7 @@ bench: initrd rootfs floor ## the numbers beside their floors, as JSON
 
 .PHONY: floor
 floor: tools
-	cargo build --locked --release --bin floor
+	cargo build --locked --release -p hyperinit --bin floor
 
 .PHONY: clean
 clean: ## removes all that was made, the kernel too

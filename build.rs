@@ -1,32 +1,19 @@
 //! Compiles policy/**/*.json into what the binaries embed, and the table of system call names that a violation is told
 //! with.
 
-#[path = "build/bpf.rs"]
-mod bpf;
-#[path = "build/compiled.rs"]
-#[allow(dead_code)]
-mod compiled;
-#[path = "build/format.rs"]
-mod format;
-#[path = "build/names.rs"]
-mod names;
-#[path = "build/policy.rs"]
-mod policy;
-#[path = "build/table.rs"]
-mod table;
+#![forbid(unsafe_code)]
 
 use std::error::Error;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use format::Source;
-use policy::{Compiled, compile};
+use hyperinit_policy::format::Source;
+use hyperinit_policy::policy::{Compiled, compile};
+use hyperinit_policy::table::Table;
 use serde::Serialize;
-use table::Table;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=policy");
-    println!("cargo::rerun-if-changed=build");
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     let table = Table { arch: std::env::var("CARGO_CFG_TARGET_ARCH")? };
     match compile(&sources(Path::new("policy"))?, &table.arch, &table) {

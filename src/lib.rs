@@ -1,22 +1,16 @@
-//! What the processes of hyperinit share: docs/design.md draws the process tree.
+//! The guest: what its processes share. docs/design.md draws the process tree.
+#![deny(unsafe_code)]
 
 pub mod cgroups;
 pub mod channel;
-#[path = "../host/client/mod.rs"]
-pub mod client;
-pub mod command;
-pub mod fault;
-pub mod flow;
-pub mod frame;
 pub mod helper;
 pub mod host;
-pub mod ids;
 pub mod init;
-pub mod logger;
 pub mod paths;
 pub mod sandbox;
-pub mod spec;
 pub mod supervisor;
-pub mod sys;
 pub mod sysctl;
 pub mod wire;
+
+pub use hyperinit_protocol::{command, fault, flow, frame, ids, logger, spec};
+pub use hyperinit_sys as sys;

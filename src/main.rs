@@ -3,6 +3,7 @@
 //! The C library and std are there once and not five times, on disk and in memory: the kernel shares the pages. In
 //! exchange each process carries the others' code; its filter and capabilities do not let it use more of it.
 //! `helpers/*/main.rs` are programs of their own as well, for a person and for tests.
+#![forbid(unsafe_code)]
 
 #[path = "../helpers/execd/main.rs"]
 mod execd;

@@ -2,6 +2,7 @@
 //! tests, and every test that is named exists. docs/protocol.md has every command and key, docs/helpers.md every request. A
 //! section of a document that is cited exists.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 use std::collections::BTreeSet;
@@ -13,7 +14,7 @@ use hyperinit::wire::Role;
 
 const DOCUMENT: &str = "docs/protocol-coverage.md";
 /// Where the types of the host's JSON are.
-const TYPES: [&str; 2] = ["src/spec.rs", "src/command.rs"];
+const TYPES: [&str; 2] = ["protocol/src/spec.rs", "protocol/src/command.rs"];
 /// What runs each of them, in namespaces and in a VM.
 const SCENARIOS: &str = "tests/scenarios/";
 
@@ -122,7 +123,7 @@ fn every_row_names_tests_and_every_test_is_one() {
 fn the_threat_model_names_tests_that_exist() {
     let (mut file, mut count) = (None, 0);
     for word in quoted(&read("docs/threat-model.md")) {
-        if word.starts_with("src/") || word.starts_with("tests/") {
+        if ["src/", "tests/", "protocol/", "host/"].iter().any(|top| word.starts_with(top)) {
             file = Some(word);
         } else if word.contains('_')
             && word != "hyper_debug"
@@ -139,7 +140,7 @@ fn the_threat_model_names_tests_that_exist() {
 /// docs/limits.md names constants, each by its module.
 #[test]
 fn every_limit_is_a_constant_of_that_name() {
-    let sources = ["src", "helpers", "host"]
+    let sources = ["src", "helpers", "host", "protocol"]
         .map(|directory| files(&Path::new(env!("CARGO_MANIFEST_DIR")).join(directory), &["rs"]));
     let sources = sources.concat();
     let words = quoted(&read("docs/limits.md")).into_iter();
@@ -167,8 +168,18 @@ fn files(directory: &Path, extensions: &[&str]) -> String {
 }
 
 /// What cites sections of documents, as `protocol.md «Streams»`.
-const CITING: [&str; 8] =
-    ["src", "helpers", "host", "tests", "docs", "README.md", "Cargo.toml", "fuzz/Cargo.toml"];
+const CITING: [&str; 10] = [
+    "src",
+    "helpers",
+    "host",
+    "protocol",
+    "tests",
+    "docs",
+    "README.md",
+    "Cargo.toml",
+    "protocol/Cargo.toml",
+    "fuzz/Cargo.toml",
+];
 
 #[test]
 fn every_section_that_is_cited_exists() {

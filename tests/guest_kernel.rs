@@ -2,6 +2,7 @@
 //! kernel answers otherwise, so the questions can be answered wrongly.
 //!
 //! `make guest-kernel-test` builds that kernel and runs this; `make test` does not, for the build takes minutes.
+#![forbid(unsafe_code)]
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its report")]
 
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use cpio::NewcBuilder;
 use guest::{Guest, Kind};
-use hyperinit::client::Client;
+use hyperinit_client::Client;
 
 const ENOSYS: &str = "38";
 /// System calls by x86_64's numbers, and the errno of each (0: it succeeded).

@@ -1,4 +1,5 @@
 //! Hardware that comes while the guest runs, and a guest that slept.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod guest;

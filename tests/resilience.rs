@@ -1,6 +1,7 @@
 //! Helpers that are killed in the middle of a running pod: the pod lives, nothing that was written or exited is lost, and
 //! the next command works.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod guest;
@@ -10,9 +11,9 @@ use std::time::Instant;
 use guest::followed::Followed;
 use guest::processes::{kill_hard, process, replace, wait_for_rest};
 use guest::{Guest, Kind, PATIENCE, Running, kill, refusal};
-use hyperinit::client::{CallError, Pending};
 use hyperinit::command::Command;
 use hyperinit::frame::Message;
+use hyperinit_client::{CallError, Pending};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::{Value, json};

@@ -1,4 +1,5 @@
 //! Every transport between host and guest, and hosts that leave in the middle and come back.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod guest;
@@ -9,12 +10,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use guest::{Guest, Kind, Outcome, PATIENCE, Running, container_id};
-use hyperinit::client::Client;
 use hyperinit::command::Command;
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::frame::{self, Message};
 use hyperinit::host::LINE_PAUSE;
 use hyperinit::ids::ProcessId;
+use hyperinit_client::Client;
 use serde_json::json;
 
 /// How many lines a process writes while its host leaves: far more than anything between the two holds.
@@ -47,11 +48,7 @@ fn it_ends(guest: Guest) {
 }
 
 /// Takes the host away, and brings it back for the processes with these streams.
-fn come_back(
-    guest: &mut Guest,
-    way: Way,
-    processes: &[(u64, u64)],
-) -> Vec<hyperinit::client::ProcessStreams> {
+fn come_back(guest: &mut Guest, way: Way, processes: &[(u64, u64)]) -> Vec<hyperinit_client::ProcessStreams> {
     let logged = guest.log().len();
     guest.hang_up();
     if way == Way::Device {

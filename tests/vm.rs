@@ -1,4 +1,5 @@
 //! The same scenarios in a VM: a real kernel, virtio-serial, 9p.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod guest;

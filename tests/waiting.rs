@@ -1,6 +1,7 @@
 //! Nobody waits for what holds up another container: its files, or the mountd that works for it. What real disks, servers and
 //! shares hold up is in tests/storage.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod guest;
@@ -11,7 +12,7 @@ use std::time::Instant;
 use guest::beside::{Beside, begin, is_held_up, kill};
 use guest::processes::{process, processes, status};
 use guest::{Guest, Kind, PATIENCE};
-use hyperinit::client::{CallError, Pending};
+use hyperinit_client::{CallError, Pending};
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
 use nix::unistd::Pid;
 use serde_json::json;

@@ -1,6 +1,7 @@
 //! What a command's JSON grows to in memory: init counts each of its bytes several times (`command::weight`), and this is how often. A
 //! program of its own, for it counts every allocation.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 use std::alloc::System;

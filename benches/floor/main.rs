@@ -15,6 +15,7 @@
 //! memory until the execution, so there is no faster one; standard streams are /dev/null and the environment is empty.
 //! With `--local` (the arguments of hyperinit) the ports are unix sockets, one host at a time, and `mount` has nothing
 //! to do: the namespace sees the machine's files.
+#![forbid(unsafe_code)]
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,10 +1,46 @@
-//! What build.rs makes of a policy file and a binary embeds: shared by the build and by `sandbox`.
+//! What build.rs makes of a policy file and a binary embeds: shared by the compiler and by `sandbox`.
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use crate::names::CAPABILITIES;
 
 /// A set of capabilities as the kernel's bit mask (capabilities(7): bit n is capability n).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CapSet(pub u64);
+
+impl CapSet {
+    /// Every capability that this version knows.
+    pub const ALL: CapSet = CapSet((1 << CAPABILITIES.len()) - 1);
+
+    /// Both.
+    pub fn union(self, other: CapSet) -> CapSet {
+        CapSet(self.0 | other.0)
+    }
+
+    /// What is in both.
+    pub fn intersection(self, other: CapSet) -> CapSet {
+        CapSet(self.0 & other.0)
+    }
+
+    /// Whether capability `bit` is in it.
+    pub fn has(self, bit: usize) -> bool {
+        self.0 >> bit & 1 == 1
+    }
+}
+
+impl fmt::Display for CapSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = CAPABILITIES
+            .iter()
+            .enumerate()
+            .filter(|&(bit, _)| self.has(bit))
+            .map(|(_, &name)| name)
+            .collect();
+        f.write_str(if names.is_empty() { "nothing".to_owned() } else { names.join(" ") }.as_str())
+    }
+}
 
 /// One BPF program: instructions as in `struct sock_filter`, packed big end first (code, jt, jf, k).
 pub type Program = Vec<u64>;

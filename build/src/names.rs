@@ -45,6 +45,7 @@ pub const CAPABILITIES: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
+#[cfg(feature = "compiler")]
 macro_rules! constants {
     ($($name:ident)*) => {
         /// The value of a constant of libc that policies may name.
@@ -58,6 +59,7 @@ macro_rules! constants {
     };
 }
 
+#[cfg(feature = "compiler")]
 constants! {
     AF_INET AF_INET6 AF_NETLINK AF_UNIX AF_VSOCK
     AT_EMPTY_PATH

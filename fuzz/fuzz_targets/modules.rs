@@ -1,4 +1,5 @@
 //! A modules.dep of anybody's: every module once, and after what it needs unless that is a circle.
+#![forbid(unsafe_code)]
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};

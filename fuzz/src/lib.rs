@@ -1,4 +1,5 @@
 //! What the targets share: bytes as decisions, and how much memory something takes.
+#![forbid(unsafe_code)]
 
 use peak_alloc::PeakAlloc;
 

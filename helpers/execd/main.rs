@@ -1,4 +1,5 @@
 //! execd: starts the pod init and the processes of the containers, as init's children.
+#![forbid(unsafe_code)]
 
 mod accounts;
 mod child;

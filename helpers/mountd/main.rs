@@ -3,6 +3,7 @@
 //! There may be several at once, each with requests about other containers (`wire::Instance`). What there is to know is in
 //! `/run/hyperinit`, where its successor, another mountd and a debugging person find it. In memory it keeps only what init
 //! asks to go on with: the file that is being read, the volumes that are being filled.
+#![forbid(unsafe_code)]
 
 mod container;
 mod disk;

@@ -486,7 +486,7 @@ fn heed(payload: &[u8], processes: &mut Processes, buffer: &mut Buffer) -> Resul
         Some(Ask::Begin) => {
             buffer.page().set(SLOT_FLOW, 1);
             match say(BEGUN, buffer) {
-                // It asks again (host/client/mux).
+                // It asks again (host/client/src/mux).
                 Err(fault) if is_no_memory(&fault) => log::warn!("{fault}; the host is not answered"),
                 said => said?,
             }

@@ -1,5 +1,6 @@
 //! streamd: moves bytes between the stream port and the processes' pipes and ttys. It can do nothing else, and what it
 //! has taken from a process outlives it (docs/streams.md).
+#![forbid(unsafe_code)]
 
 mod buffer;
 mod engine;

@@ -19,7 +19,7 @@ mod objects;
 /// the usual stack limit), and JSON's escapes make that longer.
 pub const JSON_MAX: usize = 4 << 20;
 /// How much more of init's memory a JSON may take than it has bytes, at worst, where objects are empty (tests/weight.rs has
-/// measured it). So much it is only while it is short, for the lists of src/spec/bounds.rs have ends: no 4 MiB take more than twelvefold.
+/// measured it). So much it is only while it is short, for the lists of protocol/src/spec/bounds.rs have ends: no 4 MiB take more than twelvefold.
 pub const JSON_WEIGHT: usize = 48;
 /// How many unknown keys one command may have named in the log; there may be millions.
 const UNKNOWN_NAMED: usize = 8;
@@ -236,7 +236,7 @@ impl Features {
     /// This guest's.
     pub fn own() -> Features {
         Features {
-            name: env!("CARGO_PKG_NAME").to_owned(),
+            name: "hyperinit".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             features: vec![Features::PROMPT_EVENTS.to_owned()],
         }

@@ -207,7 +207,7 @@ pub struct Frame<'a, T> {
 /// Bytes in, whole frames out.
 ///
 /// ```
-/// # use hyperinit::frame::{self, ControlDecoder, Message};
+/// # use hyperinit_protocol::frame::{self, ControlDecoder, Message};
 /// let mut decoder = ControlDecoder::default();
 /// decoder.push(&frame::control(Message::Ping, b"null").unwrap());
 /// while let Some(frame) = decoder.next_frame().unwrap() {

@@ -27,12 +27,12 @@ pub fn name(who: &'static str) {
 }
 
 /// The name, for a signal handler: it may not wait for whoever is changing it.
-pub(crate) fn who_in_signal() -> &'static str {
+pub fn who_in_signal() -> &'static str {
     WHO.try_read().map_or("hyperinit", |who| *who)
 }
 
 /// What goes before an error's line.
-pub(crate) fn error_priority() -> &'static [u8] {
+pub fn error_priority() -> &'static [u8] {
     if PRIORITIES.load(Ordering::Relaxed) { priority(Level::Error).as_bytes() } else { b"" }
 }
 
@@ -87,13 +87,13 @@ fn own<'a>(who: &str, text: &'a str) -> &'a str {
 
 /// PID 1: writes a line that came from a log channel, in the name of the channel's `sender`. `name` is what the sender calls itself, and
 /// is not said twice.
-pub(crate) fn relay(level: Level, sender: &str, name: &str, text: &[u8]) {
+pub fn relay(level: Level, sender: &str, name: &str, text: &[u8]) {
     let text = String::from_utf8_lossy(text);
     let _ = std::io::stderr().write_all(compose(level, sender, own(name, &text)).as_bytes());
 }
 
 /// A line's level and text, as its writer in a log channel has put them together. One without a priority is a warning.
-pub(crate) fn level(line: &[u8]) -> (Level, &[u8]) {
+pub fn level(line: &[u8]) -> (Level, &[u8]) {
     let levels = [Level::Error, Level::Warn, Level::Info, Level::Debug];
     let found =
         levels.into_iter().find_map(|level| Some((level, line.strip_prefix(priority(level).as_bytes())?)));

@@ -7,18 +7,12 @@ use log::LevelFilter;
 
 use crate::wire::Profile;
 use crate::wire::mountd::{NinePTransport, ShareCache};
+pub use hyperinit_protocol::boot::USERS_NETWORK;
 
 /// Shown with every error of the command line.
 pub const USAGE: &str = "usage: hyperinit [--local --ctl PATH --stream PATH --share DIR] [--log LEVEL] [--profile NAME]\n\
      As PID 1 of a VM it takes no arguments; the kernel command line has hyper_log=, hyper_profile=, hyper_debug,\n\
      hyper_modules, hyper_share_cache=, hyper_use_serial, hyper_p9_xen.";
-
-/// Settings of a network namespace of the guest's own, as Docker has them: every user may listen on any port, and ping. A container's
-/// sysctls come later and count.
-pub const USERS_NETWORK: [(&str, &str); 2] = [
-    ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
-    ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
-];
 
 /// How this guest runs.
 #[derive(Debug, Clone, PartialEq, Eq)]

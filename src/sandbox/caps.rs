@@ -1,48 +1,10 @@
 //! Capabilities (capabilities(7)): the calling thread's sets.
 
-use std::fmt;
-
 use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid, setgroups, setresgid, setresuid};
 
-use super::compiled::CapSet;
-#[path = "../../build/names.rs"]
-#[allow(dead_code)]
-mod names;
+use super::CapSet;
 use crate::fault::{Fault, OrFault};
-use names::CAPABILITIES;
-
-impl CapSet {
-    /// Every capability that this version knows.
-    pub const ALL: CapSet = CapSet((1 << CAPABILITIES.len()) - 1);
-
-    /// Both.
-    pub fn union(self, other: CapSet) -> CapSet {
-        CapSet(self.0 | other.0)
-    }
-
-    /// What is in both.
-    pub fn intersection(self, other: CapSet) -> CapSet {
-        CapSet(self.0 & other.0)
-    }
-
-    /// Whether capability `bit` is in it.
-    pub fn has(self, bit: usize) -> bool {
-        self.0 >> bit & 1 == 1
-    }
-}
-
-impl fmt::Display for CapSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<&str> = CAPABILITIES
-            .iter()
-            .enumerate()
-            .filter(|&(bit, _)| self.has(bit))
-            .map(|(_, &name)| name)
-            .collect();
-        f.write_str(if names.is_empty() { "nothing".to_owned() } else { names.join(" ") }.as_str())
-    }
-}
 
 /// capset(2)'s header; version 3 has two words for each set.
 #[repr(C)]

@@ -5,8 +5,6 @@
 #![allow(unsafe_code)]
 
 pub mod caps;
-#[path = "../../build/compiled.rs"]
-mod compiled;
 mod empty;
 mod landlock;
 mod sigsys;
@@ -19,7 +17,7 @@ use serde::de::DeserializeOwned;
 
 use crate::fault::{Fault, OrFault};
 use crate::wire::Profile;
-pub use compiled::{CapSet, CompiledPolicy, CompiledProfile, Device, Program};
+pub use hyperinit_policy::compiled::{CapSet, CompiledPolicy, CompiledProfile, Device, Program};
 
 /// The compiled policy of one process, embedded by its binary: `embedded_policy!("netd")`.
 #[macro_export]

@@ -36,7 +36,7 @@ fn c_path(path: &Path) -> Result<CString, Errno> {
 }
 
 /// Takes the descriptor that a call has just made.
-pub(crate) fn owned(result: libc::c_long) -> Result<OwnedFd, Errno> {
+pub fn owned(result: libc::c_long) -> Result<OwnedFd, Errno> {
     let number = Errno::result(result)?;
     let number = RawFd::try_from(number).map_err(|_| Errno::EBADF)?;
     // SAFETY: the kernel has just made this descriptor and nobody else knows it.

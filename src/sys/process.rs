@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use crate::ids::Pid;
+use hyperinit_protocol::ids::Pid;
 
 /// clone3's arguments up to `cgroup` (clone(2)).
 #[repr(C)]

@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 
-use crate::ids::{Pid, Signal};
+use hyperinit_protocol::ids::{Pid, Signal};
 
 /// One child that was reaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::ptr;
 
 use nix::errno::Errno;
 
-use crate::ids::Pid;
+use hyperinit_protocol::ids::Pid;
 
 /// Which side of a fork this is.
 pub enum Forked {

@@ -17,6 +17,7 @@ pub mod warden;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
+pub use hyperinit_protocol::boot::Profile;
 
 /// A request and its number.
 #[derive(Debug, Serialize, Deserialize)]
@@ -138,40 +139,6 @@ impl std::fmt::Display for Instance {
         match self.number {
             0 => write!(f, "{}", self.role),
             number => write!(f, "{} {number}", self.role),
-        }
-    }
-}
-
-/// Which container profile of policy/container the pod runs under.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Profile {
-    /// Docker's 14 capabilities, seccomp, masked paths.
-    Default,
-    /// Everything execd has to give (kernel cmdline `hyper_profile=privileged`).
-    Privileged,
-    /// For code that nobody trusts: no capabilities, a short list of calls (kernel cmdline `hyper_profile=restricted`).
-    Restricted,
-}
-
-impl Profile {
-    /// All of them.
-    pub const ALL: [Profile; 3] = [Profile::Default, Profile::Privileged, Profile::Restricted];
-
-    /// The profile of that name.
-    pub fn named(name: &str) -> Result<Profile, String> {
-        let found = Profile::ALL.into_iter().find(|profile| profile.name() == name);
-        found.ok_or_else(|| {
-            format!("no such profile: {name:?} ({})", Profile::ALL.map(Profile::name).join(", "))
-        })
-    }
-
-    /// As on the kernel cmdline and in policy/container.
-    pub fn name(self) -> &'static str {
-        match self {
-            Profile::Default => "default",
-            Profile::Privileged => "privileged",
-            Profile::Restricted => "restricted",
         }
     }
 }

@@ -3,31 +3,17 @@
 //!
 //! The program executes itself again for each process: with [`ACT`] in its environment it is the confined one. So it has
 //! no test harness, for that has threads, and what enters a policy has one.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
-#[path = "../../build/bpf.rs"]
-mod bpf;
-#[path = "../../build/compiled.rs"]
-#[allow(dead_code)]
-mod compiled;
 #[path = "../policy/files.rs"]
 mod files;
-#[path = "../../build/format.rs"]
-mod format;
 #[path = "../policy/machine.rs"]
 #[allow(dead_code)]
 mod machine;
 #[path = "../policy/meaning.rs"]
 #[allow(dead_code)]
 mod meaning;
-#[path = "../../build/names.rs"]
-#[allow(dead_code)]
-mod names;
-#[path = "../../build/policy.rs"]
-mod policy;
-#[path = "../../build/table.rs"]
-#[allow(dead_code)]
-mod table;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -40,6 +26,7 @@ use hyperinit::embedded_policy;
 use hyperinit::logger;
 use hyperinit::sandbox::{CapSet, ContainerProfile, Policy};
 use hyperinit::wire::Profile;
+use hyperinit_policy::{compiled, format, names, policy, table};
 use log::LevelFilter;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};

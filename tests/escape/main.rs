@@ -2,6 +2,7 @@
 //!
 //! Tried elsewhere, and not again here: descriptors and the working directory (CVE-2024-21626) in tests/execd/profile.rs, TIOCSTI
 //! and ioctl's 64-bit number there too, a setuid program that has to work in tests/scenarios/exec.rs.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod closed;

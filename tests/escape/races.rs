@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
-use hyperinit::client::CallError;
 use hyperinit::command::{Command, File, WriteFile};
+use hyperinit_client::CallError;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde_json::{Value, json};
 

@@ -2,6 +2,7 @@
 //! the guest makes for a request fails once (ptrace: the process is the real one, in its place and confined), and what then may happen is an ERROR
 //! that says so, or a clean death of a helper; never a hang, a lie, or the death of PID 1.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 #![cfg(target_arch = "x86_64")]
 
@@ -22,8 +23,8 @@ use std::io::Write;
 use failing::{ACCEPT, Failed, Failing, calls_of};
 use guest::processes::{process, replace};
 use guest::{Guest, Kind, PATIENCE, Running, container_id, parse};
-use hyperinit::client::{CallError, Client};
 use hyperinit::command::{Command, File, WriteFile};
+use hyperinit_client::{CallError, Client};
 use serde_json::json;
 use witness::Witness;
 

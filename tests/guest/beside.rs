@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use hyperinit::client::{CallError, Pending};
 use hyperinit::command::{Command, ExecCmd, KillContainer};
 use hyperinit::ids::Signal;
+use hyperinit_client::{CallError, Pending};
 use serde_json::{Value, json};
 
 use super::{Guest, PATIENCE, container_id, merge, parse, process_value};

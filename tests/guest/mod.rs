@@ -4,6 +4,7 @@
 
 pub mod beside;
 pub mod followed;
+mod hyperctl;
 pub mod image;
 #[allow(clippy::duplicate_mod, reason = "tests/network has tests/support too, the others have one of both")]
 #[path = "../support/limits.rs"]
@@ -21,17 +22,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use hyperinit::client::{CallError, Client, ProcessStreams};
 use hyperinit::command::{Command, ExecCmd, KillContainer, RemoveContainer, SignalProcess, WinSize};
 use hyperinit::fault::Fault;
 use hyperinit::frame::Message;
 use hyperinit::ids::{ContainerId, ProcessId, Signal};
 use hyperinit::spec::{Container, Pod, Process};
+use hyperinit_client::{CallError, Client, ProcessStreams};
 use nix::sys::signal::{Signal::SIGTERM, kill as kill_process};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+pub use hyperctl::hyperctl_path;
 pub use raw::Raw;
 pub use rootfs::make_rootfs;
 
@@ -110,7 +112,7 @@ impl Guest {
         } else {
             format!("hyper_log=info {append}")
         };
-        let mut program = Program::new(env!("CARGO_BIN_EXE_hyperctl"));
+        let mut program = Program::new(hyperctl_path());
         program
             .arg("up")
             .arg(match kind {

@@ -5,8 +5,8 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
 use hyperinit::frame::{self, ControlDecoder, Message, StreamDecoder};
+use hyperinit_client::{CONTROL_SOCKET, STREAM_SOCKET};
 
 use super::PATIENCE;
 

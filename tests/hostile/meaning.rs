@@ -1,7 +1,7 @@
 //! Replies of the right form, to a request that is under way, that cannot be meant: and no reply at all.
 
-use hyperinit::client::{CallError, Pending};
 use hyperinit::frame::Message;
+use hyperinit_client::{CallError, Pending};
 use nix::sys::signal::Signal;
 use serde_json::json;
 

@@ -1,6 +1,6 @@
 //! Death at every step: a helper is followed call by call, and killed at each in turn.
 
-use hyperinit::client::CallError;
+use hyperinit_client::CallError;
 use serde_json::json;
 
 use super::answers;

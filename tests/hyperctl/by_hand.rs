@@ -11,7 +11,7 @@ use nix::sys::termios::tcgetattr;
 
 use super::guest::{PATIENCE, make_rootfs};
 use super::up::up_with;
-use super::{HYPERCTL, Running, finish, output, read_until, scratch, signal, spawn, text};
+use super::{Running, finish, hyperctl_path, output, read_until, scratch, signal, spawn, text};
 
 /// A guest that a person has for a while: everything by `call` and `exec`.
 pub struct ByHand {
@@ -29,7 +29,7 @@ impl ByHand {
     }
 
     pub fn command(&self, subcommand: &str, words: &[&str]) -> Command {
-        let mut command = Command::new(HYPERCTL);
+        let mut command = Command::new(hyperctl_path());
         command.args([subcommand, "--dir"]).arg(self.directory.path().join("guest")).args(words);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command

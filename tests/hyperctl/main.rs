@@ -1,6 +1,7 @@
 //! hyperctl as a person meets it: what it says when it cannot, and what a run is like when it can. Needs root (for
 //! namespaces); some tests boot a VM.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod by_hand;
@@ -22,15 +23,13 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::channel;
 
-use guest::BOOT;
+use guest::{BOOT, hyperctl_path};
 use hyperinit::sys::process::ignore_nothing;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-const HYPERCTL: &str = env!("CARGO_BIN_EXE_hyperctl");
-
 fn hyperctl(line: &str) -> Command {
-    let mut command = Command::new(HYPERCTL);
+    let mut command = Command::new(hyperctl_path());
     command.args(line.split(' ')).stdin(Stdio::null());
     command
 }
@@ -151,7 +150,7 @@ fn a_wrong_command_line_is_told_apart_from_what_a_container_says() {
 /// hyperctl where a user other than root can execute it, and where no checkout is around it.
 fn elsewhere(directory: &Path, line: &str) -> Command {
     let copy = directory.join("hyperctl");
-    fs::copy(HYPERCTL, &copy).unwrap();
+    fs::copy(hyperctl_path(), &copy).unwrap();
     let mut command = Command::new(copy);
     command.args(line.split(' ')).current_dir(directory).env_remove("HYPERINIT_KERNEL");
     command.stdin(Stdio::null());

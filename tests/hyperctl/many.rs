@@ -7,10 +7,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::Duration;
 
-use hyperinit::client::mux;
-use hyperinit::client::{CallError, Client};
 use hyperinit::command::Command as Said;
 use hyperinit::frame::{self, Message};
+use hyperinit_client::mux;
+use hyperinit_client::{CallError, Client};
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
 use serde_json::json;

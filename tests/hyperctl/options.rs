@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use super::guest::make_rootfs;
 use super::run::{left, run};
-use super::{HYPERCTL, finish, output, read_until, scratch, signal, spawn, text};
+use super::{finish, hyperctl_path, output, read_until, scratch, signal, spawn, text};
 
 /// What a run prints, whose status is 0.
 fn said(options: &[&str], script: &str) -> String {
@@ -33,7 +33,7 @@ fn a_program_has_dockers_environment() {
     fs::create_dir_all(rootfs.join("usr/local/sbin")).unwrap();
     fs::copy(rootfs.join("bin/busybox"), rootfs.join("usr/local/sbin/env")).unwrap();
     for program in ["env", "/bin/busybox"] {
-        let mut command = Command::new(HYPERCTL);
+        let mut command = Command::new(hyperctl_path());
         command.args(["run", "--local", "-e", "A=1", "--rootfs"]).arg(&rootfs).args([program, "env"]);
         command.stdin(Stdio::null());
         let output = output(command);
@@ -154,7 +154,7 @@ fn paths_need_not_be_text() {
     let mut volume = data.into_os_string();
     volume.push(":/data");
     for kind in ["--local", "--vm"] {
-        let mut command = Command::new(HYPERCTL);
+        let mut command = Command::new(hyperctl_path());
         command
             .args(["run", kind, "--rootfs"])
             .arg(&rootfs)
@@ -162,7 +162,7 @@ fn paths_need_not_be_text() {
             .stdin(Stdio::null());
         let alone = output(command);
         assert!(text(&alone.stdout).starts_with("root:"), "{kind}: {}", text(&alone.stderr));
-        let mut command = Command::new(HYPERCTL);
+        let mut command = Command::new(hyperctl_path());
         command
             .args(["run", kind, "--rootfs"])
             .arg(&rootfs)
@@ -188,7 +188,7 @@ fn what_a_killed_hyperctl_leaves_goes_with_the_next() {
     let (mut command, directory) = run(&[], "echo up; sleep 1000");
     let mut killed = spawn(command.stdout(Stdio::piped()));
     read_until(&mut killed.stdout.take().unwrap(), "up\n");
-    let mut command = Command::new(HYPERCTL);
+    let mut command = Command::new(hyperctl_path());
     command.env("TMPDIR", directory.path()).args(["run", "--local", "-i", "--rootfs"]);
     command.arg(directory.path().join("rootfs")).args(["sh", "-c", "echo up; cat"]);
     let mut other = spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
@@ -199,7 +199,7 @@ fn what_a_killed_hyperctl_leaves_goes_with_the_next() {
     finish(killed);
     assert_eq!(left(&directory).len(), 2, "nobody has come by");
 
-    let mut command = Command::new(HYPERCTL);
+    let mut command = Command::new(hyperctl_path());
     command.env("TMPDIR", directory.path()).args(["run", "--local", "--rootfs"]);
     command.arg(directory.path().join("rootfs")).args(["echo", "third"]).stdin(Stdio::null());
     assert_eq!(text(&output(command).stdout), "third\n");

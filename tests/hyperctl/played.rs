@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, from_slice, json};
 
 use super::guest::PATIENCE;
-use super::{HYPERCTL, Running, finish, scratch, signal, spawn, text};
+use super::{Running, finish, hyperctl_path, scratch, signal, spawn, text};
 
 /// What hyperctl connects to.
 struct Listening {
@@ -36,7 +36,7 @@ fn listen() -> Listening {
 }
 
 fn exec(directory: &Path, options: &[&str]) -> Running {
-    let mut command = Command::new(HYPERCTL);
+    let mut command = Command::new(hyperctl_path());
     command.arg("exec").arg("--dir").arg(directory).args(options).args(["c", "--", "program"]);
     spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
 }
@@ -156,7 +156,7 @@ fn a_terminals_size_is_sent_right_behind_the_start() {
     let place = listen();
     let pty = openpty(None, None).unwrap();
     tty::set_size(&pty.slave, 33, 99).unwrap();
-    let mut command = Command::new(HYPERCTL);
+    let mut command = Command::new(hyperctl_path());
     command.args(["exec", "-t", "--dir"]).arg(place.directory.path()).args(["c", "program"]);
     command.stdin(Stdio::null()).stderr(Stdio::piped());
     let child = spawn(command.stdout(pty.slave.try_clone().unwrap()));

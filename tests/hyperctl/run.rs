@@ -14,14 +14,14 @@ use nix::sys::signal::Signal;
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
 use super::guest::{BOOT, make_rootfs};
-use super::{HYPERCTL, Running, elsewhere, finish, output, read_until, scratch, signal, spawn, text};
+use super::{Running, elsewhere, finish, hyperctl_path, output, read_until, scratch, signal, spawn, text};
 
 /// `hyperctl run --local` in a root filesystem of its own, with more options.
 pub fn run(options: &[&str], script: &str) -> (Command, tempfile::TempDir) {
     let directory = scratch();
     let rootfs = directory.path().join("rootfs");
     make_rootfs(&rootfs);
-    let mut command = Command::new(HYPERCTL);
+    let mut command = Command::new(hyperctl_path());
     // What it makes for itself must be gone with it.
     command.env("TMPDIR", directory.path());
     command.arg("run");
@@ -59,7 +59,7 @@ fn a_local_guest_does_not_change_the_mode_of_the_machines_tmp() {
     let script = "mount -t tmpfs -o mode=1777 tmpfs /tmp && mkdir -p \"$PWD\" && mount -c --bind . \"$PWD\" \
                   && \"$0\" run --local --rootfs .cache/rootfs true && stat -c %a /tmp";
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", script, HYPERCTL]).env("TMPDIR", "/tmp");
+    command.args(["--mount", "sh", "-c", script, hyperctl_path()]).env("TMPDIR", "/tmp");
     let output = output(command);
     assert_eq!((text(&output.stdout), text(&output.stderr)), ("1777\n", ""));
 }
@@ -148,7 +148,7 @@ fn a_bench_that_is_ended_leaves_nothing() {
         let directory = scratch();
         let rootfs = directory.path().join("rootfs");
         make_rootfs(&rootfs);
-        let mut command = Command::new(HYPERCTL);
+        let mut command = Command::new(hyperctl_path());
         command.env("TMPDIR", directory.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child =
             spawn(command.args(["bench", "--local", "--rounds", rounds, "--rootfs"]).arg(&rootfs));

@@ -7,14 +7,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hyperinit::client::mux::is_served;
-use hyperinit::client::{CallError, Client};
+use hyperinit_client::mux::is_served;
+use hyperinit_client::{CallError, Client};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpgid};
 
 use super::guest::processes::children;
 use super::guest::{BOOT, PATIENCE, make_rootfs};
-use super::{HYPERCTL, Running, finish, output, read_until, scratch, signal, spawn, text};
+use super::{Running, finish, hyperctl_path, output, read_until, scratch, signal, spawn, text};
 
 /// A guest that is up in `directory`/guest.
 fn up(directory: &Path) -> (Running, Client) {
@@ -23,7 +23,7 @@ fn up(directory: &Path) -> (Running, Client) {
 
 /// The same with other options; returned when it has said READY.
 pub fn up_with(directory: &Path, options: &[&str]) -> (Running, Client) {
-    let mut command = Command::new(HYPERCTL);
+    let mut command = Command::new(hyperctl_path());
     command.arg("up").args(options).arg("--share").arg(directory).arg("--dir").arg(directory.join("guest"));
     let mut child = spawn(command.stdin(Stdio::null()).stderr(Stdio::piped()));
     let mut alive = || match child.try_wait().unwrap() {
@@ -83,7 +83,7 @@ fn a_local_guest_that_may_raise_no_limit_says_nothing_of_it() {
         "--nofile=4096:4096",
         "setpriv",
         "--bounding-set=-sys_resource",
-        HYPERCTL,
+        hyperctl_path(),
         "up",
         "--local",
         "--channels",
@@ -123,7 +123,7 @@ fn a_vm_that_cannot_boot_is_an_error_with_its_last_words() {
         ("hyper_use_serial", "init: the guest cannot boot: "),
     ] {
         let directory = scratch();
-        let mut command = Command::new(HYPERCTL);
+        let mut command = Command::new(hyperctl_path());
         command.args(["up", "--vm", "--append", append, "--share"]).arg(directory.path());
         command.arg("--dir").arg(directory.path().join("guest")).stdin(Stdio::null());
         let output = output(command);
@@ -156,7 +156,7 @@ fn a_guest_dies_with_a_hyperctl_that_is_killed() {
 fn a_directory_has_one_guest() {
     let directory = scratch();
     let (child, _client) = up(directory.path());
-    let mut second = Command::new(HYPERCTL);
+    let mut second = Command::new(hyperctl_path());
     second.args(["up", "--local", "--share"]).arg(directory.path());
     second.arg("--dir").arg(directory.path().join("guest")).stdin(Stdio::null());
     let output = output(second);
@@ -171,7 +171,7 @@ fn a_directory_has_one_guest() {
 fn the_log_is_followed_to_its_end() {
     let directory = scratch();
     let logs = |more: &[&str]| {
-        let mut command = Command::new(HYPERCTL);
+        let mut command = Command::new(hyperctl_path());
         command.args(["logs", "--dir"]).arg(directory.path().join("guest")).args(more).stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -201,7 +201,7 @@ fn one_command_by_hand() {
     let (child, client) = up(directory.path());
     drop(client);
     let call = |words: &[&str]| {
-        let mut command = Command::new(HYPERCTL);
+        let mut command = Command::new(hyperctl_path());
         command.args(["call", "--dir"]).arg(directory.path().join("guest")).args(words).stdin(Stdio::null());
         output(command)
     };
@@ -233,12 +233,12 @@ fn who_comes_at_once(options: &[&str]) {
     make_rootfs(&directory.path().join("image/rootfs"));
     let at = directory.path().join("guest");
     let hyperctl = |words: &[&str]| {
-        let mut command = Command::new(HYPERCTL);
+        let mut command = Command::new(hyperctl_path());
         command.arg(words[0]).arg("--dir").arg(&at).args(&words[1..]).stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     };
-    let mut up = Command::new(HYPERCTL);
+    let mut up = Command::new(hyperctl_path());
     up.arg("up").args(options).arg("--share").arg(directory.path()).arg("--dir").arg(&at);
     let up = spawn(up.stdin(Stdio::null()));
     let container = r#"{"id": "c", "image": "image", "rootfs": "rootfs", "process": {"args": ["sleep", "1000"], "stdio": 1, "stderr": 2}}"#;

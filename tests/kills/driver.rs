@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use hyperinit::client::CallError;
 use hyperinit::command::Command;
+use hyperinit_client::CallError;
 use serde_json::json;
 
 use super::guest::{Guest, Kind, parse};
@@ -157,7 +157,7 @@ impl Driver {
     }
 
     /// Nothing is left over: no event, no reply, no byte of what failed to start; nobody was given up.
-    fn end(self, silent: Vec<hyperinit::client::Output>) {
+    fn end(self, silent: Vec<hyperinit_client::Output>) {
         let log = self.guest.log();
         assert!(!log.contains("died too often"), "{log}");
         match self.guest.client().event(Duration::ZERO) {

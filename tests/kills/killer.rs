@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use hyperinit::client::CallError;
 use hyperinit::command::{Command, SetupRoute};
+use hyperinit_client::CallError;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;

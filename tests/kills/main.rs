@@ -6,6 +6,7 @@
 //!
 //! `KILLS_SEED` runs the same choices again, as far as the machine's timing lets it; `KILLS` says how many there are (`make kills`).
 
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its report")]
 
 mod driver;

@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hyperinit::client::{CallError, Output, Pending, ProcessStreams};
 use hyperinit::command::{Command, File, RemoveContainer, SignalProcess, WinSize, WriteFile};
 use hyperinit::ids::{ProcessId, Signal};
+use hyperinit_client::{CallError, Output, Pending, ProcessStreams};
 use serde_json::{Value, json};
 
 use super::driver::{Counts, PATTERN, crlf};

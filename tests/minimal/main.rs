@@ -1,41 +1,27 @@
 //! Policies are minimal: whatever one allows, a call, a value of an argument or a capability, some test has a process use, or the
 //! entry says in `unseen` why it stays. The tests that start processes of the guest on this machine run here once more, while the
 //! kernel records every call of every process.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its report")]
 
-#[path = "../../build/bpf.rs"]
-#[allow(dead_code)]
-mod bpf;
-#[path = "../../build/compiled.rs"]
-#[allow(dead_code)]
-mod compiled;
 mod entries;
 #[path = "../policy/files.rs"]
 #[allow(dead_code)]
 mod files;
 mod follow;
-#[path = "../../build/format.rs"]
-#[allow(dead_code)]
-mod format;
 #[path = "../policy/machine.rs"]
 #[allow(dead_code)]
 mod machine;
 #[path = "../policy/meaning.rs"]
 #[allow(dead_code)]
 mod meaning;
-#[path = "../../build/names.rs"]
-#[allow(dead_code)]
-mod names;
-#[path = "../../build/policy.rs"]
-#[allow(dead_code)]
-mod policy;
 mod record;
-#[path = "../../build/table.rs"]
-mod table;
 mod tracer;
 mod workload;
 
 use std::collections::HashMap;
+
+use hyperinit_policy::{compiled, format, names, policy, table};
 
 use follow::{Kept, Seen};
 use format::Source;

@@ -1,4 +1,5 @@
 //! mountd, confined, by hand, in namespaces of its own; its pod init is the real execd's.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
 mod disk;

@@ -1,4 +1,5 @@
 //! netd, confined, by hand, in a network namespace of its own.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its report")]
 
 mod links;

@@ -9,7 +9,7 @@ use hyperinit::command::Command;
 use serde_json::json;
 
 use super::guest::qmp::Qmp;
-use super::guest::{Guest, Kind, PATIENCE, make_rootfs, scratch};
+use super::guest::{Guest, Kind, PATIENCE, hyperctl_path, make_rootfs, scratch};
 use super::support::net::serve;
 use super::{delete, set_up, start_pod};
 
@@ -83,7 +83,7 @@ fn hyperctl_runs_a_container_on_the_network() {
     let script = format!(
         "cat /etc/resolv.conf; nc 10.0.2.2 {v4} </dev/null; nc fec0::2 {v6} </dev/null; nc -l -p 80 -e /bin/echo in"
     );
-    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_hyperctl"));
+    let mut program = std::process::Command::new(hyperctl_path());
     program.args(["run", "--vm", "--rootfs"]).arg(&rootfs);
     program.args(["--publish", &format!("{published}:80"), "--dns", "10.0.2.3", "--dns", "fec0::3"]);
     program.args(["--", "/bin/sh", "-c", &script]);

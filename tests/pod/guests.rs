@@ -232,7 +232,7 @@ fn destroypod_may_follow_anything_at_once() {
         client.call(Command::DestroyPod).unwrap();
         for pending in pending {
             // Done or refused, but answered, and before the last frame.
-            assert!(!matches!(pending.wait(Duration::ZERO), Err(hyperinit::client::CallError::Late(_))));
+            assert!(!matches!(pending.wait(Duration::ZERO), Err(hyperinit_client::CallError::Late(_))));
         }
         assert!(guest.wait_for_end().success(), "behind {count} commands");
     }

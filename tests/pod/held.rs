@@ -3,8 +3,8 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime};
 
-use hyperinit::client::{CallError, Pending};
 use hyperinit::command::Command;
+use hyperinit_client::{CallError, Pending};
 use nix::fcntl::AT_FDCWD;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};

@@ -1,4 +1,5 @@
 //! A whole pod in the whole guest, in namespaces of this machine.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod confined;

@@ -1,6 +1,7 @@
 //! One container takes all of something that the kernel counts by user, or all of the kernel's memory that it can have of one kind: what
 //! is charged ends at the pod's share of memory, and the guest goes on whatever it is. All in one VM, from a container's seat under the
 //! default profile.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 #![cfg(target_arch = "x86_64")]
 

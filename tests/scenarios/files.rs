@@ -1,6 +1,6 @@
 //! What a container sees of filesystems.
 
-use hyperinit::client::CallError;
+use hyperinit_client::CallError;
 use serde_json::json;
 
 use crate::guest::{Guest, Kind, Running, refusal};

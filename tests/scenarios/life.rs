@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use hyperinit::client::CallError;
 use hyperinit::command::{Command, RemoveContainer, SignalProcess};
 use hyperinit::frame::Message;
 use hyperinit::ids::{ProcessId, Signal};
+use hyperinit_client::CallError;
 use serde_json::json;
 
 use crate::guest::{Guest, Outcome, PATIENCE, container_id, kill, refusal};

@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use hyperinit::client::CallError;
 use hyperinit::command::{Command, File, WriteFile};
 use hyperinit::frame::Message;
 use hyperinit::wire::mountd::FILE_MAX;
+use hyperinit_client::CallError;
 use serde_json::json;
 
 use crate::guest::{Guest, container_id, kill, refusal};

@@ -3,6 +3,7 @@
 //!
 //! In a VM the answers have to be those of docs/seats.md, which this test writes (`SEATS=write`). In namespaces the machine may refuse
 //! more than a VM does, for its root may lack a right; never less.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 #![cfg(target_arch = "x86_64")]
 

@@ -3,6 +3,7 @@
 //!
 //! `SOAK` says how many seconds (`make soak`: half an hour), `KILLS_SEED` runs the same choices again.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its report")]
 
 #[allow(dead_code)] // its victims are tests/kills'
@@ -27,8 +28,8 @@ use std::time::{Duration, Instant};
 use driver::Counts;
 use figures::Figures;
 use guest::{Guest, Kind, PATIENCE, Running, kill};
-use hyperinit::client::{Client, ProcessStreams};
 use hyperinit::command::Command;
+use hyperinit_client::{Client, ProcessStreams};
 use random::Random;
 use serde_json::json;
 use work::Worker;

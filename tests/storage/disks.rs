@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use hyperinit::client::CallError;
 use hyperinit::command::Command;
+use hyperinit_client::CallError;
 use serde_json::{Value, json};
 
 use super::guest::qmp::Qmp;

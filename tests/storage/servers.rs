@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::guest::PATIENCE;
 use super::guest::processes::children;
+use super::guest::{PATIENCE, hyperctl_path};
 
 /// A server that runs.
 pub struct Server {
@@ -32,7 +32,7 @@ impl Server {
         assert!(Path::new(program).exists(), "{program} is missing: {made}");
         let output = fs::File::create(&log).unwrap();
         // It dies with the test, also if that is killed.
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hyperctl"));
+        let mut command = Command::new(hyperctl_path());
         command.args(["tied", "--", program]).args(arguments).stdin(Stdio::null());
         if let Some(libraries) = libraries {
             command.env("LD_LIBRARY_PATH", libraries);

@@ -3,8 +3,8 @@
 
 use std::fs;
 
-use hyperinit::client::CallError;
 use hyperinit::command::Command;
+use hyperinit_client::CallError;
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
 use serde_json::json;
 

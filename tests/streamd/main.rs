@@ -1,6 +1,7 @@
 //! streamd, the real binary, confined, between an execd, an init, a host and processes that the tests play.
 //! Needs root: it becomes a user of its own.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod door;

@@ -7,6 +7,7 @@
 //! `make world` (`WORLD=all`) runs all of them, in VMs too, and each first in a plain chroot: that shows that the scenario
 //! itself is right. `WORLD_ONLY=NAME,…` leaves the others out of the VMs.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 #[path = "../guest/mod.rs"]
@@ -20,8 +21,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use guest::{Guest, Kind, scratch};
-use hyperinit::client::Client;
 use hyperinit::command::Command;
+use hyperinit_client::Client;
 use root::{Root, Set};
 use serde_json::{Value, json};
 

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 
 use super::{CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET};
-use crate::fault::{Fault, OrFault};
+use hyperinit_protocol::fault::{Fault, OrFault};
 
 /// The guest's ports on vsock (protocol.md «Channels»).
 const VSOCK_PORTS: [u32; 2] = [2718, 2719];

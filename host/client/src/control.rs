@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use super::credit::Outgoing;
 use super::greeting::Greeted;
 use super::{CallError, Finished};
-use crate::fault::{Fault, OrFault};
-use crate::frame::{self, ControlDecoder, Message};
+use hyperinit_protocol::fault::{Fault, OrFault};
+use hyperinit_protocol::frame::{self, ControlDecoder, Message};
 
 type Reply = Result<Vec<u8>, CallError>;
 

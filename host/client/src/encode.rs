@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use crate::command::Command;
-use crate::fault::Fault;
-use crate::frame::Message;
+use hyperinit_protocol::command::Command;
+use hyperinit_protocol::fault::Fault;
+use hyperinit_protocol::frame::Message;
 
 /// The message of a command. Commands without arguments carry `null`, as runV's do.
 pub fn encode(command: &Command) -> Result<(Message, Vec<u8>), Fault> {
@@ -42,7 +42,7 @@ fn json<T: Serialize>(message: Message, value: &T) -> Result<Vec<u8>, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::parse;
+    use hyperinit_protocol::command::parse;
 
     /// What the host encodes is what the guest parses: nothing is lost between the two.
     #[test]

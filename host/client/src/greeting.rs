@@ -12,10 +12,10 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::TIMEOUT;
-use crate::fault::{Fault, OrFault};
-use crate::frame::{self, CONTROL_MAX, Channel, Control, Decoder, Message, Stream};
-use crate::host::{self, LINE_PAUSE};
-use crate::sys::socket::unsent;
+use hyperinit_protocol::fault::{Fault, OrFault};
+use hyperinit_protocol::frame::{self, CONTROL_MAX, Channel, Control, Decoder, Message, Stream};
+use hyperinit_protocol::greeting::{self as host, LINE_PAUSE};
+use hyperinit_sys::socket::unsent;
 
 /// The attempts, one connection each; the last ones again and again.
 const ATTEMPTS: [(&[Duration], Duration); 3] = [

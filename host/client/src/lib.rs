@@ -2,8 +2,8 @@
 //!
 //! ```no_run
 //! use std::path::Path;
-//! use hyperinit::client::Client;
-//! use hyperinit::command::Command;
+//! use hyperinit_client::Client;
+//! use hyperinit_protocol::command::Command;
 //!
 //! let client = Client::connect(Path::new("/run/guest")).unwrap();
 //! assert_eq!(client.call(Command::GetVersion).unwrap(), 4244u32.to_be_bytes());
@@ -12,6 +12,7 @@
 //! It has runV's flow control: at most 512 bytes of control, then nothing until the guest's NEXT counts add up
 //! (protocol.md «Flow control»). A guest that breaks the protocol ends the connection with the reason; nothing
 //! waits for it for ever.
+#![forbid(unsafe_code)]
 
 mod connect;
 mod control;
@@ -30,9 +31,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::command::{Command, Features};
-use crate::fault::Fault;
-use crate::ids::{ContainerId, ProcessId};
+use hyperinit_protocol::command::{Command, Features};
+use hyperinit_protocol::fault::Fault;
+use hyperinit_protocol::ids::{ContainerId, ProcessId};
 
 use serde::Deserialize;
 

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::CallError;
 use super::greeting::Greeted;
-use crate::fault::{Fault, OrFault};
-use crate::frame::{self, StreamDecoder};
+use hyperinit_protocol::fault::{Fault, OrFault};
+use hyperinit_protocol::frame::{self, StreamDecoder};
 
 /// How many bytes of one stream are kept for a slow reader before the port is no longer read: the guest's processes
 /// then wait, as on a full pipe.

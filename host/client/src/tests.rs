@@ -11,9 +11,9 @@ use nix::sys::socket::{
 };
 
 use super::*;
-use crate::command::{RemoveContainer, WriteFile};
-use crate::frame::{self, ControlDecoder, Message, StreamDecoder};
-use crate::host;
+use hyperinit_protocol::command::{RemoveContainer, WriteFile};
+use hyperinit_protocol::frame::{self, ControlDecoder, Message, StreamDecoder};
+use hyperinit_protocol::greeting as host;
 
 const SOON: Duration = Duration::from_secs(20);
 /// How long nothing must happen to be taken for nothing happening. Only a broken client would be let pass by a slow
@@ -98,7 +98,7 @@ fn remove(container: &str) -> Command {
 }
 
 fn large() -> Command {
-    let file = crate::command::File {
+    let file = hyperinit_protocol::command::File {
         container: ContainerId::try_from("c".to_owned()).unwrap(),
         file: "/f".to_owned(),
     };

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, sync_channel};
 use std::time::Duration;
 
-use hyperinit::client::{CallError, Client, Pending, TIMEOUT};
-use hyperinit::command::{Command, KillContainer, SignalProcess, WinSize};
-use hyperinit::fault::Fault;
-use hyperinit::ids::{ContainerId, ProcessId, Signal};
-use hyperinit::spec::Process;
+use hyperinit_client::{CallError, Client, Pending, TIMEOUT};
+use hyperinit_protocol::command::{Command, KillContainer, SignalProcess, WinSize};
+use hyperinit_protocol::fault::Fault;
+use hyperinit_protocol::ids::{ContainerId, ProcessId, Signal};
+use hyperinit_protocol::spec::Process;
 
 use super::events::{self, Event, Failure, Signals};
 use super::terminal::{self, Terminal};

@@ -3,9 +3,9 @@
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
-use hyperinit::client::{Client, TIMEOUT};
-use hyperinit::fault::{Fault, OrFault};
-use hyperinit::frame::Message;
+use hyperinit_client::{Client, TIMEOUT};
+use hyperinit_protocol::fault::{Fault, OrFault};
+use hyperinit_protocol::frame::Message;
 use serde::de::IgnoredAny;
 
 use super::cli::Call;

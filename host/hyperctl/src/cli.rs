@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use hyperinit::frame::Message;
-use hyperinit::spec::Rlimit;
-use hyperinit::wire::Profile;
+use hyperinit_protocol::boot::Profile;
+use hyperinit_protocol::frame::Message;
+use hyperinit_protocol::spec::Rlimit;
 
 use super::network::Forward;
 use super::process::{self, ProcessOptions};

@@ -4,11 +4,11 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 
-use hyperinit::client::{Client, Pending};
-use hyperinit::command::Command;
-use hyperinit::fault::{Fault, OrFault};
-use hyperinit::ids::Signal;
-use hyperinit::sys::signal::{Set, is_ignored};
+use hyperinit_client::{Client, Pending};
+use hyperinit_protocol::command::Command;
+use hyperinit_protocol::fault::{Fault, OrFault};
+use hyperinit_protocol::ids::Signal;
+use hyperinit_sys::signal::{Set, is_ignored};
 use nix::libc;
 
 /// Something happened.

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use hyperinit::client::Client;
-use hyperinit::command::{Command, ExecCmd};
-use hyperinit::fault::Fault;
-use hyperinit::ids::{ContainerId, ProcessId, Signal};
-use hyperinit::spec::Process;
+use hyperinit_client::Client;
+use hyperinit_protocol::command::{Command, ExecCmd};
+use hyperinit_protocol::fault::Fault;
+use hyperinit_protocol::ids::{ContainerId, ProcessId, Signal};
+use hyperinit_protocol::spec::Process;
 
 use super::attached::{self, End, Target};
 use super::cli::Exec;

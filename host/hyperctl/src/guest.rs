@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use hyperinit::client::mux::{MUX_SOCKET, is_served};
-use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET};
-use hyperinit::fault::{Fault, OrFault};
+use hyperinit_client::mux::{MUX_SOCKET, is_served};
+use hyperinit_client::{CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET};
+use hyperinit_protocol::fault::{Fault, OrFault};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};

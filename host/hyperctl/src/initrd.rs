@@ -10,7 +10,7 @@ use elf::ElfBytes;
 use elf::abi::PT_INTERP;
 use elf::endian::AnyEndian;
 use flate2::{Compression, GzBuilder};
-use hyperinit::fault::{Fault, OrFault};
+use hyperinit_protocol::fault::{Fault, OrFault};
 
 use super::cli::Initrd;
 use super::compression::decompressed;

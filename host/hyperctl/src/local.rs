@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
-use hyperinit::fault::{Fault, OrFault};
+use hyperinit_client::{CONTROL_SOCKET, STREAM_SOCKET};
+use hyperinit_protocol::fault::{Fault, OrFault};
 use nix::unistd::geteuid;
 
 use super::cli::GuestOptions;

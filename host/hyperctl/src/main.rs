@@ -1,4 +1,5 @@
 //! hyperctl: starts guests and speaks to them. `cli` declares what it takes, one file each does it.
+#![forbid(unsafe_code)]
 
 mod attached;
 mod bench;
@@ -33,8 +34,8 @@ mod volumes;
 use std::io::Write;
 use std::process::ExitCode;
 
-use hyperinit::logger;
-use hyperinit::sys::signal::{Set, keep_children};
+use hyperinit_protocol::logger;
+use hyperinit_sys::signal::{Set, keep_children};
 
 fn main() -> ExitCode {
     logger::start("hyperctl", log::LevelFilter::Warn, false);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use hyperinit::fault::{Fault, OrFault};
+use hyperinit_protocol::fault::{Fault, OrFault};
 
 use super::compression::decompressed;
 

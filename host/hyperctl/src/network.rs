@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
 
-use hyperinit::fault::Fault;
-use hyperinit::spec::{Interface, IpAddress, Pod, Protocol, Route};
+use hyperinit_protocol::fault::Fault;
+use hyperinit_protocol::spec::{Interface, IpAddress, Pod, Protocol, Route};
 
 /// QEMU's own network: what is there is the same everywhere (qemu-doc, «Using the user mode network stack»).
 const USER: &str = "user";

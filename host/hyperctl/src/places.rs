@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hyperinit::fault::Fault;
+use hyperinit_protocol::fault::Fault;
 
 /// Something that a person can leave out.
 #[derive(Debug, Clone, Copy)]

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use hyperinit::fault::{Fault, OrFault};
-use hyperinit::ids::ProcessId;
-use hyperinit::spec::{Env, Process, RLIMITS, Rlimit};
+use hyperinit_protocol::fault::{Fault, OrFault};
+use hyperinit_protocol::ids::ProcessId;
+use hyperinit_protocol::spec::{Env, Process, RLIMITS, Rlimit};
 
 /// Where a program is looked for unless the caller says otherwise: docker's. The guest's own default, which is the
 /// protocol's, knows no `sbin` and tries the working directory.

@@ -4,8 +4,8 @@ use std::io::{self, Read, Write};
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
-use hyperinit::client::{Input, Output};
-use hyperinit::fault::Fault;
+use hyperinit_client::{Input, Output};
+use hyperinit_protocol::fault::Fault;
 
 use super::events::Event;
 use super::standard;

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use hyperinit::client::Client;
-use hyperinit::command::Command;
-use hyperinit::fault::Fault;
-use hyperinit::ids::{ContainerId, ProcessId};
-use hyperinit::spec::{Container, Pod};
+use hyperinit_client::Client;
+use hyperinit_protocol::command::Command;
+use hyperinit_protocol::fault::Fault;
+use hyperinit_protocol::ids::{ContainerId, ProcessId};
+use hyperinit_protocol::spec::{Container, Pod};
 
 use super::attached::{self, End, Target, failed};
 use super::cli::{GuestOptions, Run};
@@ -192,7 +192,7 @@ mod tests {
     use std::process::ExitStatus;
     use std::sync::mpsc::channel;
 
-    use hyperinit::ids::Signal;
+    use hyperinit_protocol::ids::Signal;
 
     use super::*;
 
@@ -204,7 +204,7 @@ mod tests {
         events.send(Event::Done(Ok(9))).unwrap();
         assert_eq!(outcome(ended(), &queue, Path::new("nowhere")).unwrap(), 9);
         // One that has not is lost.
-        let lost = failed("waiting for", "the guest")(hyperinit::client::CallError::Broken(String::new()));
+        let lost = failed("waiting for", "the guest")(hyperinit_client::CallError::Broken(String::new()));
         events.send(Event::Done(Err(lost))).unwrap();
         let fault = outcome(ended(), &queue, Path::new("nowhere")).unwrap_err().to_string();
         assert!(fault.contains("it ended (exit status: 0)"), "{fault}");

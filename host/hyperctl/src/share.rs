@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use hyperinit::fault::{Fault, OrFault};
+use hyperinit_protocol::fault::{Fault, OrFault};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{Uid, User, getegid, geteuid};

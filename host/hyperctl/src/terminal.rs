@@ -4,8 +4,8 @@ use std::io::{stdin, stdout};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hyperinit::fault::{Fault, OrFault};
-use hyperinit::sys::tty;
+use hyperinit_protocol::fault::{Fault, OrFault};
+use hyperinit_sys::tty;
 use nix::errno::Errno;
 use nix::sys::termios::{OutputFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 

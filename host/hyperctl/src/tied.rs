@@ -7,9 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use hyperinit::fault::{Fault, OrFault};
-use hyperinit::init::settings::USERS_NETWORK;
-use hyperinit::sys::process::ignore_nothing;
+use hyperinit_protocol::boot::USERS_NETWORK;
+use hyperinit_protocol::fault::{Fault, OrFault};
+use hyperinit_sys::process::ignore_nothing;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;

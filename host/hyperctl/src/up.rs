@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use hyperinit::client::mux::{self, Door};
-use hyperinit::client::{CONTROL_CHUNK, Client};
-use hyperinit::fault::{Fault, OrFault};
+use hyperinit_client::mux::{self, Door};
+use hyperinit_client::{CONTROL_CHUNK, Client};
+use hyperinit_protocol::fault::{Fault, OrFault};
 
 use super::cli::{Channels, GuestOptions, Transport, Up};
 use super::events::{self, Event, Failure, Signals};

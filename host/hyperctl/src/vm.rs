@@ -4,8 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET};
-use hyperinit::fault::{Fault, OrFault};
+use hyperinit_client::{CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET};
+use hyperinit_protocol::fault::{Fault, OrFault};
 
 use super::cli::{Accel, GuestOptions, Transport};
 use super::guest::{CONSOLE, Plan, QMP_SOCKET, SHARE_TAG, VHOST_SOCKET, VIRTIOFS_SOCKET};

@@ -7,8 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
-use hyperinit::fault::{Fault, OrFault};
-use hyperinit::spec::{self, Container, Fsmap};
+use hyperinit_protocol::fault::{Fault, OrFault};
+use hyperinit_protocol::spec::{self, Container, Fsmap};
 
 /// Below the share, when the root filesystem is not alone in it.
 const ROOTFS: &str = "rootfs";

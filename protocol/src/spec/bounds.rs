@@ -43,7 +43,7 @@ pub const PATH_MAX: usize = 4096;
 pub const NAME_MAX: usize = 255;
 
 /// Go's encoder writes an empty slice, map or pointer as `null`; it means the default.
-pub(crate) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Default + Deserialize<'de>,
@@ -56,7 +56,7 @@ where
 }
 
 /// The same of a list of at most `MAX`, which has grown by doubling and takes no more than it needs from now on.
-pub(crate) fn list<'de, const MAX: usize, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+pub fn list<'de, const MAX: usize, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: DeserializeOwned,
@@ -67,7 +67,7 @@ where
 }
 
 /// The same of names and values, at most `MAX`.
-pub(crate) fn map<'de, const MAX: usize, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>
+pub fn map<'de, const MAX: usize, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>
 where
     D: Deserializer<'de>,
 {
@@ -75,7 +75,7 @@ where
 }
 
 /// The same of a text of at most `MAX` bytes.
-pub(crate) fn text<'de, const MAX: usize, D>(deserializer: D) -> Result<String, D::Error>
+pub fn text<'de, const MAX: usize, D>(deserializer: D) -> Result<String, D::Error>
 where
     D: Deserializer<'de>,
 {

@@ -16,10 +16,10 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAdd
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use crate::client::connect;
-use crate::fault::{Fault, OrFault};
-use crate::sys::fd::{receive_fds, send_fds};
-use crate::sys::socket::accept;
+use crate::connect;
+use hyperinit_protocol::fault::{Fault, OrFault};
+use hyperinit_sys::fd::{receive_fds, send_fds};
+use hyperinit_sys::socket::accept;
 
 /// The socket's name in the guest's directory.
 pub const MUX_SOCKET: &str = "hyperctl.sock";

@@ -23,10 +23,10 @@ use serde_json::json;
 use super::Finished;
 use super::credit::Outgoing;
 use super::encode::encode;
-use crate::command::Command;
-use crate::fault::{Fault, OrFault};
-use crate::flow::{self, Ask, Credit};
-use crate::frame::{self, CONTROL_MAX, ControlDecoder, Message, StreamDecoder, Violation};
+use hyperinit_protocol::command::Command;
+use hyperinit_protocol::fault::{Fault, OrFault};
+use hyperinit_protocol::flow::{self, Ask, Credit};
+use hyperinit_protocol::frame::{self, CONTROL_MAX, ControlDecoder, Message, StreamDecoder, Violation};
 
 pub use door::{Door, MUX_SOCKET, enter, is_served};
 use line::{Came, Line};

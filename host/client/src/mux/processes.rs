@@ -9,10 +9,10 @@ use nix::libc;
 use serde_json::Value;
 
 use super::Visitor;
-use crate::client::Finished;
-use crate::command::JSON_MAX;
-use crate::flow::Credit;
-use crate::frame::Message;
+use crate::Finished;
+use hyperinit_protocol::command::JSON_MAX;
+use hyperinit_protocol::flow::Credit;
+use hyperinit_protocol::frame::Message;
 
 /// How much of one process's stdin may wait in the guest, in bytes, behind what its pipe holds. The guest keeps 4 MiB for all processes.
 const STDIN_WINDOW: usize = 32 << 10;

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use serde_json::Value;
 
 use super::*;
-use crate::client::{CallError, Client};
+use crate::{CallError, Client};
 
 const SOON: Duration = Duration::from_secs(20);
 /// How long nothing must happen to be taken for nothing happening.
@@ -106,7 +106,7 @@ impl Played {
 }
 
 /// EXECCMD of a process with these numbers.
-fn exec(client: &Client, id: &str, stdio: u64) -> crate::client::Pending {
+fn exec(client: &Client, id: &str, stdio: u64) -> crate::Pending {
     let process = json!({"id": id, "args": ["x"], "stdio": stdio, "stderr": stdio + 1});
     client.send_raw(6, json!({"container": "c", "process": process}).to_string().as_bytes())
 }

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use hyperinit::command::Command;
-use hyperinit::fault::Fault;
+use hyperinit_protocol::command::Command;
+use hyperinit_protocol::fault::Fault;
 use serde_json::json;
 
 use super::guest::{PATIENCE, Session, failed};

@@ -5,9 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use hyperinit::client::{CONTROL_SOCKET, STREAM_SOCKET};
-use hyperinit::fault::{Fault, OrFault};
-use hyperinit::wire::mountd::{NinePTransport, ShareCache, nine_p_options};
+use hyperinit_client::{CONTROL_SOCKET, STREAM_SOCKET};
+use hyperinit_protocol::boot::{NinePTransport, ShareCache, nine_p_options};
+use hyperinit_protocol::fault::{Fault, OrFault};
 
 use super::super::cli::{Bench, ShareBy};
 use super::super::guest::SHARE_TAG;

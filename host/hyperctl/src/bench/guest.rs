@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use hyperinit::client::{CallError, Client, Pending, ProcessStreams};
-use hyperinit::command::{Command, ExecCmd, KillContainer, RemoveContainer};
-use hyperinit::fault::{Fault, OrFault};
-use hyperinit::ids::{ContainerId, Signal};
-use hyperinit::spec::{Container, Pod, Process};
+use hyperinit_client::{CallError, Client, Pending, ProcessStreams};
+use hyperinit_protocol::command::{Command, ExecCmd, KillContainer, RemoveContainer};
+use hyperinit_protocol::fault::{Fault, OrFault};
+use hyperinit_protocol::ids::{ContainerId, Signal};
+use hyperinit_protocol::spec::{Container, Pod, Process};
 use serde_json::{Value, json};
 
 use super::super::cli::Bench;
@@ -174,7 +174,8 @@ impl Session {
     fn in_flight(&mut self, floor: &Floor, report: &mut Report) -> Result<(), Fault> {
         for (width, goal) in [(1, ">= 95/s"), (8, ">= 120/s"), (32, ">= 120/s")] {
             let start = Instant::now();
-            let mut under_way: VecDeque<(ProcessStreams, hyperinit::ids::ProcessId)> = VecDeque::new();
+            let mut under_way: VecDeque<(ProcessStreams, hyperinit_protocol::ids::ProcessId)> =
+                VecDeque::new();
             for number in 0..self.execs {
                 if under_way.len() == width {
                     self.wait_for_one(&mut under_way)?;
@@ -196,7 +197,7 @@ impl Session {
 
     fn wait_for_one(
         &self,
-        under_way: &mut VecDeque<(ProcessStreams, hyperinit::ids::ProcessId)>,
+        under_way: &mut VecDeque<(ProcessStreams, hyperinit_protocol::ids::ProcessId)>,
     ) -> Result<(), Fault> {
         let Some((_streams, name)) = under_way.pop_front() else { return Ok(()) };
         self.client.finished(&id("main")?, &name, PATIENCE).map(drop).map_err(failed("ending a process"))

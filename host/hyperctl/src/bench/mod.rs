@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hyperinit::fault::{Fault, OrFault};
+use hyperinit_protocol::fault::{Fault, OrFault};
 
 use super::cli::{Bench, GuestOptions, ShareBy};
 use super::events::{self, Event, Signals};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hyperinit::fault::Fault;
+use hyperinit_protocol::fault::Fault;
 use serde::Serialize;
 
 use super::floor::Floor;

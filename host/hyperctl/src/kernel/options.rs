@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use hyperinit::fault::Fault;
+use hyperinit_protocol::fault::Fault;
 use serde::Deserialize;
 
 use super::config::Config;
 
 /// The files of one architecture, the one that hyperctl has VMs of.
 const FILES: [(&str, &str); 2] = [
-    ("policy/kernel/common.json", include_str!("../../../policy/kernel/common.json")),
-    ("policy/kernel/x86_64.json", include_str!("../../../policy/kernel/x86_64.json")),
+    ("policy/kernel/common.json", include_str!("../../../../policy/kernel/common.json")),
+    ("policy/kernel/x86_64.json", include_str!("../../../../policy/kernel/x86_64.json")),
 ];
 
 /// One file of policy/kernel.

@@ -21,11 +21,12 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, fstat, makedev, mknodat};
 use nix::unistd::{chdir, fchdir, pivot_root, symlinkat};
 
-use super::disk::{self, Access, Disk, is_word};
+use super::disk::{self, Disk};
 use super::populate::Populations;
-use super::tree::{Home, Reach, directory, fault, kind, libc_flags, make_directories, mount_point};
+use super::source::{Source, source};
+use super::tree::{Home, Reach, directory, fault, kind, libc_flags, make_directories, mount_point, unmount};
 use super::volumes::{self, Bind};
-use super::{Rules, layer, pod, scratch};
+use super::{layer, null, scratch};
 
 /// How long a disk that is being plugged is awaited, or a volume filled, at once; init asks again.
 const SLICE: Duration = Duration::from_millis(100);
@@ -38,62 +39,15 @@ const NOSUID: u64 = nix::libc::MOUNT_ATTR_NOSUID;
 const NODEV: u64 = nix::libc::MOUNT_ATTR_NODEV;
 const NOEXEC: u64 = nix::libc::MOUNT_ATTR_NOEXEC;
 const RDONLY: u64 = nix::libc::MOUNT_ATTR_RDONLY;
-/// Of the guest's /dev/null where it hides something. Read-only, or a container's root could change its mode; it can be written to.
-pub const COVER: u64 = RDONLY | NOSUID | NOEXEC;
 
-/// Where a root filesystem comes from.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Source<'a> {
-    /// `<image>/<rootfs>` of the share.
-    Share { image: &'a Path, rootfs: &'a Path },
-    /// `<rootfs>` of a disk.
-    Disk { disk: Disk<'a>, fstype: &'a str, rootfs: &'a Path, read_only: bool },
-}
-
-/// Reads the host's words for the root filesystem.
-fn source(container: &Container) -> Result<Source<'_>, Fault> {
-    let rootfs = Path::new(&container.rootfs);
-    if container.fstype.is_empty() {
-        if !container.addr.is_empty() {
-            return Err(Fault::new("reading", "fstype", "the disk at addr has none"));
-        }
-        return Ok(Source::Share { image: Path::new(&container.image), rootfs });
-    }
-    let disk = Disk::read("image", &container.image, &container.addr)?;
-    if !is_word(&container.fstype) {
-        return Err(Fault::new("reading", "fstype", format!("{:?} is not a filesystem", container.fstype)));
-    }
-    Ok(Source::Disk { disk, fstype: &container.fstype, rootfs, read_only: container.read_only })
-}
-
-impl Source<'_> {
-    /// The disk that it is on.
-    fn disk(&self) -> Option<Disk<'_>> {
-        match self {
-            Source::Share { .. } => None,
-            Source::Disk { disk, .. } => Some(*disk),
-        }
-    }
-
-    /// Its directory, in the namespace that mountd is in now. A disk is mounted at the stage, or nowhere.
-    fn open_at(&self, stage: Option<&OwnedFd>) -> Result<OwnedFd, Fault> {
-        match self {
-            Source::Share { image, rootfs } => below(&below(&directory(paths::SHARE)?, image)?, rootfs),
-            Source::Disk { disk, fstype, rootfs, read_only } => {
-                let access = if *read_only { Access::Read } else { Access::Write };
-                let mounted = disk::mount(*disk, fstype, access)?;
-                if let Some(stage) = stage {
-                    move_mount(&mounted, stage).fault("attaching", disk)?;
-                }
-                below(&mounted, rootfs)
-            }
-        }
-    }
-
-    /// The same, for a look at the image only.
-    pub fn open(&self) -> Result<OwnedFd, Fault> {
-        self.open_at(None)
-    }
+/// What this guest's containers may have.
+pub struct Rules {
+    /// What the container profile allows.
+    pub profile: ContainerProfile,
+    /// Settings that are not a namespace's own are the machine's, and stay as they are.
+    pub local: bool,
+    /// The kernel's release, in a guest that kept its modules.
+    pub release: Option<String>,
 }
 
 /// Everything of PrepareContainer, or nothing of it; or a part of what comes before.
@@ -226,13 +180,6 @@ fn layer_over(scratch: &OwnedFd, image: OwnedFd, attributes: u64) -> Result<Owne
     }
 }
 
-/// A directory below another, whatever links there are.
-fn below(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Fault> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    openat2(root, path, libc_flags(OFlag::O_PATH | OFlag::O_DIRECTORY), 0, Resolve::InRoot)
-        .fault("opening the root filesystem", path.display())
-}
-
 /// The pod's proc: only a process inside the pod's PID namespace could mount one, and the pod init has.
 fn proc(root: &OwnedFd) -> Result<OwnedFd, Fault> {
     let tree = clone_tree(pods_proc()?, false).fault("cloning", "the pod's /proc")?;
@@ -342,10 +289,10 @@ impl Covers<'_> {
         let cover = match (&self.directory, is_directory) {
             (Some(attached), true) => clone_tree(attached, false),
             (None, true) => new_mount("tmpfs", &[("size", "4k"), ("mode", "555")], 0),
-            (_, false) => clone_tree(null(self.home)?, false),
+            (_, false) => clone_tree(null::open_checked(self.home)?, false),
         }
         .fault("making a cover for", path)?;
-        set_attributes(&cover, if is_directory { COVER | NODEV } else { COVER }, false)
+        set_attributes(&cover, if is_directory { null::COVER | NODEV } else { null::COVER }, false)
             .fault("setting up a cover for", path)?;
         move_mount(&cover, target).fault("hiding", path)?;
         if is_directory {
@@ -353,18 +300,6 @@ impl Covers<'_> {
         }
         Ok(())
     }
-}
-
-/// /dev/null of the namespace mountd is in now, the device that was checked at the start.
-pub fn null(home: &Home) -> Result<OwnedFd, Fault> {
-    let null = open("/dev/null", OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-        .fault("opening", "/dev/null")?;
-    let looks =
-        |fd: &OwnedFd| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).fault("looking at", "/dev/null");
-    if looks(&null)? != looks(&home.null)? {
-        return Err(Fault::new("opening", "/dev/null", "it is another file than at the start"));
-    }
-    Ok(null)
 }
 
 fn make_read_only(proc: &OwnedFd, sys: &OwnedFd, path: &str) -> Result<(), Fault> {
@@ -401,38 +336,6 @@ pub fn remove(id: &ContainerId) -> Result<(), Fault> {
         _ => Ok(()),
     };
     gone(fs::remove_dir(paths::container_cgroup(id)), "removing the cgroup of")?;
-    pod::unmount(&paths::container_mount_ns(id))?;
+    unmount(&paths::container_mount_ns(id))?;
     gone(fs::remove_dir_all(paths::container(id)), "removing what is kept of")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn container(image: &str, fstype: &str) -> Container {
-        let json = serde_json::json!({
-            "id": "c", "rootfs": "rootfs", "image": image, "fstype": fstype, "process": {"stdio": 1, "stderr": 2, "args": ["sh"]}
-        });
-        serde_json::from_value(json).unwrap()
-    }
-
-    #[test]
-    fn a_root_is_a_directory_of_the_share_or_a_disk() {
-        assert_eq!(
-            source(&container("img/1", "")).unwrap(),
-            Source::Share { image: Path::new("img/1"), rootfs: Path::new("rootfs") }
-        );
-        let disk =
-            |disk| Source::Disk { disk, fstype: "ext4", rootfs: Path::new("rootfs"), read_only: false };
-        assert_eq!(source(&container("vdb1", "ext4")).unwrap(), disk(Disk::Name("vdb1")));
-        let scsi = Container { addr: "2:1".to_owned(), ..container("vdb1", "ext4") };
-        assert_eq!(source(&scsi).unwrap(), disk(Disk::Scsi("2:1")));
-    }
-
-    #[test]
-    fn a_disk_has_a_filesystem() {
-        assert!(source(&container("vda", "ext4,suid")).is_err());
-        let scsi = Container { addr: "2:1".to_owned(), ..container("image", "") };
-        assert_eq!(source(&scsi).unwrap_err().to, "fstype");
-    }
 }

@@ -11,10 +11,12 @@ mod files;
 mod hotplug;
 mod kill;
 mod layer;
+mod null;
 mod pod;
 mod populate;
 mod scratch;
 mod share;
+mod source;
 mod tree;
 mod unplug;
 mod volumes;
@@ -29,6 +31,7 @@ use hyperinit::wire::mountd::{Reply, Request};
 use hyperinit::{embedded_policy, helper};
 use nix::sys::stat::{Mode, umask};
 
+use container::Rules;
 use files::Reading;
 use populate::Populations;
 use tree::Home;
@@ -39,15 +42,6 @@ struct Mountd {
     rules: Rules,
     reading: Option<Reading>,
     populations: Populations,
-}
-
-/// What this guest's containers may have.
-struct Rules {
-    profile: ContainerProfile,
-    /// Settings that are not a namespace's own are the machine's, and stay as they are.
-    local: bool,
-    /// The kernel's release, in a guest that kept its modules.
-    release: Option<String>,
 }
 
 /// The program, alone or as a part of the guest's (src/main.rs).

@@ -10,10 +10,10 @@ use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::ContainerId;
 use hyperinit::paths;
 use hyperinit::wire::mountd::PodFiles;
-use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::share;
+use super::tree::unmount;
 
 /// How long resolv.conf may be, in bytes: every container has a copy, in memory.
 const RESOLV_CONF_MAX: usize = 64 << 10;
@@ -145,18 +145,6 @@ fn containers() -> Vec<ContainerId> {
     let Ok(entries) = fs::read_dir(paths::CONTAINERS) else { return Vec::new() };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     names.filter_map(|name| ContainerId::try_from(name).ok()).collect()
-}
-
-/// Detaches what is mounted at a path, all of it; what still uses it keeps it.
-pub fn unmount(path: &Path) -> Result<(), Fault> {
-    loop {
-        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => {}
-            // EINVAL: nothing is mounted there.
-            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
-            Err(errno) => return Err(Fault::errno("unmounting", path.display(), errno)),
-        }
-    }
 }
 
 #[cfg(test)]

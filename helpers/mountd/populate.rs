@@ -34,14 +34,10 @@ use nix::unistd::{
     Gid, Uid, UnlinkatFlags, Whence, fchown, fchownat, ftruncate, linkat, lseek, read, symlinkat, unlinkat,
 };
 
-use super::container::Source;
+use super::source::Source;
 use super::tree::{Home, kind, libc_flags};
-use super::volumes::{Bind, Content, Volume, content};
+use super::volumes::{Bind, Content, SCRATCH, Volume, WHOLE, content};
 
-/// Where a copy is put together.
-pub const SCRATCH: &str = ".hyperinit-new";
-/// Where it is until all of it is in its place.
-pub const WHOLE: &str = ".hyperinit-whole";
 /// How deep an image's directory may be.
 const DEPTH: usize = 128;
 /// How much is remembered of files with more links than were met, in bytes of their paths; beyond that each link is a file of

@@ -11,6 +11,7 @@ use hyperinit::paths;
 use hyperinit::sys::mount::{Resolve, openat2};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, readlinkat};
+use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, makedev, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -254,6 +255,18 @@ pub fn kind(stat: &FileStat) -> SFlag {
 /// nix's flags as openat2 takes them.
 pub fn libc_flags(flags: OFlag) -> i32 {
     flags.bits()
+}
+
+/// Detaches what is mounted at a path, all of it; what still uses it keeps it.
+pub fn unmount(path: &Path) -> Result<(), Fault> {
+    loop {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            // EINVAL: nothing is mounted there.
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(errno) => return Err(Fault::errno("unmounting", path.display(), errno)),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -12,9 +12,8 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, makedev, mkdirat};
 
-use super::container;
 use super::disk::{self, Access, Disk, Export, is_word};
-use super::populate::{SCRATCH, WHOLE};
+use super::null;
 use super::tree::{Home, Reach, directory_to_mount_over, fault, file_to_mount_over, kind, libc_flags};
 
 const NODEV: u64 = nix::libc::MOUNT_ATTR_NODEV;
@@ -25,6 +24,10 @@ const MEMORY_MODE: &str = "1777";
 /// The directory of a volume that is bound. Any user of a container may write to a new one, as in the C original.
 const DATA: &str = "_data";
 const DATA_MODE: Mode = Mode::from_bits_truncate(0o777);
+/// Beside the data: the directory in which a copy of the image's files is put together.
+pub const SCRATCH: &str = ".hyperinit-new";
+/// Beside the data: the name of that directory from when the copy is complete until all of it is in its place.
+pub const WHOLE: &str = ".hyperinit-whole";
 /// The one file of a volume that is a file.
 const FILE: &str = ".hyper_file_volume_data_do_not_create_on_your_own";
 /// What a new filesystem has (fsck(8)).
@@ -252,7 +255,7 @@ pub fn bind(home: &Home, root: &OwnedFd, bind: &Bind<'_>) -> Result<(), Fault> {
     // The host's /dev/null, by which it hides a file, is no device where no device of the share is one.
     let null = matches!(bind.from, From::Share(_)) && is_null(what);
     let (tree, attributes) = match null {
-        true => (clone_tree(container::null(home)?, false), container::COVER),
+        true => (clone_tree(null::open_checked(home)?, false), null::COVER),
         false => (clone_tree(what, false), if bind.from == From::Memory { MEMORY } else { NODEV }),
     };
     let tree = tree.fault("cloning the volume for", &at)?;

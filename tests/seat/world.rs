@@ -44,8 +44,8 @@ impl World {
         let named = |pid: &i32| {
             let file = if name.contains(' ') { "cmdline" } else { "comm" };
             let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            // What has ended keeps its name until it is reaped.
-            text.replace('\0', " ").trim_end() == name && !is_over(*pid)
+            // A successor has its name before it has its filter. What has ended keeps its name until it is reaped.
+            text.replace('\0', " ").trim_end() == name && is_confined(*pid) && !is_over(*pid)
         };
         children(self.init).into_iter().filter(named).min()
     }
@@ -58,6 +58,12 @@ impl World {
         let depth = numbers(seat).len();
         numbers(self.pid(name)).get(depth - 1).map(|number| number.parse().unwrap())
     }
+}
+
+/// Whether a process has its filter: that is the last step of its confinement (proc_pid_status(5)).
+fn is_confined(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| line == "Seccomp:\t2")
 }
 
 fn is_over(pid: i32) -> bool {

@@ -216,6 +216,19 @@ fn citations(text: &str) -> Vec<(String, String)> {
     found
 }
 
+/// README is what a stranger reads first: short, and its links lead somewhere.
+#[test]
+fn the_readme_is_short_and_its_links_exist() {
+    let text = read("README.md");
+    let words = text.split_whitespace().count();
+    assert!(words <= 900, "{words} words");
+    let links: Vec<&str> = text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    assert!(links.len() > 10, "{links:?}");
+    for link in links {
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(link).is_file(), "README.md: no {link}");
+    }
+}
+
 #[test]
 fn the_protocols_page_has_every_command_and_every_key() {
     let text = read("docs/protocol.md");

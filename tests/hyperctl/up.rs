@@ -216,7 +216,7 @@ fn one_command_by_hand() {
     assert_eq!(finish(child).status.code(), Some(0));
 }
 
-/// As the README has it: nothing waits for the guest in between. Then several at once.
+/// As docs/hyperctl.md has it: nothing waits for the guest in between. Then several at once.
 #[test]
 fn a_pod_by_hand_and_who_comes_at_once() {
     who_comes_at_once(&["--local"]);

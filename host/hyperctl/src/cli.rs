@@ -1,4 +1,4 @@
-//! The command line: what each subcommand takes. README's reference says the same.
+//! The command line: what each subcommand takes. docs/hyperctl.md says the same.
 
 use std::ffi::OsString;
 use std::io::Write;

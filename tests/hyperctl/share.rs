@@ -96,7 +96,10 @@ fn a_guest_ends_with_its_virtiofsd() {
     drop(client);
     assert_eq!(output.status.code(), Some(1));
     let words = text(&output.stderr);
-    assert!(words.contains("virtiofsd has ended, and the guest is nothing without it"), "{words}");
+    assert!(
+        words.contains("virtiofsd has ended (") && words.contains("), and the guest is nothing without it"),
+        "{words}"
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hyperinit_client::mux::is_served;
 use hyperinit_client::{CallError, Client};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgid};
 
 use super::guest::processes::children;
@@ -130,6 +130,25 @@ fn a_vm_that_cannot_boot_is_an_error_with_its_last_words() {
         let words = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{append}: {words}");
         assert!(words.contains("it ended (exit status: 0); its log ends with"), "{words}");
+        assert!(words.contains(says), "{words}");
+    }
+}
+
+/// QEMU's exit status is 0 when it is told to end.
+#[test]
+fn a_vm_that_somebody_ends_is_an_error_that_says_how() {
+    for (how, says) in [
+        (Signal::SIGKILL, "it ended (signal: 9 (SIGKILL))"),
+        (Signal::SIGTERM, "terminating on signal 15 from pid "),
+    ] {
+        let directory = scratch();
+        let (child, client) = up_with(directory.path(), &["--vm", "--share-by", "9p"]);
+        let [qemu] = children(child.id().cast_signed())[..] else { panic!("QEMU is hyperctl's one child") };
+        kill(Pid::from_raw(qemu), how).unwrap();
+        let output = finish(child);
+        drop(client);
+        let words = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words}");
         assert!(words.contains(says), "{words}");
     }
 }

@@ -16,7 +16,7 @@ use hyperinit_client::{CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET};
 use hyperinit_protocol::fault::{Fault, OrFault};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use super::cgroup::Cgroup;
@@ -27,7 +27,7 @@ use super::volumes::Bind;
 pub const CONSOLE: &str = "console.log";
 /// QEMU's own control socket.
 pub const QMP_SOCKET: &str = "qmp.sock";
-/// Where QEMU finds the vsock device's program.
+/// The socket of the vsock device's program.
 pub const VHOST_SOCKET: &str = "vhost.sock";
 /// Where QEMU finds virtiofsd.
 pub const VIRTIOFS_SOCKET: &str = "virtiofs.sock";
@@ -43,6 +43,8 @@ const TAIL: u64 = 16 << 10;
 const PANIC: &str = "Kernel panic";
 /// What an init says that gives up; then it ends, or switches its VM off.
 const CANNOT_BOOT: &str = "init: the guest cannot boot: ";
+/// What QEMU says that got a signal, and by whom; its exit status is 0 then.
+const QEMU_SIGNALLED: &str = "qemu-system-x86_64: terminating on signal ";
 /// How long a guest may live on without one of its services. Both end at once when the VM does, in either order.
 const ALONE: Duration = Duration::from_secs(5);
 /// How long a guest that is being started may take to have its sockets.
@@ -133,7 +135,7 @@ struct Before {
 
 /// The thread that is the guest's parent as long as the guest lives.
 fn bring_up(
-    command: Command,
+    mut command: Command,
     before: Before,
     started: &SyncSender<Result<Arc<Mutex<Child>>, Fault>>,
     ended: impl FnOnce(ExitStatus),
@@ -142,7 +144,14 @@ fn bring_up(
     let Before { namespaces, services, directory, console } = before;
     let start = |service: &Service| service.start(&directory, &console);
     let services: Result<Vec<Running>, Fault> = services.iter().map(start).collect();
-    let (services, child) = match services.and_then(|services| Ok((services, spawn(command, namespaces)?))) {
+    let spawn = |mut services: Vec<Running>| {
+        if let Some(connection) = services.iter_mut().find_map(|service| service.connection.take()) {
+            command.stdin(connection);
+        }
+        let child = spawn(command, namespaces)?;
+        Ok((services, child))
+    };
+    let (services, child) = match services.and_then(spawn) {
         Ok((services, child)) => (services, Arc::new(Mutex::new(child))),
         Err(fault) => return drop(started.send(Err(fault))),
     };
@@ -153,7 +162,7 @@ fn bring_up(
     let _ = started.send(Ok(Arc::clone(&child)));
     // Not reaped yet, so that until the lock is held its number is nobody else's.
     let pid = Pid::from_raw(pid.cast_signed());
-    while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
+    end_of(pid);
     drop(alive);
     if let Ok(status) = child.lock().unwrap_or_else(PoisonError::into_inner).wait() {
         ended(status);
@@ -167,17 +176,31 @@ fn watch(service: &Running, directory: &Path, child: &Arc<Mutex<Child>>) -> Send
     let (pid, name, child) = (service.pid(), service.name(), Arc::clone(child));
     let console = directory.join(CONSOLE);
     std::thread::spawn(move || {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-        while waitid(Id::Pid(pid), flags) == Err(Errno::EINTR) {}
+        let status = end_of(pid);
         if ended.recv_timeout(ALONE) == Err(RecvTimeoutError::Timeout) {
             // The log is all that is left to say it in.
             let _ = File::options().append(true).open(console).and_then(|mut console| {
-                writeln!(console, "hyperctl: {name} has ended, and the guest is nothing without it")
+                writeln!(
+                    console,
+                    "hyperctl: {name} has ended ({status}), and the guest is nothing without it"
+                )
             });
             let _ = child.lock().unwrap_or_else(PoisonError::into_inner).kill();
         }
     });
     alive
+}
+
+/// Waits for the end of a child, which stays to be reaped; how it ended, for a person.
+fn end_of(pid: Pid) -> String {
+    loop {
+        match waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
+            Err(Errno::EINTR) => {}
+            Ok(WaitStatus::Exited(_, status)) => return format!("exit status: {status}"),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return format!("signal: {signal}"),
+            other => return format!("{other:?}"),
+        }
+    }
 }
 
 fn spawn(mut command: Command, namespaces: bool) -> Result<Child, Fault> {
@@ -276,14 +299,14 @@ pub fn last_words(directory: &Path, lines: usize) -> String {
     all.iter().skip(last).take(lines).map(|line| format!("\n  {line}")).collect()
 }
 
-/// Whether the guest's log ends with a kernel that has panicked or an init that could not boot. A VM's exit status does not tell: its
-/// machine is then switched off or reset as after an orderly end.
+/// Whether the guest's log ends with a kernel that has panicked, an init that could not boot, or a QEMU that somebody has ended. A VM's
+/// exit status does not tell: its machine is then switched off or reset as after an orderly end.
 pub fn gave_up(directory: &Path) -> bool {
     last_lines(directory).iter().any(|line| {
         // Behind the kernel's time. Others may say these words too, in the middle of a line.
         let timed = line.strip_prefix('[').and_then(|line| line.split_once("] "));
         let text = timed.map_or(line.as_str(), |(_, text)| text);
-        text.starts_with(PANIC) || text.starts_with(CANNOT_BOOT)
+        [PANIC, CANNOT_BOOT, QEMU_SIGNALLED].iter().any(|last| text.starts_with(last))
     })
 }
 
@@ -327,6 +350,7 @@ mod tests {
             ("[    1.5] Kernel panic - not syncing: no init\r", true),
             ("[    1.5] init: the guest cannot boot: init: opening /dev/x: no", true),
             ("init: the guest cannot boot: no", true),
+            ("qemu-system-x86_64: terminating on signal 15 from pid 7 (bash)", true),
             ("[    1.5] init: forgetting the key Kernel panic - not syncing", false),
             ("[    1.5] init: [1] init: the guest cannot boot: no", false),
         ] {

@@ -131,7 +131,8 @@ fn channels(options: &GuestOptions) -> Vec<(&'static str, String)> {
     let mut all = Vec::new();
     if options.transport == Transport::Vsock {
         return vec![
-            ("-chardev", format!("socket,id=vsock,path={VHOST_SOCKET}")),
+            // The connection is QEMU's standard input (`Service::is_given_socket`).
+            ("-chardev", "socket,id=vsock,fd=0".to_owned()),
             ("-device", "vhost-user-vsock-pci,chardev=vsock".to_owned()),
         ];
     }
@@ -262,7 +263,7 @@ mod tests {
         assert!(serial.contains(" hyper_use_serial ") && !serial.contains("virtio-serial"), "{serial}");
         for part in [
             "size=256M,share=on -machine memory-backend=memory",
-            "path=vhost.sock -device vhost-user-vsock-pci",
+            "socket,id=vsock,fd=0 -device vhost-user-vsock-pci",
         ] {
             assert!(vsock.contains(part), "{part:?} is not in {vsock:?}");
         }

@@ -134,7 +134,7 @@ impl Guest {
         }
         // From here on its end is Drop's, also when it does not come up.
         let hyperctl = program.spawn().unwrap();
-        let life = Some(end_after(LIFE, pid_of(&hyperctl)));
+        let life = Some(end_after(LIFE, pid_of(&hyperctl), directory.join("guest/console.log")));
         let mut guest = Guest { kind, client: None, directory, share, hyperctl, life };
         let deadline = Instant::now() + BOOT;
         loop {
@@ -288,12 +288,15 @@ fn pid_of(child: &Child) -> Pid {
     Pid::from_raw(child.id().cast_signed())
 }
 
-/// Ends a guest after so long, unless what is returned is dropped before.
-fn end_after(limit: Duration, hyperctl: Pid) -> Sender<()> {
+/// Ends a guest after so long, unless what is returned is dropped before. The guest's log says so, which is what a failing test shows.
+fn end_after(limit: Duration, hyperctl: Pid, log: PathBuf) -> Sender<()> {
     let (life, over) = channel();
     std::thread::spawn(move || {
         if over.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-            let _ = writeln!(std::io::stderr(), "a guest is there for {limit:?}: it is ended");
+            let _ = fs::File::options()
+                .append(true)
+                .open(log)
+                .and_then(|mut log| writeln!(log, "the test ends this guest, which has lived for {limit:?}"));
             let _ = kill_process(hyperctl, SIGTERM);
         }
     });
@@ -555,10 +558,19 @@ fn process_value(id: &str, args: &[&str], more: Value) -> (Value, u64, u64) {
 /// device: so is Debian 13's /tmp, and images have both.
 pub fn scratch() -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let name = format!("hyperinit-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let temporary = std::env::temp_dir();
     let plain = !statvfs(&temporary).unwrap().flags().intersects(FsFlags::ST_NOSUID | FsFlags::ST_NODEV);
-    let path = if plain { temporary } else { PathBuf::from("/var/tmp") }.join(name);
-    fs::create_dir_all(&path).unwrap();
-    path
+    let place = if plain { temporary } else { PathBuf::from("/var/tmp") };
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = place.join(format!("hyperinit-test-{}-{number}", std::process::id()));
+        match fs::create_dir(&path) {
+            // A test that was killed has left it, and its number is this one's now.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => {
+                made.unwrap();
+                return path;
+            }
+        }
+    }
 }

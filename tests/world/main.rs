@@ -18,7 +18,7 @@ mod scenarios;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest::{Guest, Kind, scratch};
 use hyperinit::command::Command;
@@ -159,7 +159,9 @@ fn in_namespaces(scenario: &'static Scenario) {
 /// Runs the scenarios in one VM: a boot costs seconds.
 fn in_a_vm(on: On, options: &[&str]) {
     root::with(root::largest(), |root| {
-        let guest = guest(Kind::Vm, root, "", &[&["--memory", "1024", "--cpus", "2"], options].concat());
+        let mut guest = guest(Kind::Vm, root, "", &[&["--memory", "1024", "--cpus", "2"], options].concat());
+        // Each scenario has a limit of its own, and all together take longer than other tests.
+        guest.live_on();
         let only = std::env::var("WORLD_ONLY").ok();
         let wanted = |name| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == name));
         let all = ALL.iter().filter(|scenario| scenario.set <= root.set && wanted(scenario.name));
@@ -178,8 +180,13 @@ fn in_a_vm(on: On, options: &[&str]) {
 fn run_all<'a>(on: On, all: impl Iterator<Item = &'a &'static Scenario>, run: impl Fn(&Scenario)) {
     let mut failed = Vec::new();
     for scenario in all {
-        let _ = writeln!(std::io::stdout(), "world: {} on {}", scenario.name, on.name());
-        if catch_unwind(AssertUnwindSafe(|| run(scenario))).is_err() {
+        let say = |what: &str| writeln!(std::io::stdout(), "world: {} on {}{what}", scenario.name, on.name());
+        let begin = Instant::now();
+        let _ = say("");
+        let ended = catch_unwind(AssertUnwindSafe(|| run(scenario)));
+        let how = if ended.is_ok() { "passed" } else { "failed" };
+        let _ = say(&format!(": {how} after {} s", begin.elapsed().as_secs()));
+        if ended.is_err() {
             failed.push(scenario.name);
         }
     }

@@ -71,7 +71,8 @@ export TERM=xterm
 tm() { tmux -S "$RUN/tmux.sock" "$@"; }
 tm -f /dev/null new-session -d -s kept -x 80 -y 24 sh
 tm send-keys -t kept 'echo $((6 * 7)); tty' Enter
-shows() { tm capture-pane -p -t kept | grep -qx 42; }
+# Keys that are there before the shell are shown before its prompt, and the answer behind it.
+shows() { tm capture-pane -p -t kept | grep -qx '\(\$ \)*42'; }
 until_true shows
 terminal() { tm capture-pane -p -t kept | grep -o '^/dev/pts/'; }
 until_true terminal; terminal

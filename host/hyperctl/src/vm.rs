@@ -16,6 +16,10 @@ use super::{kernel, network, places};
 
 /// The emulator; Debian has it in the package of the message below.
 const QEMU: &str = "qemu-system-x86_64";
+/// An emulator does an instruction for strings step by step and looks for interrupts after each. By these two features a kernel clears
+/// and copies memory byte by byte: six times as slow as by words of eight bytes. On a busy machine each step meets a tick of the timer,
+/// and a page was seen to take more than a minute.
+const EMULATED_CPU: &str = "max,erms=off,fsrm=off";
 /// Before the user's words: the log on the serial port; a kernel that panics ends (by -no-reboot) instead of
 /// waiting for somebody to see it; and it takes its timer to work, for an emulator on a busy machine may be too slow to prove it.
 const CMDLINE: &str = "console=ttyS0 panic=-1 no_timer_check";
@@ -70,9 +74,9 @@ fn arguments(
     disks: &[Drive],
     options: &GuestOptions,
 ) -> Result<Vec<OsString>, Fault> {
-    let accel = match options.accel {
-        Accel::Tcg => "tcg",
-        Accel::Kvm => "kvm",
+    let (accel, cpu) = match options.accel {
+        Accel::Tcg => ("tcg", EMULATED_CPU),
+        Accel::Kvm => ("kvm", "max"),
     };
     let mut all: Vec<OsString> = Vec::new();
     let mut add = |option: &str, value: OsString| all.extend([option.into(), value]);
@@ -81,7 +85,7 @@ fn arguments(
     }
     add("-display", "none".into());
     add("-machine", format!("q35,accel={accel}").into());
-    add("-cpu", "max".into());
+    add("-cpu", cpu.into());
     add("-m", format!("{}M", options.memory).into());
     add("-smp", options.cpus.to_string().into());
     add("-kernel", kernel.into());
@@ -225,7 +229,7 @@ mod tests {
         let text = all.join(OsStr::new(" ")).into_string().unwrap();
         for part in [
             "-nodefaults -no-user-config -no-reboot -display none",
-            "-machine q35,accel=tcg -cpu max -m 256M -smp 2 -kernel /k -initrd /i",
+            "-machine q35,accel=tcg -cpu max,erms=off,fsrm=off -m 256M -smp 2 -kernel /k -initrd /i",
             "path=ctl.sock,server=on,wait=off -device virtserialport,chardev=channel0,name=sh.hyper.channel.0",
             "path=stream.sock,server=on,wait=off -device virtserialport,chardev=channel1,name=sh.hyper.channel.1",
             "path=/srv/a,,b -device virtio-9p-pci,fsdev=share,mount_tag=share_dir",
@@ -243,7 +247,7 @@ mod tests {
         let kvm = GuestOptions { accel: Accel::Kvm, ..options() };
         let all =
             arguments(Path::new("/k"), Path::new("/i"), (Path::new("/s"), &Share::NineP), &[], &kvm).unwrap();
-        assert!(all.iter().any(|word| word == "q35,accel=kvm"));
+        assert!(["q35,accel=kvm", "max"].iter().all(|word| all.iter().any(|given| given == word)));
     }
 
     #[test]

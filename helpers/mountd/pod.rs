@@ -10,7 +10,7 @@ use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::ContainerId;
 use hyperinit::paths;
 use hyperinit::wire::mountd::PodFiles;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 
 use super::share;
 use super::tree::unmount;

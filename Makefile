@@ -71,6 +71,12 @@ world: initrd test-hyperctl ## every program of tests/world, in a chroot, in nam
 	@scripts/world all
 	$(runner) WORLD=all cargo test --locked --test world -- --include-ignored
 
+.PHONY: waiting
+waiting: initrd test-hyperctl ## a hundred starts, execs and kills beside each thing that holds up a container, and how long they took
+	@scripts/need qemu-system-x86 qemu-system-common e2fsprogs
+	@scripts/nfs
+	$(runner) BESIDE=100 cargo test --locked --test waiting --test storage -- --nocapture --test-threads 1 holds_up nobody_waits
+
 .PHONY: minimal
 minimal: test-hyperctl ## what the policies allow is used: the part of `make test` that records processes, alone
 	@scripts/need busybox-static e2fsprogs iproute2 nftables xfsprogs

@@ -9,7 +9,7 @@ mod guest;
 use std::fs;
 use std::time::Instant;
 
-use guest::beside::{Beside, begin, is_held_up, kill};
+use guest::beside::{Beside, begin, is_held_up, kill, times};
 use guest::processes::{process, processes, status};
 use guest::{Guest, Kind, PATIENCE};
 use hyperinit_client::{CallError, Pending};
@@ -69,7 +69,9 @@ fn a_mountd_that_is_held_up_holds_up_its_own_container_only() {
 fn a_volume_of_many_files_that_is_filled_holds_up_its_own_container_only() {
     let guest = Guest::with_pod(Kind::Local);
     let data = guest.image("full").join("data");
-    for directory in 0..50 {
+    // A million for a hundred containers beside it.
+    let times = times(5);
+    for directory in 0..times * 10 {
         let directory = data.join(directory.to_string());
         fs::create_dir_all(&directory).unwrap();
         (0..1000).for_each(|file| fs::write(directory.join(file.to_string()), "").unwrap());
@@ -80,7 +82,7 @@ fn a_volume_of_many_files_that_is_filled_holds_up_its_own_container_only() {
     // As many as may be filled at once, and one that waits for the first's.
     let slow: Vec<Pending> = (0..3).map(|number| begin(&guest, &format!("slow{number}"), &more)).collect();
     let mut beside = Beside::default();
-    beside.live(&guest, 5, &json!({}));
+    beside.live(&guest, times, &json!({}));
     slow.iter().for_each(|slow| assert!(is_held_up(slow)));
     for number in 0..3 {
         guest.client().send(kill(&format!("slow{number}")));

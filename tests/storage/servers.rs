@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,6 +28,7 @@ impl Server {
         made: &str,
         libraries: Option<&Path>,
         arguments: &[&str],
+        input: Stdio,
         log: PathBuf,
         up: &dyn Fn() -> bool,
     ) -> Server {
@@ -33,7 +36,7 @@ impl Server {
         let output = fs::File::create(&log).unwrap();
         // It dies with the test, also if that is killed.
         let mut command = Command::new(hyperctl_path());
-        command.args(["tied", "--", program]).args(arguments).stdin(Stdio::null());
+        command.args(["tied", "--", program]).args(arguments).stdin(input);
         if let Some(libraries) = libraries {
             command.env("LD_LIBRARY_PATH", libraries);
         }
@@ -76,16 +79,16 @@ impl Drop for Server {
 pub fn virtiofs(scratch: &Path, directory: &Path, tag: &str, megabytes: u32) -> (Server, String) {
     let socket = scratch.join("virtiofs.sock");
     let source = format!("source={}", directory.display());
-    let socket_path = format!("--socket-path={}", socket.display());
     let arguments =
-        [&socket_path, "-f", "-o", &source, "-o", "sandbox=chroot", "-o", "xattr", "--rlimit-nofile=0"];
+        ["--fd=0", "-f", "-o", &source, "-o", "sandbox=chroot", "-o", "xattr", "--rlimit-nofile=0"];
     let log = scratch.join("virtiofsd.log");
-    let up = || socket.exists();
+    // It gets its socket, listening: a socket that is only bound refuses QEMU, which then ends.
+    let input = Stdio::from(OwnedFd::from(UnixListener::bind(&socket).unwrap()));
     // QEMU's own, or the one that came after it.
     let programs = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
     let program = programs.into_iter().find(|path| Path::new(path).exists()).unwrap_or(programs[0]);
     let package = "apt-get install qemu-system-common, or virtiofsd where it has none";
-    let server = Server::start(program, package, None, &arguments, log, &up);
+    let server = Server::start(program, package, None, &arguments, input, log, &|| true);
     let words = format!(
         "-object memory-backend-memfd,id=memory,size={megabytes}M,share=on -numa node,memdev=memory \
          -chardev socket,id=virtiofs,path={} -device vhost-user-fs-pci,chardev=virtiofs,tag={tag}",
@@ -122,7 +125,7 @@ pub fn nfs(scratch: &Path, directory: &Path) -> (Server, String) {
     let (program, libraries) = (unpacked.join("bin/ganesha.nfsd"), unpacked.join("lib/ganesha"));
     let program = program.to_str().unwrap();
     let log = scratch.join("nfs.log");
-    let server = Server::start(program, "scripts/nfs", Some(&libraries), &arguments, log, &up);
+    let server = Server::start(program, "scripts/nfs", Some(&libraries), &arguments, Stdio::null(), log, &up);
     // QEMU runs it for each connection; its words may have no space.
     let forward = scratch.join("to-nfs");
     fs::write(&forward, format!("#!/bin/sh\nexec /bin/busybox nc 127.0.0.1 {port}\n")).unwrap();

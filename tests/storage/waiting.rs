@@ -8,8 +8,8 @@ use hyperinit_client::CallError;
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
 use serde_json::json;
 
-use super::guest::beside::{Beside, begin, is_held_up, kill};
-use super::guest::{Guest, Kind, PATIENCE, make_rootfs, parse, scratch};
+use super::guest::beside::{Beside, begin, is_held_up, kill, times};
+use super::guest::{Guest, Kind, PATIENCE, container_id, make_rootfs, parse, scratch};
 use super::{images, servers};
 
 const MEMORY: u32 = 512;
@@ -37,15 +37,18 @@ fn nobody_waits_for_anothers_disk_server_or_share() {
     // What is beside has a root on a disk, and nothing of the share.
     let on_disk = json!({"image": "vda", "fstype": "ext4", "rootfs": "rootfs"});
     let mut calm = Beside::default();
-    calm.live(&guest, 3, &on_disk);
+    calm.live(&guest, times(3), &on_disk);
     calm.done("nothing");
 
     a_disk_that_never_comes(&guest, &on_disk);
 
     let volume = json!({"device": "10.0.2.100:/data", "fstype": "nfs", "mount": "/data"});
     let with_nfs = json!({"image": "vda", "fstype": "ext4", "rootfs": "rootfs", "volumes": [volume]});
-    held_up(&guest, &nfs, &with_nfs, &on_disk, "an NFS server that stops");
-    held_up(&guest, &virtiofsd, &json!({}), &on_disk, "a share whose host stops");
+    // Three at a time: a request that is held up for half a minute is given up.
+    for _ in 0..times(3).div_ceil(3) {
+        held_up(&guest, &nfs, (&with_nfs, "/data/file"), &on_disk, "an NFS server that stops");
+        held_up(&guest, &virtiofsd, (&json!({}), "/tmp/file"), &on_disk, "a share whose host stops");
+    }
     guest.call(Command::DestroyPod);
     assert!(guest.wait_for_end().success());
     fs::remove_dir_all(directory).unwrap();
@@ -53,14 +56,20 @@ fn nobody_waits_for_anothers_disk_server_or_share() {
 
 /// Each is waited for for two seconds; here there are always some.
 fn a_disk_that_never_comes(guest: &Guest, on_disk: &serde_json::Value) {
-    let slow: Vec<_> = (0..20)
-        .map(|number| {
-            let root = json!({"image": "sda", "addr": format!("{number}:1"), "fstype": "ext4"});
-            begin(guest, &format!("slow{number}"), &root)
-        })
-        .collect();
+    let mut slow = Vec::new();
+    let mut more = |count: usize| {
+        for number in slow.len()..slow.len() + count {
+            let root = json!({"image": "sda", "addr": format!("{}:1", number % 200), "fstype": "ext4"});
+            slow.push(begin(guest, &format!("slow{number}"), &root));
+        }
+    };
+    // More than may be waited for at once.
+    more(20);
     let mut beside = Beside::default();
-    beside.live(guest, 3, on_disk);
+    for _ in 0..times(3) {
+        more(2);
+        beside.live(guest, 1, on_disk);
+    }
     for slow in slow {
         match slow.wait(PATIENCE) {
             Err(CallError::Refused(text)) => assert!(text.contains("waiting for the disk SCSI"), "{text}"),
@@ -74,7 +83,7 @@ fn a_disk_that_never_comes(guest: &Guest, on_disk: &serde_json::Value) {
 fn held_up(
     guest: &Guest,
     server: &servers::Server,
-    slow: &serde_json::Value,
+    (slow, writes_to): (&serde_json::Value, &str),
     on_disk: &serde_json::Value,
     what: &str,
 ) {
@@ -86,7 +95,16 @@ fn held_up(
     server.signal(SIGCONT);
     slow.wait(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", guest.log()));
     beside.done(what);
-    guest.call(kill("slow"));
-    guest.client().finished(&super::container_id("slow"), &parse(json!("init")), PATIENCE).unwrap();
+
+    // Its end needs the server too: for what was written, and for unmounting.
+    guest.says("slow", &format!("echo word >{writes_to}"));
+    server.signal(SIGSTOP);
+    let killed = guest.client().send(kill("slow"));
+    let mut beside = Beside::default();
+    beside.live(guest, 3, on_disk);
+    server.signal(SIGCONT);
+    guest.client().finished(&container_id("slow"), &parse(json!("init")), PATIENCE).unwrap();
+    killed.wait(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", guest.log()));
     guest.remove("slow");
+    beside.done(&format!("{what}, at its container's end"));
 }

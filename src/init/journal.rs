@@ -247,3 +247,43 @@ fn write(level: Level, sender: Sender, line: &[u8]) {
         logger::relay(level, &sender.to_string(), sender.name(), line);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::epoll::EpollCreateFlags;
+    use nix::sys::socket::{MsgFlags, send};
+
+    use super::*;
+    use crate::wire::Role;
+    use crate::wire::bootstrap::socket_pair;
+
+    /// What an execd has started goes on writing to its log when it has died; each successor has a channel of its own.
+    #[test]
+    fn so_many_channels_of_the_dead_are_kept_and_the_oldest_are_closed() {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        let mut journal = Journal::new();
+        let execd = Sender::Helper(Instance::first(Role::Execd));
+        let writers: Vec<OwnedFd> = (0..FORMER_MAX + 3)
+            .map(|_| {
+                let (writer, socket) = socket_pair().unwrap();
+                journal.listen(&epoll, execd, socket);
+                journal.ended(&epoll, execd, Duration::ZERO);
+                writer
+            })
+            .collect();
+        assert_eq!(journal.channels.len(), FORMER_MAX);
+        let write = |writer: &OwnedFd| send(writer.as_raw_fd(), b"a line", MsgFlags::MSG_NOSIGNAL);
+        let written: Vec<_> = writers.iter().map(|writer| write(writer).map_err(|_| "closed")).collect();
+        assert_eq!(written[..3], [Err("closed"); 3]);
+        assert_eq!(written[3..], [Ok(6); FORMER_MAX]);
+        // The living one's is none of them, and what nobody can write to any more is not kept.
+        let (_living, socket) = socket_pair().unwrap();
+        journal.listen(&epoll, execd, socket);
+        drop(writers);
+        let tokens: Vec<u64> = journal.channels.keys().copied().collect();
+        tokens.iter().for_each(|token| journal.hear(&epoll, *token, Duration::ZERO));
+        assert_eq!(journal.channels.len(), 1);
+    }
+}

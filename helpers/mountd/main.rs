@@ -68,6 +68,8 @@ pub fn main() -> ExitCode {
 impl Mountd {
     fn handle(&mut self, request: Request) -> Result<Reply, Fault> {
         match request {
+            // They are the machine's devices, clock and random pool: a guest in namespaces leaves them, and init does not ask it.
+            Request::Rescan | Request::WakeUp | Request::Online if self.rules.local => {}
             Request::Rescan => hotplug::rescan()?,
             Request::WakeUp => wake::wake_up()?,
             Request::Online => hotplug::online()?,
@@ -106,8 +108,10 @@ impl Mountd {
 
     /// The next part of the file that is being read; after its end, or a fault, there is none.
     fn read_on(&mut self) -> Result<Reply, Fault> {
-        let mut reading =
-            self.reading.take().ok_or_else(|| Fault::new("reading", "", "no file is being read"))?;
+        let mut reading = self
+            .reading
+            .take()
+            .ok_or_else(|| Fault::new("reading on", "a container's file", "none is being read"))?;
         let reply = reading.part()?;
         if let Reply::Part { last: false, .. } = reply {
             self.reading = Some(reading);

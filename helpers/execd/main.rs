@@ -9,6 +9,7 @@ mod report;
 mod setup;
 mod start;
 mod streams;
+mod system_v;
 mod turns;
 mod vault;
 

@@ -19,7 +19,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::sethostname;
 
 use super::remembered::Files;
-use super::report;
+use super::{report, system_v};
 
 /// The namespaces that execd enters with the pod, and leaves with it.
 const KINDS: [(&str, CloneFlags); 3] =
@@ -110,6 +110,7 @@ fn live(policy: &Policy, hostname: &str, report: &OwnedFd) -> Result<Infallible,
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).fault("mounting", "/proc")?;
     sethostname(hostname).fault("setting the hostname", hostname)?;
+    system_v::bound();
     let children = SigSet::from(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&children), None).fault("blocking", "SIGCHLD")?;
     // Of its own, which it may always open; nobody else may open them who has no CAP_SYS_PTRACE.

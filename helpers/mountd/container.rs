@@ -34,6 +34,9 @@ const SLICE: Duration = Duration::from_millis(100);
 const DEV_SIZE: &str = "1m";
 /// The group of ttys in every distribution.
 const TTY_GROUP: &str = "5";
+/// How many terminals a container has at once: a third of what the kernel has for all containers (3,072: `kernel.pty.max` less
+/// `kernel.pty.reserve`, the kernel's Documentation/filesystems/devpts.rst), so that one container cannot keep another's from it.
+const TERMINALS: &str = "1024";
 
 const NOSUID: u64 = nix::libc::MOUNT_ATTR_NOSUID;
 const NODEV: u64 = nix::libc::MOUNT_ATTR_NODEV;
@@ -251,7 +254,8 @@ fn dev_files(dev: &OwnedFd) -> Result<(), Fault> {
     // Where execd binds the tty of a container's init.
     mknodat(dev, "console", SFlag::S_IFREG, Mode::from_bits_truncate(0o620), 0)
         .fault("making", "/dev/console")?;
-    let options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", TTY_GROUP)];
+    let options =
+        [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", TTY_GROUP), ("max", TERMINALS)];
     let pts = new_mount("devpts", &options, NOSUID | NOEXEC).fault("making", "/dev/pts")?;
     move_mount(&pts, mount_point(dev, "pts")?).fault("mounting", "/dev/pts")?;
     let shm = open(paths::POD_SHM, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())

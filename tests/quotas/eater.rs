@@ -53,6 +53,7 @@ pub fn eat(what: &str) -> ! {
         "inotify watches" => inotify(),
         "locks" => locks(),
         "message queues" => until(message_queue),
+        "netlink dumps" => until(|_| dump()),
         "netlink queues" => netlink(),
         "open files" => until(|_| File::open("/dev/null").map(keep).map_err(errno)),
         "pings" => pings(SockType::Datagram),
@@ -215,6 +216,17 @@ fn netlink() -> (usize, Errno) {
         keep(socket);
         Ok(())
     })
+}
+
+/// A list of links (RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP) that nobody reads.
+fn dump() -> Result<(), Errno> {
+    const GET_LINKS: [u8; 32] =
+        [32, 0, 0, 0, 18, 0, 1, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let protocol = SockProtocol::NetlinkRoute;
+    let socket = socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_NONBLOCK, protocol)?;
+    sendto(socket.as_raw_fd(), &GET_LINKS, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    keep(socket);
+    Ok(())
 }
 
 fn queue(sender: BorrowedFd<'_>, to: &NetlinkAddr) -> Result<(), Errno> {

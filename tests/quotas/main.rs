@@ -11,6 +11,7 @@ mod guest;
 #[path = "../support/probe.rs"]
 #[allow(dead_code, reason = "each test binary uses a part of it")]
 mod probe;
+mod programs;
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -48,7 +49,7 @@ enum End {
 use End::{Either, Pod, Refused, Vm};
 
 /// What a container takes all of, as whom, and how that ends.
-const KINDS: [(&str, &str, End); 20] = [
+const KINDS: [(&str, &str, End); 21] = [
     ("connections", "root", Refused("enough")),
     ("epoll watches", "root", Either),
     ("in-flight descriptors", "root", Refused("ETOOMANYREFS")),
@@ -58,6 +59,7 @@ const KINDS: [(&str, &str, End); 20] = [
     ("inotify watches", "root", Refused("enough")),
     ("locks", "root", Vm),
     ("message queues", "root", Refused("EMFILE")),
+    ("netlink dumps", "902", Vm),
     ("netlink queues", "902", Vm),
     ("open files", "root", Either),
     ("pings", "902", Vm),
@@ -86,9 +88,12 @@ impl World {
         fs::remove_dir_all(directory).unwrap();
         let root = guest.share.join("image/rootfs");
         fs::copy(env::current_exe().unwrap(), root.join("bin/eater")).unwrap();
-        let tables = root.join("bin/tables");
-        fs::write(&tables, page_tables()).unwrap();
-        fs::set_permissions(&tables, fs::Permissions::from_mode(0o755)).unwrap();
+        let all = programs::all().map(|(name, program, _)| (name, program));
+        for (name, program) in all.into_iter().chain([("listener", programs::listener())]) {
+            let path = root.join("bin").join(name);
+            fs::write(&path, program).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
         // With lists the guest tracks connections.
         let lists = json!({"internalNetworks": ["10.1.0.0/16"], "externalNetworks": ["10.2.0.0/16"]});
         let pod = json!({"hostname": "pod-1", "shareDir": "share_dir", "portmappingWhiteLists": lists});
@@ -114,6 +119,8 @@ impl World {
         }
         let whole: String = (1..=2000).map(|line| format!("{line}\n")).collect();
         assert!(self.guest.says("well", "seq 1 2000") == whole, "{what}: output is missing");
+        let tty = self.guest.exec("well", &["tty"], json!({"terminal": true, "stderr": 0})).outcome();
+        assert!(tty.stdout.starts_with("/dev/pts/"), "{what}: {tty:?}");
         assert_eq!(self.guest.container_says("new", "echo new", json!({})), "new\n", "{what}");
         let routes = json!({"routes": [{"dest": "198.51.100.0/24", "device": "no-such-link"}]});
         assert!(self.guest.refused(Command::SetupRoute(parse(routes))).contains("netd"), "{what}");
@@ -135,7 +142,7 @@ impl World {
                 self.goes_on(what);
                 running.signal(9);
                 assert_eq!(running.end().status, 137, "{what}");
-                let word = full.split(' ').nth(1).unwrap().to_owned();
+                let word = programs::reason(full.split(' ').nth(1).unwrap());
                 return (Refused(Box::leak(word.into_boxed_str())), full.to_owned());
             }
         }
@@ -149,14 +156,6 @@ impl World {
     }
 }
 
-/// A program that has a page wherever the kernel needs a table of pages, and one of those tables, for it: a gigabyte of addresses without
-/// memory (PROT_NONE; MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE), and a page with (PROT_READ, PROT_WRITE; MAP_POPULATE).
-fn page_tables() -> Vec<u8> {
-    const MMAP: u64 = 9;
-    let map = |length, protection, flags: u64| (MMAP, [0, length, protection, 0x22 | flags, u64::MAX, 0]);
-    probe::elf_forever(&[map(1 << 30, 0, 0x4000), map(4096, 3, 0x8000)])
-}
-
 /// In the container this is the eater.
 #[test]
 fn a_container_that_takes_all_of_something_costs_the_guest_nothing() {
@@ -168,12 +167,15 @@ fn a_container_that_takes_all_of_something_costs_the_guest_nothing() {
     let well = guest.sleeper("well");
     let eater = guest.sleeper("eater");
     world.goes_on("before");
+    hears_of_devices(&world);
     let test = "a_container_that_takes_all_of_something_costs_the_guest_nothing";
     let args = ["/bin/eater", "--exact", test, "--nocapture", "--test-threads=1"];
     let locked = json!({"type": "RLIMIT_MEMLOCK", "soft": u64::MAX, "hard": u64::MAX});
+    let files = json!({"type": "RLIMIT_NOFILE", "soft": 524_288, "hard": 524_288});
+    let limits = [locked, files];
     let mut wrong = Vec::new();
     for (what, user, expected) in KINDS {
-        let more = json!({"envs": [{"env": WHAT, "value": what}], "rlimits": [locked], "user": user});
+        let more = json!({"envs": [{"env": WHAT, "value": what}], "rlimits": limits, "user": user});
         let end = world.eaten(what, guest.exec("eater", &args, more));
         let _ = writeln!(std::io::stderr(), "{what}: {}", end.1);
         if !is_expected(expected, end.0) {
@@ -184,9 +186,16 @@ fn a_container_that_takes_all_of_something_costs_the_guest_nothing() {
         }
         guest.says("eater", "rm -rf /dev/shm/*");
     }
-    let tables = world.eaten("page tables", guest.exec("eater", &["/bin/tables"], json!({})));
-    if tables.0 != Pod {
-        wrong.push(("page tables", tables));
+    for (name, _, expected) in programs::all() {
+        if name == programs::WITH_LITTLE_CODE {
+            world.door(&format!("echo {} > /proc/sys/net/core/bpf_jit_limit", programs::CODE));
+        }
+        let end =
+            world.eaten(name, guest.exec("eater", &[&format!("/bin/{name}")], json!({"rlimits": limits})));
+        let _ = writeln!(std::io::stderr(), "{name}: {}", end.1);
+        if !is_expected(expected, end.0) {
+            wrong.push((name, end));
+        }
     }
     assert!(wrong.is_empty(), "{wrong:?}");
     guest.finish(eater);
@@ -198,6 +207,18 @@ fn a_container_that_takes_all_of_something_costs_the_guest_nothing() {
 
 fn is_expected(expected: End, end: End) -> bool {
     expected == end || expected == Either && matches!(end, Pod | Vm)
+}
+
+/// The kernel tells every network namespace of devices that come and change (uevents), and so a container, which may have netlink sockets: as under
+/// Docker without user namespaces. What it hears is in /sys, too.
+fn hears_of_devices(world: &World) {
+    let listener = world.guest.exec("eater", &["/bin/listener"], json!({}));
+    listener.read_until("listening");
+    world.door("echo change > /sys/class/mem/null/uevent");
+    let heard = listener.read_until("full");
+    assert!(heard.contains("change@/devices/virtual/mem/null"), "{heard:?}");
+    listener.signal(9);
+    assert_eq!(listener.end().status, 137);
 }
 
 /// All connections together are kept to a part of the VM's memory.

@@ -4,6 +4,10 @@
 /// Where the program is loaded. Its first bytes are readable memory, for calls that want a pointer.
 pub const BASE: u64 = 0x40_0000;
 
+/// In place of an argument: what the call before gave.
+#[cfg(target_arch = "x86_64")]
+pub const RESULT: u64 = 0xffff_ffff_feed_0001;
+
 /// The ELF and program headers, in bytes.
 const HEADERS: u64 = 64 + 56;
 /// One call without what becomes of its result, in bytes.
@@ -48,6 +52,47 @@ pub fn elf_forever(calls: &[(u64, [u64; 6])]) -> Vec<u8> {
     file(code)
 }
 
+/// A program that makes the calls so many times at most, until the last one fails. Then it writes `\nfull 0 NN\n`, NN being the errno
+/// in two digits (00: it never failed), and sleeps.
+#[cfg(target_arch = "x86_64")]
+pub fn elf_until(most: u32, calls: &[(u64, [u64; 6])], data: &[u8]) -> Vec<u8> {
+    /// The instructions before and behind the calls, in bytes.
+    const AROUND: u64 = 5 + 13 + 5;
+    const TELL: u64 = 52;
+    let text_at = BASE + HEADERS + AROUND + CALL * calls.len() as u64 + TELL;
+    let mut bytes = vec![0xbb];
+    // mov ebx, most
+    bytes.extend(most.to_le_bytes());
+    let calls = code(calls);
+    bytes.extend(&calls);
+    // test rax, rax; js to the end of this; dec ebx; jnz to the calls; xor eax, eax
+    bytes.extend([0x48, 0x85, 0xc0, 0x78, 10, 0xff, 0xcb, 0x0f, 0x85]);
+    bytes.extend((-i32::try_from(calls.len() + 13).unwrap()).to_le_bytes());
+    bytes.extend([0x31, 0xc0, 0x90, 0x90, 0x90]);
+    let before = bytes.len();
+    // neg eax; xor edx, edx; mov ecx, 10; div ecx; add the digits to the text
+    bytes.extend([0xf7, 0xd8, 0x31, 0xd2, 0xb9, 10, 0, 0, 0, 0xf7, 0xf1]);
+    let text = u32::try_from(text_at).unwrap();
+    // mov esi, text; add [rsi + 8], al; add [rsi + 9], dl
+    bytes.push(0xbe);
+    bytes.extend(text.to_le_bytes());
+    bytes.extend([0x00, 0x46, 8, 0x00, 0x56, 9]);
+    // mov eax, SYS_write; mov edi, 1; mov edx, 11; syscall
+    bytes.extend([0xb8, 1, 0, 0, 0, 0xbf, 1, 0, 0, 0, 0xba, 11, 0, 0, 0, 0x0f, 0x05]);
+    // mov eax, SYS_pause; syscall; jmp to the pause; nop
+    bytes.extend([0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7, 0x90, 0x90, 0x90, 0x90]);
+    assert_eq!((bytes.len() - before) as u64, TELL);
+    bytes.extend(b"\nfull 0 00\n");
+    bytes.extend(data);
+    file_of(bytes, 7)
+}
+
+/// Where the data of such a program is in its memory.
+#[cfg(target_arch = "x86_64")]
+pub fn data_until(calls: u64) -> u64 {
+    BASE + HEADERS + 23 + CALL * calls + 52 + 11
+}
+
 #[cfg(target_arch = "x86_64")]
 fn code(calls: &[(u64, [u64; 6])]) -> Vec<u8> {
     let mut code = Vec::new();
@@ -56,21 +101,32 @@ fn code(calls: &[(u64, [u64; 6])]) -> Vec<u8> {
             code.extend(opcode);
             code.extend(value.to_le_bytes());
         };
-        // movabs into rax, rdi, rsi, rdx, r10, r8, r9
-        load([0x48, 0xb8], *number);
+        // movabs into rdi, rsi, rdx, r10, r8, r9, rax; of a result mov from rax, and a nop of seven bytes
         let registers = [[0x48, 0xbf], [0x48, 0xbe], [0x48, 0xba], [0x49, 0xba], [0x49, 0xb8], [0x49, 0xb9]];
         for (register, value) in registers.into_iter().zip(*arguments) {
-            load(register, value);
+            if value == RESULT {
+                let [prefix, opcode] = register;
+                load([prefix, 0x89], u64::from_le_bytes([opcode + 8, 0x0f, 0x1f, 0x80, 0, 0, 0, 0]));
+            } else {
+                load(register, value);
+            }
         }
+        load([0x48, 0xb8], *number);
         // syscall
         code.extend([0x0f, 0x05]);
     }
     code
 }
 
-/// The ELF file of some code.
+/// The ELF file of some code, which is readable and executable memory.
 #[cfg(target_arch = "x86_64")]
 fn file(code: Vec<u8>) -> Vec<u8> {
+    file_of(code, 5)
+}
+
+/// The same with the flags of its memory: 1 executable, 2 writable, 4 readable.
+#[cfg(target_arch = "x86_64")]
+fn file_of(code: Vec<u8>, flags: u32) -> Vec<u8> {
     let size = HEADERS + code.len() as u64;
     let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     let half = |file: &mut Vec<u8>, value: u16| file.extend(value.to_le_bytes());
@@ -87,9 +143,9 @@ fn file(code: Vec<u8>) -> Vec<u8> {
     for value in [64, 56, 1, 0, 0, 0] {
         half(&mut file, value);
     }
-    // PT_LOAD, readable and executable: the whole file
+    // PT_LOAD: the whole file
     word(&mut file, 1);
-    word(&mut file, 5);
+    word(&mut file, flags);
     for value in [0, BASE, BASE, size, size, 0x1000] {
         long(&mut file, value);
     }

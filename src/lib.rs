@@ -3,10 +3,12 @@
 
 pub mod cgroups;
 pub mod channel;
+pub mod clock;
 pub mod helper;
 pub mod host;
 pub mod init;
 pub mod paths;
+pub mod port;
 pub mod sandbox;
 pub mod supervisor;
 pub mod sysctl;

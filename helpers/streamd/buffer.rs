@@ -1,13 +1,14 @@
 //! The output buffer: a memfd in which the kernel keeps the books (docs/streams.md).
 //!
-//! A kill arrives at the end of a system call, before a program can note what the call did. So the two positions that
-//! matter are file offsets of two descriptions of the memfd, which every streamd inherits: splice(2) moves bytes from a
-//! process to the first and advances it, sendfile(2) from the second to the port and advances it, each in one call. What
-//! else a successor has to know stands in the first page.
+//! A kill arrives at the end of a system call, before a program can note what the call did. So the two
+//! positions that matter are file offsets of two descriptions of the memfd, which every streamd inherits:
+//! splice(2) moves bytes from a process to the first and advances it, sendfile(2) from the second to the port
+//! and advances it, each in one call. What else a successor has to know stands in the first page.
 //!
-//! Places only grow. Where the port copies what it takes, they are in a ring, whose pages stay; a socket refers to
-//! pages until its other end has read them, so there the file grows with the places, and whole pages behind are given back.
-//! A taken payload's frame begins with a page: virtio-serial hands the host each piece of a page by itself.
+//! Places only grow. Where the port copies what it takes, they are in a ring, whose pages stay; a socket
+//! refers to pages until its other end has read them, so there the file grows with the places, and whole
+//! pages behind are given back. A taken payload's frame begins with a page: virtio-serial hands the host each
+//! piece of a page by itself.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,8 +26,8 @@ use nix::unistd::{Whence, ftruncate, lseek64};
 
 /// While this much waits for the port, nothing more is taken from processes: their pipes fill, and they wait.
 pub const ROOM: u64 = 512 << 10;
-/// What may wait besides for the host's own sake: the answers to frames of unknown streams. Behind it the host is not
-/// listened to.
+/// Besides, this much may wait of answers to frames of unknown streams. While more waits, the host is not
+/// read.
 const ANSWERS: u64 = 256 << 10;
 /// Behind the room for output and answers the ring has some for ends, and for the frame that is being taken.
 const RING: u64 = 1 << 20;
@@ -41,12 +42,14 @@ const ENDLESS: u64 = 1 << 62;
 pub const CHUNK: usize = 64 << 10;
 /// The most that one read of a tty returns: its line discipline holds no more.
 const TTY_CHUNK: usize = 4 << 10;
-/// A tty holds little at once. Who writes so much without a pause is writing more, and is let to before its frame is sent.
+/// A tty holds little at once. A process that has written this much without a pause is writing more, so it
+/// may run before its frame is sent.
 const TTY_BULK: usize = 2 << 10;
 /// How much that has left is given back at once.
 const PUNCH: u64 = 256 << 10;
-/// How much that has left is kept: a socket refers to these pages until the host has read them, and where tmpfs uses huge
-/// pages, giving a part of one back overwrites it with zeros. More than the sending side of a socket holds (wmem_default).
+/// How much that has left is kept: a socket refers to these pages until the host has read them, and where
+/// tmpfs uses huge pages, giving a part of one back overwrites it with zeros. More than the sending side of a
+/// socket holds (wmem_default).
 const KEPT: u64 = 256 << 10;
 /// Where frames begin: behind the page of numbers.
 const DATA: u64 = PAGE as u64;
@@ -64,7 +67,8 @@ const SLOT_PENDING_AT: usize = 3;
 const SLOT_BOUNDARY: usize = 4;
 /// How far the streams that ended were recorded.
 const SLOT_ENDS: usize = 5;
-/// How well it is known where the host is in its frames, and three numbers that say where (host.rs).
+/// How well it is known where the host is in its frames, and three numbers that say where
+/// (stream_channel.rs).
 pub const SLOT_INPUT: usize = 6;
 /// The first of the three.
 pub const SLOT_PLACE: usize = 7;
@@ -84,7 +88,7 @@ pub enum Taken {
     Nothing,
     /// There will never be more.
     End,
-    /// Nobody has the tty open; somebody may open it again.
+    /// No process has the tty open. A process may open it again.
     HungUp,
 }
 
@@ -110,8 +114,8 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// The buffer of these inherited descriptors: a new one, or what a predecessor left. `copied` says that the port, which
-    /// is the same for all, copies what it takes.
+    /// The buffer of these inherited descriptors: a new one, or what a predecessor left. `copied` says that
+    /// the port, a device that all hosts use, copies what it takes.
     pub fn open(
         input: OwnedFd,
         output: OwnedFd,
@@ -149,7 +153,7 @@ impl Buffer {
             // How much a predecessor gave back is not known, and giving it back again costs little.
             punched: DATA,
         };
-        // An end whose frame was not there yet when its writer died was not appended.
+        // If the writer died before an end's frame was there, the end was not appended.
         (0..ENDS)
             .map(|end| SLOT_FIRST_END + 2 * end)
             .filter(|&slot| buffer.page.get(slot + 1) >= buffer.published)
@@ -198,12 +202,14 @@ impl Buffer {
         self.boundary >= end
     }
 
-    /// Where in the file a frame is that starts at a place. Its end is behind that, also where the ring comes round.
+    /// Where in the file a frame is that starts at a place. Its end is behind that, also where the ring comes
+    /// round.
     fn in_file(&self, start: u64) -> u64 {
         DATA + start % self.ring
     }
 
-    /// Where the next frame with a payload starts: at a page's start, with room for a header in the gap before.
+    /// Where the next frame with a payload starts: at a page's start, with room for a header in the gap
+    /// before.
     fn next_start(&self) -> u64 {
         match self.published.next_multiple_of(DATA) {
             start if start - self.published >= HEADER || start == self.published => start,
@@ -220,7 +226,7 @@ impl Buffer {
             if end < payload {
                 return Err(Fault::new("reading", "the output buffer", "its books do not add up"));
             }
-            // What a tty's bytes had not passed yet.
+            // The tty's bytes that are still in the pipe.
             end += self.empty_pipe()?;
             self.publish(stream, usize::try_from(end - payload).unwrap_or(usize::MAX))?;
         }
@@ -228,7 +234,7 @@ impl Buffer {
         Ok(())
     }
 
-    /// Moves what is in the tty's pipe to the buffer; bytes.
+    /// Moves the content of the tty's pipe to the buffer; returns how many bytes.
     fn empty_pipe(&self) -> Result<u64, Fault> {
         let mut moved = 0;
         loop {
@@ -261,8 +267,8 @@ impl Buffer {
         Ok(())
     }
 
-    /// Takes what a process has written, as one frame. After a fault that is [`is_no_memory`] nothing is lost, and the next
-    /// attempt goes on where this one stopped.
+    /// Takes what a process has written, as one frame. After a fault that is [`is_no_memory`] nothing is
+    /// lost, and the next attempt goes on where this one stopped.
     pub fn take(&mut self, stream: StreamId, from: BorrowedFd<'_>, tty: bool) -> Result<Taken, Fault> {
         self.finish_pending()?;
         self.seek_payload()?;
@@ -286,8 +292,8 @@ impl Buffer {
         Ok(taken)
     }
 
-    /// One end of a splice has to be a pipe, so a tty's bytes take the way through one. They come in small portions, and
-    /// several make one frame.
+    /// One end of a splice has to be a pipe, so a tty's bytes take the way through one. They come in small
+    /// portions, and several make one frame.
     fn take_tty(&self, from: BorrowedFd<'_>) -> Result<Result<usize, Errno>, Fault> {
         let (mut taken, mut since) = (0, 0);
         let last = loop {
@@ -388,8 +394,8 @@ impl Buffer {
         self.finish_pending()?;
         let count = self.page.get(SLOT_ENDS);
         let slot = SLOT_FIRST_END + 2 * (usize::try_from(count).unwrap_or(0) % ENDS);
-        // The stream is noted last: until then the pair says nothing, and until `advance` the place is not there yet. The
-        // count grows before, for the next end must not take this one's slot.
+        // The stream is noted last: until then the pair says nothing, and until `advance` the place is not
+        // there yet. The count grows before, for the next end must not take this one's slot.
         self.page.set(slot, 0);
         self.page.set(slot + 1, self.published);
         self.page.set(slot, stream.get());
@@ -411,7 +417,7 @@ impl Buffer {
             .map(|slot| self.page.get(slot + 1) + HEADER)
     }
 
-    /// A stream of this number begins: what an earlier one came to is forgotten.
+    /// A stream of this number begins: the end of an earlier stream of the number is forgotten.
     pub fn forget_end(&self, stream: StreamId) {
         let slots: Vec<usize> = self.ends().filter(|&slot| self.page.get(slot) == stream.get()).collect();
         slots.into_iter().for_each(|slot| self.page.set(slot, 0));
@@ -443,7 +449,7 @@ impl Buffer {
         Ok(true)
     }
 
-    /// What of the first frame has not left: from where to where in the file.
+    /// Where in the file the part of the first frame is that has not left: from, to.
     fn next_part(&self) -> Option<(u64, u64)> {
         let &(start, end) = self.frames.front()?;
         let (first, last) = (self.in_file(start), self.in_file(start) + (end - start));
@@ -495,8 +501,8 @@ fn splice_to(from: BorrowedFd<'_>, to: BorrowedFd<'_>, count: usize) -> Result<u
     }
 }
 
-/// Keeps others out for as long as this process lives: one that the warden had started, and whose start PID 1 never heard of, may be on its
-/// way beside its successor, and a step of both spoils the books.
+/// Keeps other streamds out for as long as this process lives: one that the warden had started, and whose
+/// start PID 1 never heard of, may be on its way beside its successor, and a step of both spoils the books.
 fn alone(buffer: &OwnedFd) -> Result<(), Fault> {
     let whole = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,

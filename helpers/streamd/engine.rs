@@ -1,31 +1,33 @@
-//! The loop: one epoll set, edge-triggered, and lists of what is ready, so that nothing is watched twice and every
-//! process gets its turn.
+//! The loop: one edge-triggered epoll set, and lists of what is ready, so that nothing is watched twice and
+//! every process gets its turn.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use hyperinit::clock::now;
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::helper::{Asked, Replies, Requests};
+use hyperinit::port::edges;
 use hyperinit::sys::fd::inherited;
 use hyperinit::wire::bootstrap::{
-    FD_BUFFER_IN, FD_BUFFER_OUT, FD_PARK_IN, FD_PARK_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT, FD_SOCKET,
+    FD_BUFFER_IN, FD_BUFFER_OUT, FD_CONNECTION_IN, FD_CONNECTION_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT,
+    FD_SOCKET,
 };
 use hyperinit::wire::streamd::{Reply, Request};
 use hyperinit::wire::{Reply as Answer, Request as Question};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{Mode, SFlag, fstat};
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{isatty, pipe2};
 
 use super::buffer::Buffer;
-use super::host::Host;
-use super::park::Park;
 use super::port::Port;
 use super::processes::Processes;
+use super::store::ConnectionStore;
+use super::stream_channel::StreamChannel;
 
 /// The epoll token of init's requests.
 const REQUESTS: u64 = 0;
@@ -37,16 +39,18 @@ pub const PORT: u64 = 2;
 pub const LISTENER: u64 = 3;
 /// The first of the processes'.
 pub const FIRST_TOKEN: u64 = 4;
-/// Everything streamd has.
+
+/// Everything that streamd has.
 pub struct Engine {
     epoll: Rc<Epoll>,
     buffer: Buffer,
-    host: Host,
+    channel: StreamChannel,
     processes: Processes,
 }
 
 impl Engine {
-    /// Takes what the warden left. By hand, 4 to 7 may be missing (they are then made) as may 3 (no process comes).
+    /// Takes the descriptors that the warden left. By hand 4 to 7 may be missing, and are then made; without
+    /// 3 no process comes.
     pub fn open(listen: bool) -> Result<Engine, Fault> {
         let port = inherited(FD_PORT).fault(
             "taking",
@@ -67,30 +71,34 @@ impl Engine {
             _ => own_buffer(copies),
         };
         let mut buffer = buffer?;
-        let park = match (inherited(FD_PARK_IN), inherited(FD_PARK_OUT)) {
-            (Ok(put), Ok(take)) => Some(Park::new(put, take)),
+        let store = match (inherited(FD_CONNECTION_IN), inherited(FD_CONNECTION_OUT)) {
+            (Ok(put), Ok(take)) => Some(ConnectionStore::new(put, take)),
             _ => None,
         };
         let port = if listen {
-            Port::Listener { listener: port, connection: park.as_ref().and_then(Park::find), park }
+            Port::Listener {
+                listener: port,
+                connection: store.as_ref().and_then(ConnectionStore::find),
+                store,
+            }
         } else if isatty(&port).unwrap_or(false) {
             Port::Line(port)
         } else {
             Port::Device(port)
         };
         let epoll = Rc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).fault("making", "an epoll set")?);
-        let host = Host::open(Rc::clone(&epoll), port, &mut buffer)?;
+        let channel = StreamChannel::open(Rc::clone(&epoll), port, &mut buffer)?;
         let processes = Processes::new(Rc::clone(&epoll), socket);
         if let Some(socket) = processes.socket() {
             epoll.add(socket, edges(SOCKET)).fault("watching", "the socket from execd")?;
         }
-        Ok(Engine { epoll, buffer, host, processes })
+        Ok(Engine { epoll, buffer, channel, processes })
     }
 
-    /// The loop: ends when there are no more requests, which is when init is gone, and all have been answered.
+    /// Runs until there are no more requests, because init is gone, and all have been answered.
     pub fn run(mut self, mut requests: Requests<Request>, replies: Replies<Reply>) -> Result<(), Fault> {
         let unwatched = self.watch(&requests)?;
-        // The processes that execd has handed over already.
+        // execd may have handed processes over already.
         self.processes.receive(&mut self.buffer);
         let (mut moved, mut over) = (true, false);
         loop {
@@ -99,16 +107,17 @@ impl Engine {
             if (asked || unwatched) && !over {
                 over = self.requests(&mut requests, &replies)?;
             }
-            self.host.tick(&mut self.processes, &self.buffer);
+            self.channel.tick(&mut self.processes, &self.buffer);
             self.processes.tick(&mut self.buffer);
-            // One round, then events again: a process or a host that never pauses must not keep init waiting.
-            moved = self.host.accept(&mut self.buffer)?;
+            // One round, then events again: neither a process nor a host that never pauses keeps init
+            // waiting.
+            moved = self.channel.accept(&mut self.buffer)?;
             moved |= self.processes.receive_more(&mut self.buffer);
-            moved |= self.host.read(&mut self.processes, &mut self.buffer)?;
+            moved |= self.channel.read(&mut self.processes, &mut self.buffer)?;
             moved |= self.processes.take_turns(&mut self.buffer);
             moved |= self.processes.tell(&mut self.buffer)?;
-            moved |= self.host.send(&mut self.buffer)?;
-            moved |= self.host.part(&mut self.processes, &mut self.buffer)?;
+            moved |= self.channel.send(&mut self.buffer)?;
+            moved |= self.channel.part(&mut self.processes, &mut self.buffer)?;
             self.tell(&replies)?;
             if over && !self.processes.owes_an_answer() {
                 return Ok(());
@@ -116,7 +125,8 @@ impl Engine {
         }
     }
 
-    /// Requests join the set; true for what cannot, because it always has something: a file by hand.
+    /// Adds the requests to the epoll set; true if they cannot be watched and are always ready: a file, by
+    /// hand.
     fn watch(&self, requests: &Requests<Request>) -> Result<bool, Fault> {
         match self.epoll.add(requests.watched(), edges(REQUESTS)) {
             Err(Errno::EPERM) => Ok(true),
@@ -137,9 +147,8 @@ impl Engine {
             match event.data() {
                 REQUESTS => asked = true,
                 SOCKET => self.processes.receive(&mut self.buffer),
-                PORT => self.host.event(event.events()),
-                // Every round looks for a connection when there is none, or one has ended.
-                LISTENER => {}
+                PORT => self.channel.event(event.events()),
+                LISTENER => self.channel.called(),
                 token => self.processes.event(token),
             }
         }
@@ -147,7 +156,8 @@ impl Engine {
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let deadlines = [self.processes.deadline(), self.processes.waiting.deadline(), self.host.deadline()];
+        let deadlines =
+            [self.processes.deadline(), self.processes.waiting.deadline(), self.channel.deadline()];
         match deadlines.into_iter().flatten().min() {
             None => EpollTimeout::NONE,
             Some(deadline) => {
@@ -157,7 +167,7 @@ impl Engine {
         }
     }
 
-    /// Takes what init asks; true if it will ask nothing more.
+    /// Takes what init asks; true if init will ask nothing more.
     fn requests(
         &mut self,
         requests: &mut Requests<Request>,
@@ -179,32 +189,21 @@ impl Engine {
         }
     }
 
-    /// Answers whoever waited for what has left.
+    /// Answers the requests that waited for bytes which have left now.
     fn tell(&mut self, replies: &Replies<Reply>) -> Result<(), Fault> {
         let due = self.processes.waiting.due(now(), |end| self.buffer.has_left(end));
         due.into_iter().try_for_each(|id| replies.send(Answer { id, result: Ok(Reply::Drained) }))
     }
 }
 
-/// Everything that can happen to a descriptor, once.
-pub fn edges(token: u64) -> EpollEvent {
-    let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-    EpollEvent::new(flags, token)
-}
-
-/// Makes a descriptor one that nobody waits in.
+/// Sets O_NONBLOCK.
 pub fn nonblocking(fd: BorrowedFd<'_>) -> Result<(), Fault> {
     let flags = fcntl(fd, FcntlArg::F_GETFL).fault("setting up", "a descriptor")?;
     let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
     fcntl(fd, FcntlArg::F_SETFL(flags)).map(drop).fault("setting up", "a descriptor")
 }
 
-/// The time since boot, without suspend.
-pub fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
-}
-
-/// A buffer of one's own, for a streamd that is run by hand.
+/// A new buffer, for a streamd that is run by hand.
 pub(super) fn own_buffer(copied: bool) -> Result<Buffer, Fault> {
     let input = memfd_create(c"streamd", MFdFlags::MFD_CLOEXEC).fault("making", "the output buffer")?;
     let again = format!("/proc/self/fd/{}", input.as_raw_fd());

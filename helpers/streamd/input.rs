@@ -7,12 +7,13 @@ use hyperinit::frame::{STREAM_HEADER, STREAM_MAX};
 use nix::errno::Errno;
 use nix::unistd::write;
 
-/// While a process has this much unread, in bytes, nothing more is read from the host: it is slowed down, and nothing
-/// is lost. More than a pipe holds, so that a reader in bursts keeps the host busy.
+/// While a process has this much unread, in bytes, nothing more is read from the host: it is slowed down, and
+/// nothing is lost. More than a pipe holds, so that a reader in bursts keeps the host busy.
 pub const QUEUE_MAX: usize = 256 << 10;
-/// The same for all processes together.
+/// As QUEUE_MAX, for all processes together.
 pub const QUEUES_MAX: usize = 4 << 20;
-/// A payload of this size is written at once; smaller ones are gathered, for a host may send 16 bytes a frame.
+/// A payload of this size is written at once; smaller ones are gathered, for a host may send 16 bytes a
+/// frame.
 const DIRECT: usize = 1 << 10;
 /// An empty queue keeps this much.
 const KEEP: usize = 4 << 10;
@@ -27,12 +28,13 @@ pub struct Queue {
     pub starved: bool,
 }
 
-/// Whether a call failed for want of memory, which passes: nothing was written, and nobody has gone.
+/// Whether a call failed for want of memory, which passes: nothing was written, and the other end is still
+/// there.
 pub fn is_want(errno: Errno) -> bool {
     matches!(errno, Errno::ENOMEM | Errno::ENOBUFS | Errno::ENOSPC)
 }
 
-/// What a write came to.
+/// The state after a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flushed {
     /// Nothing waits.
@@ -54,7 +56,7 @@ impl Queue {
     /// Appends what the host sent; a small portion waits for [`Queue::flush`].
     pub fn push(&mut self, bytes: &[u8], to: BorrowedFd<'_>) -> Flushed {
         if self.closing {
-            // After the end there is nothing.
+            // Bytes behind the end are dropped.
             return self.flush(to);
         }
         let mut rest = bytes;
@@ -112,7 +114,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Passes what was read. False: a length that no honest host sends.
+    /// Advances over bytes that were read; false if they have a length that no frame can have.
     pub fn pass(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let skip = self.rest.min(bytes.len());
@@ -142,7 +144,7 @@ impl Place {
         [number(stream), number(length) << 8 | self.have as u64, self.rest as u64]
     }
 
-    /// What a predecessor noted; none if no place can be that.
+    /// The place that a predecessor noted; none if the numbers are no place.
     pub fn of_note([stream, length, rest]: [u64; 3]) -> Option<Place> {
         let mut header = [0; STREAM_HEADER];
         header[..8].copy_from_slice(&stream.to_be_bytes());
@@ -152,36 +154,9 @@ impl Place {
         Some(Place { header, have, rest })
     }
 
-    /// Whether it is in the middle of a frame.
-    pub fn is_inside(&self) -> bool {
-        self.have > 0 || self.rest > 0
-    }
-
-    /// Whether it is in the middle of a payload that is nobody's, or of a header.
+    /// Whether it is in a header, or in a payload for an unknown stream.
     pub fn is_inside_nobodys(&self, known: impl Fn(u64) -> bool) -> bool {
         self.have > 0 || self.rest > 0 && !known(numbers(&self.header).0)
-    }
-
-    /// A host has left in the middle of a frame, or the next one has begun it before anything told: whether `bytes`, which
-    /// come next, go on with it or begin another one; none if there are too few to tell. A header is believed that says nothing but an
-    /// end, or has a number that is known.
-    pub fn goes_on(&self, bytes: &[u8], known: impl Fn(u64) -> bool) -> Option<bool> {
-        let honest = |header: &[u8; STREAM_HEADER]| {
-            let (number, length) = numbers(header);
-            let length_is = (STREAM_HEADER..=STREAM_MAX).contains(&length);
-            number != 0 && (length == STREAM_HEADER || length_is && known(number))
-        };
-        if let Some(header) = bytes.first_chunk() {
-            return Some(!honest(header));
-        }
-        if self.have == 0 {
-            return (bytes.len() >= self.rest).then_some(true);
-        }
-        let (lacking, payload) = bytes.split_at_checked(STREAM_HEADER - self.have)?;
-        let mut header = self.header;
-        header.get_mut(self.have..)?.copy_from_slice(lacking);
-        let (_, length) = numbers(&header);
-        (honest(&header) && length - STREAM_HEADER <= payload.len()).then_some(true)
     }
 
     /// The part of a header that has come.
@@ -264,32 +239,6 @@ mod tests {
             assert!(next.pass(second));
             assert_eq!((next.half_header(), next.rest()), (&b""[..], 0), "cut at {cut}");
         }
-    }
-
-    /// Half a frame, and then its rest or another one, at every byte.
-    #[test]
-    fn where_a_host_left_a_frame_goes_on_or_another_begins() {
-        let known = |number| number == 7 || number == 1 << 40;
-        let frame = |number, size| frame::stream(number, &vec![b'x'; size]).unwrap();
-        let end_of_a_stranger = frame(u64::MAX, 0);
-        for first in [frame(7, 0), frame(7, 1), frame(1 << 40, 16), frame(7, 300), end_of_a_stranger.clone()]
-        {
-            for second in [frame(7, 0), frame(7, 16), frame(1 << 40, 300), end_of_a_stranger.clone()] {
-                for cut in 1..first.len() {
-                    let mut place = Place::default();
-                    assert!(place.pass(&first[..cut]) && place.is_inside());
-                    assert_eq!(place.goes_on(&first[cut..], known), Some(true), "{first:?} cut at {cut}");
-                    let both = [&first[cut..], &second].concat();
-                    assert_eq!(place.goes_on(&both, known), Some(true), "{first:?} cut at {cut}");
-                    assert_eq!(place.goes_on(&second, known), Some(false), "{first:?} cut at {cut}");
-                }
-            }
-        }
-        let mut place = Place::default();
-        assert!(place.pass(&frame(7, 300)[..20]));
-        assert_eq!(place.goes_on(&frame(7, 5)[..11], known), None);
-        // A frame with bytes for nobody is not believed.
-        assert_eq!(place.goes_on(&frame(8, 5), known), Some(true));
     }
 
     #[test]

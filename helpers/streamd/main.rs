@@ -1,15 +1,15 @@
-//! streamd: moves bytes between the stream port and the processes' pipes and ttys. It can do nothing else, and what it
-//! has taken from a process outlives it (docs/streams.md).
+//! streamd: moves bytes between the stream port and the processes' pipes and ttys. It can do nothing else,
+//! and what it has taken from a process outlives it (docs/streams.md).
 #![forbid(unsafe_code)]
 
 mod buffer;
 mod engine;
-mod host;
 mod input;
-mod park;
 mod port;
 mod process;
 mod processes;
+mod store;
+mod stream_channel;
 mod waiting;
 
 use std::process::ExitCode;

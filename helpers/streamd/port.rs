@@ -1,23 +1,25 @@
-//! The stream port: a device that stays while the host comes and goes, a line that never tells, or a listening socket.
+//! The stream port: a device that stays while hosts come and go, a line that reports nothing, or a listening
+//! socket.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hyperinit::fault::Fault;
 use hyperinit::host::{self, Caller};
+use hyperinit::port::Kind;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::park::Park;
+use super::store::ConnectionStore;
 
-/// Who has connected.
+/// What came of accepting.
 pub enum Accepted<'a> {
-    /// Nobody.
+    /// No connection waits.
     Nobody,
-    /// Somebody who is not the host, and has been hung up on; another may wait.
+    /// Another VM or process had connected, and its connection has been closed. Another connection may wait.
     Stranger,
-    /// Somebody who has to wait: there was no memory or descriptor for the connection, and nothing will say when there is.
+    /// There was no memory or descriptor for the connection, and no event will tell when there is.
     Short,
-    /// The host.
+    /// The host's connection.
     Host(BorrowedFd<'a>),
 }
 
@@ -25,14 +27,14 @@ pub enum Accepted<'a> {
 pub enum Port {
     /// An open device.
     Device(OwnedFd),
-    /// A serial line or a console: nothing tells whether anybody is at its other end.
+    /// A serial line or a console: nothing tells whether a host is at the other end.
     Line(OwnedFd),
     /// A listening socket, and its one live connection.
-    Listener { listener: OwnedFd, connection: Option<OwnedFd>, park: Option<Park> },
+    Listener { listener: OwnedFd, connection: Option<OwnedFd>, store: Option<ConnectionStore> },
 }
 
 impl Port {
-    /// Where bytes go, if there is a host.
+    /// What is read and written, if there is a host.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Port::Device(fd) | Port::Line(fd) => Some(fd.as_fd()),
@@ -40,7 +42,7 @@ impl Port {
         }
     }
 
-    /// What to watch besides: the listening socket.
+    /// The listening socket, which is watched besides.
     pub fn listener(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Port::Device(_) | Port::Line(_) => None,
@@ -48,22 +50,16 @@ impl Port {
         }
     }
 
-    /// Whether there is no connection and there could be one.
-    pub fn wants_connection(&self) -> bool {
-        matches!(self, Port::Listener { connection: None, .. })
+    /// How it reports its hosts.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Port::Device(_) => Kind::Device,
+            Port::Line(_) => Kind::Line,
+            Port::Listener { .. } => Kind::Socket,
+        }
     }
 
-    /// Whether only silence tells where the host's next frame begins.
-    pub fn is_line(&self) -> bool {
-        matches!(self, Port::Line(_))
-    }
-
-    /// Whether it stays while hosts come and go, and tells of that, if late.
-    pub fn is_device(&self) -> bool {
-        matches!(self, Port::Device(_))
-    }
-
-    /// Whether somebody waits to connect.
+    /// Whether a connection waits to be accepted.
     pub fn has_caller(&self) -> bool {
         self.listener().is_some_and(|listener| {
             poll(&mut [PollFd::new(listener, PollFlags::POLLIN)], PollTimeout::ZERO)
@@ -73,7 +69,7 @@ impl Port {
 
     /// Takes the next connection, if there is none and one waits.
     pub fn accept(&mut self) -> Accepted<'_> {
-        let Port::Listener { listener, connection, park } = self else { return Accepted::Nobody };
+        let Port::Listener { listener, connection, store } = self else { return Accepted::Nobody };
         if connection.is_some() {
             return Accepted::Nobody;
         }
@@ -86,20 +82,20 @@ impl Port {
                 return Accepted::Short;
             }
         };
-        if let Some(Err(errno)) = park.as_ref().map(|park| park.park(accepted.as_fd())) {
-            // It works, but ends with this process.
-            log::warn!("{}", Fault::errno("parking", "the connection", errno));
+        if let Some(Err(errno)) = store.as_ref().map(|store| store.keep(accepted.as_fd())) {
+            // The connection works, but ends with this process.
+            log::warn!("{}", Fault::errno("keeping", "the connection", errno));
         }
         let connection: &OwnedFd = connection.insert(accepted);
         Accepted::Host(connection.as_fd())
     }
 
-    /// The host hung up, or is hung up on. A device stays open.
+    /// Closes the connection. A device stays open.
     pub fn hang_up(&mut self) {
-        if let Port::Listener { connection, park, .. } = self {
+        if let Port::Listener { connection, store, .. } = self {
             *connection = None;
-            if let Some(park) = park {
-                park.clear();
+            if let Some(store) = store {
+                store.clear();
             }
         }
     }

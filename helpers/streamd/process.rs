@@ -11,7 +11,8 @@ use super::input::{Flushed, Queue};
 
 /// How long an exited process's survivors may still write, from when all that it wrote itself has been taken.
 pub const SURVIVOR_GRACE: Duration = Duration::from_millis(100);
-/// The most that an exited process can have left in a pipe whose size is not known, in bytes: fs.pipe-max-size.
+/// The most that an exited process can have left in a pipe whose size is not known, in bytes:
+/// fs.pipe-max-size.
 const PIPE_MAX: usize = 1 << 20;
 /// As much as a pty holds between its two ends, and more.
 const TTY_MAX: usize = 64 << 10;
@@ -56,12 +57,13 @@ pub struct Process {
     pub taken: usize,
     /// How far its end has come.
     pub end: End,
-    /// What epoll says of it carries these.
+    /// Its tokens in the epoll set.
     pub tokens: Vec<u64>,
     /// stdin, until it is closed. A tty's is its only source.
     stdin: Option<OwnedFd>,
     queue: Queue,
-    /// How much has come for its stdin, and of how much of that the host was told that it waits no more, in bytes.
+    /// How much has come for its stdin, and for how much of that the host was told that it waits no more, in
+    /// bytes.
     received: u64,
     told: u64,
 }
@@ -111,7 +113,7 @@ impl Process {
         self.sources.iter().any(|source| source.fd.is_some() && source.owed > 0)
     }
 
-    /// It has exited: what it wrote itself is what its pipes can hold, at most.
+    /// The process has exited. Its pipes hold at most what it wrote itself and has not been taken.
     pub fn finish(&mut self, id: u64, pause: bool) {
         self.end = End::Finishing { id, deadline: None, pause };
         self.drop_input();
@@ -135,23 +137,24 @@ impl Process {
         self.queue.waiting()
     }
 
-    /// What was for its stdin and waits no more, of which the host was not told, in bytes.
+    /// How many bytes for its stdin wait no more, without the host having been told.
     pub fn untold(&self) -> u32 {
         let gone = self.received.saturating_sub(self.queue.waiting() as u64);
         u32::try_from(gone.saturating_sub(self.told)).unwrap_or(u32::MAX)
     }
 
-    /// The host was told of so much.
+    /// The host was told of this many bytes.
     pub fn tell(&mut self, bytes: u32) {
         self.told += u64::from(bytes);
     }
 
-    /// Whether that has to be tried again, though the process may not read.
+    /// Whether writing has to be tried again after a pause, for want of memory.
     pub fn is_starved(&self) -> bool {
         self.queue.starved
     }
 
-    /// Appends a frame's payload to its stdin. An empty one closes that, but not a tty. It may still have to be flushed.
+    /// Appends a frame's payload to its stdin. An empty one closes that, but not a tty. It may still have to
+    /// be flushed.
     pub fn push(&mut self, payload: &[u8]) {
         if self.end != End::Running {
             return;
@@ -186,7 +189,7 @@ impl Process {
         }
     }
 
-    /// Throws away what waits for its stdin, and closes that.
+    /// Throws away what waits for its stdin, and closes stdin.
     pub fn drop_input(&mut self) {
         self.stdin = None;
         self.queue = Queue::default();

@@ -1,14 +1,16 @@
-//! The processes' side: their descriptors come from execd, their output goes into the buffer in turns, their stdin is
-//! written as fast as they read, and their ends are brought about.
+//! The processes' side: their descriptors come from execd, their output goes into the buffer in turns, their
+//! stdin is written as fast as they read, and their ends are brought about.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use hyperinit::clock::now;
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::flow::{self, Credit};
 use hyperinit::ids::StreamId;
+use hyperinit::port::edges;
 use hyperinit::sys::fd::{peek, receive_fds};
 use hyperinit::wire::streamd::{STREAMS_LEN, Streams as Packet, forgotten};
 use nix::errno::Errno;
@@ -16,7 +18,7 @@ use nix::sys::epoll::Epoll;
 use nix::unistd::read;
 
 use super::buffer::{Buffer, CHUNK, SLOT_FLOW, Taken, is_no_memory};
-use super::engine::{FIRST_TOKEN, edges, nonblocking, now};
+use super::engine::{FIRST_TOKEN, nonblocking};
 use super::input::{QUEUE_MAX, QUEUES_MAX, is_want};
 use super::process::{End, Process, SURVIVOR_GRACE};
 use super::waiting::{self, Waiting};
@@ -24,19 +26,21 @@ use super::waiting::{self, Waiting};
 /// How long nothing is taken when there was no memory for it.
 pub const PAUSE: Duration = Duration::from_millis(100);
 
-/// How many processes that are over may have survivors whose output is read and thrown away. Of more the oldest's pipes are
-/// closed: init has forgotten these processes, so nothing else would bound them.
+/// How many finished processes may have survivors whose output is read and thrown away. Of more the
+/// oldest's pipes are closed: init has forgotten these processes, so nothing else would bound them.
 pub const SURVIVORS_MAX: usize = 256;
-/// How many packets of execd's are taken at once: more than it can honestly have sent, so that who is spoken of has come. What is
-/// behind them has to wait for the next round, and the others with it no longer.
+/// How many of execd's packets are taken at once: more than an honest execd can have sent, so that every
+/// process that init or the host speaks of has come. Packets behind these wait for the next round, and
+/// nothing else waits longer for them.
 const PACKETS_MAX: usize = 4 * 4096;
-/// Of how many packets that are none it is told.
+/// How many malformed packets are logged.
 const TOLD_MAX: usize = 100;
 
-/// What the kernel says when descriptors cannot be taken or watched for want of room, not because they are none.
+/// What the kernel says when it has no room to take or watch a descriptor.
 const WANT: [Errno; 4] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOSPC];
 
-/// Ends this process. Whose descriptors it could not take would have no output, and nobody would know: a successor gets them all again.
+/// Ends this process. Without its descriptors a process would have no output, unnoticed; a successor gets all
+/// descriptors again.
 fn give_up(fault: &Fault) -> ! {
     log::error!("{fault}: a successor is needed");
     std::process::exit(1)
@@ -66,11 +70,11 @@ pub struct Processes {
     next_token: u64,
     /// Sources that may have something, in turn.
     ready: VecDeque<SourceId>,
-    /// The same, to have each once.
+    /// The sources in `ready`, so that each is there once.
     is_ready: BTreeSet<SourceId>,
     /// Processes that have something waiting for their stdin.
     behind: BTreeSet<StreamId>,
-    /// Processes of whose stdin the host may have to be told something.
+    /// Processes whose stdin may have taken bytes of which the host was not told.
     untold: BTreeSet<StreamId>,
     /// Processes that have exited, and whose end has not been written.
     finishing: BTreeSet<StreamId>,
@@ -78,9 +82,9 @@ pub struct Processes {
     over: VecDeque<StreamId>,
     /// Which requests are to be answered.
     pub waiting: Waiting,
-    /// There was no memory: until when nothing is taken.
+    /// Until when no output is taken, because there was no memory.
     paused: Option<Duration>,
-    /// The same of stdin.
+    /// Until when stdin is not written, because there was no memory.
     starved: Option<Duration>,
     /// What survivors' output is read into.
     discarded: Vec<u8>,
@@ -117,8 +121,8 @@ impl Processes {
         self.socket.as_ref().map(AsFd::as_fd)
     }
 
-    /// Takes every process that execd has handed over. Whoever acts on what init or the host says calls it before: both
-    /// speak of a process only after it was handed over.
+    /// Takes every process that execd has handed over. It is called before anything that init or the host
+    /// says is acted on: both speak of a process only after the process was handed over.
     pub fn receive(&mut self, buffer: &mut Buffer) {
         // An empty packet cannot be told from the end of the socket, which never comes in a guest.
         let mut empty = 0;
@@ -127,13 +131,14 @@ impl Processes {
             let Some(socket) = self.socket.as_ref().filter(|_| empty < 2) else { return };
             // One byte more than a packet has: a longer one is cut, and refused.
             let mut packet = [0; STREAMS_LEN + 1];
-            // A kill between taking a packet and acting on it must not leave an older process's end to the new one.
+            // If a kill comes between taking a packet and acting on it, the new process must not have the end
+            // of an older one.
             let peeked = peek(socket, &mut packet).map(|count| packet.get(..count).and_then(Packet::decode));
             match peeked {
                 Ok(Some(packet)) if !packet.again => buffer.forget_end(packet.stdio),
                 Ok(_) => {}
                 Err(Errno::EAGAIN) => return,
-                // A process that is not heard of would be taken for one that does not exist.
+                // A process whose packet is not taken would be treated as if it did not exist.
                 Err(errno) if is_want(errno) => give_up(&Fault::errno("hearing from", "execd", errno)),
                 Err(errno) => return self.refuse(&Fault::errno("hearing from", "execd", errno)),
             }
@@ -164,7 +169,7 @@ impl Processes {
         more
     }
 
-    /// The log is not for execd to fill.
+    /// A faulty execd must not fill the log.
     fn refuse(&mut self, fault: &Fault) {
         self.refused += 1;
         match self.refused {
@@ -177,7 +182,7 @@ impl Processes {
     /// Acts on one packet of execd's.
     fn take(&mut self, packet: &[u8], fds: Vec<OwnedFd>, buffer: &Buffer) -> Result<(), Fault> {
         if let Some(stdio) = forgotten(packet) {
-            // One that has ended is still heard, and its survivors with it.
+            // The output of a process that has ended, and of its survivors, is still taken.
             if self.by_stdio.get(&stdio).is_some_and(|process| process.end == End::Running) {
                 self.remove(stdio);
             }
@@ -255,7 +260,7 @@ impl Processes {
         self.over.retain(|other| *other != stdio);
     }
 
-    /// A process is over, and somebody can still write to its pipes.
+    /// A process has finished, and a survivor can still write to its pipes.
     fn has_survivors(&mut self, stdio: StreamId) {
         self.over.push_back(stdio);
         if self.over.len() > SURVIVORS_MAX
@@ -381,7 +386,8 @@ impl Processes {
         self.paused = Some(now() + PAUSE);
     }
 
-    /// The host wants nothing of this stream for now, or it does again. The process's end waits for neither.
+    /// The host wants no output of this stream for now, or wants it again. The process's end does not wait
+    /// for the host.
     pub fn hold(&mut self, stream: u64, held: bool) {
         let sources = self.by_stdio.iter_mut().flat_map(|(&stdio, process)| {
             process.sources.iter_mut().enumerate().map(move |(place, source)| ((stdio, place), source))
@@ -394,7 +400,7 @@ impl Processes {
         found.into_iter().for_each(|id| self.mark_ready(id));
     }
 
-    /// Nobody is there any more who could want them again.
+    /// The host that held them has left: all streams are taken from again.
     pub fn hold_none(&mut self) {
         let streams = self.by_stdio.values().flat_map(|process| &process.sources);
         let held: Vec<u64> = streams.filter(|source| source.held).map(|source| source.stream.get()).collect();
@@ -431,7 +437,7 @@ impl Processes {
             if process.owes() {
                 return;
             }
-            // Everything that it wrote has been taken; somebody else still can write.
+            // Everything that the process wrote has been taken; a survivor can still write.
             match deadline {
                 None => {
                     let deadline = Some(now() + SURVIVOR_GRACE);
@@ -457,7 +463,7 @@ impl Processes {
         }
     }
 
-    /// Ends what the time has come for.
+    /// Brings about the ends that are due.
     pub fn tick(&mut self, buffer: &mut Buffer) {
         if self.deadline().is_none_or(|deadline| now() < deadline) {
             return;
@@ -467,7 +473,7 @@ impl Processes {
         self.starved = self.starved.filter(|&until| now() < until);
         let due: Vec<StreamId> = self.finishing.iter().copied().collect();
         for stdio in due {
-            // The others would find no memory either.
+            // The other ends would find no memory either.
             if self.paused.is_some() {
                 return;
             }
@@ -505,12 +511,12 @@ impl Processes {
         self.unread().map(|(_, unread)| unread).sum::<usize>() >= QUEUES_MAX
     }
 
-    /// Who has something unread, and how much, in bytes.
+    /// The processes that have unread stdin, and how much, in bytes.
     fn unread(&self) -> impl Iterator<Item = (StreamId, usize)> + '_ {
         self.behind.iter().filter_map(|stdio| Some((*stdio, self.by_stdio.get(stdio)?.waiting())))
     }
 
-    /// For whoever keeps the host waiting stdin ends.
+    /// Ends the stdin of the processes that keep the host waiting.
     pub fn end_full_inputs(&mut self) {
         let all = self.inputs_are_full();
         let full = self.unread().filter(|&(_, unread)| all || unread >= QUEUE_MAX);
@@ -521,7 +527,8 @@ impl Processes {
         }
     }
 
-    /// Queues one frame's payload; false if no process has this stream. It is written by [`Processes::flush`].
+    /// Queues one frame's payload; false if no process has this stream. It is written by
+    /// [`Processes::flush`].
     pub fn push(&mut self, stdio: StreamId, payload: &[u8]) -> bool {
         let Some(process) = self.by_stdio.get_mut(&stdio) else { return self.is_stderr(stdio) };
         process.push(payload);
@@ -546,7 +553,7 @@ impl Processes {
         self.by_stdio.values().any(|process| process.sources.iter().any(|source| source.stream == stream))
     }
 
-    /// Writes what waits for every stdin, as far as it goes.
+    /// Writes to every stdin what waits for it, until EAGAIN.
     pub fn flush(&mut self) {
         let behind: Vec<StreamId> = self.behind.iter().copied().collect();
         behind.into_iter().for_each(|stdio| self.flush_if_behind(stdio));
@@ -569,7 +576,7 @@ impl Processes {
         self.untold.insert(stdio);
     }
 
-    /// Tells a host that wants to know what waits no more; true if it was told anything.
+    /// Tells a host that has asked how many bytes of stdin wait no more; true if there was something to tell.
     pub fn tell(&mut self, buffer: &mut Buffer) -> Result<bool, Fault> {
         let mut told = false;
         if buffer.page().get(SLOT_FLOW) == 0 {
@@ -603,12 +610,13 @@ impl Processes {
         Ok(told)
     }
 
-    /// Some of what the host sent was lost, and whose it was is not known: every stdin ends rather than going on behind a gap.
+    /// Some bytes of the host were lost, and nothing tells which process they were for: every stdin ends,
+    /// because a gap is worse than an end.
     pub fn end_inputs(&mut self) {
         self.by_stdio.values_mut().for_each(Process::drop_input);
         self.untold.extend(self.by_stdio.keys());
         self.behind.clear();
-        // A word that lets one go may have been among it.
+        // The lost bytes may have let a held stream go.
         self.hold_none();
     }
 }
@@ -621,7 +629,7 @@ pub fn say(credit: Credit, buffer: &mut Buffer) -> Result<(), Fault> {
     }
 }
 
-/// The pause for a process whose output an earlier streamd has moved: nobody knows how much it was.
+/// The pause for a process whose output an earlier streamd has moved: how much it was is not known.
 fn unknown_pause(pause: bool) -> Duration {
     if pause { waiting::pause(usize::MAX) } else { Duration::ZERO }
 }
@@ -658,7 +666,8 @@ mod tests {
         processes
     }
 
-    /// There was no memory for its end, and whatever else is done when the pause is over, that is tried again.
+    /// There was no memory for its end, and whatever else is done when the pause is over, that is tried
+    /// again.
     #[test]
     fn an_end_is_not_lost_by_a_pause() {
         let mut buffer = own_buffer(true).unwrap();

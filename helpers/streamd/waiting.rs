@@ -1,4 +1,5 @@
-//! The requests whose answer waits: until what belongs to them has left by the port, and for runV a little longer.
+//! The requests whose answer waits: until what belongs to them has left by the port, and for runV a little
+//! longer.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,14 +8,14 @@ use std::time::Duration;
 const PAUSE: Duration = Duration::from_millis(10);
 /// How many bytes its readers take in a millisecond at least.
 const BYTES_A_MILLISECOND: usize = 10_000;
-/// The most that it may still have of a process: what it keeps for its readers (1 MB of runV's lib/utils/bytespipe.go), and
-/// what waits in its socket.
+/// The most that it may still have of a process: what it keeps for its readers (1 MB of runV's
+/// lib/utils/bytespipe.go), and what waits in its socket.
 const UNREAD_MAX: usize = 1_200_000;
 
 /// How long an answer waits after the last byte of a process that has written so many.
 ///
-/// runV's client keeps a process's output for readers in other processes, which take 32 kB at a time. With the event of the
-/// process's end it throws away what they have not taken.
+/// runV's client keeps a process's output for readers in other processes, which take 32 kB at a time. With
+/// the event of the process's end it throws away what they have not taken.
 pub fn pause(written: usize) -> Duration {
     match written.min(UNREAD_MAX) {
         0 => Duration::ZERO,

@@ -25,8 +25,8 @@ use crate::sys::fd::{await_bytes, send_fds};
 use crate::sys::process::become_standard;
 use crate::sys::spawn::{self, Forked};
 use crate::wire::bootstrap::{
-    FD_BUFFER_IN, FD_BUFFER_OUT, FD_NETWORK, FD_PARK_IN, FD_PARK_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT,
-    FD_REPLIES, FD_REQUESTS, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT, socket_pair,
+    FD_BUFFER_IN, FD_BUFFER_OUT, FD_CONNECTION_IN, FD_CONNECTION_OUT, FD_NETWORK, FD_PIPE_IN, FD_PIPE_OUT,
+    FD_PORT, FD_REPLIES, FD_REQUESTS, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT, socket_pair,
 };
 use crate::wire::warden::{Reply, Request};
 use crate::wire::{Instance, Role, packet};
@@ -129,8 +129,9 @@ impl Kept {
         let buffer_out = nix::fcntl::open(again.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .fault("opening again", "the output buffer")?;
         let (pipe_out, pipe_in) = pipe2(OFlag::O_CLOEXEC).fault("making", "a pipe")?;
-        let (park_in, park_out) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
-            .fault("making", "the socket for connections")?;
+        let (connection_in, connection_out) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
+                .fault("making", "the socket for connections")?;
         let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .fault("opening", "/dev/null")?;
         let streamd = [
@@ -140,8 +141,8 @@ impl Kept {
             (pipe_out, FD_PIPE_OUT),
             (pipe_in, FD_PIPE_IN),
             (port, FD_PORT),
-            (park_in, FD_PARK_IN),
-            (park_out, FD_PARK_OUT),
+            (connection_in, FD_CONNECTION_IN),
+            (connection_out, FD_CONNECTION_OUT),
         ];
         let execd = [(execd, FD_SOCKET), (vault_in, FD_VAULT_IN), (vault_out, FD_VAULT_OUT)];
         let all_up = |fds: &mut dyn Iterator<Item = (OwnedFd, RawFd)>| {

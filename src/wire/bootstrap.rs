@@ -41,10 +41,10 @@ pub const FD_PIPE_OUT: i32 = 6;
 pub const FD_PIPE_IN: i32 = 7;
 /// streamd: the stream port: a device, or a listening socket when `--listen` is given.
 pub const FD_PORT: i32 = 8;
-/// streamd: one end of a socket pair in which it parks the accepted connection, for its successor to find.
-pub const FD_PARK_IN: i32 = 9;
+/// streamd: one end of a socket pair in which the accepted connection is kept for a successor.
+pub const FD_CONNECTION_IN: i32 = 9;
 /// streamd: the other end.
-pub const FD_PARK_OUT: i32 = 10;
+pub const FD_CONNECTION_OUT: i32 = 10;
 /// Every helper with `--ipc`: where init's requests come from.
 pub const FD_REQUESTS: i32 = 11;
 /// Every helper with `--ipc`: where its replies go.

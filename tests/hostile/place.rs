@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use hyperinit::sys::fd::{receive_bytes, send_fds};
 use hyperinit::wire::bootstrap::{
-    FD_PARK_IN, FD_PARK_OUT, FD_REQUESTS, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT,
+    FD_CONNECTION_IN, FD_CONNECTION_OUT, FD_REQUESTS, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT,
 };
 use nix::errno::Errno;
 use nix::libc;
@@ -74,7 +74,7 @@ impl Place {
         let get = |number| pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).unwrap();
         // Standard output and error are its log. The warden keeps its helpers' above.
         let others: &[i32] = match name {
-            "streamd" => &[FD_SOCKET, FD_PARK_IN, FD_PARK_OUT],
+            "streamd" => &[FD_SOCKET, FD_CONNECTION_IN, FD_CONNECTION_OUT],
             "execd" => &[FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT],
             _ => &[],
         };

@@ -17,7 +17,8 @@ use hyperinit::frame::{self, StreamDecoder};
 use hyperinit::ids::StreamId;
 use hyperinit::sys::fd::send_fds;
 use hyperinit::wire::bootstrap::{
-    FD_BUFFER_IN, FD_BUFFER_OUT, FD_PARK_IN, FD_PARK_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT, FD_SOCKET,
+    FD_BUFFER_IN, FD_BUFFER_OUT, FD_CONNECTION_IN, FD_CONNECTION_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT,
+    FD_SOCKET,
 };
 use hyperinit::wire::streamd::Streams;
 use nix::errno::Errno;
@@ -63,7 +64,7 @@ impl World {
         let again = format!("/proc/self/fd/{}", buffer.as_raw_fd());
         let output = File::options().read(true).write(true).open(again).unwrap();
         let (pipe_out, pipe_in) = pipe2(OFlag::O_CLOEXEC).unwrap();
-        let (park_in, park_out) = pair();
+        let (connection_in, connection_out) = pair();
         let inherited = BTreeMap::from([
             (FD_SOCKET, streamd),
             (FD_BUFFER_IN, buffer),
@@ -71,8 +72,8 @@ impl World {
             (FD_PIPE_OUT, pipe_out),
             (FD_PIPE_IN, pipe_in),
             (FD_PORT, port),
-            (FD_PARK_IN, park_in),
-            (FD_PARK_OUT, park_out),
+            (FD_CONNECTION_IN, connection_in),
+            (FD_CONNECTION_OUT, connection_out),
         ]);
         World { execd, inherited, listen, kept: BTreeMap::new() }
     }

@@ -1,4 +1,4 @@
-//! The host at the other end of a channel: who it may be, and when it begins anew where nothing tells that it came or left.
+//! The host at the other end of a channel: who it may be, and how it greets.
 
 use std::os::fd::OwnedFd;
 
@@ -8,17 +8,17 @@ pub use hyperinit_protocol::greeting::*;
 
 use crate::sys::socket::{self, HOST_CID};
 
-/// Who has connected.
+/// The peer of a new connection.
 #[derive(Debug)]
 pub enum Caller {
     /// The host.
     Host(OwnedFd),
-    /// Somebody else on vsock, who has been hung up on: another VM, or a process of this one.
+    /// Another VM or a process of this VM, over vsock. The connection has been closed.
     Stranger,
 }
 
-/// Takes the next connection of a non-blocking listening socket, unix or vsock; EAGAIN if there is none. After a stranger
-/// there may be another caller: nothing tells.
+/// Takes the next connection of a non-blocking listening socket, unix or vsock; EAGAIN if there is none.
+/// Behind a stranger another connection may wait, for which no event comes.
 pub fn accept(listener: &OwnedFd) -> Result<Caller, Errno> {
     let (connection, cid) = socket::accept(listener)?;
     match cid {

@@ -3,12 +3,8 @@
 //! A decoder is fed whatever a read returned and hands out whole frames. It never believes a declared length
 //! before it has checked it, and never allocates for bytes that have not come.
 
-mod seam;
-
 use std::fmt;
 use std::marker::PhantomData;
-
-pub use seam::{Commands, Seam};
 
 /// The longest control frame in bytes, header included. NEWCONTAINER is the largest command without a file (some
 /// kilobytes); 16 MiB is what WRITEFILE and READFILE may carry at once, and what init can spare for one frame.

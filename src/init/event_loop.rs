@@ -12,7 +12,6 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::utsname::uname;
-use nix::time::{ClockId, clock_gettime};
 
 use super::Boot;
 use super::bugs::{Bugs, pause};
@@ -23,6 +22,7 @@ use super::journal::{self, Journal, LOGS};
 use super::ports::Port;
 use super::settings::Settings;
 use super::warden::Warden;
+use crate::clock::now;
 use crate::command;
 use crate::fault::{Fault, OrFault};
 use crate::frame::Message;
@@ -188,7 +188,7 @@ impl EventLoop {
             return EpollTimeout::ZERO;
         }
         let drain = (!self.drained && self.control.wrote_all()).then(|| now() + DRAIN_POLL);
-        let port = drain.into_iter().chain(self.control.due().map(|left| now() + left));
+        let port = drain.into_iter().chain(self.control.deadline());
         let deadlines = self.helpers.values().filter_map(Helper::deadline).chain(self.journal.deadline());
         match deadlines.chain(self.supervisor.next_deadline()).chain(port).min() {
             None => EpollTimeout::NONE,
@@ -650,11 +650,6 @@ fn kill(pid: Pid, signal: i32, group: bool) {
     if let Err(errno) = signal::kill(pid, signal, group) {
         log::info!("{}", Fault::errno(format!("sending signal {signal} to"), pid, errno));
     }
-}
-
-/// The monotonic clock, which no host can set.
-fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
 #[cfg(test)]

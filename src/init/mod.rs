@@ -11,6 +11,7 @@ mod helpers;
 mod inbox;
 mod journal;
 pub mod modules;
+mod outbox;
 pub mod ports;
 mod quotas;
 mod root;

@@ -17,14 +17,15 @@ use nix::sys::termios::{ControlFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcs
 
 use super::settings::{Settings, Transport};
 use crate::fault::{Fault, OrFault};
+use crate::port::Kind;
 
-/// How long the host may take to plug the ports; a guest without them is of no use to it.
+/// How long the host may take to plug the ports. A guest without ports is of no use to its host.
 const PLUG_TIMEOUT: Duration = Duration::from_secs(30);
 /// Where the kernel lists virtio-serial ports, each with a `name`.
 const VIRTIO_PORTS: &str = "/sys/class/virtio-ports";
 const CONTROL: &str = "sh.hyper.channel.0";
 const STREAM: &str = "sh.hyper.channel.1";
-/// Where the kernel lists virtio devices, each with its kind as `device`: the PCI ids of a modern one say less.
+/// Where the kernel lists virtio devices. The file `device` has the kind; PCI ids of modern devices say less.
 const VIRTIO_DEVICES: &str = "/sys/bus/virtio/devices";
 /// The kind of a vsock device (virtio 1.2, section 5).
 const VSOCK_DEVICE: &str = "0x0013";
@@ -40,17 +41,26 @@ const CONSOLES: [&str; 2] = ["/dev/hvc1", "/dev/hvc2"];
 
 /// One end towards the host.
 pub enum Port {
-    /// An open virtio-serial port: it stays, the host comes and goes, and is away while there is EPOLLHUP.
+    /// An open virtio-serial port. It stays while hosts come and go; EPOLLHUP says that no host is there.
     Device(OwnedFd),
-    /// A serial line or a console, raw: nothing tells whether anybody is at its other end.
+    /// A serial line or a console, raw: nothing tells whether a host is at the other end.
     Line(OwnedFd),
-    /// A listening unix socket: the host connects, once at a time.
+    /// A listening unix socket: hosts connect, and one is served at a time.
     Listener(OwnedFd),
-    /// The same of vsock, where others than the host can connect too.
+    /// A listening vsock socket: others than the host can connect too.
     Vsock(OwnedFd),
 }
 
 impl Port {
+    /// How it reports its hosts.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Port::Device(_) => Kind::Device,
+            Port::Line(_) => Kind::Line,
+            Port::Listener(_) | Port::Vsock(_) => Kind::Socket,
+        }
+    }
+
     /// The descriptor's number.
     pub fn number(&self) -> RawFd {
         match self {
@@ -84,7 +94,7 @@ pub fn open(settings: &Settings) -> Result<Ports, Fault> {
     }
 }
 
-/// A host that offers vsock means it, also when the ports are there too.
+/// What was found. A host that plugs a vsock device wants vsock, also if it plugs the ports.
 enum Virtio {
     Vsock,
     Serial(PathBuf, PathBuf),
@@ -132,8 +142,8 @@ fn line(path: &str) -> Result<Port, Fault> {
     Ok(Port::Line(fd))
 }
 
-/// Bytes as they are, 115200 a second with eight bits; the other end may stop them (CRTSCTS), and that it is not there
-/// means nothing (CLOCAL).
+/// Bytes pass unchanged, at 115200 baud with eight bits. The other end may stop them (CRTSCTS), and its
+/// absence means nothing (CLOCAL).
 fn make_raw(settings: &mut Termios) {
     // Not by cfsetspeed(3): its name for dynamic programs is not in the static C library.
     const SPEED: ControlFlags = ControlFlags::from_bits_retain(nix::libc::B115200);
@@ -143,7 +153,7 @@ fn make_raw(settings: &mut Termios) {
 }
 
 fn listen(path: &Path) -> Result<Port, Fault> {
-    // What an earlier guest left behind: a socket that nobody listens on.
+    // An earlier guest may have left its socket behind.
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).fault("listening on", path.display())?;
     listener.set_nonblocking(true).fault("listening on", path.display())?;
@@ -159,7 +169,7 @@ fn open_device(path: &Path) -> Result<OwnedFd, Fault> {
     open_fd(path, flags, Mode::empty()).fault("opening", path.display())
 }
 
-/// Looks until something is there; between two looks it sleeps until the kernel announces a device.
+/// Looks until something is there. Between two looks it sleeps until the kernel announces a device.
 fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T, Fault> {
     let events = uevents()?;
     let deadline = Instant::now() + PLUG_TIMEOUT;

@@ -1,4 +1,4 @@
-//! The door of every helper: `open → confine → loop`, over ipc-channel or by hand.
+//! The main of every helper: `open → confine → loop`, with requests from init or by hand.
 //!
 //! `netd --ipc` is how the warden starts one. By hand, `netd --stdio` reads one JSON request per line and
 //! prints one JSON reply per line, confined; `--policy` prints what the helper may do; `--unconfined` leaves the
@@ -8,7 +8,6 @@ use std::io::{Stdin, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
-use ipc_channel::ipc::{IpcReceiver, IpcSender};
 use log::LevelFilter;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -22,15 +21,16 @@ use crate::logger;
 use crate::sandbox::{CapSet, Policy};
 use crate::sys::fd::{inherited, receive_bytes};
 use crate::sys::heap;
-use crate::wire::bootstrap::{self, FD_NETWORK, FD_REPLIES, FD_REQUESTS};
-use crate::wire::packet::{self, PACKET_MAX};
-use crate::wire::{Profile, Reply, Request, Role, Said};
+use crate::wire::bootstrap::{FD_NETWORK, FD_REPLIES, FD_REQUESTS};
+use crate::wire::channel::{self, Inbox, Voice};
+use crate::wire::packet::PACKET_MAX;
+use crate::wire::{Envelope, Profile, Role, Said};
 
 /// The command line of a helper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// How requests come.
-    pub door: DoorKind,
+    pub mode: Mode,
     /// Leave the confinement out.
     pub unconfined: bool,
     /// The pod's container profile.
@@ -47,7 +47,7 @@ pub struct Options {
 
 /// How requests come to a helper.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DoorKind {
+pub enum Mode {
     /// `--ipc`: from init, over the sockets that the warden left.
     Ipc,
     /// `--stdio`.
@@ -63,9 +63,9 @@ impl Options {
     /// Parses the arguments after the program's name.
     pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Options, String> {
         let mut args = args.into_iter();
-        let mut door = None;
+        let mut mode = None;
         let mut options = Options {
-            door: DoorKind::Stdio,
+            mode: Mode::Stdio,
             unconfined: false,
             profile: Profile::Default,
             listen: false,
@@ -76,9 +76,9 @@ impl Options {
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{arg} wants a value\n{USAGE}"));
             match arg.as_str() {
-                "--stdio" => door = Some(DoorKind::Stdio),
-                "--policy" => door = Some(DoorKind::Policy),
-                "--ipc" => door = Some(DoorKind::Ipc),
+                "--stdio" => mode = Some(Mode::Stdio),
+                "--policy" => mode = Some(Mode::Policy),
+                "--ipc" => mode = Some(Mode::Ipc),
                 "--unconfined" => options.unconfined = true,
                 "--listen" => options.listen = true,
                 "--debug" => options.debug = true,
@@ -90,16 +90,16 @@ impl Options {
                 other => return Err(format!("unknown argument: {other}\n{USAGE}")),
             }
         }
-        options.door = door.ok_or(USAGE)?;
+        options.mode = mode.ok_or(USAGE)?;
         Ok(options)
     }
 }
 
 /// Where requests come from; its counterpart is [`Replies`].
 pub enum Requests<Q> {
-    /// init. With a duplicate of the channel's socket, for who waits for more than requests.
-    Ipc(IpcReceiver<Request<Q>>, OwnedFd),
-    /// init, for who takes its packets from the socket himself.
+    /// init.
+    Ipc(Inbox<Q>),
+    /// init, for a helper that takes the packets from the socket itself.
     Packets(OwnedFd, Vec<u8>),
     /// By hand.
     Stdio(Input),
@@ -118,7 +118,7 @@ pub struct Input {
 #[derive(Debug)]
 pub enum Asked<Q> {
     /// This.
-    Request(Request<Q>),
+    Request(Envelope<Q>),
     /// Nothing for now.
     Nothing,
     /// There will be no more.
@@ -128,16 +128,16 @@ pub enum Asked<Q> {
 /// Where replies go.
 pub enum Replies<R> {
     /// init.
-    Ipc(IpcSender<Said<R>>),
+    Ipc(Voice<R>),
     /// Lines on standard output.
     Stdio,
 }
 
 impl<Q: Serialize + DeserializeOwned> Requests<Q> {
     /// The next request, which is waited for; none when init (or standard input) is gone. A line that is not one is answered at once.
-    pub fn next<R: Serialize>(&mut self, replies: &Replies<R>) -> Option<Request<Q>> {
-        if let Requests::Ipc(receiver, _) = self {
-            return receiver.recv().ok();
+    pub fn next<R: Serialize>(&mut self, replies: &Replies<R>) -> Option<Envelope<Q>> {
+        if let Requests::Ipc(inbox) = self {
+            return inbox.next();
         }
         loop {
             match self.take(replies) {
@@ -151,7 +151,8 @@ impl<Q: Serialize + DeserializeOwned> Requests<Q> {
     /// What to wait for before [`Requests::take`].
     pub fn watched(&self) -> BorrowedFd<'_> {
         match self {
-            Requests::Ipc(_, socket) | Requests::Packets(socket, _) => socket.as_fd(),
+            Requests::Ipc(inbox) => inbox.as_fd(),
+            Requests::Packets(socket, _) => socket.as_fd(),
             Requests::Stdio(input) => input.stdin.as_fd(),
         }
     }
@@ -165,12 +166,10 @@ impl<Q: Serialize + DeserializeOwned> Requests<Q> {
     pub fn take<R: Serialize>(&mut self, replies: &Replies<R>) -> Result<Asked<Q>, Fault> {
         match self {
             Requests::Ipc(..) if !self.wait(PollTimeout::ZERO)? => Ok(Asked::Nothing),
-            Requests::Ipc(receiver, _) => Ok(receiver.recv().map_or(Asked::Over, Asked::Request)),
+            Requests::Ipc(inbox) => Ok(inbox.next().map_or(Asked::Over, Asked::Request)),
             Requests::Packets(socket, packet) => match receive_bytes(&*socket, packet) {
                 Ok(0) | Err(Errno::ECONNRESET) => Ok(Asked::Over),
-                Ok(count) => packet::decode(packet.get(..count).unwrap_or_default())
-                    .map(Asked::Request)
-                    .map_err(|why| Fault::new("hearing", "init", why)),
+                Ok(count) => channel::request(packet.get(..count).unwrap_or_default()).map(Asked::Request),
                 Err(Errno::EAGAIN | Errno::EINTR) => Ok(Asked::Nothing),
                 Err(errno) => Err(Fault::errno("hearing", "init", errno)),
             },
@@ -184,10 +183,9 @@ impl<Q: Serialize + DeserializeOwned> Requests<Q> {
             if let Some(line) = input.line() {
                 let id = input.count;
                 match serde_json::from_slice(&line) {
-                    Ok(body) => return Ok(Asked::Request(Request { id, body })),
+                    Ok(body) => return Ok(Asked::Request(Envelope { id, body })),
                     Err(error) => {
-                        let fault = Fault::new("reading", "the request", error.to_string());
-                        replies.send(Reply { id, result: Err(fault) })?;
+                        replies.send(id, Err(Fault::new("reading", "the request", error.to_string())))?;
                     }
                 }
             } else if !self.wait(PollTimeout::ZERO)? {
@@ -245,7 +243,7 @@ impl Input {
 impl<R: Serialize> Clone for Replies<R> {
     fn clone(&self) -> Replies<R> {
         match self {
-            Replies::Ipc(sender) => Replies::Ipc(sender.clone()),
+            Replies::Ipc(voice) => Replies::Ipc(voice.clone()),
             Replies::Stdio => Replies::Stdio,
         }
     }
@@ -255,22 +253,17 @@ impl<R: Serialize> Replies<R> {
     /// Tells init that this helper is confined and takes requests. By hand nobody has to be told.
     fn up(&self) -> Result<(), Fault> {
         match self {
-            Replies::Ipc(sender) => {
-                sender.send(Said::Up).map_err(|error| Fault::new("greeting", "init", error.to_string()))
-            }
+            Replies::Ipc(voice) => voice.say(Said::Up),
             Replies::Stdio => Ok(()),
         }
     }
 
-    /// Sends one reply.
-    pub fn send(&self, reply: Reply<R>) -> Result<(), Fault> {
+    /// Sends the reply to the request of that number.
+    pub fn send(&self, id: u64, result: Result<R, Fault>) -> Result<(), Fault> {
         match self {
-            Replies::Ipc(sender) => {
-                let sent = sender.send(Said::Reply(reply));
-                sent.map_err(|error| Fault::new("replying", "init", error.to_string()))
-            }
+            Replies::Ipc(voice) => voice.say(Said::Reply(Envelope { id, body: result })),
             Replies::Stdio => {
-                let mut line = serde_json::to_string(&reply.result)
+                let mut line = serde_json::to_string(&result)
                     .map_err(|error| Fault::new("printing", "the reply", error.to_string()))?;
                 line.push('\n');
                 let mut out = std::io::stdout().lock();
@@ -283,12 +276,12 @@ impl<R: Serialize> Replies<R> {
 }
 
 /// Takes the ends that the warden left, with `--ipc`.
-fn connect<Q, R>(role: Role, door: &DoorKind) -> Result<(Requests<Q>, Replies<R>), Fault>
+fn connect<Q, R>(role: Role, mode: &Mode) -> Result<(Requests<Q>, Replies<R>), Fault>
 where
     Q: Serialize + DeserializeOwned,
     R: Serialize + DeserializeOwned,
 {
-    if *door != DoorKind::Ipc {
+    if *mode != Mode::Ipc {
         let input = Input { stdin: std::io::stdin(), count: 0, text: Vec::new() };
         return Ok((Requests::Stdio(input), Replies::Stdio));
     }
@@ -296,20 +289,18 @@ where
         |number| inherited(number).fault("taking", format!("descriptor {number}, an end of init's channel"));
     // streamd waits for its processes too, and no request of its is large enough to come in shared memory.
     if role == Role::Streamd {
-        let outbox = bootstrap::sender(end(FD_REPLIES)?)?;
-        return Ok((Requests::Packets(end(FD_REQUESTS)?, vec![0; PACKET_MAX]), Replies::Ipc(outbox)));
+        let voice = channel::voice(end(FD_REPLIES)?)?;
+        return Ok((Requests::Packets(end(FD_REQUESTS)?, vec![0; PACKET_MAX]), Replies::Ipc(voice)));
     }
     heap::keep_messages();
-    let requests = end(FD_REQUESTS)?;
-    let watched = requests.try_clone().map_err(|error| Fault::io("duplicating", "init's channel", &error))?;
-    let (inbox, outbox) = bootstrap::ends(requests, end(FD_REPLIES)?)?;
-    Ok((Requests::Ipc(inbox, watched), Replies::Ipc(outbox)))
+    let (inbox, voice) = channel::ends(end(FD_REQUESTS)?, end(FD_REPLIES)?)?;
+    Ok((Requests::Ipc(inbox), Replies::Ipc(voice)))
 }
 
 /// Enters the network of the pod, if the warden has left it: links are there, and what a helper mounts, starts and sets up is to be
 /// there too. streamd has no use for a network.
-fn enter_network(role: Role, door: &DoorKind) -> Result<(), Fault> {
-    if *door != DoorKind::Ipc || role == Role::Streamd {
+fn enter_network(role: Role, mode: &Mode) -> Result<(), Fault> {
+    if *mode != Mode::Ipc || role == Role::Streamd {
         return Ok(());
     }
     match inherited(FD_NETWORK) {
@@ -342,16 +333,16 @@ where
         }
     };
     // Started by the warden, it logs by init.
-    logger::start(role.name(), options.log, options.door == DoorKind::Ipc);
+    logger::start(role.name(), options.log, options.mode == Mode::Ipc);
     let outcome = Policy::decode(policy).and_then(|policy| {
-        if options.door == DoorKind::Policy {
+        if options.mode == Mode::Policy {
             let _ = writeln!(std::io::stdout(), "{policy}");
             return Ok(());
         }
         let granted = grants(&options)?;
-        let (requests, replies) = connect(role, &options.door)?;
+        let (requests, replies) = connect(role, &options.mode)?;
         // Behind: the channels' sockets are the guest's, what is opened now is of the pod's network.
-        enter_network(role, &options.door)?;
+        enter_network(role, &options.mode)?;
         let state = open(&options)?;
         if options.unconfined {
             log::warn!("UNCONFINED: no capability dropped, no seccomp filter");
@@ -380,8 +371,8 @@ where
     Q: Serialize + DeserializeOwned,
     R: Serialize,
 {
-    while let Some(Request { id, body }) = requests.next(&replies) {
-        replies.send(Reply { id, result: handle(body) })?;
+    while let Some(Envelope { id, body }) = requests.next(&replies) {
+        replies.send(id, handle(body))?;
     }
     Ok(())
 }
@@ -395,11 +386,11 @@ mod tests {
     }
 
     #[test]
-    fn one_door_is_needed() {
+    fn one_way_for_requests_is_needed() {
         assert!(parse(&[]).is_err());
         assert!(parse(&["--stdio", "--profile", "root"]).is_err());
         let options = parse(&["--ipc", "--profile", "privileged", "--log", "debug"]).unwrap();
-        assert_eq!(options.door, DoorKind::Ipc);
+        assert_eq!(options.mode, Mode::Ipc);
         assert_eq!((options.profile, options.log), (Profile::Privileged, LevelFilter::Debug));
         assert!(!options.unconfined);
     }

@@ -2,7 +2,6 @@
 #![deny(unsafe_code)]
 
 pub mod cgroups;
-pub mod channel;
 pub mod clock;
 pub mod helper;
 pub mod host;

@@ -4,23 +4,23 @@
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
-use hyperinit::channel::Bytes;
 use hyperinit::command;
 use hyperinit::fault::Fault;
 use hyperinit::frame::Message;
 use hyperinit::ids::Pid;
-use hyperinit::supervisor::{Action, Ask, Config, Event, HelperReply, Supervisor};
+use hyperinit::supervisor::{Action, Config, Event, Supervisor};
 use hyperinit::wire::mountd::{NinePTransport, ShareCache};
-use hyperinit::wire::{Instance, Role, execd, mountd, netd, streamd};
+use hyperinit::wire::{Bytes, Instance, Reply, Request, Role, execd, mountd, netd, streamd};
 use hyperinit_fuzz::{Choices, measure};
 use libfuzzer_sys::fuzz_target;
 
 const WARDEN: Pid = Pid(2);
 /// The helpers have numbers below, the pod's processes from here on.
 const FIRST: i32 = 1000;
-/// As supervisor/replies.rs and lines.rs have them.
+/// As supervisor/replies.rs and queue.rs have them.
 const COMMANDS_MAX: usize = 256;
 const WINDOW: usize = 16;
 /// What an input of a few kilobytes can have it hold at most, in bytes.
@@ -32,7 +32,7 @@ type Owed = Option<(Message, Vec<u8>)>;
 struct World {
     supervisor: Supervisor,
     now: Duration,
-    asked: Vec<(u64, Instance, Ask)>,
+    asked: Vec<(u64, Instance, Request)>,
     alive: BTreeSet<Pid>,
     released: BTreeSet<Pid>,
     next_pid: i32,
@@ -189,7 +189,7 @@ impl World {
         let (id, _, ask) = self.asked.remove(at);
         let result = match (&ask, how) {
             (_, 7) => Err(Fault::new("doing", "it", "no")),
-            (Ask::StartPod { .. } | Ask::StartProcess { .. }, _) => {
+            (Request::Execd(execd::Request::StartPod { .. }) | Request::Execd(execd::Request::StartProcess { .. }), _) => {
                 self.next_pid += 1;
                 let pid = Pid(self.next_pid);
                 if how == 6 {
@@ -197,18 +197,18 @@ impl World {
                 } else {
                     self.alive.insert(pid);
                 }
-                Ok(HelperReply::Execd(execd::Reply::Started { pid }))
+                Ok(Reply::Execd(execd::Reply::Started { pid }))
             }
-            (Ask::ReadFile { .. } | Ask::ReadOn { .. }, _) => {
+            (Request::Mountd(mountd::Request::ReadFile { .. }) | Request::Mountd(mountd::Request::ReadOn { .. }), _) => {
                 let part = mountd::Reply::Part { bytes: Bytes(b"part".to_vec()), last: how < 3 };
-                Ok(HelperReply::Mountd(part))
+                Ok(Reply::Mountd(part))
             }
-            (Ask::PrepareContainer(_), 5) => Ok(HelperReply::Mountd(mountd::Reply::Populating)),
-            (Ask::PrepareContainer(_), 6) => {
+            (Request::Mountd(mountd::Request::PrepareContainer { .. }), 5) => Ok(Reply::Mountd(mountd::Reply::Populating)),
+            (Request::Mountd(mountd::Request::PrepareContainer { .. }), 6) => {
                 let fault = Fault::new("waiting for", "it", "it is not there");
-                Ok(HelperReply::Mountd(mountd::Reply::NotYet { fault }))
+                Ok(Reply::Mountd(mountd::Reply::NotYet { fault }))
             }
-            (Ask::Ping(Role::Streamd), _) => Ok(HelperReply::Streamd(streamd::Reply::Alive)),
+            (Request::Streamd(streamd::Request::Ping), _) => Ok(Reply::Streamd(streamd::Reply::Alive)),
             _ => Ok(done(helper.role())),
         };
         self.feed(Event::Reply { helper, id, result });
@@ -230,16 +230,16 @@ impl World {
         }
         let id = self.last_ask.saturating_sub(choices.below(8) as u64);
         let result = match choices.below(4) {
-            0 => Ok(HelperReply::Execd(execd::Reply::Started { pid: Pid(i32::from(choices.byte())) })),
-            1 => Ok(HelperReply::Mountd(mountd::Reply::Part { bytes: Bytes(Vec::new()), last: false })),
-            2 => Ok(HelperReply::Mountd(mountd::Reply::Populating)),
+            0 => Ok(Reply::Execd(execd::Reply::Started { pid: Pid(i32::from(choices.byte())) })),
+            1 => Ok(Reply::Mountd(mountd::Reply::Part { bytes: Bytes(Vec::new()), last: false })),
+            2 => Ok(Reply::Mountd(mountd::Reply::Populating)),
             _ => Ok(done(as_role)),
         };
         // A lie that happens to be what was asked for is an answer.
-        if let Ok(HelperReply::Execd(execd::Reply::Started { pid })) = &result
+        if let Ok(Reply::Execd(execd::Reply::Started { pid })) = &result
             && (self.alive.contains(pid) || pid.0 <= FIRST)
             && self.asked.iter().any(|(asked, _, ask)| {
-                *asked == id && matches!(ask, Ask::StartPod { .. } | Ask::StartProcess { .. })
+                *asked == id && matches!(ask, Request::Execd(execd::Request::StartPod { .. }) | Request::Execd(execd::Request::StartProcess { .. }))
             })
         {
             // init's loop does not believe in a child that is none (event_loop.rs).
@@ -269,11 +269,10 @@ impl World {
         for action in self.supervisor.on_event(self.now, event) {
             match action {
                 Action::Send { message, payload } => self.said(message, payload),
-                Action::Ask { id, to, ask } => {
-                    assert!(self.helpers.contains_key(&to) && to.role() == ask.role(), "nobody is there");
-                    assert!(matches!(ask, Ask::Finish { .. } | _ if id > 0));
+                Action::Ask { id, to, request } => {
+                    assert!(self.helpers.contains_key(&to) && to.role() == request.role(), "nobody is there");
                     self.last_ask = self.last_ask.max(id);
-                    self.asked.push((id, to, ask));
+                    self.asked.push((id, to, Arc::unwrap_or_clone(request)));
                 }
                 Action::Kill { pid, .. } => assert!(self.alive.contains(&pid), "{pid} is none of the pod's"),
                 Action::Release { pid } => {
@@ -342,11 +341,11 @@ impl World {
     }
 }
 
-fn done(role: Role) -> HelperReply {
+fn done(role: Role) -> Reply {
     match role {
-        Role::Netd => HelperReply::Netd(netd::Reply::Done),
-        Role::Mountd => HelperReply::Mountd(mountd::Reply::Done),
-        Role::Execd => HelperReply::Execd(execd::Reply::Done),
-        Role::Streamd => HelperReply::Streamd(streamd::Reply::Drained),
+        Role::Netd => Reply::Netd(netd::Reply::Done),
+        Role::Mountd => Reply::Mountd(mountd::Reply::Done),
+        Role::Execd => Reply::Execd(execd::Reply::Done),
+        Role::Streamd => Reply::Streamd(streamd::Reply::Drained),
     }
 }

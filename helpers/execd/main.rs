@@ -127,18 +127,17 @@ impl Execd {
             Request::JoinPod { running } => {
                 self.joined = false;
                 pod::join()?;
-                self.streams.adopt(&running.open()?)?;
+                self.streams.adopt(&running)?;
                 self.joined = true;
             }
-            Request::Adopt { running } => self.streams.adopt(&running.open()?)?,
+            Request::Adopt { running } => self.streams.adopt(&running)?,
             Request::StartProcess { container, process, init, hostname, sysctl, finished } => {
                 self.streams.release(&finished);
-                let (process, sysctls) = (process.open()?, sysctl.open()?);
-                return self.start(&container, &process, init, &hostname, &sysctls).map(Outcome::from);
+                return self.start(&container, &process, init, &hostname, &sysctl).map(Outcome::from);
             }
             Request::StartInGuest { process, finished } => {
                 self.streams.release(&finished);
-                return self.start_in_guest(&process.open()?).map(Outcome::from);
+                return self.start_in_guest(&process).map(Outcome::from);
             }
             Request::Resize { stdio, row, column } => self.streams.resize(stdio, row, column)?,
             Request::Release { finished } => {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use hyperinit::fault::Fault;
 use hyperinit::helper::{Asked, Replies, Requests};
-use hyperinit::wire;
+use hyperinit::wire::Envelope;
 use hyperinit::wire::execd::{Reply, Request};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -59,7 +59,7 @@ pub fn serve(
 fn take(
     execd: &mut Execd,
     starts: &mut Vec<UnderWay>,
-    wire::Request { id, body }: wire::Request<Request>,
+    Envelope { id, body }: Envelope<Request>,
     replies: &Replies<Reply>,
 ) -> Result<(), Fault> {
     let result = match execd.handle(body) {
@@ -74,14 +74,14 @@ fn take(
         Ok(Outcome::Done) => Ok(Reply::Done),
         Err(fault) => Err(fault),
     };
-    replies.send(wire::Reply { id, result })
+    replies.send(id, result)
 }
 
 /// Nobody can wait for them.
 fn give_up(starts: &mut Vec<UnderWay>, why: &Fault, replies: &Replies<Reply>) -> Result<(), Fault> {
     starts.drain(..).try_for_each(|UnderWay { id, start, .. }| {
         start.kill();
-        replies.send(wire::Reply { id, result: Err(why.clone()) })
+        replies.send(id, Err(why.clone()))
     })
 }
 
@@ -149,7 +149,7 @@ fn answer_starts(
         let result = handed.map(|()| Reply::Started { pid: start.pid() });
         // Nothing of it is open any more when init hears of it.
         drop(start);
-        replies.send(wire::Reply { id, result })?;
+        replies.send(id, result)?;
     }
     *starts = waiting;
     Ok(())

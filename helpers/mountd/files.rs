@@ -9,10 +9,10 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-use hyperinit::channel::Bytes;
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::ids::ContainerId;
 use hyperinit::sys::mount::{Resolve, openat2};
+use hyperinit::wire::Bytes;
 use hyperinit::wire::mountd::{FILE_MAX, PART_MAX, Reply};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, RenameFlags, open, readlinkat, renameat2};

@@ -25,6 +25,7 @@ mod wake;
 use std::process::ExitCode;
 
 use hyperinit::fault::Fault;
+use hyperinit::ids::ContainerId;
 use hyperinit::sandbox::{CapSet, ContainerProfile};
 use hyperinit::wire::Role;
 use hyperinit::wire::mountd::{Reply, Request};
@@ -74,19 +75,18 @@ impl Mountd {
             Request::WakeUp => wake::wake_up()?,
             Request::Online => hotplug::online()?,
             Request::Unplug { device } => unplug::unplug(&device, self.rules.local)?,
-            Request::PreparePod { pod } => pod::prepare(&pod.open()?)?,
-            Request::PrepareContainer { container } => {
-                let mut container = container.open()?;
+            Request::PreparePod { pod } => pod::prepare(&pod)?,
+            Request::PrepareContainer { mut container } => {
                 container.read_only |= self.rules.profile.readonly_root();
                 return container::prepare(&self.home, &self.rules, &mut self.populations, &container);
             }
             Request::ReadFile { container, file } => {
                 self.reading = Some(Reading::begin(&self.home, &container, &file)?);
-                return self.read_on();
+                return self.read_on(&container);
             }
-            Request::ReadOn => return self.read_on(),
+            Request::ReadOn { container } => return self.read_on(&container),
             Request::WriteFile { container, file, data } => {
-                files::write_file(&self.home, &container, &file, &data)?;
+                files::write_file(&self.home, &container, &file, &data.0)?;
             }
             Request::KillContainer { container } => kill::container(&self.home, &container)?,
             Request::RemoveContainer { container } => {
@@ -106,11 +106,11 @@ impl Mountd {
         Ok(Reply::Done)
     }
 
-    /// The next part of the file that is being read; after its end, or a fault, there is none.
-    fn read_on(&mut self) -> Result<Reply, Fault> {
+    /// The next part of the container's file that is being read; after its end, or a fault, there is none.
+    fn read_on(&mut self, container: &ContainerId) -> Result<Reply, Fault> {
         let mut reading = self
             .reading
-            .take()
+            .take_if(|reading| reading.container == *container)
             .ok_or_else(|| Fault::new("reading on", "a container's file", "none is being read"))?;
         let reply = reading.part()?;
         if let Reply::Part { last: false, .. } = reply {

@@ -40,12 +40,12 @@ fn handle(kernel: &mut Kernel, request: Request) -> Result<Reply, Fault> {
     let done = match request {
         Request::SetLinkUp { device } => kernel.apply(&links::up(&device)?),
         Request::SetInterfaces { interfaces, repeated } => {
-            let before = apply::set_interfaces(kernel, &interfaces.open()?, repeated)?;
+            let before = apply::set_interfaces(kernel, &interfaces, repeated)?;
             return Ok(Reply::Set { before });
         }
-        Request::AddRoutes { routes, repeated } => apply::add_routes(kernel, &routes.open()?, repeated),
-        Request::SetPorts { mapping } => apply::set_ports(kernel, &mapping.open()?),
-        Request::Reset { network } => apply::reset(kernel, &network.open()?),
+        Request::AddRoutes { routes, repeated } => apply::add_routes(kernel, &routes, repeated),
+        Request::SetPorts { mapping } => apply::set_ports(kernel, &mapping),
+        Request::Reset { network } => apply::reset(kernel, &network),
     };
     done.map(|()| Reply::Done)
 }

@@ -10,12 +10,12 @@ use hyperinit::fault::{Fault, OrFault};
 use hyperinit::helper::{Asked, Replies, Requests};
 use hyperinit::port::edges;
 use hyperinit::sys::fd::inherited;
+use hyperinit::wire::Envelope;
 use hyperinit::wire::bootstrap::{
     FD_BUFFER_IN, FD_BUFFER_OUT, FD_CONNECTION_IN, FD_CONNECTION_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT,
     FD_SOCKET,
 };
 use hyperinit::wire::streamd::{Reply, Request};
-use hyperinit::wire::{Reply as Answer, Request as Question};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
@@ -174,8 +174,8 @@ impl Engine {
         replies: &Replies<Reply>,
     ) -> Result<bool, Fault> {
         loop {
-            let Question { id, body } = match requests.take(replies)? {
-                Asked::Request(question) => question,
+            let Envelope { id, body } = match requests.take(replies)? {
+                Asked::Request(envelope) => envelope,
                 Asked::Nothing => return Ok(false),
                 Asked::Over => return Ok(true),
             };
@@ -184,7 +184,7 @@ impl Engine {
                 Request::Finish { stdio, pause } => {
                     self.processes.finish(stdio, id, pause, &mut self.buffer);
                 }
-                Request::Ping => replies.send(Answer { id, result: Ok(Reply::Alive) })?,
+                Request::Ping => replies.send(id, Ok(Reply::Alive))?,
             }
         }
     }
@@ -192,7 +192,7 @@ impl Engine {
     /// Answers the requests that waited for bytes which have left now.
     fn tell(&mut self, replies: &Replies<Reply>) -> Result<(), Fault> {
         let due = self.processes.waiting.due(now(), |end| self.buffer.has_left(end));
-        due.into_iter().try_for_each(|id| replies.send(Answer { id, result: Ok(Reply::Drained) }))
+        due.into_iter().try_for_each(|id| replies.send(id, Ok(Reply::Drained)))
     }
 }
 

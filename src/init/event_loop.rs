@@ -4,10 +4,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use ipc_channel::ipc::{IpcSender, IpcSharedMemory, OpaqueIpcSender};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signalfd::SignalFd;
@@ -16,7 +14,7 @@ use nix::sys::utsname::uname;
 use super::Boot;
 use super::bugs::{Bugs, pause};
 use super::control::{Control, Input};
-use super::helpers::{Change, Helper, Sender, Sent};
+use super::helpers::{Change, Helper};
 use super::inbox::{self, Buffer, Heard};
 use super::journal::{self, Journal, LOGS};
 use super::ports::Port;
@@ -27,10 +25,11 @@ use crate::command;
 use crate::fault::{Fault, OrFault};
 use crate::frame::Message;
 use crate::ids::Pid;
-use crate::supervisor::{Action, Ask, Config, Event, HelperReply, Supervisor};
+use crate::supervisor::{Action, Config, Event, Supervisor};
+use crate::sys::fd::send_fds;
 use crate::sys::signal::{self, Exit};
-use crate::wire::bootstrap::Adopter;
-use crate::wire::{Instance, Said, execd, warden};
+use crate::wire::channel::{Post, Sent};
+use crate::wire::{Instance, Reply, Request, Said, execd, warden};
 
 /// The epoll tokens.
 const SIGNALS: u64 = 0;
@@ -52,8 +51,6 @@ const WARDENS_LIES_MAX: u32 = 8;
 /// (ENOSPC, epoll_ctl(2)) or have on its way between sockets (ETOOMANYREFS, unix(7)).
 const WANT: [Errno; 6] =
     [Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC, Errno::EMFILE, Errno::ENFILE, Errno::ETOOMANYREFS];
-/// Why a request cannot be made.
-const NO_MEMORY: &str = "no memory to share";
 /// While the last frame has not left the port, how often a device is asked whether it has.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
@@ -74,11 +71,10 @@ pub struct EventLoop {
     signals: SignalFd,
     control: Control,
     warden_pid: Pid,
-    warden: Option<IpcSender<warden::Request>>,
+    warden: Option<OwnedFd>,
     warden_replies: Option<OwnedFd>,
     warden_lies: u32,
-    adopter: Adopter<OpaqueIpcSender>,
-    memory: Adopter<IpcSharedMemory>,
+    post: Post,
     buffer: Buffer,
     helpers: BTreeMap<Instance, Helper>,
     journal: Journal,
@@ -105,7 +101,6 @@ impl EventLoop {
             .fault("watching", "the warden")?;
         let local = settings.local.is_some();
         let release = uname().fault("asking", "uname")?.release().to_string_lossy().into_owned();
-        let adopter = Adopter::new()?;
         let mut journal = Journal::new();
         journal.listen(&epoll, journal::Sender::Warden, warden.log);
         Ok(EventLoop {
@@ -114,11 +109,10 @@ impl EventLoop {
             signals,
             control: Control::new(control, CONTROL),
             warden_pid: warden.pid,
-            warden: Some(adopter.adopt(warden.requests)?.to()),
+            warden: Some(warden.requests),
             warden_replies: Some(warden.replies),
             warden_lies: 0,
-            adopter,
-            memory: Adopter::for_memory()?,
+            post: Post::new()?,
             buffer: Buffer::new(),
             helpers: Instance::all().map(|helper| (helper, Helper::new(helper))).collect(),
             journal,
@@ -414,11 +408,11 @@ impl EventLoop {
         requests: OwnedFd,
         voice: OwnedFd,
     ) -> Result<(), Fault> {
-        let requests = self.adopter.adopt(requests)?;
+        let outbox = self.post.outbox(instance, requests)?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, HELPERS + u64::from(instance.place()));
         self.epoll.add(&voice, event).fault("watching", instance)?;
         if let Some(helper) = self.helpers.get_mut(&instance) {
-            helper.coming(now(), pid, Sender::new(instance.role(), requests));
+            helper.coming(now(), pid, outbox);
             helper.voice = Some(voice);
         }
         Ok(())
@@ -443,7 +437,7 @@ impl EventLoop {
             };
             match inbox::helper(instance.role(), voice, &mut self.buffer) {
                 Heard::Word(Said::Up) => self.helper_up(instance),
-                Heard::Word(Said::Reply(reply)) => self.reply(instance, reply.id, reply.result),
+                Heard::Word(Said::Reply(reply)) => self.reply(instance, reply.id, reply.body),
                 Heard::Nothing => return,
                 Heard::End => self.silent(instance),
                 Heard::Lie(why) => self.liar(instance, &format!("it sent {why}")),
@@ -461,12 +455,12 @@ impl EventLoop {
         }
     }
 
-    fn reply(&mut self, instance: Instance, id: u64, result: Result<HelperReply, Fault>) {
+    fn reply(&mut self, instance: Instance, id: u64, result: Result<Reply, Fault>) {
         let Some(helper) = self.helpers.get_mut(&instance) else { return };
-        if helper.sender().is_none() {
+        if helper.outbox().is_none() {
             return self.liar(instance, "it answered before it was up");
         }
-        if let Ok(HelperReply::Execd(execd::Reply::Started { pid })) = &result {
+        if let Ok(Reply::Execd(execd::Reply::Started { pid })) = &result {
             let (pid, is_child) = (*pid, signal::is_child(*pid));
             if !is_child && !self.reaped.contains(&pid) {
                 return self.liar(
@@ -543,14 +537,14 @@ impl EventLoop {
             None => helper.close(),
             Some(warden) => {
                 helper.starting(now);
-                match warden.send(warden::Request::Spawn(instance)) {
+                match send_fds(warden, &warden::Request::Spawn(instance).encode(), &[]) {
                     Ok(()) => {
                         helper.asked();
                         Change::None
                     }
                     // It does not read, or for want of memory, which may pass. That the warden is gone its own socket tells.
-                    Err(error) => {
-                        log::warn!("asking the warden for {instance}: {error}");
+                    Err(errno) => {
+                        log::warn!("asking the warden for {instance}: {}", errno.desc());
                         helper.failed(now)
                     }
                 }
@@ -585,7 +579,7 @@ impl EventLoop {
                         self.control.send(message, &payload);
                         self.drained = false;
                     }
-                    Action::Ask { id, to, ask } => events.extend(self.ask(id, to, ask)),
+                    Action::Ask { id, to, request } => events.extend(self.ask(id, to, &request)),
                     Action::Kill { pid, signal, group } => kill(pid, signal.get(), group),
                     Action::Release { pid } => kill(pid, nix::libc::SIGCONT, false),
                     Action::KillHelper { helper, why, lied: false } => self.kill_helper(helper, &why),
@@ -600,23 +594,16 @@ impl EventLoop {
         }
     }
 
-    /// Sends a request. One that cannot be made or sent is answered by the event; one to a helper that is dying is answered by its end.
-    fn ask(&mut self, id: u64, to: Instance, ask: Ask) -> Option<Event> {
-        let request = match ask.into_request(&self.memory) {
-            Err(fault) => return Some(Event::Reply { helper: to, id, result: Err(fault) }),
-            Ok(request) => request,
-        };
-        let sender = self.helpers.get(&to).and_then(Helper::sender)?;
-        // ipc-channel asserts that shared memory can be mapped once more to put it into a message.
-        let sent = catch_unwind(AssertUnwindSafe(|| sender.send(id, request)))
-            .unwrap_or_else(|_| Sent::Unsent(NO_MEMORY.to_owned()));
-        match sent {
+    /// Sends a request. One that cannot be sent is an event; one to a helper that is dying is answered by its end.
+    fn ask(&mut self, id: u64, to: Instance, request: &Request) -> Option<Event> {
+        let outbox = self.helpers.get(&to).and_then(Helper::outbox)?;
+        match self.post.send(outbox, id, request) {
             Sent::Whole => None,
             Sent::Dying(why) => {
                 log::info!("asking {to}: {why}");
                 None
             }
-            Sent::Unsent(why) => Some(Event::Unsent { helper: to, id, fault: Fault::new("asking", to, why) }),
+            Sent::Unsent(fault) => Some(Event::Unsent { helper: to, id, fault }),
         }
     }
 

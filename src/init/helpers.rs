@@ -1,16 +1,11 @@
 //! The lives of the helpers: starting, coming up, up, down, and after too many deaths in a row closed.
 
-use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use ipc_channel::IpcError;
-use ipc_channel::ipc::{IpcSender, OpaqueIpcSender};
-use nix::errno::Errno;
-
 use crate::ids::Pid;
-use crate::supervisor::HelperRequest;
-use crate::wire::{self, Instance, Role};
+use crate::wire::Instance;
+use crate::wire::channel::Outbox;
 
 /// Deaths in a row, without one answered request between them, after which a role is closed: what is asked of it is refused at
 /// once, and another helper is tried once in a while. What they died of may pass: memory may have been short.
@@ -27,77 +22,6 @@ const BACKOFF: Duration = Duration::from_millis(50);
 const WANT_PAUSE: Duration = Duration::from_millis(500);
 /// How long the warden may take to start a helper, and the helper then to come up.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Requests to one helper, by its edge.
-pub enum Sender {
-    Netd(IpcSender<wire::Request<wire::netd::Request>>),
-    Mountd(IpcSender<wire::Request<wire::mountd::Request>>),
-    Execd(IpcSender<wire::Request<wire::execd::Request>>),
-    Streamd(IpcSender<wire::Request<wire::streamd::Request>>),
-}
-
-impl Sender {
-    /// The sender of a role's edge; the type is a promise of this binary's own helper, not checked by the kernel.
-    pub fn new(role: Role, requests: OpaqueIpcSender) -> Sender {
-        match role {
-            Role::Netd => Sender::Netd(requests.to()),
-            Role::Mountd => Sender::Mountd(requests.to()),
-            Role::Execd => Sender::Execd(requests.to()),
-            Role::Streamd => Sender::Streamd(requests.to()),
-        }
-    }
-
-    /// Sends one request. Requests are small and few at a time (channel.rs), so this does not wait.
-    pub fn send(&self, id: u64, request: HelperRequest) -> Sent {
-        let sent = match (self, request) {
-            (Sender::Netd(sender), HelperRequest::Netd(body)) => sender.send(wire::Request { id, body }),
-            (Sender::Mountd(sender), HelperRequest::Mountd(body)) => sender.send(wire::Request { id, body }),
-            (Sender::Execd(sender), HelperRequest::Execd(body)) => sender.send(wire::Request { id, body }),
-            (Sender::Streamd(sender), HelperRequest::Streamd(body)) => {
-                sender.send(wire::Request { id, body })
-            }
-            (
-                Sender::Netd(_) | Sender::Mountd(_) | Sender::Execd(_) | Sender::Streamd(_),
-                HelperRequest::Netd(_)
-                | HelperRequest::Mountd(_)
-                | HelperRequest::Execd(_)
-                | HelperRequest::Streamd(_),
-            ) => return Sent::Unsent("the request is another helper's".to_owned()),
-        };
-        match sent {
-            Ok(()) => Sent::Whole,
-            Err(IpcError::Disconnected) => Sent::Dying("it has gone".to_owned()),
-            Err(IpcError::Io(error)) => Sent::of(&error),
-            Err(error @ IpcError::SerializationError(_)) => Sent::Unsent(error.to_string()),
-        }
-    }
-}
-
-/// What became of a request.
-#[derive(Debug)]
-pub enum Sent {
-    /// The helper has it.
-    Whole,
-    /// Nobody will ever read it: the helper's end is closed.
-    Dying(String),
-    /// The helper lives and has not got it; why.
-    Unsent(String),
-}
-
-impl Sent {
-    fn of(error: &std::io::Error) -> Sent {
-        match error.kind() {
-            ErrorKind::BrokenPipe
-            | ErrorKind::ConnectionReset
-            | ErrorKind::ConnectionRefused
-            | ErrorKind::NotConnected => Sent::Dying(error.to_string()),
-            _ => Sent::Unsent(match error.raw_os_error() {
-                Some(errno) => Errno::from_raw(errno).desc().to_owned(),
-                None => error.to_string(),
-            }),
-        }
-    }
-}
 
 /// One helper.
 pub struct Helper {
@@ -123,9 +47,9 @@ enum State {
     /// The warden was asked.
     Starting { until: Duration },
     /// It was executed, and has not said yet that it is up.
-    Coming { pid: Pid, sender: Sender, until: Duration },
+    Coming { pid: Pid, outbox: Outbox, until: Duration },
     /// It answers requests.
-    Up { pid: Pid, sender: Sender, since: Duration },
+    Up { pid: Pid, outbox: Outbox, since: Duration },
     /// It waits for its restart, or until it is wanted.
     Down { until: Duration },
     /// It died too often, and is tried again then, if anybody can start it.
@@ -188,9 +112,9 @@ impl Helper {
     }
 
     /// Where its requests go, while it is up.
-    pub fn sender(&self) -> Option<&Sender> {
+    pub fn outbox(&self) -> Option<&Outbox> {
         match &self.state {
-            State::Up { sender, .. } => Some(sender),
+            State::Up { outbox, .. } => Some(outbox),
             State::Starting { .. } | State::Coming { .. } | State::Down { .. } | State::Closed { .. } => None,
         }
     }
@@ -221,16 +145,16 @@ impl Helper {
     }
 
     /// The warden executed it.
-    pub fn coming(&mut self, now: Duration, pid: Pid, sender: Sender) {
+    pub fn coming(&mut self, now: Duration, pid: Pid, outbox: Outbox) {
         (self.is_reaped, self.is_dismissed) = (false, false);
-        self.state = State::Coming { pid, sender, until: now + START_TIMEOUT };
+        self.state = State::Coming { pid, outbox, until: now + START_TIMEOUT };
     }
 
     /// It says that it is up. Its process; none if it is not the time to say so.
     pub fn up(&mut self, now: Duration) -> Option<Pid> {
         match std::mem::replace(&mut self.state, State::Closed { until: None }) {
-            State::Coming { pid, sender, .. } => {
-                self.state = State::Up { pid, sender, since: now };
+            State::Coming { pid, outbox, .. } => {
+                self.state = State::Up { pid, outbox, since: now };
                 Some(pid)
             }
             other => {
@@ -358,19 +282,22 @@ impl Helper {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ipc_channel::ipc;
+    use crate::wire::Role;
+    use crate::wire::bootstrap::socket_pair;
+    use crate::wire::channel::Post;
 
     const NOW: Duration = Duration::from_secs(100);
 
-    fn sender() -> Sender {
-        Sender::new(Role::Netd, ipc::channel::<u8>().unwrap().0.to_opaque())
+    fn outbox() -> Outbox {
+        let (end, _helpers) = socket_pair().unwrap();
+        Post::new().unwrap().outbox(Instance::first(Role::Netd), end).unwrap()
     }
 
     fn coming() -> Helper {
         let mut helper = Helper::new(Instance::first(Role::Netd));
         assert_eq!(helper.tick(NOW), Change::Start);
         helper.starting(NOW);
-        helper.coming(NOW, Pid(7), sender());
+        helper.coming(NOW, Pid(7), outbox());
         helper
     }
 
@@ -394,11 +321,11 @@ mod tests {
     #[test]
     fn nothing_is_asked_of_it_before_it_is_up_and_it_says_so_once() {
         let mut helper = coming();
-        assert!(helper.sender().is_none());
+        assert!(helper.outbox().is_none());
         assert_eq!(helper.up(NOW), Some(Pid(7)));
-        assert!(helper.sender().is_some());
+        assert!(helper.outbox().is_some());
         assert_eq!(helper.up(NOW), None);
-        assert!(helper.sender().is_some());
+        assert!(helper.outbox().is_some());
     }
 
     #[test]
@@ -420,7 +347,7 @@ mod tests {
             now = helper.deadline().unwrap();
             assert_eq!(helper.tick(now), Change::Start);
             helper.starting(now);
-            helper.coming(now, Pid(7), sender());
+            helper.coming(now, Pid(7), outbox());
             assert_eq!(helper.up(now), Some(Pid(7)));
         }
         assert_eq!(helper.reaped(now), Change::Closed);
@@ -435,7 +362,7 @@ mod tests {
             now = helper.deadline().unwrap();
             assert_eq!(helper.tick(now), Change::Start);
             helper.starting(now);
-            helper.coming(now, Pid(7), sender());
+            helper.coming(now, Pid(7), outbox());
             assert_eq!(helper.up(now), Some(Pid(7)));
             now
         };
@@ -474,7 +401,7 @@ mod tests {
         }
         assert_eq!(helper.tick(now), Change::Start);
         helper.starting(now);
-        helper.coming(now, Pid(7), sender());
+        helper.coming(now, Pid(7), outbox());
         assert_eq!((helper.put_off(now), helper.up(now)), (Change::None, Some(Pid(7))));
         // Nobody can start another.
         let mut last = Helper::new(Instance::first(Role::Netd));
@@ -496,7 +423,7 @@ mod tests {
             helper.answered();
             assert_eq!(helper.reaped(NOW), Change::Gone);
             helper.starting(NOW);
-            helper.coming(NOW, Pid(7), sender());
+            helper.coming(NOW, Pid(7), outbox());
             assert_eq!(helper.up(NOW), Some(Pid(7)));
         }
     }
@@ -510,7 +437,7 @@ mod tests {
             assert_eq!(helper.reaped(now), Change::Gone);
             assert_eq!(helper.tick(now), Change::Start, "at once");
             helper.starting(now);
-            helper.coming(now, Pid(7), sender());
+            helper.coming(now, Pid(7), outbox());
             assert_eq!(helper.up(now), Some(Pid(7)));
         }
         helper.close();
@@ -524,7 +451,7 @@ mod tests {
         helper.want();
         assert_eq!(helper.tick(NOW), Change::Start);
         helper.starting(NOW);
-        helper.coming(NOW, Pid(7), sender());
+        helper.coming(NOW, Pid(7), outbox());
         assert_eq!(helper.up(NOW), Some(Pid(7)));
         helper
     }
@@ -548,7 +475,7 @@ mod tests {
             helper.want();
             assert_eq!(helper.tick(NOW), Change::Start);
             helper.starting(NOW);
-            helper.coming(NOW, Pid(7), sender());
+            helper.coming(NOW, Pid(7), outbox());
             assert!(!helper.is_dismissed());
             assert_eq!(helper.up(NOW), Some(Pid(7)));
         }
@@ -563,7 +490,7 @@ mod tests {
             now = helper.deadline().unwrap();
             assert_eq!(helper.tick(now), Change::Start);
             helper.starting(now);
-            helper.coming(now, Pid(7), sender());
+            helper.coming(now, Pid(7), outbox());
             assert_eq!(helper.up(now), Some(Pid(7)));
         }
         assert_eq!(helper.deadline(), Some(now + CLOSED));

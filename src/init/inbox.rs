@@ -7,11 +7,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::supervisor::HelperReply;
 use crate::sys::fd::{receive_bytes, receive_fds};
-use crate::wire::packet::{self, PACKET_MAX};
+use crate::wire::packet::PACKET_MAX;
 use crate::wire::warden::{self, REPLY_LEN};
-use crate::wire::{Role, Said};
+use crate::wire::{Envelope, Reply, Role, Said, channel};
 
 /// What was heard.
 #[derive(Debug)]
@@ -37,7 +36,7 @@ impl Buffer {
 }
 
 /// The next word of a helper.
-pub fn helper(role: Role, socket: &OwnedFd, buffer: &mut Buffer) -> Heard<Said<HelperReply>> {
+pub fn helper(role: Role, socket: &OwnedFd, buffer: &mut Buffer) -> Heard<Said<Reply>> {
     let packet = match receive_bytes(socket, &mut buffer.0) {
         Ok(0) => return end_or_lie(socket.as_fd()),
         Ok(count) => buffer.0.get(..count).unwrap_or_default(),
@@ -45,10 +44,10 @@ pub fn helper(role: Role, socket: &OwnedFd, buffer: &mut Buffer) -> Heard<Said<H
     };
     // Decoding is ipc-channel's, and a bug in it is not to be PID 1's.
     let decoded = catch_unwind(AssertUnwindSafe(|| match role {
-        Role::Netd => said(packet, HelperReply::Netd),
-        Role::Mountd => said(packet, HelperReply::Mountd),
-        Role::Execd => said(packet, HelperReply::Execd),
-        Role::Streamd => said(packet, HelperReply::Streamd),
+        Role::Netd => said(packet, Reply::Netd),
+        Role::Mountd => said(packet, Reply::Mountd),
+        Role::Execd => said(packet, Reply::Execd),
+        Role::Streamd => said(packet, Reply::Streamd),
     }));
     match decoded {
         Ok(Ok(word)) => Heard::Word(word),
@@ -57,15 +56,13 @@ pub fn helper(role: Role, socket: &OwnedFd, buffer: &mut Buffer) -> Heard<Said<H
     }
 }
 
-fn said<R>(packet: &[u8], wrap: fn(R) -> HelperReply) -> Result<Said<HelperReply>, String>
+fn said<R>(packet: &[u8], wrap: fn(R) -> Reply) -> Result<Said<Reply>, String>
 where
     R: serde::Serialize + serde::de::DeserializeOwned,
 {
-    Ok(match packet::decode::<Said<R>>(packet)? {
+    Ok(match channel::said(packet)? {
         Said::Up => Said::Up,
-        Said::Reply(crate::wire::Reply { id, result }) => {
-            Said::Reply(crate::wire::Reply { id, result: result.map(wrap) })
-        }
+        Said::Reply(Envelope { id, body }) => Said::Reply(Envelope { id, body: body.map(wrap) }),
     })
 }
 
@@ -113,7 +110,7 @@ mod tests {
     use crate::sys::fd::send_fds;
     use crate::wire::bootstrap::socket_pair;
     use crate::wire::packet::wrap;
-    use crate::wire::{Instance, Reply, netd};
+    use crate::wire::{Instance, netd};
 
     fn lie<T: std::fmt::Debug>(heard: Heard<T>) -> String {
         match heard {
@@ -131,7 +128,7 @@ mod tests {
         send_fds(&helpers, &wrap(&[1, 7, 0, 0]), &[]).unwrap();
         assert!(matches!(helper(Role::Netd, &inits, &mut buffer), Heard::Word(Said::Up)));
         match helper(Role::Netd, &inits, &mut buffer) {
-            Heard::Word(Said::Reply(Reply { id: 7, result: Ok(HelperReply::Netd(netd::Reply::Done)) })) => {}
+            Heard::Word(Said::Reply(Envelope { id: 7, body: Ok(Reply::Netd(netd::Reply::Done)) })) => {}
             other => panic!("{other:?}"),
         }
         drop(helpers);

@@ -28,8 +28,8 @@ use crate::wire::bootstrap::{
     FD_BUFFER_IN, FD_BUFFER_OUT, FD_CONNECTION_IN, FD_CONNECTION_OUT, FD_NETWORK, FD_PIPE_IN, FD_PIPE_OUT,
     FD_PORT, FD_REPLIES, FD_REQUESTS, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT, socket_pair,
 };
-use crate::wire::warden::{Reply, Request};
-use crate::wire::{Instance, Role, packet};
+use crate::wire::warden::{REQUEST_LEN, Reply, Request};
+use crate::wire::{Instance, Role};
 
 /// Kept descriptors are moved up here, out of the way of the numbers that helpers inherit.
 const KEPT_FROM: RawFd = 64;
@@ -43,14 +43,12 @@ const LOG_BUFFER: usize = 100 << 10;
 
 /// How long nothing is heard when there was no memory for it.
 const PAUSE: Duration = Duration::from_millis(100);
-/// More than a request takes.
-const REQUEST_MAX: usize = 64;
 
 /// init's end.
 pub struct Warden {
     /// A child of init.
     pub pid: Pid,
-    /// Asks it for helpers, and never waits: `wire::warden::Request`, by ipc-channel.
+    /// Asks it for helpers, and never waits: `wire::warden::Request`.
     pub requests: OwnedFd,
     /// What it says: `wire::warden::Reply`, with descriptors.
     pub replies: OwnedFd,
@@ -210,13 +208,15 @@ fn serve(policy: &Policy, kept: Kept, inbox: &OwnedFd, outbox: &OwnedFd) -> Resu
 
 /// Waits for what init asks; none if it is gone.
 fn hear(inbox: &OwnedFd) -> Result<Option<Request>, Fault> {
-    let mut packet = [0; REQUEST_MAX];
+    let mut packet = [0; REQUEST_LEN];
     loop {
         match await_bytes(inbox, &mut packet) {
             Ok(0) => return Ok(None),
             Ok(count) => {
-                let word = packet::decode(packet.get(..count).unwrap_or_default());
-                return word.map(Some).map_err(|why| Fault::new("hearing", "init", why));
+                return match packet.get(..count).and_then(Request::decode) {
+                    None => Err(Fault::new("hearing", "init", "it names no helper")),
+                    request => Ok(request),
+                };
             }
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(Fault::errno("hearing", "init", errno)),

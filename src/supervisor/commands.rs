@@ -3,14 +3,14 @@
 use super::state::{
     Asker, Container, ContainerState, ContainerStep, Pod, PodStep, Process, ProcessState, Purpose,
 };
-use super::{Ask, Supervisor, Ticket};
+use super::{Supervisor, Ticket};
 use crate::command::{Command, ExecCmd, Features, KillContainer, RemoveContainer, SignalProcess, WinSize};
 use crate::fault::Fault;
 use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId};
 use crate::spec::{self, CONTAINERS_MAX};
 use crate::sysctl::Sysctls;
-use crate::wire::{Instance, Role};
+use crate::wire::{Instance, Role, execd, mountd, netd};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ impl Supervisor {
             Command::Features => self.features(),
             Command::Ping => Ok(Vec::new()),
             Command::Rescan if self.config.local => Ok(Vec::new()),
-            Command::Rescan => return self.lines.ask(Ask::Rescan, Purpose::Command(ticket)),
+            Command::Rescan => return self.queues.ask(mountd::Request::Rescan, Purpose::Command(ticket)),
             Command::OnlineCpuMem => {
                 self.online();
                 Ok(Vec::new())
@@ -93,11 +93,13 @@ impl Supervisor {
             Command::WriteFile(file) => return self.write_file(ticket, file),
             Command::SetupInterface(interface) => return self.set_up_interface(ticket, interface),
             Command::SetupRoute(setup) => {
-                let ask = Ask::AddRoutes { routes: setup.routes, repeated: false };
-                return self.lines.ask(ask, Purpose::Command(ticket));
+                let request = netd::Request::AddRoutes { routes: setup.routes, repeated: false };
+                return self.queues.ask(request, Purpose::Command(ticket));
             }
             Command::DeleteInterface(interface) => {
-                return self.lines.ask(Ask::Unplug { device: interface.device }, Purpose::Command(ticket));
+                return self
+                    .queues
+                    .ask(mountd::Request::Unplug { device: interface.device }, Purpose::Command(ticket));
             }
         };
         self.replies.close(ticket, result);
@@ -128,7 +130,7 @@ impl Supervisor {
         }
         if !self.config.local {
             // It is done before the pod's files are (`Lane::Pod`). A pod whose clock is wrong is better than none.
-            self.lines.ask_instead(Ask::WakeUp);
+            self.queues.ask_instead(mountd::Request::WakeUp);
         }
         self.pod = Pod::Starting { ticket, spec: pod, init: None, step: None, fault: None };
         self.ask_pod_step(PodStep::Loopback);
@@ -139,7 +141,7 @@ impl Supervisor {
     fn online(&mut self) {
         // A local guest's processors and memory are the machine's.
         if !self.config.local {
-            self.lines.ask_instead(Ask::Online);
+            self.queues.ask_instead(mountd::Request::Online);
             self.online_again = ONLINE_AGAIN.iter().map(|&after| self.now + after).collect();
         }
     }
@@ -148,7 +150,7 @@ impl Supervisor {
     pub(super) fn look_for_plugged(&mut self) {
         while self.online_again.front().is_some_and(|&at| at <= self.now) {
             self.online_again.pop_front();
-            self.lines.ask_instead(Ask::Online);
+            self.queues.ask_instead(mountd::Request::Online);
         }
     }
 
@@ -200,7 +202,7 @@ impl Supervisor {
         };
         self.containers.insert(id.clone(), record);
         let purpose = Purpose::Container(id, ContainerStep::Files);
-        self.lines.ask(Ask::PrepareContainer(container), purpose);
+        self.queues.ask(mountd::Request::PrepareContainer { container }, purpose);
     }
 
     /// Whether a pod that runs can have this container: its init as it is remembered.
@@ -262,15 +264,22 @@ impl Supervisor {
                     known.processes.insert(id.clone(), record);
                 }
                 let finished = self.take_finished();
-                let ask = match place {
-                    Place::Guest => Ask::StartInGuest { process, finished },
+                let request = match place {
+                    Place::Guest => execd::Request::StartInGuest { process, finished },
                     Place::Container { hostname } => {
                         let container = container.clone();
                         let sysctl = Sysctls::default();
-                        Ask::StartProcess { container, process, init: false, hostname, sysctl, finished }
+                        execd::Request::StartProcess {
+                            container,
+                            process,
+                            init: false,
+                            hostname,
+                            sysctl,
+                            finished,
+                        }
                     }
                 };
-                self.lines.ask(ask, Purpose::Exec(container, id));
+                self.queues.ask(request, Purpose::Exec(container, id));
             }
         }
     }
@@ -392,14 +401,14 @@ impl Supervisor {
             let fault = Fault::new("resizing the terminal of", to, "the process has no terminal");
             return self.refuse(ticket, fault);
         };
-        let ask = Ask::Resize { stdio: known.stdio, row: *row, column: *column };
+        let request = execd::Request::Resize { stdio: known.stdio, row: *row, column: *column };
         let purpose = if held {
             known.resizing += 1;
             Purpose::Resized(ticket, size.container, size.process)
         } else {
             Purpose::Command(ticket)
         };
-        self.lines.ask(ask, purpose);
+        self.queues.ask(request, purpose);
     }
 
     fn kill_container(&mut self, ticket: Ticket, kill: KillContainer) {

@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::ask::Answer;
+use super::answer::Answer;
 use super::state::{
     Container, ContainerEnd, ContainerState, Leaving, LeavingStep, Pod, PodEnd, Process, ProcessState,
     Purpose,
 };
 use super::steps::init_died;
-use super::{Action, Ask, Supervisor, Ticket, warn};
+use super::{Action, Supervisor, Ticket, warn};
 use crate::fault::Fault;
 use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal, StreamId};
+use crate::wire::{execd, mountd, streamd};
 
 /// How long DESTROYPOD waits after the kill, and after each process whose output has left, for the next one's. runV gives up
 /// ten seconds after it has asked, so nothing here is waited for longer than [`END`] after the kill.
@@ -56,8 +57,8 @@ impl Supervisor {
         if known.init.as_ref() == Some(process) {
             known.state = ContainerState::Ending(ContainerEnd::Killing);
             self.close_ports(container);
-            let ask = Ask::KillContainer { container: container.clone() };
-            self.lines.ask(ask, Purpose::KillLeft(container.clone()));
+            let request = mountd::Request::KillContainer { container: container.clone() };
+            self.queues.ask(request, Purpose::KillLeft(container.clone()));
         } else {
             self.finish(container, process, stdio);
         }
@@ -65,7 +66,7 @@ impl Supervisor {
 
     fn finish(&mut self, container: &ContainerId, process: &ProcessId, stdio: StreamId) {
         let purpose = Purpose::Output(container.clone(), process.clone());
-        self.lines.ask(Ask::Finish { stdio, pause: !self.host_reads_on }, purpose);
+        self.queues.ask(streamd::Request::Finish { stdio, pause: !self.host_reads_on }, purpose);
     }
 
     /// The host reads: what others wrote is not given up yet.
@@ -104,8 +105,8 @@ impl Supervisor {
         if known.init.as_ref() == Some(process) {
             if let ContainerState::Ending(step @ ContainerEnd::Output) = &mut known.state {
                 *step = ContainerEnd::Files;
-                let ask = Ask::RemoveContainer { container: container.clone() };
-                self.lines.ask(ask, Purpose::RemoveFiles(container.clone()));
+                let request = mountd::Request::RemoveContainer { container: container.clone() };
+                self.queues.ask(request, Purpose::RemoveFiles(container.clone()));
             }
         } else {
             self.finished(container, process);
@@ -141,7 +142,7 @@ impl Supervisor {
         let enough = self.pids.len().clamp(RELEASE_MIN, RELEASE_MAX);
         if self.release_at.is_some_and(|at| at <= self.now) || self.finished.len() >= enough {
             let finished = self.take_finished();
-            self.lines.ask(Ask::Release { finished }, Purpose::Nothing);
+            self.queues.ask(execd::Request::Release { finished }, Purpose::Nothing);
         }
     }
 
@@ -259,7 +260,7 @@ impl Supervisor {
         if let Pod::Ending { step, .. } = &mut self.pod {
             *step = PodEnd::Files;
         }
-        self.lines.ask(Ask::DestroyPod, Purpose::DestroyFiles);
+        self.queues.ask(mountd::Request::DestroyPod, Purpose::DestroyFiles);
     }
 }
 
@@ -313,7 +314,7 @@ impl Supervisor {
                 if matches!(self.pod, Pod::None) && idle =>
             {
                 leaving.step = LeavingStep::Flushing;
-                self.lines.ask(Ask::Flush, Purpose::Flush);
+                self.queues.ask(streamd::Request::Flush, Purpose::Flush);
             }
             LeavingStep::Term if now >= leaving.kill_at => {
                 leaving.step = LeavingStep::Killed;
@@ -395,7 +396,7 @@ impl Supervisor {
     fn sync(&mut self) {
         if let Some(leaving) = &mut self.leaving {
             leaving.step = LeavingStep::Syncing { until: self.now + SYNC };
-            self.lines.ask(Ask::Sync, Purpose::Sync);
+            self.queues.ask(mountd::Request::Sync, Purpose::Sync);
         }
     }
 

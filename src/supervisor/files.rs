@@ -1,17 +1,14 @@
 //! READFILE and WRITEFILE. mountd answers a READFILE in parts, and what they add up to is bounded here: it is not trusted.
 
-use std::sync::Arc;
-
-use super::ask::Answer;
+use super::answer::Answer;
 use super::commands::Gate;
 use super::state::Purpose;
-use super::{Ask, Supervisor, Ticket};
-use crate::channel::Bytes;
+use super::{Supervisor, Ticket};
 use crate::command::{Command, File, WriteFile};
 use crate::fault::Fault;
 use crate::ids::ContainerId;
-use crate::wire::Instance;
-use crate::wire::mountd::FILE_MAX;
+use crate::wire::mountd::{self, FILE_MAX};
+use crate::wire::{Bytes, Instance};
 
 /// A file that mountd reads.
 #[derive(Debug)]
@@ -34,7 +31,7 @@ impl Supervisor {
                     file: file.clone(),
                     bytes: Vec::new(),
                 });
-                self.lines.ask(Ask::ReadFile { container, file }, Purpose::Read);
+                self.queues.ask(mountd::Request::ReadFile { container, file }, Purpose::Read);
             }
             Gate::Go(_) | Gate::Wait => self.park(ticket, Command::ReadFile(File { container, file })),
         }
@@ -55,9 +52,9 @@ impl Supervisor {
             Ok(Answer::Part { bytes: Bytes(part), last }) => {
                 reading.bytes.extend_from_slice(&part);
                 if !last {
-                    let ask = Ask::ReadOn { container: reading.container.clone() };
+                    let request = mountd::Request::ReadOn { container: reading.container.clone() };
                     self.reading = Some(reading);
-                    return self.lines.ask(ask, Purpose::Read);
+                    return self.queues.ask(request, Purpose::Read);
                 }
                 Ok(std::mem::take(&mut reading.bytes))
             }
@@ -73,8 +70,9 @@ impl Supervisor {
             Gate::No(fault) => self.refuse(ticket, fault),
             Gate::Wait => self.park(ticket, Command::WriteFile(WriteFile { file, data })),
             Gate::Go(_) => {
-                let (File { container, file }, data) = (file, Arc::new(Bytes(data)));
-                self.lines.ask(Ask::WriteFile { container, file, data }, Purpose::Command(ticket));
+                let (File { container, file }, data) = (file, Bytes(data));
+                self.queues
+                    .ask(mountd::Request::WriteFile { container, file, data }, Purpose::Command(ticket));
             }
         }
     }

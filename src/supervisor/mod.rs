@@ -1,13 +1,13 @@
 //! The pure state machine of PID 1: events in, actions out, no input or output and no clock of its own, so that
 //! every ordering question is a unit test.
 
-mod ask;
+mod answer;
 mod commands;
 mod ending;
 mod files;
-mod lines;
 mod network;
 mod pool;
+mod queue;
 mod replies;
 mod share;
 mod state;
@@ -16,19 +16,18 @@ mod steps;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
-
-pub use ask::{Ask, HelperReply, HelperRequest};
 
 use crate::command::Command;
 use crate::fault::Fault;
 use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal, StreamId};
 use crate::wire::mountd::{NinePTransport, ShareCache};
-use crate::wire::{Instance, Role};
+use crate::wire::{Instance, Reply, Request, Role, execd};
 use files::Reading;
-use lines::{Lines, Outcome};
 use network::Network;
+use queue::{Outcome, Queues};
 use replies::{Replies, Ticket};
 use share::Syncing;
 use state::{Container, Leaving, Pod, ProcessState, Purpose};
@@ -86,7 +85,7 @@ pub enum Event {
         /// The request's number.
         id: u64,
         /// What came of it.
-        result: Result<HelperReply, Fault>,
+        result: Result<Reply, Fault>,
     },
     /// A request could not be sent to a helper that lives: the kernel had no memory for it.
     Unsent {
@@ -124,10 +123,10 @@ pub enum Action {
     Ask {
         /// The number its reply will carry.
         id: u64,
-        /// To whom, of `ask.role()`.
+        /// To whom, of `request.role()`.
         to: Instance,
         /// What.
-        ask: Ask,
+        request: Arc<Request>,
     },
     /// Send a signal to a child that has not been reaped.
     Kill {
@@ -178,7 +177,7 @@ pub struct Supervisor {
     /// What has been decided and not been handed out.
     actions: Vec<Action>,
     replies: Replies,
-    lines: Lines,
+    queues: Queues,
     pod: Pod,
     /// What of the network was set up for the pod.
     network: Network,
@@ -219,7 +218,7 @@ impl Supervisor {
             now: Duration::ZERO,
             actions: Vec::new(),
             replies: Replies::default(),
-            lines: Lines::new(),
+            queues: Queues::new(),
             pod: Pod::None,
             network: Network::default(),
             leaving: None,
@@ -255,14 +254,14 @@ impl Supervisor {
             Event::Command { message, size, command } => self.take_command(message, size, command),
             Event::HelperUp { helper, pid } => self.helper_up(helper, pid),
             Event::HelperGone(helper) => {
-                let failed = self.lines.gone(helper);
+                let failed = self.queues.gone(helper);
                 failed.into_iter().for_each(|outcome| self.go_on(outcome));
             }
             Event::HelperClosed(helper) => {
-                let failed = self.lines.closed(helper);
+                let failed = self.queues.closed(helper);
                 failed.into_iter().for_each(|outcome| self.go_on(outcome));
             }
-            Event::Reply { helper, id, result } => match self.lines.answered(now, helper, id, result) {
+            Event::Reply { helper, id, result } => match self.queues.answered(now, helper, id, result) {
                 Ok(Some(outcome)) => self.go_on(outcome),
                 Ok(None) => {}
                 Err(why) => self.kill_liar(helper, why),
@@ -280,7 +279,7 @@ impl Supervisor {
     pub fn next_deadline(&self) -> Option<Duration> {
         let again = self.online_again.front().copied();
         let share = self.syncing.deadline();
-        let deadlines = [self.lines.next_deadline(), self.leaving_deadline(), self.release_at, again, share];
+        let deadlines = [self.queues.next_deadline(), self.leaving_deadline(), self.release_at, again, share];
         deadlines.into_iter().flatten().min()
     }
 
@@ -291,7 +290,7 @@ impl Supervisor {
 
     /// Whether a process is one that runs for the pod, its init, or a helper that is up.
     pub fn knows(&self, pid: Pid) -> bool {
-        self.lines.has(pid) || self.pod.init() == Some(pid) || self.pids.contains_key(&pid)
+        self.queues.has(pid) || self.pod.init() == Some(pid) || self.pids.contains_key(&pid)
     }
 
     /// What a child is that is no helper, for the log.
@@ -312,7 +311,7 @@ impl Supervisor {
     fn settle(&mut self) {
         loop {
             self.advance_ends();
-            let hopeless = self.lines.hopeless();
+            let hopeless = self.queues.hopeless();
             let mut changed = !hopeless.is_empty();
             hopeless.into_iter().for_each(|outcome| self.go_on(outcome));
             let parked = std::mem::take(&mut self.parked);
@@ -325,15 +324,15 @@ impl Supervisor {
             }
         }
         self.release();
-        if !self.lines.starts_under_way() {
+        if !self.queues.starts_under_way() {
             self.strays.clear();
         }
-        for (id, to, ask) in self.lines.sendable(self.now) {
-            self.actions.push(Action::Ask { id, to, ask });
+        for (id, to, request) in self.queues.sendable(self.now) {
+            self.actions.push(Action::Ask { id, to, request });
         }
-        let missing = self.lines.missing(self.now);
+        let missing = self.queues.missing(self.now);
         self.actions.extend(missing.map(|helper| Action::StartHelper { helper }));
-        let idle = self.lines.idle(self.now);
+        let idle = self.queues.idle(self.now);
         self.actions.extend(idle.into_iter().map(|helper| Action::DismissHelper { helper }));
         for (message, payload) in self.replies.leave() {
             self.send(message, payload);
@@ -348,19 +347,19 @@ impl Supervisor {
         let adopts = role == Role::Execd && !self.streams.is_empty();
         // Until it has the processes' descriptors it would take the end of their streams for that of strangers.
         let resends = role == Role::Streamd && !self.streams.is_empty();
-        let was_closed = self.lines.is_closed(role);
-        self.lines.up(self.now, helper, pid, rejoins || adopts || resends);
+        let was_closed = self.queues.is_closed(role);
+        self.queues.up(self.now, helper, pid, rejoins || adopts || resends);
         if role == Role::Netd && was_closed {
             // Of containers that ended meanwhile nobody could close the ports.
             self.ask_ports(Purpose::Nothing);
         }
         if rejoins {
-            self.lines.ask_first(Ask::JoinPod { running: self.unfinished() }, Purpose::Rejoin);
+            self.queues.ask_first(execd::Request::JoinPod { running: self.unfinished() }, Purpose::Rejoin);
         } else if adopts {
-            self.lines.ask_first(Ask::Adopt { running: self.unfinished() }, Purpose::Rejoin);
+            self.queues.ask_first(execd::Request::Adopt { running: self.unfinished() }, Purpose::Rejoin);
         }
         if resends {
-            self.lines.ask_first(Ask::Resend, Purpose::Resend(pid));
+            self.queues.ask_first(execd::Request::Resend, Purpose::Resend(pid));
         }
     }
 
@@ -372,22 +371,22 @@ impl Supervisor {
     }
 
     fn kill_liar(&mut self, helper: Instance, why: String) {
-        if self.lines.kill(helper, true) {
+        if self.queues.kill(helper, true) {
             self.actions.push(Action::KillHelper { helper, why, lied: true });
         }
     }
 
     fn kill_helper(&mut self, helper: Instance, why: String) {
-        if self.lines.kill(helper, false) {
+        if self.queues.kill(helper, false) {
             self.actions.push(Action::KillHelper { helper, why, lied: false });
         }
     }
 
-    /// What may fail does. What must not be given up (`Lines::is_kept`) is asked again of a successor, which gets all that was asked; nothing
+    /// What may fail does. What must not be given up (`Queues::is_kept`) is asked again of a successor, which gets all that was asked; nothing
     /// else would make a helper hear of it.
     fn unsent_request(&mut self, helper: Instance, id: u64, fault: Fault) {
-        if !self.lines.is_kept(helper, id) {
-            if let Ok(Some(outcome)) = self.lines.answered(self.now, helper, id, Err(fault)) {
+        if !self.queues.is_kept(helper, id) {
+            if let Ok(Some(outcome)) = self.queues.answered(self.now, helper, id, Err(fault)) {
                 self.go_on(outcome);
             }
         } else {
@@ -398,8 +397,8 @@ impl Supervisor {
     fn tick(&mut self) {
         self.look_for_plugged();
         self.give_share_up();
-        self.lines.ping(self.now);
-        for helper in self.lines.late(self.now) {
+        self.queues.ping(self.now);
+        for helper in self.queues.late(self.now) {
             let why = match helper.role() {
                 Role::Streamd => "it does not answer",
                 Role::Netd | Role::Mountd | Role::Execd => "it has been working on one request for too long",
@@ -407,7 +406,7 @@ impl Supervisor {
             self.kill_helper(helper, why.to_owned());
             if helper.role() == Role::Mountd {
                 // A disk may hold it in the kernel for ever, dead as it is.
-                let failed = self.lines.give_up(helper, "it took too long");
+                let failed = self.queues.give_up(helper, "it took too long");
                 failed.into_iter().for_each(|outcome| self.go_on(outcome));
             }
         }
@@ -419,7 +418,7 @@ impl Supervisor {
             self.pod_init_exited();
         } else if let Some((container, process)) = self.pids.remove(&pid) {
             self.process_exited(&container, &process, status);
-        } else if self.lines.starts_under_way() {
+        } else if self.queues.starts_under_way() {
             // A start that failed leaves one too that nobody asks for. What is asked for is reported as soon
             // as it is ready, so it is among the last.
             if self.strays.len() == STRAYS_MAX {
@@ -460,20 +459,20 @@ impl Supervisor {
             Purpose::Flush => self.flushed(result),
             Purpose::Sync => self.synced(result),
             Purpose::Rejoin => match result {
-                Ok(_) => self.lines.unbar(Role::Execd),
+                Ok(_) => self.queues.unbar(Role::Execd),
                 Err(fault) => self.kill_liar(helper, fault.to_string()),
             },
             // That one is dead, and its successor's is another.
-            Purpose::Resend(streamd) if !self.lines.is_up(Role::Streamd, streamd) => {}
+            Purpose::Resend(streamd) if !self.queues.is_up(Role::Streamd, streamd) => {}
             Purpose::Resend(_) => match result {
                 // It has some of them, and would take the end of the others for that of strangers.
-                Err(fault) if !self.lines.is_closed(Role::Execd) => {
+                Err(fault) if !self.queues.is_closed(Role::Execd) => {
                     self.kill_helper(Instance::first(Role::Streamd), fault.to_string());
                 }
                 // Nobody has them.
                 result => {
                     warn(result);
-                    self.lines.unbar(Role::Streamd);
+                    self.queues.unbar(Role::Streamd);
                 }
             },
             // Without an answer it is killed, and that says enough.

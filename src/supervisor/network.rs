@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use super::ask::Answer;
+use super::answer::Answer;
 use super::state::{PodStep, Purpose};
-use super::{Ask, Supervisor, Ticket, warn};
+use super::{Supervisor, Ticket, warn};
 use crate::fault::Fault;
 use crate::ids::ContainerId;
 use crate::spec::{Container, Interface, Pod, Port, PortmappingWhiteLists, Protocol, Route};
+use crate::wire::mountd;
 use crate::wire::netd::{self, Before, PORTS_MAX, PortMapping};
 
 /// What STARTPOD has set up, for as long as the pod is there.
@@ -136,11 +137,11 @@ impl Supervisor {
         let Some(white_lists) = self.network.white_lists.clone() else { return };
         let open = self.containers.values().filter(|known| known.open);
         let ports = open.flat_map(|known| known.ports.iter().cloned()).collect();
-        let ask = Ask::SetPorts(Box::new(PortMapping { white_lists, ports }));
+        let request = netd::Request::SetPorts { mapping: PortMapping { white_lists, ports } };
         match purpose {
             // A thousand containers that end at once are a thousand lists of all that is open.
-            Purpose::Nothing => self.lines.ask_instead(ask),
-            purpose => self.lines.ask(ask, purpose),
+            Purpose::Nothing => self.queues.ask_instead(request),
+            purpose => self.queues.ask(request, purpose),
         }
     }
 
@@ -150,7 +151,7 @@ impl Supervisor {
         let network = netd::Network { interfaces, before, routes, ports: white_lists.is_some() };
         let something = network != netd::Network::default();
         if something {
-            self.lines.ask(Ask::ResetNetwork(Box::new(network)), purpose);
+            self.queues.ask(netd::Request::Reset { network }, purpose);
         }
         something
     }
@@ -164,13 +165,13 @@ impl Supervisor {
         if self.config.local {
             return self.rescanned(ticket, interface, Ok(Answer::Done));
         }
-        self.lines.ask(Ask::Rescan, Purpose::Rescanned(ticket, Box::new(interface)));
+        self.queues.ask(mountd::Request::Rescan, Purpose::Rescanned(ticket, Box::new(interface)));
     }
 
     /// The bus has been looked at for a NIC, or could not be: the kernel may have seen it all the same.
     pub(super) fn rescanned(&mut self, ticket: Ticket, interface: Interface, result: Result<Answer, Fault>) {
         warn(result);
-        let ask = Ask::SetInterfaces { interfaces: vec![interface], repeated: false };
-        self.lines.ask(ask, Purpose::Command(ticket));
+        let request = netd::Request::SetInterfaces { interfaces: vec![interface], repeated: false };
+        self.queues.ask(request, Purpose::Command(ticket));
     }
 }

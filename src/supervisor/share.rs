@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
-use super::ask::{Answer, Ask, MOUNT};
+use super::answer::Answer;
 use super::state::{ProcessState, Purpose};
 use super::{Supervisor, warn};
 use crate::fault::Fault;
 use crate::ids::{ContainerId, ProcessId};
+use crate::wire::{MOUNT, mountd};
 
 /// The processes whose end waits for the share.
 #[derive(Debug, Default)]
@@ -42,7 +43,7 @@ impl Supervisor {
     fn sync_share(&mut self) {
         if self.syncing.under_way.is_none() && !self.syncing.waiting.is_empty() {
             self.syncing.under_way = Some(self.syncing.waiting.len());
-            self.lines.ask(Ask::SyncShare, Purpose::ShareSynced);
+            self.queues.ask(mountd::Request::SyncShare, Purpose::ShareSynced);
         }
     }
 

@@ -2,40 +2,43 @@
 
 use std::net::IpAddr;
 
-use super::ask::Answer;
+use super::answer::Answer;
 use super::commands::Gate;
 use super::state::{
     Asker, ContainerState, ContainerStep, Opening, Pod, PodEnd, PodStep, ProcessState, Purpose,
 };
-use super::{Action, Ask, Config, Supervisor, Ticket};
+use super::{Action, Config, Supervisor, Ticket};
 use crate::command::Command;
 use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal};
 use crate::spec;
 use crate::wire::mountd::{PodFiles, Share};
+use crate::wire::{Request, execd, mountd, netd};
 
 impl Supervisor {
     /// Asks for a step of STARTPOD, or goes on with the next if this pod does not need it.
     pub(super) fn ask_pod_step(&mut self, next: PodStep) {
         // What came by the debugging door.
         let running = self.unfinished();
-        let Pod::Starting { spec, init, step, .. } = &mut self.pod else { return };
+        let Pod::Starting { spec, step, .. } = &mut self.pod else { return };
         if !super::network::needs(spec, next, self.config.local) {
             return self.pod_step(next, Ok(Answer::Done), true);
         }
-        let ask = match (next, *init) {
-            (PodStep::Loopback, _) => Ask::SetLinkUp { device: "lo".to_owned() },
-            (PodStep::Ports, _) => Ask::SetPorts(Box::new(super::network::base(spec))),
-            (PodStep::Rescan, _) => Ask::Rescan,
-            (PodStep::Interfaces, _) => {
-                Ask::SetInterfaces { interfaces: spec.interfaces.clone(), repeated: false }
+        let request: Request = match next {
+            PodStep::Loopback => netd::Request::SetLinkUp { device: "lo".to_owned() }.into(),
+            PodStep::Ports => netd::Request::SetPorts { mapping: super::network::base(spec) }.into(),
+            PodStep::Rescan => mountd::Request::Rescan.into(),
+            PodStep::Interfaces => {
+                netd::Request::SetInterfaces { interfaces: spec.interfaces.clone(), repeated: false }.into()
             }
-            (PodStep::Routes, _) => Ask::AddRoutes { routes: spec.routes.clone(), repeated: false },
-            (PodStep::Files, _) => Ask::PreparePod(pod_files(spec, &self.config)),
-            (PodStep::Init, _) => Ask::StartPod { hostname: spec.hostname.clone() },
-            (PodStep::Join, _) => Ask::JoinPod { running },
-            (PodStep::Undo, _) => Ask::DestroyPod,
-            (PodStep::UndoNetwork, _) => {
+            PodStep::Routes => {
+                netd::Request::AddRoutes { routes: spec.routes.clone(), repeated: false }.into()
+            }
+            PodStep::Files => mountd::Request::PreparePod { pod: pod_files(spec, &self.config) }.into(),
+            PodStep::Init => execd::Request::StartPod { hostname: spec.hostname.clone() }.into(),
+            PodStep::Join => execd::Request::JoinPod { running }.into(),
+            PodStep::Undo => mountd::Request::DestroyPod.into(),
+            PodStep::UndoNetwork => {
                 *step = Some(next);
                 if !self.reset_network(Purpose::Pod(next)) {
                     self.pod_undone();
@@ -44,7 +47,7 @@ impl Supervisor {
             }
         };
         *step = Some(next);
-        self.lines.ask(ask, Purpose::Pod(next));
+        self.queues.ask(request, Purpose::Pod(next));
     }
 
     /// A step has come to an end. `answered`: the helper has said so, so that a step that failed has undone itself.
@@ -240,8 +243,8 @@ impl Supervisor {
                 self.undo_container(id, Fault::new("starting container", id, why));
             }
             Some(_) | None => {
-                let ask = Ask::PrepareContainer(container.clone());
-                self.lines.ask_later(ask, Purpose::Container(id.clone(), ContainerStep::Files));
+                let request = mountd::Request::PrepareContainer { container: container.clone() };
+                self.queues.ask_later(request, Purpose::Container(id.clone(), ContainerStep::Files));
             }
         }
     }
@@ -264,8 +267,9 @@ impl Supervisor {
         if let ContainerState::Preparing { container, .. } = state {
             let spec::Container { process, sysctl, .. } = *container;
             let (container, process, finished) = (id.clone(), Box::new(process), self.take_finished());
-            let ask = Ask::StartProcess { container, process, init: true, hostname, sysctl, finished };
-            self.lines.ask(ask, Purpose::Container(id.clone(), ContainerStep::Init));
+            let request =
+                execd::Request::StartProcess { container, process, init: true, hostname, sysctl, finished };
+            self.queues.ask(request, Purpose::Container(id.clone(), ContainerStep::Init));
         }
     }
 
@@ -287,9 +291,9 @@ impl Supervisor {
         container.state = ContainerState::Undoing { asker, fault };
         self.close_ports(id);
         // An execd that died may have left a process that has not noticed yet.
-        self.lines.ask(Ask::KillContainer { container: id.clone() }, Purpose::Nothing);
+        self.queues.ask(mountd::Request::KillContainer { container: id.clone() }, Purpose::Nothing);
         let purpose = Purpose::Container(id.clone(), ContainerStep::Undo);
-        self.lines.ask(Ask::RemoveContainer { container: id.clone() }, purpose);
+        self.queues.ask(mountd::Request::RemoveContainer { container: id.clone() }, purpose);
     }
 
     /// A container that could not be started is none. The one that has exited with its id was not removed, and stays.

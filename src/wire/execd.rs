@@ -4,14 +4,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::channel::Bulk;
 use crate::ids::{ContainerId, Pid, StreamId};
 use crate::spec::Process;
 use crate::sysctl::Sysctls;
 
+use super::streamd::TRIES_FOR_OUTPUT;
+use super::{Terms, WORK};
+
 /// What init asks of execd.
-#[derive(Debug, Serialize, Deserialize)]
-#[allow(clippy::large_enum_variant, reason = "one is under way at a time")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Start the pod init in new PID, mount, IPC and UTS namespaces, as init's child, and keep these under `paths::POD_NS`.
     StartPod {
@@ -22,26 +23,26 @@ pub enum Request {
     /// outputs. Also sent after `StartPod`.
     JoinPod {
         /// The stdio streams of the processes that are not finished.
-        running: Bulk<Vec<StreamId>>,
+        running: Vec<StreamId>,
     },
     /// A restarted execd before there is a pod: take over what was kept of the outputs of what came by the debugging door.
     Adopt {
         /// As with `JoinPod`.
-        running: Bulk<Vec<StreamId>>,
+        running: Vec<StreamId>,
     },
     /// Start a process in a prepared container, as init's child.
     StartProcess {
         /// Whose mount namespace.
         container: ContainerId,
         /// The process.
-        process: Bulk<Process>,
+        process: Box<Process>,
         /// Whether it is the container's init (its tty is then also `/dev/console`).
         init: bool,
         /// The pod's hostname, for `HOSTNAME`.
         hostname: String,
         /// The container's sysctls, with its init's start: the process sets those that are not the network's before it enters the container.
         #[serde(default)]
-        sysctl: Bulk<Sysctls>,
+        sysctl: Sysctls,
         /// The stdio streams of processes that have finished meanwhile: as `Release`, before the start.
         #[serde(default)]
         finished: Vec<StreamId>,
@@ -50,7 +51,7 @@ pub enum Request {
     /// opened at boot.
     StartInGuest {
         /// The process.
-        process: Bulk<Process>,
+        process: Box<Process>,
         /// As with `StartProcess`.
         #[serde(default)]
         finished: Vec<StreamId>,
@@ -73,6 +74,37 @@ pub enum Request {
     Resend,
     /// Answer `Done` at once: what was asked before has been taken from the socket.
     Ping,
+}
+
+impl Request {
+    /// See [`Terms`].
+    pub fn terms(&self) -> Terms {
+        match self {
+            Request::StartPod { .. } | Request::StartProcess { .. } | Request::StartInGuest { .. } => {
+                Terms::once(WORK)
+            }
+            Request::JoinPod { .. }
+            | Request::Adopt { .. }
+            | Request::Resize { .. }
+            | Request::Release { .. } => Terms::repeated(WORK),
+            Request::Resend => Terms { tries: TRIES_FOR_OUTPUT, ..Terms::repeated(WORK) },
+            // A successor is alive.
+            Request::Ping => Terms::once(WORK),
+        }
+    }
+
+    /// Whether it makes a child of init.
+    pub fn starts(&self) -> bool {
+        match self {
+            Request::StartPod { .. } | Request::StartProcess { .. } | Request::StartInGuest { .. } => true,
+            Request::JoinPod { .. }
+            | Request::Adopt { .. }
+            | Request::Resize { .. }
+            | Request::Release { .. }
+            | Request::Resend
+            | Request::Ping => false,
+        }
+    }
 }
 
 /// What execd answers.

@@ -2,11 +2,12 @@
 //!
 //! There may be several mountd at once, each with an edge of its own (`Instance`).
 //!
-//! A request carries a number, its reply the same one. Helpers answer one request after the other, but
-//! streamd, whose `Finish` is answered when the process's output has left, and execd, whose starts are
-//! answered when the process is ready.
+//! A request carries a number, and its reply carries the same number. Helpers answer one request after the other, with two
+//! exceptions: streamd answers `Finish` when the process's output has left, and execd answers a start when the process is ready.
 
 pub mod bootstrap;
+pub mod bytes;
+pub mod channel;
 pub mod execd;
 pub mod mountd;
 pub mod netd;
@@ -14,27 +15,23 @@ pub mod packet;
 pub mod streamd;
 pub mod warden;
 
+use std::mem::discriminant;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
+
+pub use bytes::Bytes;
 
 use crate::fault::Fault;
 pub use hyperinit_protocol::boot::Profile;
 
-/// A request and its number.
+/// A request or a reply, with its number.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Request<T> {
-    /// Chosen by init; unique for the life of the helper.
+pub struct Envelope<T> {
+    /// Of a request: chosen by init, and unique for the life of the helper. Of a reply: the request's.
     pub id: u64,
-    /// What is asked.
+    /// A request, or the result of one.
     pub body: T,
-}
-
-/// The answer to the request of the same number.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Reply<T> {
-    /// The request's number.
-    pub id: u64,
-    /// What came of it.
-    pub result: Result<T, Fault>,
 }
 
 /// What a helper says to init.
@@ -42,8 +39,130 @@ pub struct Reply<T> {
 pub enum Said<T> {
     /// It is confined and takes requests. Its first words, and said once.
     Up,
-    /// The answer to a request.
-    Reply(Reply<T>),
+    /// The answer to the request of the same number.
+    Reply(Envelope<Result<T, Fault>>),
+}
+
+/// A request to any helper. It travels as its edge's request alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+#[allow(missing_docs)]
+pub enum Request {
+    Netd(netd::Request),
+    Mountd(mountd::Request),
+    Execd(execd::Request),
+    Streamd(streamd::Request),
+}
+
+impl Request {
+    /// The helpers that can carry it out.
+    pub fn role(&self) -> Role {
+        match self {
+            Request::Netd(_) => Role::Netd,
+            Request::Mountd(_) => Role::Mountd,
+            Request::Execd(_) => Role::Execd,
+            Request::Streamd(_) => Role::Streamd,
+        }
+    }
+
+    /// On what terms it is made.
+    pub fn terms(&self) -> Terms {
+        match self {
+            Request::Netd(request) => request.terms(),
+            Request::Mountd(request) => request.terms(),
+            Request::Execd(request) => request.terms(),
+            Request::Streamd(request) => request.terms(),
+        }
+    }
+
+    /// Whether both ask for the same, of whatever it may be.
+    pub fn is_like(&self, other: &Request) -> bool {
+        match (self, other) {
+            (Request::Netd(a), Request::Netd(b)) => discriminant(a) == discriminant(b),
+            (Request::Mountd(a), Request::Mountd(b)) => discriminant(a) == discriminant(b),
+            (Request::Execd(a), Request::Execd(b)) => discriminant(a) == discriminant(b),
+            (Request::Streamd(a), Request::Streamd(b)) => discriminant(a) == discriminant(b),
+            (Request::Netd(_) | Request::Mountd(_) | Request::Execd(_) | Request::Streamd(_), _) => false,
+        }
+    }
+
+    /// Whether it makes a child of init.
+    pub fn starts(&self) -> bool {
+        matches!(self, Request::Execd(request) if request.starts())
+    }
+
+    /// It is sent to a successor of the helper that died over it. netd has to know that.
+    pub fn set_repeated(&mut self) {
+        if let Request::Netd(request) = self {
+            request.set_repeated();
+        }
+    }
+}
+
+/// A reply of any helper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Reply {
+    Netd(netd::Reply),
+    Mountd(mountd::Reply),
+    Execd(execd::Reply),
+    Streamd(streamd::Reply),
+}
+
+/// Makes an edge's request one of [`Request`], and its reply one of [`Reply`].
+macro_rules! edge {
+    ($module:ident, $variant:ident) => {
+        impl From<$module::Request> for Request {
+            fn from(request: $module::Request) -> Request {
+                Request::$variant(request)
+            }
+        }
+
+        impl From<$module::Reply> for Reply {
+            fn from(reply: $module::Reply) -> Reply {
+                Reply::$variant(reply)
+            }
+        }
+    };
+}
+edge!(netd, Netd);
+edge!(mountd, Mountd);
+edge!(execd, Execd);
+edge!(streamd, Streamd);
+
+/// A helper that works on one request for this long without answering hangs. netd waits two seconds for a link that is being
+/// plugged; execd gives a process that is being started five.
+pub const WORK: Duration = Duration::from_secs(10);
+/// As [`WORK`], for mountd: it waits for disks (2 s), replays journals, and syncs.
+pub const MOUNT: Duration = Duration::from_secs(30);
+
+/// How often a request that may be repeated is sent before it is given up: it may be what kills the helper.
+const TRIES: u32 = 3;
+
+/// On what terms a request is made. Each edge says so beside its requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// To how many helpers, one the successor of the other, it is sent when they die over it. One, unless a second time comes
+    /// to the same.
+    pub tries: u32,
+    /// How long the helper may work on it; none where the host decides: a host that does not read the stream port is slow,
+    /// not wrong.
+    pub limit: Option<Duration>,
+    /// Whether it is given up if it cannot be sent, and whoever asked for it is told. Otherwise the helper is killed, and its
+    /// successor gets the request.
+    pub may_fail: bool,
+}
+
+impl Terms {
+    /// Sent once.
+    const fn once(limit: Duration) -> Terms {
+        Terms { tries: 1, limit: Some(limit), may_fail: true }
+    }
+
+    /// Sent to up to [`TRIES`] helpers.
+    const fn repeated(limit: Duration) -> Terms {
+        Terms { tries: TRIES, limit: Some(limit), may_fail: false }
+    }
 }
 
 /// The helpers by role.

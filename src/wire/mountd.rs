@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::channel::{Bulk, Bytes, Payload};
 use crate::fault::Fault;
 use crate::frame::{CONTROL_HEADER, CONTROL_MAX};
 use crate::ids::ContainerId;
 use crate::spec::Container;
 pub use hyperinit_protocol::boot::{NinePTransport, ShareCache, nine_p_options};
+
+use super::{Bytes, MOUNT, MOUNTDS, Terms};
 
 /// The largest file that READFILE answers with, in bytes: it has to fit a frame.
 pub const FILE_MAX: usize = CONTROL_MAX - CONTROL_HEADER;
@@ -18,8 +19,7 @@ pub const FILE_MAX: usize = CONTROL_MAX - CONTROL_HEADER;
 pub const PART_MAX: usize = 64 << 10;
 
 /// What init asks of mountd.
-#[derive(Debug, Serialize, Deserialize)]
-#[allow(clippy::large_enum_variant, reason = "one is under way at a time")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Look for devices that were plugged: the PCI bus.
     Rescan,
@@ -35,14 +35,14 @@ pub enum Request {
     /// Mount the share, write hosts, hostname and resolv.conf, make the pod's shm. Undoes itself when it fails.
     PreparePod {
         /// The pod's files.
-        pod: Bulk<PodFiles>,
+        pod: PodFiles,
     },
     /// Build a container's mount namespace and keep it as `paths::container_mount_ns`. Undoes itself when it fails. It waits
     /// for a disk and fills a new volume only for a moment, and has to be asked again then: the host may have given it
     /// up.
     PrepareContainer {
         /// What the host said of it.
-        container: Bulk<Container>,
+        container: Box<Container>,
     },
     /// Read a regular file of a container. The answer is its beginning; `ReadOn` reads on. A new ReadFile forgets the last.
     ReadFile {
@@ -52,7 +52,10 @@ pub enum Request {
         file: String,
     },
     /// The next part of the file that is being read.
-    ReadOn,
+    ReadOn {
+        /// Whose file it is.
+        container: ContainerId,
+    },
     /// Write a regular file of a container: what was in it is gone, one that is not there is made (0644).
     WriteFile {
         /// Whose.
@@ -60,7 +63,7 @@ pub enum Request {
         /// Its path there.
         file: String,
         /// All that it shall contain.
-        data: Payload,
+        data: Bytes,
     },
     /// Kill everything that is left in the container, and answer when nothing of it runs (zombies are init's).
     KillContainer {
@@ -78,6 +81,79 @@ pub enum Request {
     Sync,
     /// Undo everything since PreparePod, then sync.
     DestroyPod,
+}
+
+/// Requests to mountd that keep their order, and that one mountd does at a time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// Those about one container.
+    Container(ContainerId),
+    /// Those about the pod. The clock is set before the pod's files are made.
+    Pod,
+    /// Those about devices.
+    Devices,
+    /// The share.
+    Share,
+    /// Every filesystem.
+    Everything,
+}
+
+impl Request {
+    /// See [`Terms`].
+    pub fn terms(&self) -> Terms {
+        match self {
+            Request::WakeUp
+            | Request::Online
+            | Request::KillContainer { .. }
+            | Request::RemoveContainer { .. }
+            | Request::SyncShare
+            | Request::Sync
+            | Request::DestroyPod => Terms::repeated(MOUNT),
+            Request::Rescan
+            | Request::Unplug { .. }
+            | Request::PreparePod { .. }
+            | Request::PrepareContainer { .. }
+            | Request::ReadFile { .. }
+            | Request::WriteFile { .. } => Terms::once(MOUNT),
+            // mountd keeps the file open for it.
+            Request::ReadOn { .. } => Terms { may_fail: false, ..Terms::once(MOUNT) },
+        }
+    }
+
+    /// What it keeps its order with.
+    pub fn lane(&self) -> Lane {
+        match self {
+            Request::PrepareContainer { container } => Lane::Container(container.id.clone()),
+            Request::ReadFile { container, .. }
+            | Request::ReadOn { container }
+            | Request::WriteFile { container, .. }
+            | Request::KillContainer { container }
+            | Request::RemoveContainer { container } => Lane::Container(container.clone()),
+            Request::WakeUp | Request::PreparePod { .. } | Request::DestroyPod => Lane::Pod,
+            Request::Rescan | Request::Online | Request::Unplug { .. } => Lane::Devices,
+            Request::SyncShare => Lane::Share,
+            Request::Sync => Lane::Everything,
+        }
+    }
+
+    /// How many of the mountds it may be sent to, counted from the first. The last is for kills, and the one before for requests that
+    /// end something else, however many of the others are held up. A request that may be sent to more of them comes first.
+    pub fn mountds(&self) -> u8 {
+        match self {
+            Request::KillContainer { .. } => MOUNTDS,
+            Request::RemoveContainer { .. } | Request::DestroyPod | Request::Sync => MOUNTDS - 1,
+            Request::Rescan
+            | Request::WakeUp
+            | Request::Online
+            | Request::Unplug { .. }
+            | Request::PreparePod { .. }
+            | Request::PrepareContainer { .. }
+            | Request::ReadFile { .. }
+            | Request::ReadOn { .. }
+            | Request::WriteFile { .. }
+            | Request::SyncShare => MOUNTDS - 2,
+        }
+    }
 }
 
 /// What the pod's containers share.

@@ -2,11 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::channel::Bulk;
 use crate::spec::{Interface, Port, PortmappingWhiteLists, Route};
 
+use super::{Terms, WORK};
+
 /// What init asks of netd.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Bring a link up (`lo` at STARTPOD).
     SetLinkUp {
@@ -17,7 +18,7 @@ pub enum Request {
     /// fails.
     SetInterfaces {
         /// Which, in order.
-        interfaces: Bulk<Vec<Interface>>,
+        interfaces: Vec<Interface>,
         /// A predecessor died over it: what is there of it already is done, and no error.
         #[serde(default)]
         repeated: bool,
@@ -25,7 +26,7 @@ pub enum Request {
     /// Add routes. Undoes itself when it fails.
     AddRoutes {
         /// Which, in order.
-        routes: Bulk<Vec<Route>>,
+        routes: Vec<Route>,
         /// As for SetInterfaces.
         #[serde(default)]
         repeated: bool,
@@ -33,13 +34,35 @@ pub enum Request {
     /// Let in what the white lists and the ports let in, and nothing else, in place of what was let in before.
     SetPorts {
         /// All of it.
-        mapping: Bulk<PortMapping>,
+        mapping: PortMapping,
     },
     /// Take back what the other requests did for a pod. What is not there is no error: this is the undo, of a part too.
     Reset {
         /// What they were asked.
-        network: Bulk<Network>,
+        network: Network,
     },
+}
+
+impl Request {
+    /// See [`Terms`].
+    pub fn terms(&self) -> Terms {
+        match self {
+            Request::SetLinkUp { .. } => Terms::once(WORK),
+            Request::SetInterfaces { .. } | Request::AddRoutes { .. } => {
+                Terms { may_fail: true, ..Terms::repeated(WORK) }
+            }
+            Request::SetPorts { .. } | Request::Reset { .. } => Terms::repeated(WORK),
+        }
+    }
+
+    /// A predecessor died over it.
+    pub(super) fn set_repeated(&mut self) {
+        match self {
+            Request::SetInterfaces { repeated, .. } | Request::AddRoutes { repeated, .. } => *repeated = true,
+            // A second time comes to the same.
+            Request::SetLinkUp { .. } | Request::SetPorts { .. } | Request::Reset { .. } => {}
+        }
+    }
 }
 
 pub use crate::spec::PORTS_MAX;

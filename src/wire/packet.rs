@@ -2,14 +2,10 @@
 //!
 //! ipc-channel's own receive believes what comes: a false size makes it allocate, wait or panic, and surplus descriptors stay
 //! open. So whoever listens to somebody that is not believed takes the packet from the socket with his own hands, checks
-//! here that it is one, and leaves to ipc-channel what is left to do: to decode it (`IpcMessage::from_data`).
+//! here that it is one, and leaves to ipc-channel what is left to do: to decode it (`channel::decode`).
 //!
 //! A packet is two native words, its own length and the message's, and the message. (A message that does not fit a packet
 //! brings a socket for the rest; none of ours does, and here such a one is refused.)
-
-use ipc_channel::ipc::IpcMessage;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 /// The words in front.
 const HEADER: usize = 2 * size_of::<usize>();
@@ -26,7 +22,7 @@ pub fn wrap(message: &[u8]) -> Vec<u8> {
 }
 
 /// The message of a packet; else what is wrong with it, for the log.
-fn unwrap(packet: &[u8]) -> Result<&[u8], String> {
+pub(super) fn unwrap(packet: &[u8]) -> Result<&[u8], String> {
     let words = packet.split_at_checked(HEADER).and_then(|(header, message)| {
         let (own, whole) = header.split_at_checked(size_of::<usize>())?;
         let word = |bytes: &[u8]| bytes.try_into().map(usize::from_ne_bytes).ok();
@@ -43,18 +39,9 @@ fn unwrap(packet: &[u8]) -> Result<&[u8], String> {
     }
 }
 
-/// The value in a packet that came without descriptors; else what is wrong with it, for the log. What is allocated is
-/// bounded by the packet: a length that it claims for a part of itself is checked against what is there.
-pub fn decode<T: Serialize + DeserializeOwned>(packet: &[u8]) -> Result<T, String> {
-    let message = unwrap(packet)?;
-    IpcMessage::from_data(message.to_vec()).to().map_err(|error| format!("no message of its edge: {error}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::Fault;
-    use crate::wire::{Reply, execd};
 
     #[test]
     fn a_packet_says_what_is_wrong_with_it() {
@@ -71,25 +58,5 @@ mod tests {
                 assert!(why.contains("19 bytes with 3") && why.contains(&word.to_string()), "{why}");
             }
         }
-    }
-
-    #[test]
-    fn a_length_inside_a_message_is_not_believed() {
-        // The reply to request 1: a fault whose first text claims to have nearly 2^63 bytes.
-        let long = [1, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
-        for message in [&long[..], &[], &[1], &[1, 2], &[1, 0, 9], &[1, 1, 2, b'a']] {
-            decode::<Reply<execd::Reply>>(&wrap(message)).unwrap_err();
-        }
-    }
-
-    #[test]
-    fn what_ipc_channel_sends_is_what_is_decoded() {
-        let (sender, receiver) = crate::wire::bootstrap::tests::replies();
-        let fault = Fault::new("starting", "it", "x".repeat(100_000));
-        sender.send(Reply { id: 1 << 40, result: Err(fault.clone()) }).unwrap();
-        let mut packet = vec![0; PACKET_MAX];
-        let count = crate::sys::fd::receive_bytes(&receiver, &mut packet).unwrap();
-        let reply: Reply<execd::Reply> = decode(&packet[..count]).unwrap();
-        assert_eq!((reply.id, reply.result), (1 << 40, Err(fault)));
     }
 }

@@ -4,6 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::StreamId;
 
+use super::{Terms, WORK};
+
+/// How often a request is sent where giving up loses what a process wrote. While a host reads slowly, the end of a stream is under way
+/// for as long as it takes, and deaths of streamd meanwhile are hardly the request's doing.
+pub(super) const TRIES_FOR_OUTPUT: u32 = 100;
+
 /// What init asks of streamd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -22,6 +28,18 @@ pub enum Request {
     Flush,
     /// Answer `Alive` at once: whether it is the host that takes its time, or this helper.
     Ping,
+}
+
+impl Request {
+    /// See [`Terms`]. Whether it is the host or streamd that takes long, `Ping` tells.
+    pub fn terms(&self) -> Terms {
+        match self {
+            Request::Finish { .. } | Request::Flush => {
+                Terms { tries: TRIES_FOR_OUTPUT, limit: None, may_fail: false }
+            }
+            Request::Ping => Terms::once(WORK),
+        }
+    }
 }
 
 /// What streamd answers.

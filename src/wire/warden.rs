@@ -1,15 +1,30 @@
 //! init ⇄ warden: the process that can still fork and execute once init cannot.
 
-use serde::{Deserialize, Serialize};
-
 use crate::ids::Pid;
 use crate::wire::Instance;
 
 /// What init asks of the warden.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// Start a helper, as init's child.
     Spawn(Instance),
+}
+
+/// The size of an encoded `Request`, exactly.
+pub const REQUEST_LEN: usize = 1;
+
+impl Request {
+    /// As it travels: the helper's place.
+    pub fn encode(&self) -> [u8; REQUEST_LEN] {
+        let Request::Spawn(helper) = self;
+        [helper.place()]
+    }
+
+    /// The message, if it names a helper.
+    pub fn decode(packet: &[u8]) -> Option<Request> {
+        let &[place] = packet else { return None };
+        Instance::at(place).map(Request::Spawn)
+    }
 }
 
 /// What the warden answers, one SEQPACKET message each.
@@ -70,6 +85,8 @@ mod tests {
     #[test]
     fn every_byte_of_a_packet_has_a_meaning() {
         for helper in Instance::all() {
+            let request = Request::Spawn(helper);
+            assert_eq!(Request::decode(&request.encode()), Some(request));
             for reply in [Reply::Spawned { helper, pid: Pid(i32::MAX) }, Reply::Failed { helper }] {
                 let packet = reply.encode();
                 assert_eq!(Reply::decode(&packet), Some(reply));
@@ -83,6 +100,9 @@ mod tests {
             [[13, 0, 0, 0, 9], [255, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 255, 255, 255, 255], [0, 128, 0, 0, 0]]
         {
             assert_eq!(Reply::decode(&bad), None, "{bad:?}");
+        }
+        for bad in [&[] as &[u8], &[13], &[255], &[0, 0]] {
+            assert_eq!(Request::decode(bad), None, "{bad:?}");
         }
     }
 }

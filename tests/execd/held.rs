@@ -106,11 +106,7 @@ fn a_start_that_is_held_up_goes_on_when_it_can() {
         let mut said = BTreeMap::new();
         for word in ["a", "b", "c"] {
             let request = pod.request("slow", false, json!({"args": ["/bin/echo", word]}));
-            let execd::Request::StartProcess { process: hyperinit::channel::Bulk::Here(process), .. } =
-                &request
-            else {
-                panic!("{request:?}")
-            };
+            let execd::Request::StartProcess { process, .. } = &request else { panic!("{request:?}") };
             said.insert(process.stdio, word);
             pod.execd.helper.send(&request);
         }

@@ -1,6 +1,5 @@
 //! Pipes and ttys, and the way to streamd.
 
-use hyperinit::channel::Bulk;
 use hyperinit::ids::StreamId;
 use nix::mount::{MntFlags, umount2};
 
@@ -111,7 +110,6 @@ fn a_tty_with_a_stderr_stream_has_it_on_a_pipe() {
         let more = json!({"args": ["/bin/sh", "-c", "echo out; echo err >&2"], "terminal": true});
         let mut request = pod.request("web", false, more);
         let execd::Request::StartProcess { process, .. } = &mut request else { panic!() };
-        let hyperinit::channel::Bulk::Here(process) = process else { panic!() };
         process.stderr = 900;
         let pid = pod.execd.started(&request).unwrap();
         release(pid);
@@ -288,7 +286,7 @@ fn what_execd_keeps_is_not_counted_against_the_containers() {
 /// A request for a process at the debugging door that runs until it is killed.
 fn at_the_door(stdio: u64) -> execd::Request {
     let process = json!({"id": "door", "stdio": stdio, "stderr": stdio + 1, "args": ["/bin/sleep", "1000"]});
-    let process = Bulk::Here(serde_json::from_value(process).unwrap());
+    let process = serde_json::from_value(process).unwrap();
     execd::Request::StartInGuest { process, finished: Vec::new() }
 }
 

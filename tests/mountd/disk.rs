@@ -171,7 +171,7 @@ fn a_controller_that_refuses_to_look_keeps_none_from_looking() {
             "id": "web", "image": "sda", "addr": "3:1", "fstype": "ext4", "rootfs": "rootfs",
             "process": {"args": ["/bin/true"]},
         });
-        let container = Bulk::Here(serde_json::from_value(container).unwrap());
+        let container = serde_json::from_value(container).unwrap();
         match pod.mountd.ask(&Request::PrepareContainer { container }).unwrap() {
             Reply::NotYet { fault } => assert!(fault.to_string().contains("SCSI 3:1"), "{fault}"),
             other => panic!("{other:?}"),

@@ -1,6 +1,6 @@
 //! READFILE and WRITEFILE.
 
-use hyperinit::channel::{Bytes, Payload};
+use hyperinit::wire::Bytes;
 use hyperinit::wire::mountd::{FILE_MAX, PART_MAX, Reply};
 
 use super::*;
@@ -19,12 +19,12 @@ fn read(pod: &mut Pod<'_>, file: &str) -> Result<Vec<u8>, Fault> {
             }
             other => panic!("{other:?}"),
         }
-        request = Request::ReadOn;
+        request = Request::ReadOn { container: id("web") };
     }
 }
 
 fn write(pod: &mut Pod<'_>, file: &str, data: &[u8]) -> Result<(), Fault> {
-    let data = Payload::Here(Bytes(data.to_vec()));
+    let data = Bytes(data.to_vec());
     pod.mountd(&Request::WriteFile { container: id("web"), file: file.to_owned(), data })
 }
 
@@ -56,7 +56,7 @@ fn a_file_is_what_was_written() {
         let exactly = &large[..PART_MAX];
         write(&mut pod, "/tmp/exactly", exactly).unwrap();
         assert!(read(&mut pod, "/tmp/exactly").unwrap() == exactly);
-        let fault = pod.mountd.ask::<_, Reply>(&Request::ReadOn).unwrap_err();
+        let fault = pod.mountd.ask::<_, Reply>(&Request::ReadOn { container: id("web") }).unwrap_err();
         assert!(fault.to_string().contains("no file is being read"), "{fault}");
         // What is mounted in the container is the container's.
         assert_eq!(read(&mut pod, "/etc/hostname").unwrap(), b"thepod\n");
@@ -79,12 +79,17 @@ fn a_container_that_is_gone_has_no_file_open() {
         let request = Request::ReadFile { container: id("web"), file: "/data/large".to_owned() };
         assert!(matches!(pod.mountd.ask(&request), Ok(Reply::Part { last: false, .. })));
         pod.mountd(&Request::RemoveContainer { container: id("other") }).unwrap();
-        assert!(matches!(pod.mountd.ask(&Request::ReadOn), Ok(Reply::Part { last: false, .. })));
+        assert!(matches!(
+            pod.mountd.ask(&Request::ReadOn { container: id("web") }),
+            Ok(Reply::Part { last: false, .. })
+        ));
+        let fault = pod.mountd.ask::<_, Reply>(&Request::ReadOn { container: id("other") }).unwrap_err();
+        assert_eq!(fault.why, "no file is being read", "another container's request");
         pod.mountd(&Request::RemoveContainer { container: id("web") }).unwrap();
         let open = fs::read_dir(format!("/proc/{}/fd", pod.mountd.pid())).unwrap().flatten();
         let files: Vec<_> = open.filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
         assert!(!files.iter().any(|file| file.ends_with("large")), "{files:?}");
-        let fault = pod.mountd.ask::<_, Reply>(&Request::ReadOn).unwrap_err();
+        let fault = pod.mountd.ask::<_, Reply>(&Request::ReadOn { container: id("web") }).unwrap_err();
         assert_eq!(fault.why, "no file is being read");
         disk.detach();
     });
@@ -142,11 +147,7 @@ fn only_regular_files_and_nothing_is_waited_for() {
         assert!(!root.join("no").exists());
         let fault = done(
             &mut pod.mountd,
-            &Request::WriteFile {
-                container: id("nobody"),
-                file: "/f".to_owned(),
-                data: Payload::Here(Bytes(vec![])),
-            },
+            &Request::WriteFile { container: id("nobody"), file: "/f".to_owned(), data: Bytes(vec![]) },
         );
         assert!(fault.unwrap_err().is(Errno::ENOENT));
     });

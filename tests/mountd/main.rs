@@ -17,7 +17,6 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hyperinit::channel::Bulk;
 use hyperinit::fault::Fault;
 use hyperinit::ids::ContainerId;
 use hyperinit::paths;
@@ -35,7 +34,7 @@ fn mountd() -> Helper {
 }
 
 fn prepare_pod(mountd: &mut Helper, pod: PodFiles) -> Result<(), Fault> {
-    done(mountd, &Request::PreparePod { pod: Bulk::Here(pod) })
+    done(mountd, &Request::PreparePod { pod })
 }
 
 fn words(words: &[&str]) -> Vec<String> {

@@ -328,7 +328,7 @@ fn ask_of(mountd: &mut Helper, container: &str, source: &str) -> Reply {
         "initialize": true, "fsmap": [map],
     });
     let container = serde_json::from_value(container).unwrap();
-    mountd.ask(&Request::PrepareContainer { container: Bulk::Here(container) }).unwrap()
+    mountd.ask(&Request::PrepareContainer { container }).unwrap()
 }
 
 /// Two containers that share a volume may be two mountds' work.

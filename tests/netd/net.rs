@@ -1,6 +1,5 @@
 //! Requests to netd.
 
-use hyperinit::channel::Bulk;
 use hyperinit::fault::Fault;
 use hyperinit::wire::netd::{Before, Network, PortMapping, Reply, Request};
 use serde_json::Value;
@@ -11,30 +10,24 @@ use super::support::helper::Helper;
 
 /// SetInterfaces.
 pub fn set(netd: &mut Helper, interfaces: Value) -> Result<Reply, Fault> {
-    let interfaces = Bulk::Here(serde_json::from_value(interfaces).unwrap());
+    let interfaces = serde_json::from_value(interfaces).unwrap();
     netd.ask(&Request::SetInterfaces { interfaces, repeated: false })
 }
 
 /// The same, of which a predecessor may have done a part.
 pub fn set_again(netd: &mut Helper, interfaces: Value) -> Result<Reply, Fault> {
-    let interfaces = Bulk::Here(serde_json::from_value(interfaces).unwrap());
+    let interfaces = serde_json::from_value(interfaces).unwrap();
     netd.ask(&Request::SetInterfaces { interfaces, repeated: true })
 }
 
 /// AddRoutes.
 pub fn route(netd: &mut Helper, routes: Value) -> Result<Reply, Fault> {
-    netd.ask(&Request::AddRoutes {
-        routes: Bulk::Here(serde_json::from_value(routes).unwrap()),
-        repeated: false,
-    })
+    netd.ask(&Request::AddRoutes { routes: serde_json::from_value(routes).unwrap(), repeated: false })
 }
 
 /// The same, of which a predecessor may have done a part.
 pub fn route_again(netd: &mut Helper, routes: Value) -> Result<Reply, Fault> {
-    netd.ask(&Request::AddRoutes {
-        routes: Bulk::Here(serde_json::from_value(routes).unwrap()),
-        repeated: true,
-    })
+    netd.ask(&Request::AddRoutes { routes: serde_json::from_value(routes).unwrap(), repeated: true })
 }
 
 /// SetPorts.
@@ -43,7 +36,7 @@ pub fn map(netd: &mut Helper, lists: Value, ports: Value) -> Result<Reply, Fault
         white_lists: serde_json::from_value(lists).unwrap(),
         ports: serde_json::from_value(ports).unwrap(),
     };
-    netd.ask(&Request::SetPorts { mapping: Bulk::Here(mapping) })
+    netd.ask(&Request::SetPorts { mapping })
 }
 
 /// Reset.
@@ -65,5 +58,5 @@ pub fn reset_to(
         routes: serde_json::from_value(routes).unwrap(),
         ports,
     };
-    netd.ask(&Request::Reset { network: Bulk::Here(network) })
+    netd.ask(&Request::Reset { network })
 }

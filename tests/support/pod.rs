@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use hyperinit::channel::Bulk;
 use hyperinit::fault::Fault;
 use hyperinit::ids::{ContainerId, Pid, StreamId};
 use hyperinit::spec;
@@ -69,7 +68,7 @@ pub fn id(container: &str) -> ContainerId {
 
 /// The request to enter the pod, with the streams of what runs.
 pub fn join(running: &[StreamId]) -> execd::Request {
-    execd::Request::JoinPod { running: Bulk::Here(running.to_vec()) }
+    execd::Request::JoinPod { running: running.to_vec() }
 }
 
 impl Execd {
@@ -155,7 +154,7 @@ impl<'a> Pod<'a> {
     /// Starts one.
     pub fn with(guest: &'a Guest, files: mountd::PodFiles, arguments: &[&str]) -> Pod<'a> {
         let mut mountd = Helper::start(Role::Mountd, arguments, None);
-        done(&mut mountd, &mountd::Request::PreparePod { pod: Bulk::Here(files) }).unwrap();
+        done(&mut mountd, &mountd::Request::PreparePod { pod: files }).unwrap();
         let mut execd = Execd::start(arguments);
         let init = execd.started(&execd::Request::StartPod { hostname: HOSTNAME.to_owned() }).unwrap();
         guest.adopt_init(init);
@@ -169,9 +168,9 @@ impl<'a> Pod<'a> {
         let all = json!({
             "id": container, "image": container, "rootfs": "rootfs", "process": {"args": ["/bin/true"]}
         });
-        let container: spec::Container = serde_json::from_value(merged(all, more)).unwrap();
+        let container: Box<spec::Container> = serde_json::from_value(merged(all, more)).unwrap();
         self.sysctls.insert(container.id.to_string(), container.sysctl.clone());
-        done(&mut self.mountd, &mountd::Request::PrepareContainer { container: Bulk::Here(container) })
+        done(&mut self.mountd, &mountd::Request::PrepareContainer { container })
     }
 
     /// Adds a sysctl of which mountd was not told to a container's.
@@ -194,10 +193,10 @@ impl<'a> Pod<'a> {
         let process = serde_json::from_value(merged(all, more)).unwrap();
         execd::Request::StartProcess {
             container: id(container),
-            process: Bulk::Here(process),
+            process,
             init,
             hostname: HOSTNAME.to_owned(),
-            sysctl: Bulk::Here(self.sysctls.get(container).filter(|_| init).cloned().unwrap_or_default()),
+            sysctl: self.sysctls.get(container).filter(|_| init).cloned().unwrap_or_default(),
             finished: Vec::new(),
         }
     }

@@ -72,7 +72,7 @@ fn what_is_the_machines_is_left_alone() {
         let event = Event::Command { message: message.id(), size: json.len(), command };
         let actions = supervisor.on_event(Duration::ZERO, event);
         let asks_mountd =
-            |action: &Action| matches!(action, Action::Ask { ask, .. } if ask.role() == Role::Mountd);
+            |action: &Action| matches!(action, Action::Ask { request, .. } if request.role() == Role::Mountd);
         assert!(!actions.is_empty() && !actions.iter().any(asks_mountd), "{actions:?}");
     }
 }
@@ -83,7 +83,10 @@ fn a_pod_starts_step_by_step() {
     world.tell(Message::StartPod, r#"{"hostname":"pod","shareDir":"tag","dns":["1.1.1.1"]}"#);
     assert_eq!((world.asked(Role::Netd), world.woken), (vec!["up lo".to_owned()], 1));
     world.done(Role::Netd);
-    let Some((_, Ask::PreparePod(files))) = world.asked.first().cloned() else { panic!("{:?}", world.asked) };
+    let Some((_, Request::Mountd(mountd::Request::PreparePod { pod: files }))) = world.asked.first().cloned()
+    else {
+        panic!("{:?}", world.asked)
+    };
     assert_eq!(
         files.share,
         Some(mountd::Share::NineP {
@@ -111,7 +114,7 @@ fn a_pods_name_has_its_first_address() {
         world.tell(Message::StartPod, &format!(r#"{{"hostname":"pod","interfaces":{interfaces}}}"#));
         for _ in 0..8 {
             if let Some(files) = world.asked.iter().find_map(|(_, ask)| match ask {
-                Ask::PreparePod(files) => Some(files.clone()),
+                Request::Mountd(mountd::Request::PreparePod { pod: files }) => Some(files.clone()),
                 _ => None,
             }) {
                 return files.address.map(|address| address.to_string());
@@ -298,7 +301,7 @@ fn a_disk_that_is_not_there_yet_is_asked_for_again_and_holds_up_nobody() {
         let (id, ask) = world.take(Role::Mountd);
         assert_eq!(short(&ask), "prepare d");
         let reply = mountd::Reply::NotYet { fault: failure(Role::Mountd) };
-        world.reply(Role::Mountd, id, Ok(HelperReply::Mountd(reply)));
+        world.reply(Role::Mountd, id, Ok(Reply::Mountd(reply)));
     };
     world.new_container("d", 3);
     world.exits(Pid(100), 0);

@@ -30,7 +30,9 @@ fn only_a_host_that_reads_on_behind_an_end_hears_of_it_without_a_pause() {
         world.exec("c", "p", 3);
         world.started(Pid(101));
         world.exits(Pid(101), 0);
-        let Some((_, Ask::Finish { pause, .. })) = world.asked.last() else { panic!("{:?}", world.asked) };
+        let Some((_, Request::Streamd(streamd::Request::Finish { pause, .. }))) = world.asked.last() else {
+            panic!("{:?}", world.asked)
+        };
         let pause = *pause;
         world.done(Role::Streamd);
         pause
@@ -91,7 +93,7 @@ fn execd_hears_of_many_ends_now_and_then() {
         world.done(Role::Streamd);
     }
     let released = world.asked.iter().filter_map(|(_, ask)| match ask {
-        Ask::Release { finished } => Some(finished.len()),
+        Request::Execd(execd::Request::Release { finished }) => Some(finished.len()),
         _ => None,
     });
     let released: Vec<usize> = released.collect();

@@ -1,7 +1,7 @@
 //! READFILE and WRITEFILE: parts, their bound, and what else goes on meanwhile; volumes that take their time.
 
 use super::*;
-use crate::channel::Bytes;
+use crate::wire::Bytes;
 use crate::wire::mountd::{FILE_MAX, PART_MAX};
 
 impl World {
@@ -13,14 +13,14 @@ impl World {
     pub(super) fn part(&mut self, bytes: &[u8], last: bool) {
         let (id, _) = self.take(Role::Mountd);
         let reply = mountd::Reply::Part { bytes: Bytes(bytes.to_vec()), last };
-        self.reply(Role::Mountd, id, Ok(HelperReply::Mountd(reply)));
+        self.reply(Role::Mountd, id, Ok(Reply::Mountd(reply)));
     }
 
     /// mountd has more to do for a container's volumes.
     pub(super) fn populating(&mut self, container: &str) {
         let (id, ask) = self.take(Role::Mountd);
         assert_eq!(short(&ask), format!("prepare {container}"));
-        self.reply(Role::Mountd, id, Ok(HelperReply::Mountd(mountd::Reply::Populating)));
+        self.reply(Role::Mountd, id, Ok(Reply::Mountd(mountd::Reply::Populating)));
     }
 
     /// More than the largest file.

@@ -86,7 +86,7 @@ fn what_a_liar_may_have_begun_is_not_begun_again() {
     world.exec("c", "q", 5);
     let (first, _) = world.asked[0];
     world.reply(Role::Execd, first + 100, Err(failure(Role::Execd)));
-    world.reply(Role::Execd, first + 100, Ok(HelperReply::Execd(execd::Reply::Done)));
+    world.reply(Role::Execd, first + 100, Ok(Reply::Execd(execd::Reply::Done)));
     world.dies(Role::Execd);
     world.comes_up(Role::Execd, 70);
     world.done(Role::Execd);
@@ -182,7 +182,7 @@ fn a_new_execd_is_told_whose_output_it_keeps() {
     world.started(Pid(103));
     world.exits(Pid(103), 0);
     let (second, _) = world.asked.pop().unwrap();
-    world.reply(Role::Streamd, second, Ok(done(&Ask::Flush)));
+    world.reply(Role::Streamd, second, Ok(done(&Request::Streamd(streamd::Request::Flush))));
     world.exec("c", "failed", 9);
     world.dies(Role::Execd);
     world.exec("c", "waits", 11);
@@ -274,7 +274,7 @@ fn starts_are_answered_in_any_order_and_each_has_its_own_time() {
         world.now += Duration::from_secs(1);
     }
     let first = world.supervisor.next_deadline().unwrap();
-    let started = |pid| Ok(HelperReply::Execd(execd::Reply::Started { pid: Pid(pid) }));
+    let started = |pid| Ok(Reply::Execd(execd::Reply::Started { pid: Pid(pid) }));
     let (r, _) = world.asked.remove(2);
     world.reply(Role::Execd, r, started(103));
     let (q, _) = world.asked.remove(1);
@@ -308,7 +308,7 @@ fn a_start_that_is_never_answered_ends_execd_though_others_are() {
         world.exec("c", &format!("p{number}"), 5 + 2 * number);
         let (id, _) = world.asked.remove(1);
         let pid = Pid(200 + number as i32);
-        world.reply(Role::Execd, id, Ok(HelperReply::Execd(execd::Reply::Started { pid })));
+        world.reply(Role::Execd, id, Ok(Reply::Execd(execd::Reply::Started { pid })));
         world.now += Duration::from_secs(1);
         world.feed(Event::Tick);
         assert!(world.did().is_empty());
@@ -330,7 +330,8 @@ fn starts_that_hang_keep_no_others_from_being_asked_for() {
     for sent in [32, 40] {
         world.wait();
         assert!(world.now <= began + Duration::from_millis(100), "{:?}", world.now - began);
-        let at = world.asked.iter().position(|(_, ask)| *ask == Ask::Ping(Role::Execd)).unwrap();
+        let at =
+            world.asked.iter().position(|(_, ask)| *ask == Request::Execd(execd::Request::Ping)).unwrap();
         assert_eq!(at, world.asked.len() - 1);
         world.feed(Event::Tick);
         let (ping, ask) = world.asked.remove(at);
@@ -341,7 +342,7 @@ fn starts_that_hang_keep_no_others_from_being_asked_for() {
     // They still have the time that they had.
     assert_eq!(world.supervisor.next_deadline(), Some(began + Duration::from_secs(10)));
     let (last, _) = world.asked.pop().unwrap();
-    world.reply(Role::Execd, last, Ok(HelperReply::Execd(execd::Reply::Started { pid: Pid(300) })));
+    world.reply(Role::Execd, last, Ok(Reply::Execd(execd::Reply::Started { pid: Pid(300) })));
     assert!(world.released.contains(&Pid(300)) && world.did().is_empty());
 }
 
@@ -372,6 +373,15 @@ fn a_request_that_could_not_be_sent_fails_at_once_or_is_asked_of_a_successor() {
     assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
     world.done(Role::Streamd);
     assert_eq!(world.said(), [event("c", "p", 1)]);
+    // An execd outside of the pod starts nothing in it: its successor is asked again, and is no liar either.
+    for pid in [71, 72] {
+        world.dies(Role::Execd);
+        world.comes_up(Role::Execd, pid);
+        let (id, request) = world.take(Role::Execd);
+        assert!(short(&request).starts_with("join"), "{request:?}");
+        world.feed(unsent(Role::Execd, id));
+        assert!(matches!(world.did().as_slice(), [Action::KillHelper { helper: EXECD, lied: false, .. }]));
+    }
 }
 
 #[test]
@@ -396,7 +406,7 @@ fn a_host_that_reads_slowly_is_no_fault_of_streamd() {
         assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
         world.wait();
         let (ping, _) = world.asked.remove(1);
-        world.reply(Role::Streamd, ping, Ok(HelperReply::Streamd(streamd::Reply::Alive)));
+        world.reply(Role::Streamd, ping, Ok(Reply::Streamd(streamd::Reply::Alive)));
         assert!(world.did().is_empty());
     }
     world.done(Role::Streamd);
@@ -437,7 +447,7 @@ fn no_more_is_under_way_than_a_socket_holds() {
 }
 
 /// A lie: the helper is killed, nothing more is believed, and what was under way fails.
-fn lies(role: Role, id: impl FnOnce(u64) -> u64, reply: HelperReply) {
+fn lies(role: Role, id: impl FnOnce(u64) -> u64, reply: Reply) {
     let mut world = World::with_container();
     match role {
         Role::Execd => world.exec("c", "p", 3),
@@ -462,12 +472,12 @@ fn lies(role: Role, id: impl FnOnce(u64) -> u64, reply: HelperReply) {
 
 #[test]
 fn a_helper_that_lies_is_killed_and_not_believed() {
-    let started = |pid| HelperReply::Execd(execd::Reply::Started { pid: Pid(pid) });
+    let started = |pid| Reply::Execd(execd::Reply::Started { pid: Pid(pid) });
     lies(Role::Execd, |id| id + 1, started(101));
     lies(Role::Execd, |_| u64::MAX, started(101));
-    lies(Role::Execd, |id| id, HelperReply::Execd(execd::Reply::Done));
-    lies(Role::Execd, |id| id, HelperReply::Mountd(mountd::Reply::Done));
-    lies(Role::Mountd, |_| 0, HelperReply::Mountd(mountd::Reply::Done));
+    lies(Role::Execd, |id| id, Reply::Execd(execd::Reply::Done));
+    lies(Role::Execd, |id| id, Reply::Mountd(mountd::Reply::Done));
+    lies(Role::Mountd, |_| 0, Reply::Mountd(mountd::Reply::Done));
     lies(Role::Mountd, |id| id, started(101));
 }
 

@@ -15,7 +15,7 @@ fn exited_container(world: &mut World, id: &str, pid: i32) {
     world.done(Role::Streamd);
     world.done(Role::Mountd);
     assert_eq!(world.said(), ["ACK ", &event(id, "init", 0)]);
-    world.asked.retain(|(_, ask)| !matches!(ask, Ask::Release { .. }));
+    world.asked.retain(|(_, ask)| !matches!(ask, Request::Execd(execd::Request::Release { .. })));
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_host_that_asks_for_the_same_again_and_again_fills_no_queue() {
     }
     assert_eq!(world.said().len(), 5_000);
     let under_way = world.asked(Role::Mountd).len();
-    assert!(under_way <= 16 && world.supervisor.lines.waiting(Role::Mountd) <= 1, "{under_way}");
+    assert!(under_way <= 16 && world.supervisor.queues.waiting(Role::Mountd) <= 1, "{under_way}");
     for _ in 0..under_way {
         world.done(Role::Mountd);
     }
@@ -89,7 +89,7 @@ fn containers_that_end_while_netd_hangs_leave_one_list_of_ports() {
         world.exits(Pid(pid), 0);
     }
     let under_way = world.asked(Role::Netd).len();
-    assert!(under_way <= 16 && world.supervisor.lines.waiting(Role::Netd) <= 1, "{under_way}");
+    assert!(under_way <= 16 && world.supervisor.queues.waiting(Role::Netd) <= 1, "{under_way}");
     for _ in 0..under_way {
         world.done(Role::Netd);
     }

@@ -32,7 +32,7 @@ const STREAMD: Instance = Instance::first(Role::Streamd);
 struct World {
     supervisor: Supervisor,
     now: Duration,
-    asked: Vec<(u64, Ask)>,
+    asked: Vec<(u64, Request)>,
     /// Of whom each of these was asked.
     to: BTreeMap<u64, Instance>,
     said: Vec<(Message, String)>,
@@ -114,14 +114,14 @@ impl World {
     fn feed(&mut self, event: Event) {
         for action in self.supervisor.on_event(self.now, event) {
             match action {
-                Action::Ask { id, to, ask: Ask::WakeUp } => {
+                Action::Ask { id, to, request } if *request == mountd::Request::WakeUp.into() => {
                     self.woken += 1;
-                    self.feed(Event::Reply { helper: to, id, result: Ok(done(&Ask::WakeUp)) });
+                    self.feed(Event::Reply { helper: to, id, result: Ok(done(&request)) });
                 }
-                Action::Ask { id, to, ask } => {
-                    assert_eq!(to.role(), ask.role(), "{ask:?}");
+                Action::Ask { id, to, request } => {
+                    assert_eq!(to.role(), request.role(), "{request:?}");
                     self.to.insert(id, to);
-                    self.asked.push((id, ask));
+                    self.asked.push((id, Arc::unwrap_or_clone(request)));
                 }
                 Action::Send { message, payload } => {
                     self.said.push((message, String::from_utf8_lossy(&payload).into_owned()));
@@ -177,13 +177,13 @@ impl World {
     }
 
     /// The oldest request to a helper.
-    fn take(&mut self, role: Role) -> (u64, Ask) {
+    fn take(&mut self, role: Role) -> (u64, Request) {
         let at = self.asked.iter().position(|(_, ask)| ask.role() == role);
         self.asked.remove(at.unwrap_or_else(|| panic!("{role} has nothing to do; {:?}", self.said)))
     }
 
     /// Whoever was asked that answers; a number that nobody was asked is answered by the first of the role.
-    fn reply(&mut self, role: Role, id: u64, result: Result<HelperReply, Fault>) {
+    fn reply(&mut self, role: Role, id: u64, result: Result<Reply, Fault>) {
         let helper = self.to.get(&id).copied().unwrap_or(Instance::first(role));
         self.feed(Event::Reply { helper, id, result });
     }
@@ -198,7 +198,7 @@ impl World {
     fn started(&mut self, pid: Pid) {
         let (id, ask) = self.take(Role::Execd);
         assert!(ask.starts(), "{ask:?}");
-        self.reply(Role::Execd, id, Ok(HelperReply::Execd(execd::Reply::Started { pid })));
+        self.reply(Role::Execd, id, Ok(Reply::Execd(execd::Reply::Started { pid })));
     }
 
     /// The helper could not do the oldest thing it was asked.
@@ -234,18 +234,25 @@ impl World {
 /// What every link was.
 const BEFORE: netd::Before = netd::Before { up: true, mtu: Some(1500) };
 
-fn done(ask: &Ask) -> HelperReply {
+fn done(ask: &Request) -> Reply {
     match ask.role() {
         Role::Netd => match ask {
-            Ask::SetInterfaces { interfaces, .. } => {
-                HelperReply::Netd(netd::Reply::Set { before: vec![BEFORE; interfaces.len()] })
+            Request::Netd(netd::Request::SetInterfaces { interfaces, .. }) => {
+                Reply::Netd(netd::Reply::Set { before: vec![BEFORE; interfaces.len()] })
             }
-            _ => HelperReply::Netd(netd::Reply::Done),
+            _ => Reply::Netd(netd::Reply::Done),
         },
-        Role::Mountd => HelperReply::Mountd(mountd::Reply::Done),
-        Role::Execd => HelperReply::Execd(execd::Reply::Done),
-        Role::Streamd if matches!(ask, Ask::Ping(_)) => HelperReply::Streamd(streamd::Reply::Alive),
-        Role::Streamd => HelperReply::Streamd(streamd::Reply::Drained),
+        Role::Mountd => Reply::Mountd(mountd::Reply::Done),
+        Role::Execd => Reply::Execd(execd::Reply::Done),
+        Role::Streamd
+            if matches!(
+                ask,
+                Request::Execd(execd::Request::Ping) | Request::Streamd(streamd::Request::Ping)
+            ) =>
+        {
+            Reply::Streamd(streamd::Reply::Alive)
+        }
+        Role::Streamd => Reply::Streamd(streamd::Reply::Drained),
     }
 }
 
@@ -260,18 +267,18 @@ fn failure(role: Role) -> Fault {
 }
 
 /// A request as a test writes it.
-fn short(ask: &Ask) -> String {
+fn short(ask: &Request) -> String {
     match ask {
-        Ask::SetLinkUp { device } => format!("up {device}"),
-        Ask::SetInterfaces { interfaces, repeated } => {
+        Request::Netd(netd::Request::SetLinkUp { device }) => format!("up {device}"),
+        Request::Netd(netd::Request::SetInterfaces { interfaces, repeated }) => {
             let names: Vec<_> = interfaces.iter().map(|interface| interface.device.as_str()).collect();
             format!("set up {}{}", names.join(" "), if *repeated { ", again" } else { "" })
         }
-        Ask::AddRoutes { routes, repeated } => {
+        Request::Netd(netd::Request::AddRoutes { routes, repeated }) => {
             let all: Vec<_> = routes.iter().map(|route| route.dest.as_str()).collect();
             format!("add routes {}{}", all.join(" "), if *repeated { ", again" } else { "" })
         }
-        Ask::SetPorts(mapping) => {
+        Request::Netd(netd::Request::SetPorts { mapping }) => {
             let all: Vec<_> = mapping
                 .ports
                 .iter()
@@ -279,42 +286,50 @@ fn short(ask: &Ask) -> String {
                 .collect();
             format!("let in{}", all.concat())
         }
-        Ask::ResetNetwork(network) => format!(
+        Request::Netd(netd::Request::Reset { network }) => format!(
             "reset {} interfaces{}, {} routes{}",
             network.interfaces.len(),
             if network.before.is_empty() { "" } else { " as before" },
             network.routes.len(),
             if network.ports { ", ports" } else { "" }
         ),
-        Ask::Rescan => "rescan".to_owned(),
-        Ask::WakeUp => "wake up".to_owned(),
-        Ask::Online => "online".to_owned(),
-        Ask::Unplug { device } => format!("unplug {device}"),
-        Ask::PreparePod(_) => "prepare pod".to_owned(),
-        Ask::PrepareContainer(container) => format!("prepare {}", container.id),
-        Ask::ReadFile { container, file } => format!("read {container} {file}"),
-        Ask::ReadOn { .. } => "read on".to_owned(),
-        Ask::WriteFile { container, file, data } => format!("write {container} {file}: {data:?}"),
-        Ask::KillContainer { container } => format!("kill {container}"),
-        Ask::RemoveContainer { container } => format!("remove {container}"),
-        Ask::SyncShare => "sync share".to_owned(),
-        Ask::DestroyPod => "destroy pod".to_owned(),
-        Ask::StartPod { hostname } => format!("start pod {hostname}"),
-        Ask::Adopt { running } => format!("adopt{}", listed(running)),
-        Ask::JoinPod { running } => format!("join{}", listed(running)),
-        Ask::StartProcess { container, process, init, finished, .. } => {
+        Request::Mountd(mountd::Request::Rescan) => "rescan".to_owned(),
+        Request::Mountd(mountd::Request::WakeUp) => "wake up".to_owned(),
+        Request::Mountd(mountd::Request::Online) => "online".to_owned(),
+        Request::Mountd(mountd::Request::Unplug { device }) => format!("unplug {device}"),
+        Request::Mountd(mountd::Request::PreparePod { .. }) => "prepare pod".to_owned(),
+        Request::Mountd(mountd::Request::PrepareContainer { container }) => {
+            format!("prepare {}", container.id)
+        }
+        Request::Mountd(mountd::Request::ReadFile { container, file }) => format!("read {container} {file}"),
+        Request::Mountd(mountd::Request::ReadOn { .. }) => "read on".to_owned(),
+        Request::Mountd(mountd::Request::WriteFile { container, file, data }) => {
+            format!("write {container} {file}: {data:?}")
+        }
+        Request::Mountd(mountd::Request::KillContainer { container }) => format!("kill {container}"),
+        Request::Mountd(mountd::Request::RemoveContainer { container }) => format!("remove {container}"),
+        Request::Mountd(mountd::Request::SyncShare) => "sync share".to_owned(),
+        Request::Mountd(mountd::Request::DestroyPod) => "destroy pod".to_owned(),
+        Request::Execd(execd::Request::StartPod { hostname }) => format!("start pod {hostname}"),
+        Request::Execd(execd::Request::Adopt { running }) => format!("adopt{}", listed(running)),
+        Request::Execd(execd::Request::JoinPod { running }) => format!("join{}", listed(running)),
+        Request::Execd(execd::Request::StartProcess { container, process, init, finished, .. }) => {
             let finished =
                 if finished.is_empty() { String::new() } else { format!(", {finished:?} finished") };
             format!("start {container} {}{}{finished}", process.id, if *init { " as init" } else { "" })
         }
-        Ask::StartInGuest { process, .. } => format!("start in the guest {}", process.id),
-        Ask::Resize { stdio, row, column } => format!("resize {stdio} {row}x{column}"),
-        Ask::Release { finished } => format!("release {finished:?}"),
-        Ask::Resend => "resend".to_owned(),
-        Ask::Finish { stdio, .. } => format!("finish {stdio}"),
-        Ask::Flush => "flush".to_owned(),
-        Ask::Sync => "sync".to_owned(),
-        Ask::Ping(_) => "ping".to_owned(),
+        Request::Execd(execd::Request::StartInGuest { process, .. }) => {
+            format!("start in the guest {}", process.id)
+        }
+        Request::Execd(execd::Request::Resize { stdio, row, column }) => {
+            format!("resize {stdio} {row}x{column}")
+        }
+        Request::Execd(execd::Request::Release { finished }) => format!("release {finished:?}"),
+        Request::Execd(execd::Request::Resend) => "resend".to_owned(),
+        Request::Streamd(streamd::Request::Finish { stdio, .. }) => format!("finish {stdio}"),
+        Request::Streamd(streamd::Request::Flush) => "flush".to_owned(),
+        Request::Mountd(mountd::Request::Sync) => "sync".to_owned(),
+        Request::Execd(execd::Request::Ping) | Request::Streamd(streamd::Request::Ping) => "ping".to_owned(),
     }
 }
 

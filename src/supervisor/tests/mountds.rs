@@ -129,8 +129,8 @@ fn the_next_part_is_asked_of_the_mountd_that_has_the_file() {
     let (id, _) = world.asked.remove(1);
     // Now the first one is free too.
     world.done(Role::Mountd);
-    let part = mountd::Reply::Part { bytes: crate::channel::Bytes(b"part".to_vec()), last: false };
-    world.reply(Role::Mountd, id, Ok(HelperReply::Mountd(part)));
+    let part = mountd::Reply::Part { bytes: crate::wire::Bytes(b"part".to_vec()), last: false };
+    world.reply(Role::Mountd, id, Ok(Reply::Mountd(part)));
     assert_eq!(world.asked_of(1), ["read on"]);
     // The container ends: the file is closed where it is open.
     world.exits(Pid(100), 9);
@@ -165,7 +165,7 @@ fn there_is_always_one_for_kills_and_one_for_unmounting() {
     }
     let busy = |world: &World| (0..MOUNTDS).filter(|&number| !world.asked_of(number).is_empty()).count();
     assert_eq!(busy(&world), usize::from(MOUNTDS) - 2);
-    assert_eq!(world.supervisor.lines.waiting(Role::Mountd), 7);
+    assert_eq!(world.supervisor.queues.waiting(Role::Mountd), 7);
     world.exits(Pid(100), 9);
     pass(&mut world, 50);
     assert_eq!(world.grow(), [MOUNTDS - 2]);
@@ -188,7 +188,7 @@ fn a_disk_that_was_looked_for_in_vain_is_looked_for_when_nobody_else_waits() {
         let (id, ask) = world.take(Role::Mountd);
         prepared.push(short(&ask));
         let reply = mountd::Reply::NotYet { fault: failure(Role::Mountd) };
-        world.reply(Role::Mountd, id, Ok(HelperReply::Mountd(reply)));
+        world.reply(Role::Mountd, id, Ok(Reply::Mountd(reply)));
     }
     assert_eq!(prepared, ["prepare d", "prepare e", "prepare f", "prepare d"]);
     world.new_container("g", 31);

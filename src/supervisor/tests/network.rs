@@ -405,7 +405,7 @@ fn what_the_links_were_is_said_of_each() {
         let mut world = starting(3);
         let (id, _) = world.take(Role::Netd);
         let reply = netd::Reply::Set { before: vec![BEFORE; before] };
-        world.reply(Role::Netd, id, Ok(HelperReply::Netd(reply)));
+        world.reply(Role::Netd, id, Ok(Reply::Netd(reply)));
         assert!(matches!(world.did().as_slice(), [Action::KillHelper { helper: NETD, lied: true, .. }]));
     }
 }

@@ -119,18 +119,28 @@ impl Walk {
         }
         let oldest = self.world.asked.iter().find(|(_, ask)| ask.role() == role);
         match oldest {
-            Some((_, Ask::ReadFile { .. } | Ask::ReadOn { .. })) => {
+            Some((
+                _,
+                Request::Mountd(mountd::Request::ReadFile { .. })
+                | Request::Mountd(mountd::Request::ReadOn { .. }),
+            )) => {
                 let last = self.dice.roll(3) == 0;
                 return self.world.part(b"part", last);
             }
-            Some((_, Ask::PrepareContainer(container))) if self.dice.roll(3) == 0 => {
+            Some((_, Request::Mountd(mountd::Request::PrepareContainer { container })))
+                if self.dice.roll(3) == 0 =>
+            {
                 let id = container.id.clone();
                 return self.world.populating(id.as_str());
             }
             _ => {}
         }
         let Some((_, ask)) = oldest.filter(|(_, ask)| ask.starts()) else { return self.world.done(role) };
-        self.starts += usize::from(matches!(ask, Ask::StartProcess { .. } | Ask::StartInGuest { .. }));
+        self.starts += usize::from(matches!(
+            ask,
+            Request::Execd(execd::Request::StartProcess { .. })
+                | Request::Execd(execd::Request::StartInGuest { .. })
+        ));
         self.next_pid += 1;
         let pid = Pid(self.next_pid);
         if self.dice.roll(4) == 0 {

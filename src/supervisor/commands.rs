@@ -1,8 +1,6 @@
 //! Which command is legal in which state, and what it sets going.
 
-use super::state::{
-    Asker, Container, ContainerState, ContainerStep, Pod, PodStep, Process, ProcessState, Purpose,
-};
+use super::state::{Asker, Container, ContainerState, Pod, Process, ProcessState, Purpose};
 use super::{Supervisor, Ticket};
 use crate::command::{Command, ExecCmd, Features, KillContainer, RemoveContainer, SignalProcess, WinSize};
 use crate::fault::Fault;
@@ -11,13 +9,10 @@ use crate::ids::{ContainerId, Pid, ProcessId};
 use crate::spec::{self, CONTAINERS_MAX};
 use crate::sysctl::Sysctls;
 use crate::wire::{Instance, Role, execd, mountd, netd};
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The protocol version that runV compares (protocol.md «Version»).
 const API: u32 = 4244;
-/// How long a disk that is being plugged is awaited (protocol.md «NEWCONTAINER»).
-const PLUG: Duration = Duration::from_secs(2);
 /// How many processes may be unfinished.
 pub(super) const PROCESSES_MAX: usize = 4096;
 /// When after ONLINECPUMEM is looked again for what was plugged: ACPI tells the kernel on its own time.
@@ -121,21 +116,6 @@ impl Supervisor {
         self.parked.push_back((ticket, command));
     }
 
-    fn start_pod(&mut self, ticket: Ticket, pod: Box<spec::Pod>) {
-        let fault = |why: &str| Fault::new("starting", "the pod", why);
-        match &self.pod {
-            Pod::None => {}
-            Pod::Starting { .. } | Pod::Ending { .. } => return self.park(ticket, Command::StartPod(pod)),
-            Pod::Running { .. } => return self.refuse(ticket, fault("it runs already")),
-        }
-        if !self.config.local {
-            // It is done before the pod's files are (`Lane::Pod`). A pod whose clock is wrong is better than none.
-            self.queues.ask_instead(mountd::Request::WakeUp);
-        }
-        self.pod = Pod::Starting { ticket, spec: pod, init: None, step: None, fault: None };
-        self.ask_pod_step(PodStep::Loopback);
-    }
-
     /// ONLINECPUMEM: the host has its reply at once. What it has just plugged the kernel may not have seen yet, so
     /// mountd looks again.
     fn online(&mut self) {
@@ -183,26 +163,6 @@ impl Supervisor {
             Gate::No(fault) => self.refuse(ticket, fault),
             Gate::Go(init) => self.prepare_container(Asker::Host(ticket), container, init),
         }
-    }
-
-    /// The first step of a container.
-    pub(super) fn prepare_container(&mut self, asker: Asker, container: Box<spec::Container>, init: Process) {
-        let (stdio, stderr) = (init.stdio, init.stderr);
-        self.streams.extend([Some(stdio), stderr].into_iter().flatten());
-        let id = container.id.clone();
-        let until = self.now + PLUG;
-        let record = Container {
-            state: ContainerState::Preparing { asker, container: container.clone(), until },
-            init: Some(container.process.id.clone()),
-            reuses: self.containers.contains_key(&id),
-            ports: self.mapped(&container),
-            open: false,
-            shares: container.fstype.is_empty() || !container.fsmap.is_empty(),
-            processes: BTreeMap::from([(container.process.id.clone(), init)]),
-        };
-        self.containers.insert(id.clone(), record);
-        let purpose = Purpose::Container(id, ContainerStep::Files);
-        self.queues.ask(mountd::Request::PrepareContainer { container }, purpose);
     }
 
     /// Whether a pod that runs can have this container: its init as it is remembered.

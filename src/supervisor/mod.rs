@@ -3,15 +3,17 @@
 
 mod answer;
 mod commands;
-mod ending;
+mod container;
 mod files;
 mod network;
+mod pod;
 mod pool;
+mod process;
 mod queue;
 mod replies;
 mod share;
+mod shutdown;
 mod state;
-mod steps;
 #[cfg(test)]
 mod tests;
 

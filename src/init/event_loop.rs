@@ -40,8 +40,6 @@ const HELPERS: u64 = 3;
 
 /// How long DESTROYPOD lets processes end by themselves; runV waits for ten seconds in all.
 const GRACE: Duration = Duration::from_secs(3);
-/// More than the starts that execd can have under way, with room for the helpers' own strays.
-const REAPED_MAX: usize = 1024;
 /// How much is heard of a helper in one turn, in packets: a stream of words must not keep the others waiting. As many are left at
 /// most when it is dead: it can have no more honest replies to give than there are requests under way.
 const WORDS_MAX: usize = 32;
@@ -79,8 +77,6 @@ pub struct EventLoop {
     helpers: BTreeMap<Instance, Helper>,
     journal: Journal,
     supervisor: Supervisor,
-    /// The last children that were reaped: one may be gone before execd's word of it is read.
-    reaped: VecDeque<Pid>,
     drained: bool,
     boot: Boot,
 }
@@ -125,7 +121,6 @@ impl EventLoop {
                 grace: GRACE,
                 warden: warden.pid,
             }),
-            reaped: VecDeque::new(),
             drained: true,
             boot,
         })
@@ -272,17 +267,15 @@ impl EventLoop {
         }
         let helper = self.helpers.values_mut().find(|helper| helper.killable() == Some(exit.pid));
         match helper {
-            None => {
-                remember(&mut self.reaped, exit.pid);
-                self.supervise(Event::Exited { pid: exit.pid, status: exit.status });
-            }
+            None => self.supervise(Event::Exited { pid: exit.pid, status: exit.status }),
             Some(helper) => {
                 let instance = helper.instance;
                 helper.is_reaped = true;
                 self.journal.ended(&self.epoll, journal::Sender::Helper(instance), now);
-                match helper.is_dismissed() {
-                    true => log::info!("{instance} has ended"),
-                    false => log::warn!("{instance} is gone ({})", exit.status),
+                if helper.is_dismissed() {
+                    log::info!("{instance} has ended");
+                } else {
+                    log::warn!("{instance} is gone ({})", exit.status);
                 }
                 // Its last words. Whoever else holds its end says nothing for it any more.
                 self.hear_helper(instance);
@@ -345,7 +338,7 @@ impl EventLoop {
         };
         let owed = self.helpers.get(&instance).is_some_and(Helper::is_owed);
         let known = |pid| self.is_helper(pid) || pid == self.warden_pid || self.supervisor.knows(pid);
-        let new = |pid| !known(pid) && (self.reaped.contains(&pid) || signal::is_child(pid));
+        let new = |pid| !known(pid) && (self.supervisor.has_ended(pid) || signal::is_child(pid));
         if !owed || !pid.is_none_or(new) {
             // Its ends of the sockets are dropped, so if it is a helper it ends by itself.
             let named = pid.map_or(String::new(), |pid| format!(" as {pid}"));
@@ -366,10 +359,10 @@ impl EventLoop {
         let Ok([requests, voice, log]) = <[OwnedFd; 3]>::try_from(ends) else { return Birth::Fails };
         let sender = journal::Sender::Helper(instance);
         self.journal.listen(&self.epoll, sender, log);
-        let reaped = self.reaped.contains(&pid);
-        self.reaped.retain(|&other| other != pid);
-        // One that is a child now is another one of the same number.
-        if reaped && !signal::is_child(pid) {
+        let ended = self.supervisor.has_ended(pid);
+        self.supervise(Event::Reported { pid });
+        // A child of that pid that is there now is another process.
+        if ended && !signal::is_child(pid) {
             // It died before this was read, and was reaped as a child that nobody knows.
             self.journal.ended(&self.epoll, sender, now());
             log::warn!("{instance} died as soon as it was started");
@@ -462,7 +455,7 @@ impl EventLoop {
         }
         if let Ok(Reply::Execd(execd::Reply::Started { pid })) = &result {
             let (pid, is_child) = (*pid, signal::is_child(*pid));
-            if !is_child && !self.reaped.contains(&pid) {
+            if !is_child && !self.supervisor.has_ended(pid) {
                 return self.liar(
                     instance,
                     &format!("it says that it has started {pid}, which is no child of init"),
@@ -472,7 +465,7 @@ impl EventLoop {
                 return self.liar(instance, &format!("it says that it has started {pid}, which is a helper"));
             }
             if is_child {
-                self.supervisor.is_there(pid);
+                self.supervise(Event::Reported { pid });
             }
         }
         self.supervise(Event::Reply { helper: instance, id, result });
@@ -625,32 +618,8 @@ impl EventLoop {
     }
 }
 
-/// The oldest is forgotten for it.
-fn remember(reaped: &mut VecDeque<Pid>, pid: Pid) {
-    if reaped.len() >= REAPED_MAX {
-        reaped.pop_front();
-    }
-    reaped.push_back(pid);
-}
-
 fn kill(pid: Pid, signal: i32, group: bool) {
     if let Err(errno) = signal::kill(pid, signal, group) {
         log::info!("{}", Fault::errno(format!("sending signal {signal} to"), pid, errno));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_that_were_reaped_are_remembered() {
-        let mut reaped = VecDeque::new();
-        let most = i32::try_from(REAPED_MAX).unwrap();
-        for pid in 1..=most + 10 {
-            remember(&mut reaped, Pid(pid));
-            assert!(reaped.len() <= REAPED_MAX);
-        }
-        assert_eq!(reaped.iter().copied().collect::<Vec<_>>(), (11..=most + 10).map(Pid).collect::<Vec<_>>());
     }
 }

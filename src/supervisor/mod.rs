@@ -105,6 +105,12 @@ pub enum Event {
         /// Its exit code, or 128+n when signal n killed it.
         status: u8,
     },
+    /// A helper's process, or one that is alive and of which execd speaks next: any recorded exit with that pid is an earlier
+    /// process's, or has been noticed.
+    Reported {
+        /// Its number.
+        pid: Pid,
+    },
     /// All bytes of all `Send`s have left through the control port.
     ControlDrained,
     /// `next_deadline` has come.
@@ -167,8 +173,8 @@ pub enum Action {
     PowerOff,
 }
 
-/// How many processes that nobody has asked for yet are remembered as reaped: those whose start was not reported
-/// before they ended.
+/// How many reaped children are remembered that nobody has reported: more than the starts that execd can have under way, with room
+/// for the helpers' own strays.
 const STRAYS_MAX: usize = 1024;
 
 /// The state of the guest.
@@ -201,7 +207,7 @@ pub struct Supervisor {
     parked: VecDeque<(Ticket, Command)>,
     /// When mountd looks again for processors and memory that were plugged, in order.
     online_again: VecDeque<Duration>,
-    /// Children that were reaped before execd's word of them came.
+    /// Children that were reaped before execd or the warden reported them.
     strays: VecDeque<(Pid, u8)>,
     /// The one file that is being read.
     reading: Option<Reading>,
@@ -270,6 +276,7 @@ impl Supervisor {
             },
             Event::Unsent { helper, id, fault } => self.unsent_request(helper, id, fault),
             Event::Exited { pid, status } => self.exited(pid, status),
+            Event::Reported { pid } => self.strays.retain(|&(stray, _)| stray != pid),
             Event::ControlDrained => self.drained(),
             Event::Tick => self.tick(),
         }
@@ -304,9 +311,9 @@ impl Supervisor {
         }
     }
 
-    /// Who is about to be reported is there now: what ended was another of the same number.
-    pub fn is_there(&mut self, pid: Pid) {
-        self.strays.retain(|&(stray, _)| stray != pid);
+    /// Whether a child of that number was reaped that nobody has reported.
+    pub fn has_ended(&self, pid: Pid) -> bool {
+        self.strays.iter().any(|&(stray, _)| stray == pid)
     }
 
     /// After every event: what can go on now, what a closed helper cannot do, and what may leave.
@@ -326,9 +333,6 @@ impl Supervisor {
             }
         }
         self.release();
-        if !self.queues.starts_under_way() {
-            self.strays.clear();
-        }
         for (id, to, request) in self.queues.sendable(self.now) {
             self.actions.push(Action::Ask { id, to, request });
         }
@@ -420,9 +424,9 @@ impl Supervisor {
             self.pod_init_exited();
         } else if let Some((container, process)) = self.pids.remove(&pid) {
             self.process_exited(&container, &process, status);
-        } else if self.queues.starts_under_way() {
-            // A start that failed leaves one too that nobody asks for. What is asked for is reported as soon
-            // as it is ready, so it is among the last.
+        } else {
+            // A start that failed leaves one that nobody reports. What is reported is reported as soon as it is ready, so it is
+            // among the last.
             if self.strays.len() == STRAYS_MAX {
                 self.strays.pop_front();
             }

@@ -107,10 +107,10 @@ impl Supervisor {
                 return Err(fault(format!("the host's {number}/{protocol} leads to container {id}")));
             }
         }
-        match count > PORTS_MAX {
-            true => Err(fault(format!("the pod would have more than {PORTS_MAX}"))),
-            false => Ok(()),
+        if count > PORTS_MAX {
+            return Err(fault(format!("the pod would have more than {PORTS_MAX}")));
         }
+        Ok(())
     }
 
     /// Opens a container's ports, if it has any; false if it has none.

@@ -226,9 +226,10 @@ impl Queues {
     pub(super) fn hopeless(&mut self) -> Vec<Outcome> {
         let mut hopeless = Vec::new();
         for (&helper, queue) in self.queues.iter_mut().filter(|(_, queue)| queue.state == State::Closed) {
-            let of_all = match helper == Instance::first(Role::Mountd) {
-                true => std::mem::take(&mut self.pool.queued),
-                false => VecDeque::new(),
+            let of_all = if helper == Instance::first(Role::Mountd) {
+                std::mem::take(&mut self.pool.queued)
+            } else {
+                VecDeque::new()
             };
             let undone = queue.sent.drain(..).chain(queue.queued.drain(..)).chain(of_all);
             let fault = || Fault::new("asking", helper.role(), "it died too often: it is closed");
@@ -399,11 +400,6 @@ impl Queues {
     /// Whether that process is that helper.
     pub(super) fn is_up(&self, role: Role, pid: Pid) -> bool {
         self.first(role).is_some_and(|queue| queue.state == State::Up(pid))
-    }
-
-    /// Whether execd may be starting something that is not known yet.
-    pub(super) fn starts_under_way(&self) -> bool {
-        self.first(Role::Execd).is_some_and(|queue| queue.sent.iter().any(|pending| pending.request.starts()))
     }
 }
 

@@ -85,10 +85,10 @@ impl Replies {
 
     /// How many more commands are taken.
     pub(super) fn room(&self) -> usize {
-        match self.under_way.values().sum::<usize>() < BYTES_MAX {
-            true => COMMANDS_MAX.saturating_sub(self.owed.len().max(self.under_way.len())),
-            false => 0,
+        if self.under_way.values().sum::<usize>() >= BYTES_MAX {
+            return 0;
         }
+        COMMANDS_MAX.saturating_sub(self.owed.len().max(self.under_way.len()))
     }
 }
 

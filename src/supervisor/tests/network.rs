@@ -365,9 +365,10 @@ fn a_step_of_a_pods_network_that_fails_again_is_taken_back() {
         world.comes_up(Role::Netd, 70);
         let (id, _) = world.take(Role::Netd);
         let fault = failure(Role::Netd);
-        world.feed(match sent {
-            true => Event::Reply { helper: NETD, id, result: Err(fault) },
-            false => Event::Unsent { helper: NETD, id, fault },
+        world.feed(if sent {
+            Event::Reply { helper: NETD, id, result: Err(fault) }
+        } else {
+            Event::Unsent { helper: NETD, id, fault }
         });
         is_undone(&mut world, false, Some("reset 1 interfaces, 0 routes, ports"));
         assert_eq!(world.said(), ["ERROR netd: doing it: no"]);

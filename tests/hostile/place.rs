@@ -8,6 +8,7 @@ use hyperinit::sys::fd::{receive_bytes, send_fds};
 use hyperinit::wire::bootstrap::{
     FD_CONNECTION_IN, FD_CONNECTION_OUT, FD_REQUESTS, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT,
 };
+use hyperinit::wire::channel;
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -110,15 +111,8 @@ impl Place {
         assert!(ready > 0, "nothing is asked");
         let mut packet = vec![0; 256 << 10];
         let count = receive_bytes(&self.requests, &mut packet).unwrap();
-        let message = &packet[16..count];
-        let mut id = 0;
-        for (at, byte) in message.iter().enumerate() {
-            id |= u64::from(byte & 0x7f) << (7 * at);
-            if byte & 0x80 == 0 {
-                break;
-            }
-        }
-        id
+        // Whatever is asked.
+        channel::request::<()>(&packet[..count]).unwrap().id
     }
 }
 

@@ -117,6 +117,7 @@ fn a_stranger_that_exits_is_nobodys() {
     let mut world = World::with_container();
     world.exits(Pid(4711), 1);
     world.exec("c", "p", 3);
+    world.feed(Event::Reported { pid: Pid(4711) });
     world.started(Pid(4711));
     assert!(world.asked(Role::Streamd).is_empty(), "that number was another process's");
     assert_eq!(world.said(), ["ACK "]);

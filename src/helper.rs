@@ -309,6 +309,26 @@ fn enter_network(role: Role, mode: &Mode) -> Result<(), Fault> {
     }
 }
 
+/// What `--help` prints behind the usage.
+const HELP: &str = "
+One helper of a guest: it reads requests and answers them, confined. docs/helpers.md has every request.
+
+  --stdio         reads one JSON request a line from standard input, prints one JSON reply a line
+  --policy        prints what this helper may do, with the reason of each line
+  --ipc           requests come from init, over descriptors that the warden leaves
+  --unconfined    keeps every capability and loads no filter
+  --profile NAME  the containers' profile: default, privileged, restricted (mountd, execd)
+  --listen        the stream port is a listening socket (streamd)
+  --log LEVEL     off, error, warn (default), info, debug, trace; to standard error
+  --debug         opens the debugging door (execd)
+  --local         the guest is in namespaces of a machine whose settings are not its own (mountd)
+  --help          prints this";
+
+/// Whether a person asks for help: the first argument is `--help`.
+pub fn asks_for_help() -> bool {
+    std::env::args_os().nth(1).is_some_and(|word| word == "--help")
+}
+
 /// A helper's `main`: parse, connect, open, confine, then `serve` until there are no more requests.
 ///
 /// `grants` are the capabilities of what it executes: the containers', for execd; the others execute nothing.
@@ -324,6 +344,10 @@ where
     Q: Serialize + DeserializeOwned,
     R: Serialize + DeserializeOwned,
 {
+    if asks_for_help() {
+        let _ = writeln!(std::io::stdout(), "{USAGE}\n{HELP}");
+        return ExitCode::SUCCESS;
+    }
     let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
     let options = match Options::parse(words) {
         Ok(options) => options,

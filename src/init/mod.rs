@@ -28,10 +28,11 @@ use nix::sys::reboot::{RebootMode, reboot};
 use nix::unistd::getpid;
 
 use crate::fault::{Fault, OrFault};
+use crate::helper::asks_for_help;
 use crate::logger;
 use crate::sandbox::Policy;
 use crate::sys::fd::close_strays;
-use settings::{Settings, USAGE};
+use settings::{HELP, Settings, USAGE};
 
 /// The policies that only this binary carries.
 struct Policies {
@@ -51,6 +52,11 @@ impl Policies {
 /// The `main` of PID 1. Returns only when the guest could not boot, or when it was not started as PID 1.
 pub fn main() -> ExitCode {
     logger::name("init");
+    // PID 1 has the kernel's words for arguments, and no one reads its output.
+    if getpid().as_raw() != 1 && asks_for_help() {
+        let _ = writeln!(std::io::stdout(), "{USAGE}\n\n{HELP}");
+        return ExitCode::SUCCESS;
+    }
     let settings = match Settings::from_args(std::env::args_os().skip(1)) {
         Ok(settings) => settings,
         Err(why) => {

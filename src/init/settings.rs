@@ -10,9 +10,24 @@ use crate::wire::mountd::{NinePTransport, ShareCache};
 pub use hyperinit_protocol::boot::USERS_NETWORK;
 
 /// Shown with every error of the command line.
-pub const USAGE: &str = "usage: hyperinit [--local --ctl PATH --stream PATH --share DIR] [--log LEVEL] [--profile NAME]\n\
+pub const USAGE: &str = "usage: hyperinit [--local --ctl PATH --stream PATH --share DIR] [--log LEVEL] [--profile NAME] [--debug]\n\
      As PID 1 of a VM it takes no arguments; the kernel command line has hyper_log=, hyper_profile=, hyper_debug,\n\
      hyper_modules, hyper_share_cache=, hyper_use_serial, hyper_p9_xen.";
+
+/// What `--help` prints behind the usage.
+pub const HELP: &str = "\
+The init of a guest. `hyperctl up` starts it, in a VM or with --local in namespaces.
+
+  --local         runs as PID 1 of namespaces of this machine; the three paths below are then needed
+  --ctl PATH      the control channel's socket, which a host connects to
+  --stream PATH   the stream channel's socket
+  --share DIR     the directory that a pod may mount as its share
+  --log LEVEL     off, error, warn (default), info, debug, trace
+  --profile NAME  the containers' profile: default, privileged, restricted
+  --debug         opens the debugging door
+  --help          prints this
+
+docs/runv.md has the words of the kernel command line.";
 
 /// How this guest runs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The process's side of a start, from the clone to execve: it enters the container, becomes what it is to be, and
 //! gives up what it may not have.
 //!
-//! It is not dumpable (execd is not, and a clone inherits that), so nothing in the container can trace it or take its
+//! It becomes root first of all. It is not dumpable (execd is not, and a clone inherits that), so nothing in the container can trace it or take its
 //! descriptors while it still has execd's.
 
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -135,8 +135,9 @@ impl Start<'_> {
             Ok(own) => own,
             Err(fault) => leave(&report, &fault),
         };
-        let set = sysctl::set_all(&proc, self.sysctls);
-        let program = match set.and_then(|()| enter(proc, namespace)).and_then(|()| self.prepare(&report)) {
+        // As root: the kernel's settings are open to nobody else, and what is made on the way is nobody else's.
+        let begun = caps::become_root().and_then(|()| sysctl::set_all(&proc, self.sysctls));
+        let program = match begun.and_then(|()| enter(proc, namespace)).and_then(|()| self.prepare(&report)) {
             Ok(program) => program,
             Err(fault) => leave(&report, &fault),
         };
@@ -213,11 +214,11 @@ impl Start<'_> {
         let streams = [(zero.as_fd(), 0, stdin), (one.as_fd(), 1, stdout), (two.as_fd(), 2, stderr)];
         for (stream, number, pipe) in streams {
             match (pipe, &slave) {
-                // So that a user other than root may open /dev/stdout again.
-                (Some(_), _) if identity.uid != 0 => {
-                    fchown(stream, Some(Uid::from_raw(identity.uid)), None).fault("giving away", "a pipe")?;
+                // It is execd's. With this the process may open /dev/stdout again.
+                (Some(_), _) => {
+                    let (user, group) = (Uid::from_raw(identity.uid), Gid::from_raw(0));
+                    fchown(stream, Some(user), Some(group)).fault("giving away", "a pipe")?;
                 }
-                (Some(_), _) => {}
                 (None, Some(slave)) => {
                     become_standard(slave.as_fd(), number).fault("setting up", "standard streams")?;
                 }
@@ -289,7 +290,9 @@ impl Start<'_> {
         };
         setresuid(uid, uid, uid).fault("becoming user", uid)?;
         let keep = if uid.is_root() { keep } else { CapSet::default() };
-        caps::set(keep, keep, CapSet::default())
+        caps::set(keep, keep, CapSet::default())?;
+        // The change of user has set it to what fs.suid_dumpable says. The program will be dumpable, as any is.
+        caps::not_dumpable()
     }
 }
 

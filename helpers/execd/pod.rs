@@ -6,14 +6,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::logger;
 use hyperinit::paths;
-use hyperinit::sandbox::{CapSet, Policy};
+use hyperinit::sandbox::{CapSet, Policy, caps};
 use hyperinit::spec::HOSTNAME_MAX;
 use hyperinit::sys::process::{self, Cloned, clone_sibling};
 use hyperinit::sys::signal;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::stat::Mode;
 use nix::unistd::sethostname;
@@ -86,8 +86,7 @@ pub fn start(home: &Namespaces, policy: &Policy, hostname: &str) -> Result<repor
     // An execd that has served an earlier pod is still in that one's.
     home.enter()?;
     let (ours, theirs) = report::pair()?;
-    let namespaces =
-        nix::libc::CLONE_NEWPID | nix::libc::CLONE_NEWNS | nix::libc::CLONE_NEWIPC | nix::libc::CLONE_NEWUTS;
+    let namespaces = nix::libc::CLONE_NEWPID | nix::libc::CLONE_NEWNS | nix::libc::CLONE_NEWUTS;
     match clone_sibling(namespaces, None).fault("cloning", "the pod init")? {
         Cloned::Parent { pid, pidfd } => Ok(report::Start::new(pid, pidfd, (ours, theirs))),
         Cloned::Child => {
@@ -105,6 +104,9 @@ pub fn start(home: &Namespaces, policy: &Policy, hostname: &str) -> Result<repor
 }
 
 fn live(policy: &Policy, hostname: &str, report: &OwnedFd) -> Result<Infallible, Fault> {
+    caps::become_root()?;
+    // As root: the root of the pod's message queues (mq_overview(7)) belongs to whoever makes this namespace.
+    unshare(CloneFlags::CLONE_NEWIPC).fault("making", "the pod's IPC namespace")?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).fault("making private", "/")?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

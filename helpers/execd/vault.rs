@@ -6,8 +6,8 @@
 //! grows, so that of two for one stream the later start is known.
 //!
 //! The kernel counts descriptors on their way by the real user of who sent them, and whoever shares that user, has no capability and a limit
-//! of open files below the count, can send none (ETOOMANYREFS). Containers' root is root. So what is in the vault was sent by a user of
-//! its own.
+//! of open files below the count, can send none (ETOOMANYREFS). execd is a user of its own, so what is in the vault is counted for no
+//! container.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,13 +19,10 @@ use hyperinit::wire::streamd::{STREAMS_LEN, Streams as Packet};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{Uid, getuid, setresuid};
 
 /// A number alone: the mark behind which everything has gone round.
 const MARK_LEN: usize = 8;
 const ENTRY_LEN: usize = MARK_LEN + STREAMS_LEN;
-/// In whose name descriptors are put in; nothing runs as this user.
-const KEEPER: u32 = 4_294_963_203;
 /// So many entries that are of no use any more cost less than throwing them out.
 const SPARE: usize = 16;
 
@@ -65,7 +62,7 @@ impl Vault {
     /// Puts a process's outputs in; returns the entry's number.
     pub fn put(&mut self, packet: &Packet, fds: &[BorrowedFd<'_>]) -> Result<u64, Fault> {
         let number = self.next_number();
-        as_keeper(|| send_fds(&self.put, &encode(number, packet), fds))
+        send_fds(&self.put, &encode(number, packet), fds)
             .fault("keeping", format!("stream {}", packet.stdio))?;
         self.entries += 1;
         Ok(number)
@@ -106,8 +103,7 @@ impl Vault {
                 let fds = fds.fault("sweeping", "the vault")?;
                 if keep(entry) {
                     let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                    as_keeper(|| send_fds(&self.put, &encode(number, &streams), &fds))
-                        .fault("sweeping", "the vault")?;
+                    send_fds(&self.put, &encode(number, &streams), &fds).fault("sweeping", "the vault")?;
                     entries += 1;
                 }
             }
@@ -128,15 +124,6 @@ impl Vault {
         self.last = (self.last + 1).max(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
         self.last
     }
-}
-
-/// Does something as the keeper's real user. What this process may do is its effective user's. Without the capability,
-/// which a guest's execd has, it is done all the same.
-fn as_keeper<T>(work: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
-    let (own, same) = (getuid(), Uid::from_raw(u32::MAX));
-    let changed = setresuid(Uid::from_raw(KEEPER), same, same).is_ok();
-    let done = work();
-    if changed { setresuid(own, same, same).and(done) } else { done }
 }
 
 fn only_cut(errno: Errno) -> Result<(), Errno> {

@@ -40,6 +40,48 @@ fn what_a_process_gets_is_what_its_profile_says() {
     });
 }
 
+/// execd is not root, and nothing of it shows: what it has made for a process is the process's, also for a root without capabilities.
+#[test]
+fn nothing_of_a_process_belongs_to_execd() {
+    guest(|guest| {
+        image("web");
+        let mut pod = Pod::with(guest, pod_files(), &["--profile", "restricted"]);
+        pod.prepare("web", json!({})).unwrap();
+        let words = "stat -L -c %u:%g /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2; stat -L -c %u:%g /proc/self; \
+                     echo again >/dev/stdout; echo wrong >/dev/stderr";
+        for (user, pipes, own) in [("", "0:0", "0:0"), ("web", "33:0", "33:34")] {
+            let said = pod.run("web", json!({"args": ["/bin/sh", "-c", words], "user": user}));
+            let out = format!("{pipes}\n{pipes}\n{pipes}\n{own}\nagain\n");
+            assert_eq!(said, (0, out, "wrong\n".to_owned()), "of the user {user:?}");
+        }
+        assert_eq!(status(pod.execd.helper.pid(), "Uid"), ["4294963203"; 4].join(" "));
+        assert_eq!(status(pod.init, "Uid"), "0 0 0 0");
+    });
+}
+
+/// Until it executes, a process is not dumpable, whoever it has become and whatever the machine's fs.suid_dumpable is: its /proc directory
+/// is root's.
+#[test]
+fn a_process_that_is_being_started_is_not_dumpable() {
+    guest(|guest| {
+        let mut pod = pod(guest);
+        let request = pod.request("web", false, json!({"args": ["/bin/cat"], "user": "web"}));
+        let pid = pod.execd.started(&request).unwrap();
+        guest.adopt(pid);
+        let owner = || fs::metadata(format!("/proc/{pid}/environ")).unwrap().uid();
+        assert_eq!((status(pid, "Uid").as_str(), owner()), ("33 33 33 33", 0));
+        let (_, fds) = pod.execd.packet().unwrap();
+        release(pid);
+        let mut fds = fds.into_iter().map(fs::File::from);
+        let (mut stdin, out) = (fds.next().unwrap(), fds.next().unwrap());
+        stdin.write_all(b"executed").unwrap();
+        read_to(&out, "executed");
+        assert_eq!(owner(), 33, "it is a program like any other");
+        drop(stdin);
+        assert_eq!(guest.wait(pid), 0);
+    });
+}
+
 #[test]
 fn signals_that_execd_inherited_as_ignored_are_not_ignored() {
     guest(|guest| {

@@ -180,8 +180,8 @@ fn who_is_root_has_to_be() {
     let mut users = std::collections::BTreeSet::new();
     for (name, policy) in policies(arch) {
         match name.as_str() {
-            // init and the warden begin everything, execd becomes any user of a container, the pod init inherits it and can do nothing.
-            "init" | "warden" | "execd" | "podinit" => assert_eq!((policy.uid, policy.gid), (0, 0), "{name}"),
+            // init and the warden begin everything, and the pod init can do nothing.
+            "init" | "warden" | "podinit" => assert_eq!((policy.uid, policy.gid), (0, 0), "{name}"),
             name if name.starts_with("container/") => {
                 assert_eq!((policy.uid, policy.gid), (0, 0), "{name}");
             }
@@ -195,5 +195,5 @@ fn who_is_root_has_to_be() {
             }
         }
     }
-    assert_eq!(users.len(), 3, "netd, mountd, streamd");
+    assert_eq!(users.len(), 4, "netd, mountd, execd, streamd");
 }

@@ -71,14 +71,7 @@ pub const REASONS: &[Reason] = &[
     },
     Reason {
         seats: &["execd"],
-        rows: &[
-            "executes a program",
-            "becomes root",
-            "core_pattern",
-            "has writable",
-            "makes one of",
-            "makes a namespace",
-        ],
+        rows: &["executes a program", "has writable", "makes one of", "makes a namespace"],
         why: "it starts the containers' programs as any user and in namespaces of theirs; what it may not, they may not either, so all that a program does is allowed",
     },
     Reason {
@@ -97,16 +90,22 @@ pub const REASONS: &[Reason] = &[
     Reason {
         seats: &["execd"],
         rows: &[
+            "becomes root",
+            "core_pattern",
+            "memory of a container's process of root, once it has become root",
+        ],
+        why: "it is not root, and may become root at any time (CAP_SETUID): what it starts becomes any user",
+    },
+    Reason {
+        seats: &["execd"],
+        rows: &[
             "limits, priority, score",
-            "memory",
-            "environ and maps",
-            "fd, root, cwd",
-            "/proc/sys",
+            "/proc/sysrq-trigger",
             "opens the kernel's log",
             "the pod's memory.max",
             "the root's cgroup.procs",
         ],
-        why: "it is root, and so are these files and these processes",
+        why: "it sets the limits of what it starts, and opens files whatever their mode (CAP_SYS_RESOURCE, CAP_DAC_OVERRIDE)",
     },
     Reason { seats: &["containers"], rows: PROGRAMS, why: "so do programs" },
     Reason {

@@ -4,9 +4,11 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
 
-use super::{Effect, NULL, Place, int, past_fault};
+use super::{Effect, NULL, Place, int, one, past_fault};
 use crate::answer::{Answer, together};
 use crate::world::{CONTAINER_ROOT, CONTAINER_USER, HELPERS, OTHER_ROOT, OTHER_USER};
+
+const GROUP: &str = "Other processes";
 
 /// Whom it is done to: the words of the row, and the processes.
 const VICTIMS: [(&str, &[&str]); 6] = [
@@ -70,10 +72,20 @@ const ATTEMPTS: [Attempt; 6] = [
 
 /// One row for each attempt and each kind of process.
 pub fn effects() -> Vec<Effect> {
-    let rows = |(what, parts): Attempt| {
-        VICTIMS.map(|(whose, victims)| row("Other processes", what, whose, parts, victims))
-    };
-    ATTEMPTS.into_iter().flat_map(rows).collect()
+    let rows =
+        |(what, parts): Attempt| VICTIMS.map(|(whose, victims)| row(GROUP, what, whose, parts, victims));
+    let as_root = one(GROUP, "memory of a container's process of root, once it has become root", |place| {
+        let Some(number) = place.number(OTHER_ROOT) else { return Answer::NotHere };
+        place.once(|place| {
+            // The kernel asks for the same user and the same group.
+            place.seat.call(libc::SYS_setresgid, [0, 0, 0]);
+            match place.seat.call(libc::SYS_setresuid, [0, 0, 0]) {
+                Answer::Done(_) => file(place, number, "mem", OFlag::O_RDWR),
+                refused => refused,
+            }
+        })
+    });
+    ATTEMPTS.into_iter().flat_map(rows).chain([as_root]).collect()
 }
 
 /// What ends a helper where it is allowed, so it comes last.

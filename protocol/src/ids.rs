@@ -3,8 +3,9 @@
 use std::fmt;
 use std::num::NonZeroU64;
 
-/// The users and groups of the guest's own processes (policy/*.json). Nobody in a container has one of these numbers or is given one: the kernel
-/// lets a user signal his own processes, and counts what he has for all of them together.
+/// The users and groups of the guest's own processes (policy/*.json). The guest gives nobody in a container one of these numbers: the
+/// kernel lets a user signal his own processes, and counts what he has for all of them together. What a container's root has of one that it
+/// takes: docs/design.md «As built».
 pub const HELPER_USERS: std::ops::RangeInclusive<u32> = 0xffff_f000..=0xffff_f0ff;
 
 use serde::{Deserialize, Serialize};

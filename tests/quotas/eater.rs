@@ -15,7 +15,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::EventFd;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::mman::{MlockAllFlags, mlockall};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigEvent, SigevNotify};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind,
@@ -24,7 +24,7 @@ use nix::sys::socket::{
 use nix::sys::stat::Mode;
 use nix::sys::timer::Timer;
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
-use nix::unistd::{getpid, pause, pipe2, write};
+use nix::unistd::{Uid, getpid, pause, pipe2, setresuid, write};
 
 /// As many as the one packet has that carries most (SCM_MAX_FD).
 const FDS: usize = 253;
@@ -40,7 +40,13 @@ pub fn eat(what: &str) -> ! {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     // Of the pod's last memory the kernel would take this program's own pages first, and read them again and again.
-    mlockall(MlockAllFlags::MCL_CURRENT).unwrap();
+    if getrlimit(Resource::RLIMIT_MEMLOCK).unwrap().1 == RLIM_INFINITY {
+        mlockall(MlockAllFlags::MCL_CURRENT).unwrap();
+    }
+    if let Ok(number) = std::env::var(crate::AS) {
+        let user = Uid::from_raw(number.parse().unwrap());
+        setresuid(user, user, user).unwrap();
+    }
     // What is had is never given back: each leaks what it makes.
     let (count, errno) = match what {
         "connections" => connections(),

@@ -18,13 +18,19 @@ use std::os::unix::fs::PermissionsExt;
 use std::{env, fs};
 
 use hyperinit::command::Command;
-use serde_json::json;
+use nix::libc;
+use serde_json::{Value, json};
 
 use guest::image::with_busybox;
+use guest::processes::{process, replace};
 use guest::{Guest, Kind, PATIENCE, Running, parse, scratch};
 
 /// What tells this program, in a container, what to take.
 const WHAT: &str = "QUOTAS";
+/// The number of the user that it becomes first: one that the guest gives nobody.
+const AS: &str = "QUOTAS_AS";
+/// The guest's processes that are users of their own.
+const HELPERS: [&str; 4] = ["netd", "mountd", "execd", "streamd"];
 
 /// A line of its own, among the harness's.
 fn say(line: &str) {
@@ -48,14 +54,16 @@ enum End {
 
 use End::{Either, Pod, Refused, Vm};
 
-/// What a container takes all of, as whom, and how that ends.
-const KINDS: [(&str, &str, End); 21] = [
+/// What a container takes all of, as whom, and how that ends. A helper's name: the container's root becomes the helper's user.
+const KINDS: [(&str, &str, End); 24] = [
     ("connections", "root", Refused("enough")),
     ("epoll watches", "root", Either),
+    ("epoll watches", "streamd", Either),
     ("in-flight descriptors", "root", Refused("ETOOMANYREFS")),
-    ("in-flight descriptors", "902", Refused("ETOOMANYREFS")),
+    ("in-flight descriptors", "streamd", Refused("ETOOMANYREFS")),
     ("inodes", "root", Refused("ENOSPC")),
     ("inotify instances", "root", Refused("enough")),
+    ("inotify instances", "mountd", Refused("enough")),
     ("inotify watches", "root", Refused("enough")),
     ("locks", "root", Vm),
     ("message queues", "root", Refused("EMFILE")),
@@ -69,6 +77,7 @@ const KINDS: [(&str, &str, End); 21] = [
     ("tcp queues", "root", Pod),
     ("timerfds", "root", Either),
     ("timers", "root", Refused("EAGAIN")),
+    ("timers", "streamd", Refused("EAGAIN")),
     ("udp queues", "root", Refused("enough")),
     ("unix queues", "root", Pod),
 ];
@@ -114,7 +123,7 @@ impl World {
     fn goes_on(&self, what: &str) {
         let from = self.guest.log().len();
         self.door("for name in netd mountd execd streamd; do busybox kill -9 $(busybox pidof $name); done");
-        for name in ["netd", "mountd", "execd", "streamd"] {
+        for name in HELPERS {
             self.guest.wait_for_log(from, &format!("{name} is up as"));
         }
         let whole: String = (1..=2000).map(|line| format!("{line}\n")).collect();
@@ -175,7 +184,12 @@ fn a_container_that_takes_all_of_something_costs_the_guest_nothing() {
     let limits = [locked, files];
     let mut wrong = Vec::new();
     for (what, user, expected) in KINDS {
-        let more = json!({"envs": [{"env": WHAT, "value": what}], "rlimits": limits, "user": user});
+        let more = match helpers_user(user) {
+            Some(number) => {
+                json!({"envs": [variable(WHAT, what), variable(AS, &number)], "rlimits": limits})
+            }
+            None => json!({"envs": [variable(WHAT, what)], "rlimits": limits, "user": user}),
+        };
         let end = world.eaten(what, guest.exec("eater", &args, more));
         let _ = writeln!(std::io::stderr(), "{what}: {}", end.1);
         if !is_expected(expected, end.0) {
@@ -203,6 +217,80 @@ fn a_container_that_takes_all_of_something_costs_the_guest_nothing() {
     guest.call(Command::DestroyPod);
     let World { guest } = world;
     assert!(guest.wait_for_end().success());
+}
+
+fn variable(name: &str, value: &str) -> Value {
+    json!({"env": name, "value": value})
+}
+
+/// A process of a container's root that has become the helper's user names it by its number, and by being everybody's or that user's.
+fn cannot_reach(guest: &Guest, name: &str, pid: i32, user: u64) {
+    let (number, everybody, kill) = (pid.try_into().unwrap(), u64::MAX, 9);
+    let become_user = (libc::SYS_setresuid.cast_unsigned(), [user, user, user, 0, 0, 0]);
+    let attempts: [(&str, i64, [u64; 3], i32); 4] = [
+        ("kill", libc::SYS_kill, [number, kill, 0], libc::ESRCH),
+        ("tgkill", libc::SYS_tgkill, [number, number, kill], libc::ESRCH),
+        // It says so although it may end nobody: the others in the pod are root's.
+        ("kill everybody", libc::SYS_kill, [everybody, kill, 0], 0),
+        // Its own too.
+        ("setpriority", libc::SYS_setpriority, [libc::PRIO_USER.into(), user, 19], 0),
+    ];
+    let before = nice(pid);
+    for (what, call, [a, b, c], answer) in attempts {
+        let program = guest.share.join("image/rootfs/bin/reach");
+        let calls = [become_user, (call.cast_unsigned(), [a, b, c, 0, 0, 0])];
+        fs::write(&program, probe::elf_of(&calls, &[])).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let status = guest.exec("eater", &["/bin/reach"], json!({})).outcome().status;
+        assert_eq!(i32::from(status), answer, "{what} as the user of {name}");
+    }
+    assert_eq!(nice(pid), before, "{name} has the priority that it had");
+}
+
+/// proc_pid_stat(5): field 19.
+fn nice(pid: i32) -> String {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.split(' ').nth(19 - 3).unwrap().to_owned()
+}
+
+/// The number of a helper's user.
+fn helpers_user(name: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("{}/policy/{name}.json", env!("CARGO_MANIFEST_DIR"))).ok()?;
+    let policy: Value = serde_json::from_str(&text).unwrap();
+    policy["user"]["uid"].as_u64().map(|number| number.to_string())
+}
+
+/// The guest gives nobody a helper's number, but a container's root may take it. It gets nowhere by that: it names no process outside of
+/// the pod, and what the kernel counts for streamd does not keep streamd from parking a connection for its successor.
+#[test]
+fn a_container_that_takes_a_helpers_number_reaches_nothing_of_the_helper() {
+    if let Ok(what) = env::var(WHAT) {
+        eater::eat(&what);
+    }
+    let mut guest = Guest::boot_with(Kind::Local, "");
+    guest.start_pod();
+    fs::copy(env::current_exe().unwrap(), guest.share.join("image/rootfs/bin/eater")).unwrap();
+    drop((guest.sleeper("well"), guest.sleeper("eater")));
+    let helpers = HELPERS.map(|name| process(&guest, name, None));
+    let test = "a_container_that_takes_a_helpers_number_reaches_nothing_of_the_helper";
+    let args = ["/bin/eater", "--exact", test, "--nocapture", "--test-threads=1"];
+    for (name, pid) in HELPERS.into_iter().zip(helpers) {
+        let user = helpers_user(name).unwrap();
+        cannot_reach(&guest, name, pid, user.parse().unwrap());
+        let envs = [variable(WHAT, "in-flight descriptors"), variable(AS, &user)];
+        // Below the guest's own, whatever the machine lets it have.
+        let files = json!({"type": "RLIMIT_NOFILE", "soft": 512, "hard": 512});
+        let running = guest.exec("eater", &args, json!({"envs": envs, "rlimits": [files]}));
+        running.read_until(" ETOOMANYREFS\n");
+    }
+    assert_eq!(HELPERS.map(|name| process(&guest, name, None)), helpers, "they live");
+    // A connection that comes now is parked, and the next streamd has it.
+    guest.hang_up();
+    guest.connect();
+    replace(&guest, &HELPERS);
+    let whole: String = (1..=2000).map(|line| format!("{line}\n")).collect();
+    assert!(guest.says("well", "seq 1 2000") == whole, "output is missing");
+    assert!(!guest.log().contains("parking"), "{}", guest.log());
 }
 
 fn is_expected(expected: End, end: End) -> bool {

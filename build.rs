@@ -1,5 +1,5 @@
-//! Compiles policy/**/*.json into what the binaries embed, and the table of system call names that a violation is told
-//! with.
+//! Compiles policy/**/*.json into what the binaries embed, and the table of system call names that a
+//! violation is told with.
 
 #![forbid(unsafe_code)]
 

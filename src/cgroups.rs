@@ -1,11 +1,12 @@
-//! The pod's cgroup, and how a VM is shared out between its containers and the guest, whose own processes stay in the root.
+//! The pod's cgroup, and how a VM is shared out between its containers and the guest, whose own processes
+//! stay in the root.
 //!
-//! What a container does to itself stays below the pod's limits: the kernel ends a container's process, or refuses it
-//! another, before the guest has nothing left. What the kernel lacks (a controller, cgroup v2) is missing and nothing more;
-//! `oom_score_adj` still tells the kernel whom to take first.
+//! What a container does to itself stays below the pod's limits: the kernel ends a container's process, or
+//! refuses it another, before the guest has nothing left. What the kernel lacks (a controller, cgroup v2) is
+//! missing and nothing more; `oom_score_adj` still tells the kernel whom to take first.
 //!
-//! The guest has no cgroup of its own, and the pod no less weight than any other: both make each start slower by a tenth, and a tty by two thirds
-//! (docs/design.md, «The guest has no cgroup of its own»).
+//! The guest has no cgroup of its own, and the pod no less weight than any other: both make each start slower
+//! by a tenth, and a tty by two thirds (docs/design.md, «The guest has no cgroup of its own»).
 
 use std::path::Path;
 use std::{fs, io};
@@ -15,18 +16,21 @@ use crate::ids::ContainerId;
 use crate::paths;
 
 const MIB: u64 = 1 << 20;
-/// Of the memory that is free at boot the pod leaves the guest an eighth, within these bounds and never more than half of it. The
-/// processes take 6 MiB; the rest is for files of 16 MiB on their way and for what the kernel does not count to anybody.
+/// Of the memory that is free at boot the pod leaves the guest an eighth, within these bounds and never more
+/// than half of it. The processes take 6 MiB; the rest is for files of 16 MiB on their way and for what the
+/// kernel does not count to anybody.
 const RESERVE: (u64, u64) = (16 * MIB, 128 * MIB);
 /// What is shared out. A kernel may lack any of them.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
-/// What is also shared out between containers. Processor time: beside a fork bomb of another's nothing would start. Memory
-/// is not, for the protocol has no limit of a container's.
+/// What is also shared out between containers. Processor time: beside a fork bomb of another's nothing would
+/// start. Memory is not, for the protocol has no limit of a container's.
 const BETWEEN_CONTAINERS: [&str; 2] = ["cpu", "pids"];
-/// Documentation/admin-guide/sysctl/vm.rst: when the VM itself has no memory left, for what the kernel charges to nobody, the process ends that asks for
-/// more and not the largest one. The guest's own never end (`oom_score_adj`).
+/// Documentation/admin-guide/sysctl/vm.rst: when the VM itself has no memory left, for what the kernel
+/// charges to nobody, the process ends that asks for more and not the largest one. The guest's own never end
+/// (`oom_score_adj`).
 const KILL_WHO_ASKS: &str = "/proc/sys/vm/oom_kill_allocating_task";
-/// sched(7): without it each of the guest's processes weighs as much as the pod, and not all of them together.
+/// sched(7): without it each of the guest's processes weighs as much as the pod, and not all of them
+/// together.
 const AUTOGROUP: &str = "/proc/sys/kernel/sched_autogroup_enabled";
 
 /// Makes the pod's.
@@ -49,7 +53,8 @@ pub fn share_out() {
         [(paths::CGROUP, &CONTROLLERS[..]), (paths::POD_CGROUP, &BETWEEN_CONTAINERS[..])]
     {
         let words: Vec<_> = controllers.iter().filter(|controller| has(controller)).copied().collect();
-        // Each write stops every start and end of a process, so all in one. If the kernel refuses one, it refuses all.
+        // Each write stops every start and end of a process, so all in one. If the kernel refuses one, it
+        // refuses all.
         if enable(cgroup, &words).is_err() {
             let faults = words.iter().filter_map(|&word| enable(cgroup, &[word]).err());
             faults.for_each(|fault| unshared(&fault));
@@ -76,8 +81,8 @@ fn unshared(fault: &Fault) {
 
 /// Makes a container's, with its share of the pod's. NotFound: the kernel has no cgroup v2.
 ///
-/// Processor time is divided evenly between containers that want it. One container cannot have all of the pod's tasks: the
-/// others can still start some.
+/// Processor time is divided evenly between containers that want it. One container cannot have all of the
+/// pod's tasks: the others can still start some.
 pub fn make_container(id: &ContainerId) -> io::Result<()> {
     let cgroup = paths::container_cgroup(id);
     fs::create_dir(&cgroup)?;
@@ -113,7 +118,8 @@ fn share_memory() -> Result<(), Fault> {
     let kept = total.saturating_sub(pods);
     fs::write(paths::NOT_THE_PODS, kept.to_string()).fault("writing", paths::NOT_THE_PODS)?;
     set(paths::POD_CGROUP, "memory.max", pods)?;
-    // Only where the pod has a limit, at which the largest of its processes ends: without, whoever asks may be anybody.
+    // Only where the pod has a limit, at which the largest of its processes ends: without, whoever asks may
+    // be anybody.
     fs::write(KILL_WHO_ASKS, "1").fault("writing 1 to", KILL_WHO_ASKS)
 }
 
@@ -130,8 +136,8 @@ fn reserve(free: u64) -> u64 {
     (free / 8).clamp(least, most).min(free / 2)
 }
 
-/// What of so many tasks is the pod's, or of the pod's a container's: a quarter stays for the kernel's threads and the guest,
-/// or for the other containers.
+/// What of so many tasks is the pod's, or of the pod's a container's: a quarter stays for the kernel's
+/// threads and the guest, or for the other containers.
 fn tasks(all: u64) -> u64 {
     all / 4 * 3
 }

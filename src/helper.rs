@@ -1,8 +1,8 @@
 //! The main of every helper: `open → confine → loop`, with requests from init or by hand.
 //!
 //! `netd --ipc` is how the warden starts one. By hand, `netd --stdio` reads one JSON request per line and
-//! prints one JSON reply per line, confined; `--policy` prints what the helper may do; `--unconfined` leaves the
-//! confinement out and says so.
+//! prints one JSON reply per line, confined; `--policy` prints what the helper may do; `--unconfined` leaves
+//! the confinement out and says so.
 
 use std::io::{Stdin, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -134,7 +134,8 @@ pub enum Replies<R> {
 }
 
 impl<Q: Serialize + DeserializeOwned> Requests<Q> {
-    /// The next request, which is waited for; none when init (or standard input) is gone. A line that is not one is answered at once.
+    /// The next request, which is waited for; none when init (or standard input) is gone. A line that is not
+    /// one is answered at once.
     pub fn next<R: Serialize>(&mut self, replies: &Replies<R>) -> Option<Envelope<Q>> {
         if let Requests::Ipc(inbox) = self {
             return inbox.next();
@@ -297,8 +298,8 @@ where
     Ok((Requests::Ipc(inbox), Replies::Ipc(voice)))
 }
 
-/// Enters the network of the pod, if the warden has left it: links are there, and what a helper mounts, starts and sets up is to be
-/// there too. streamd has no use for a network.
+/// Enters the network of the pod, if the warden has left it: links are there, and what a helper mounts,
+/// starts and sets up is to be there too. streamd has no use for a network.
 fn enter_network(role: Role, mode: &Mode) -> Result<(), Fault> {
     if *mode != Mode::Ipc || role == Role::Streamd {
         return Ok(());

@@ -1,8 +1,9 @@
-//! All programs of the guest in one file; which one it is says its name. PID 1 starts the helpers from its own.
+//! All programs of the guest in one file; which one it is says its name. PID 1 starts the helpers from its
+//! own.
 //!
-//! The C library and std are there once and not five times, on disk and in memory: the kernel shares the pages. In
-//! exchange each process carries the others' code; its filter and capabilities do not let it use more of it.
-//! `helpers/*/main.rs` are programs of their own as well, for a person and for tests.
+//! The C library and std are there once and not five times, on disk and in memory: the kernel shares the
+//! pages. In exchange each process carries the others' code; its filter and capabilities do not let it use
+//! more of it. `helpers/*/main.rs` are programs of their own as well, for a person and for tests.
 #![forbid(unsafe_code)]
 
 #[path = "../helpers/execd/main.rs"]

@@ -26,8 +26,8 @@ pub const POD_HOSTNAME: &str = "/run/hyperinit/pod/hostname";
 pub const FILLING: &str = "/run/hyperinit/pod/filling";
 /// Where a container's root is put together, in a mount namespace that only becomes the container's.
 pub const STAGE: &str = "/run/hyperinit/stage";
-/// Where a container's scratch is mounted, in the same namespace, and on it a volume while a part of it is bound into the
-/// container.
+/// Where a container's scratch is mounted, in the same namespace, and on it a volume while a part of it is
+/// bound into the container.
 pub const VOLUME: &str = "/run/hyperinit/volume";
 /// Where the pod's share is mounted at STARTPOD.
 pub const SHARE: &str = "/run/hyperinit/share";
@@ -41,7 +41,8 @@ pub const TOOLS: &str = "/bin";
 pub const CONTAINERS: &str = "/run/hyperinit/containers";
 /// The guest's cgroup v2 root, if the kernel has one.
 pub const CGROUP: &str = "/sys/fs/cgroup";
-/// How much of a VM's memory is not the pod's, in bytes: what the kernel took at boot and what the guest's processes need.
+/// How much of a VM's memory is not the pod's, in bytes: what the kernel took at boot and what the guest's
+/// processes need.
 pub const NOT_THE_PODS: &str = "/run/hyperinit/not-the-pods";
 /// The pod's cgroup: a child for each container, named by its id.
 pub const POD_CGROUP: &str = "/sys/fs/cgroup/pod";

@@ -1,8 +1,9 @@
 //! Sysctls of a container: those that belong to the pod's namespaces, and who sets which.
 //!
-//! The kernel guards files of /proc/sys by the user alone: root writes to them, whatever its capabilities are. Of the other users only one
-//! with CAP_NET_ADMIN writes, and only to a network's settings. So mountd, which is not root and has CAP_NET_ADMIN, sets `net.`; the process
-//! that becomes a container's init sets the rest, while it is root in the pod's namespaces and has not entered the container's.
+//! The kernel guards files of /proc/sys by the user alone: root writes to them, whatever its capabilities
+//! are. Of the other users only one with CAP_NET_ADMIN writes, and only to a network's settings. So mountd,
+//! which is not root and has CAP_NET_ADMIN, sets `net.`; the process that becomes a container's init sets the
+//! rest, while it is root in the pod's namespaces and has not entered the container's.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -50,14 +51,14 @@ pub fn set_network(proc: &OwnedFd, sysctls: &Sysctls) -> Result<(), Fault> {
     network.into_iter().try_for_each(|(name, value)| set(proc, name, value))
 }
 
-/// Sets all of `sysctls`, for a process that is root in the pod's namespaces: of a setting that each namespace has, the kernel takes the
-/// one of the writer's namespace.
+/// Sets all of `sysctls`, for a process that is root in the pod's namespaces: of a setting that each
+/// namespace has, the kernel takes the one of the writer's namespace.
 pub fn set_all(proc: &OwnedFd, sysctls: &[(&String, &String)]) -> Result<(), Fault> {
     sysctls.iter().try_for_each(|(name, value)| set(proc, name, value))
 }
 
-/// Those that are not the network's. In namespaces of a machine (`local`) what is not a namespace's own is the machine's: it stays as it is,
-/// and the log says so.
+/// Those that are not the network's. In namespaces of a machine (`local`) what is not a namespace's own is
+/// the machine's: it stays as it is, and the log says so.
 pub fn others(sysctls: &Sysctls, local: bool) -> Vec<(&String, &String)> {
     let others = sysctls.iter().filter(|(name, _)| !name.starts_with(NETWORK));
     let (ours, machines): (Vec<_>, Vec<_>) = others.partition(|(name, _)| !local || is_namespaced(name));

@@ -1,6 +1,6 @@
-//! Documents are complete and true. docs/protocol-coverage.md has a row for every command and every key, every row names
-//! tests, and every test that is named exists. docs/protocol.md has every command and key, docs/helpers.md every request. A
-//! section of a document that is cited exists.
+//! Documents are complete and true. docs/protocol-coverage.md has a row for every command and every key,
+//! every row names tests, and every test that is named exists. docs/protocol.md has every command and key,
+//! docs/helpers.md every request. A section of a document that is cited exists.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
@@ -197,7 +197,8 @@ fn every_section_that_is_cited_exists() {
     }
 }
 
-/// The documents and sections that a text cites: a document's name, and right behind it sections in «», with commas between.
+/// The documents and sections that a text cites: a document's name, and right behind it sections in «», with
+/// commas between.
 fn citations(text: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     // In two parts, or this line would be a citation.

@@ -1,4 +1,5 @@
-//! The floor program over unix sockets: every line of its protocol, so that the bench's ratios rest on something.
+//! The floor program over unix sockets: every line of its protocol, so that the bench's ratios rest on
+//! something.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]

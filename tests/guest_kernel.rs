@@ -1,7 +1,8 @@
-//! The guest kernel does from inside what policy/kernel says, asked by a PID 1 of the test's own, whom no filter keeps from asking. Debian's
-//! kernel answers otherwise, so the questions can be answered wrongly.
+//! The guest kernel does from inside what policy/kernel says, asked by a PID 1 of the test's own, whom no
+//! filter keeps from asking. Debian's kernel answers otherwise, so the questions can be answered wrongly.
 //!
-//! `make guest-kernel-test` builds that kernel and runs this; `make test` does not, for the build takes minutes.
+//! `make guest-kernel-test` builds that kernel and runs this; `make test` does not, for the build takes
+//! minutes.
 #![forbid(unsafe_code)]
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its report")]

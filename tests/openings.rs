@@ -1,5 +1,5 @@
-//! Guests that are opened in other ways: by a STARTPOD of the old style, which carries its containers, and by the
-//! debugging door. In namespaces, and in one VM.
+//! Guests that are opened in other ways: by a STARTPOD of the old style, which carries its containers, and by
+//! the debugging door. In namespaces, and in one VM.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 

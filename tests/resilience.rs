@@ -1,5 +1,5 @@
-//! Helpers that are killed in the middle of a running pod: the pod lives, nothing that was written or exited is lost, and
-//! the next command works.
+//! Helpers that are killed in the middle of a running pod: the pod lives, nothing that was written or exited
+//! is lost, and the next command works.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
@@ -24,7 +24,8 @@ fn talker<'a>(guest: &'a Guest, container: &str) -> Running<'a> {
     guest.exec(container, &["sh", "-c", script], json!({}))
 }
 
-/// Sends commands, and waits until the guest has read them and PID 1 has done what it can: helpers have been asked.
+/// Sends commands, and waits until the guest has read them and PID 1 has done what it can: helpers have been
+/// asked.
 fn send_through(guest: &Guest, commands: &[(Message, Value)]) -> Vec<Pending> {
     let client = guest.client();
     // All that went before has been answered, and so written.
@@ -314,7 +315,8 @@ fn without_a_warden_the_guest_goes_on_with_what_it_has() {
     assert!(guest.wait_for_end().success());
 }
 
-/// As docs/design.md has it: after so many deaths without an answered request between them a helper is closed.
+/// As docs/design.md has it: after so many deaths without an answered request between them a helper is
+/// closed.
 const DEATHS: usize = 8;
 
 /// Has a helper die as often as it takes, each time before it has done anything.
@@ -367,7 +369,8 @@ fn a_mountd_that_dies_again_and_again_is_closed_and_the_rest_goes_on() {
     assert!(guest.wait_for_end().success());
 }
 
-/// What they died of has passed: without a word of the host's another is tried, and what was left undone is no obstacle.
+/// What they died of has passed: without a word of the host's another is tried, and what was left undone is
+/// no obstacle.
 #[test]
 fn a_helper_that_was_closed_comes_back() {
     let guest = Guest::with_pod(Kind::Local);

@@ -86,8 +86,8 @@ fn leaving_in_the_middle_of_a_command(guest: &mut Guest, way: Way) {
     }
     guest.call(Command::Ping);
 
-    // A command that the guest has whole, and a host that does not wait for its reply: the command counts, and the
-    // reply is not taken for another's.
+    // A command that the guest has whole, and a host that does not wait for its reply: the command counts,
+    // and the reply is not taken for another's.
     let json = json!({
         "id": "left", "image": "image", "rootfs": "rootfs",
         "process": {"id": "init", "args": ["sleep", "100000"], "stdio": 70001, "stderr": 70002}
@@ -177,8 +177,8 @@ fn hosts_come_and_go_over_virtio_serial() {
     it_ends(guest);
 }
 
-/// The kernel takes a buffer from the device's queue also when it is only asked whether there is one, and does not wake anybody for
-/// it then (virtio_console). One answer in some thousands comes to that moment.
+/// The kernel takes a buffer from the device's queue also when it is only asked whether there is one, and
+/// does not wake anybody for it then (virtio_console). One answer in some thousands comes to that moment.
 fn nothing_is_overheard(guest: &Guest) {
     for _ in 0..5000 {
         guest.client().call(Command::Ping).unwrap();
@@ -213,7 +213,8 @@ fn one_who_leaves(round: usize) -> (Vec<u8>, Vec<u8>) {
     }
 }
 
-/// Hosts that come as soon as the one before has gone, wherever that was in what it said: each is understood, and hears its own.
+/// Hosts that come as soon as the one before has gone, wherever that was in what it said: each is understood,
+/// and hears its own.
 #[test]
 fn visitors_follow_each_other_over_virtio_serial() {
     let mut guest = Guest::with_pod(Kind::Vm);

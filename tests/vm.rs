@@ -67,7 +67,8 @@ fn what_a_host_gives(guest: &Guest) {
     guest.finish(main);
 }
 
-/// What the kernel counts for the whole guest: open files, threads, mounts that a container sees, free memory in kB.
+/// What the kernel counts for the whole guest: open files, threads, mounts that a container sees, free memory
+/// in kB.
 fn belongings(guest: &Guest) -> [i64; 4] {
     let script = "read files rest </proc/sys/fs/file-nr; read one five fifteen threads pid </proc/loadavg
         echo $files ${threads#*/}; wc -l </proc/mounts; grep ^MemAvailable: /proc/meminfo | tr -cd 0-9";
@@ -76,7 +77,8 @@ fn belongings(guest: &Guest) -> [i64; 4] {
     numbers.try_into().unwrap()
 }
 
-/// A VM is alone with its kernel, so that whatever five hundred processes and fifty containers leave is seen from inside.
+/// A VM is alone with its kernel, so that whatever five hundred processes and fifty containers leave is seen
+/// from inside.
 #[test]
 fn a_crowd_leaves_nothing() {
     let guest = Guest::with_pod(Kind::Vm);
@@ -124,7 +126,8 @@ fn the_end() {
     guest.start_pod();
     assert_eq!(guest.container_says("main", "hostname", json!({})), "pod-1\n");
     deaf(&guest);
-    // Of one that runs to the end too: the host has the whole file with the reply, whatever the guest's kernel still held.
+    // Of one that runs to the end too: the host has the whole file with the reply, whatever the guest's
+    // kernel still held.
     guest.says("deaf", "yes written | head -c 4000000 >/written");
     let (first, ping) = (guest.client().send(Command::DestroyPod), guest.client().send(Command::Ping));
     let second = guest.client().send(Command::DestroyPod);

@@ -1,5 +1,5 @@
-//! Nobody waits for what holds up another container: its files, or the mountd that works for it. What real disks, servers and
-//! shares hold up is in tests/storage.
+//! Nobody waits for what holds up another container: its files, or the mountd that works for it. What real
+//! disks, servers and shares hold up is in tests/storage.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]

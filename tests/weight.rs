@@ -1,5 +1,5 @@
-//! What a command's JSON grows to in memory: init counts each of its bytes several times (`command::weight`), and this is how often. A
-//! program of its own, for it counts every allocation.
+//! What a command's JSON grows to in memory: init counts each of its bytes several times (`command::weight`),
+//! and this is how often. A program of its own, for it counts every allocation.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
@@ -50,8 +50,8 @@ fn exec(more: &str) -> String {
     format!(r#"{{"container":"c","process":{{"id":"p",{more}}}}}"#)
 }
 
-/// Every list, as full as it may be, and with as little in it as can be said; and text. What is just more than a power of two has been
-/// twice as large while it was read.
+/// Every list, as full as it may be, and with as little in it as can be said; and text. What is just more
+/// than a power of two has been twice as large while it was read.
 fn shapes() -> Vec<(&'static str, Message, String)> {
     let full = |element: &str, fits: usize| list(element, fits.min((JSON_MAX - 200) / (element.len() + 1)));
     vec![

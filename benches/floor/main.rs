@@ -1,4 +1,5 @@
-//! What the machine itself costs: a bare PID 1 with the guest's kernel, modules and ports, and none of its work.
+//! What the machine itself costs: a bare PID 1 with the guest's kernel, modules and ports, and none of its
+//! work.
 //!
 //! It boots as init does and is told what to measure by lines on the control port, each answered by one line:
 //!
@@ -11,10 +12,10 @@
 //! | `read BYTES` | that many from the stream port, from the first to come | `ok NS` |
 //! | `quit` | nothing: powers off, or ends the namespace | |
 //!
-//! What cannot be done is answered `error WHY`. A start is std's `Command`: posix_spawn(3), which shares the parent's
-//! memory until the execution, so there is no faster one; standard streams are /dev/null and the environment is empty.
-//! With `--local` (the arguments of hyperinit) the ports are unix sockets, one host at a time, and `mount` has nothing
-//! to do: the namespace sees the machine's files.
+//! What cannot be done is answered `error WHY`. A start is std's `Command`: posix_spawn(3), which shares the
+//! parent's memory until the execution, so there is no faster one; standard streams are /dev/null and the
+//! environment is empty. With `--local` (the arguments of hyperinit) the ports are unix sockets, one host at
+//! a time, and `mount` has nothing to do: the namespace sees the machine's files.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -44,7 +45,8 @@ const CHUNK_MAX: usize = 16 << 20;
 const READ_CHUNK: usize = 64 << 10;
 /// The longest line, in bytes.
 const LINE_MAX: u64 = 64 << 10;
-/// Between two looks for a host that is not there: a port without one has an end of file, not nothing to read.
+/// Between two looks for a host that is not there: a port without one has an end of file, not nothing to
+/// read.
 const HOST_WAIT: Duration = Duration::from_millis(5);
 
 fn main() -> ExitCode {

@@ -1,9 +1,9 @@
-//! One BPF program for each policy: a binary search for the system call's number, and at its end an answer or the
-//! conditions on the arguments, which seccompiler compiles.
+//! One BPF program for each policy: a binary search for the system call's number, and at its end an answer or
+//! the conditions on the arguments, which seccompiler compiles.
 //!
-//! The search is for speed. The kernel walks a program once for every number when it is loaded, to remember which
-//! calls need no filter (seccomp's action cache), and a container's process loads one at its start: a chain of
-//! comparisons costs that start a third of a fork and execve (policy/README.md has the figures).
+//! The search is for speed. The kernel walks a program once for every number when it is loaded, to remember
+//! which calls need no filter (seccomp's action cache), and a container's process loads one at its start: a
+//! chain of comparisons costs that start a third of a fork and execve (policy/README.md has the figures).
 
 use std::collections::BTreeMap;
 
@@ -40,8 +40,8 @@ pub fn x32(arch: &str) -> Option<u32> {
     (arch == "x86_64").then_some(X32_BIT)
 }
 
-/// The program that answers each call by number, and every other with `otherwise`. The numbers from `beyond` on, which are
-/// none of `answers`, fail with ENOSYS as a whole.
+/// The program that answers each call by number, and every other with `otherwise`. The numbers from `beyond`
+/// on, which are none of `answers`, fail with ENOSYS as a whole.
 pub fn program(
     answers: &BTreeMap<u32, Answer>,
     otherwise: &SeccompAction,
@@ -146,7 +146,8 @@ pub fn all(conditions: &[String]) -> Result<SeccompRule, String> {
     SeccompRule::new(conditions).map_err(|error| error.to_string())
 }
 
-/// `argN[:32] [& MASK] OP VALUE`: the whole argument, or its low 32 bits where that is what the kernel looks at.
+/// `argN[:32] [& MASK] OP VALUE`: the whole argument, or its low 32 bits where that is what the kernel looks
+/// at.
 fn condition(text: &str) -> Result<SeccompCondition, String> {
     let bad = |why: &str| format!("the condition {text:?} {why}");
     let words: Vec<&str> = text.split_whitespace().collect();

@@ -30,7 +30,8 @@ pub struct PolicyFile {
     pub user: User,
     /// Whether execve gains nothing.
     pub no_new_privs: bool,
-    /// Whether it leaves every mount of the guest for an empty directory: it opens nothing by a path any more.
+    /// Whether it leaves every mount of the guest for an empty directory: it opens nothing by a path any
+    /// more.
     #[serde(default)]
     pub empty_root: bool,
     /// What it may do.
@@ -50,8 +51,8 @@ pub struct User {
     pub uid: u32,
     /// See `uid`.
     pub gid: u32,
-    /// Whether it opens and makes files as root all the same (setfsuid(2)). The kernel's settings in /proc/sys stay closed to it: the
-    /// kernel looks at the effective user there.
+    /// Whether it opens and makes files as root all the same (setfsuid(2)). The kernel's settings in
+    /// /proc/sys stay closed to it: the kernel looks at the effective user there.
     #[serde(default)]
     pub root_files: bool,
 }

@@ -1,7 +1,8 @@
-//! The policy compiler: policy/**/*.json → capability masks and BPF. Pure; build.rs reads and writes the files.
+//! The policy compiler: policy/**/*.json → capability masks and BPF. Pure; build.rs reads and writes the
+//! files.
 //!
-//! A rule that is unsorted, unexplained, misspelt, that can never hold, says nothing, or allows what a filter above denies
-//! is an error with the file's name and the line.
+//! A rule that is unsorted, unexplained, misspelt, that can never hold, says nothing, or allows what a filter
+//! above denies is an error with the file's name and the line.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,8 +32,8 @@ pub enum Compiled {
     Profile(CompiledProfile),
 }
 
-/// Compiles all files for an architecture (as in `CARGO_CFG_TARGET_ARCH`): each policy and profile with its name, or
-/// everything that is wrong.
+/// Compiles all files for an architecture (as in `CARGO_CFG_TARGET_ARCH`): each policy and profile with its
+/// name, or everything that is wrong.
 pub fn compile(
     sources: &[Source],
     arch: &str,
@@ -401,8 +402,8 @@ fn answers(
     Ok(answers)
 }
 
-/// Has each number without a known system call fail with ENOSYS, as an older kernel would: programs then fall back. Returns the first
-/// number above all known ones; every number from there on fails so too.
+/// Has each number without a known system call fail with ENOSYS, as an older kernel would: programs then fall
+/// back. Returns the first number above all known ones; every number from there on fails so too.
 fn answer_unknown(answers: &mut BTreeMap<u32, Answer>, syscalls: &dyn Syscalls) -> u32 {
     let known = syscalls.numbers();
     let beyond = known.last().map_or(0, |last| last.saturating_add(1));

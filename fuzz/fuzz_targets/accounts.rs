@@ -1,4 +1,5 @@
-//! passwd and group files of an image's, and the words of a host's: whoever a process runs as is named by them.
+//! passwd and group files of an image's, and the words of a host's: whoever a process runs as is named by
+//! them.
 #![forbid(unsafe_code)]
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! A kernel command line of anybody's: only our words change anything, every bad one is a warning, and the last good one
-//! counts.
+//! A kernel command line of anybody's: only our words change anything, every bad one is a warning, and the
+//! last good one counts.
 #![forbid(unsafe_code)]
 #![no_main]
 

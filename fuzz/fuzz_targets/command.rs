@@ -1,5 +1,5 @@
-//! Every command with any payload: what is understood is the same when it is said again, to init and over the edges; what is
-//! not makes a short ERROR; and neither takes more memory than it counts for.
+//! Every command with any payload: what is understood is the same when it is said again, to init and over the
+//! edges; what is not makes a short ERROR; and neither takes more memory than it counts for.
 #![forbid(unsafe_code)]
 #![no_main]
 

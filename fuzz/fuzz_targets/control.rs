@@ -1,6 +1,6 @@
-//! The control channel over a socket, written in any portions to a guest that has room or not: every byte that was read is
-//! credited by NEXT, no more and no less, every frame comes once and in order, and so does every reply. On a port that hosts share
-//! the same holds until the bytes say that another one is there.
+//! The control channel over a socket, written in any portions to a guest that has room or not: every byte
+//! that was read is credited by NEXT, no more and no less, every frame comes once and in order, and so does
+//! every reply. On a port that hosts share the same holds until the bytes say that another one is there.
 #![forbid(unsafe_code)]
 #![no_main]
 

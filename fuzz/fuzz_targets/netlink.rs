@@ -1,5 +1,5 @@
-//! What the kernel answers on netlink. It is trusted more than others, but its answers quote names and words that are not its
-//! own: whatever a datagram holds, reading it ends, and takes no more than it is long.
+//! What the kernel answers on netlink. It is trusted more than others, but its answers quote names and words
+//! that are not its own: whatever a datagram holds, reading it ends, and takes no more than it is long.
 #![forbid(unsafe_code)]
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! A host's words for links, addresses and routes: what netd makes of them is a message that says the same when it is read
-//! again, and taking it back is possible.
+//! A host's words for links, addresses and routes: what netd makes of them is a message that says the same
+//! when it is read again, and taking it back is possible.
 #![forbid(unsafe_code)]
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! What a host sends on the stream port, in any portions: the frames are the same however they are cut, and wherever one
-//! streamd stops the next one goes on.
+//! What a host sends on the stream port, in any portions: the frames are the same however they are cut, and
+//! wherever one streamd stops the next one goes on.
 #![forbid(unsafe_code)]
 #![no_main]
 

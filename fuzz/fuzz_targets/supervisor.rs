@@ -1,5 +1,6 @@
-//! PID 1's state machine between a host that says anything, helpers that answer, fail, lie and die, and processes that exit:
-//! one reply for each command and in order, no signal for whom it does not know, nothing without bound, and the guest ends.
+//! PID 1's state machine between a host that says anything, helpers that answer, fail, lie and die, and
+//! processes that exit: one reply for each command and in order, no signal for whom it does not know, nothing
+//! without bound, and the guest ends.
 #![forbid(unsafe_code)]
 #![no_main]
 

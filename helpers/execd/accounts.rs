@@ -75,7 +75,8 @@ fn groups(group: &str) -> impl Iterator<Item = Group<'_>> {
     })
 }
 
-/// Whom `process` is to run as, by the container's two files. `group` is only called where its text is needed.
+/// Whom `process` is to run as, by the container's two files. `group` is only called where its text is
+/// needed.
 pub fn identify(
     process: &Process,
     passwd: &str,
@@ -92,7 +93,8 @@ pub fn identify(
         (None, Some(uid)) => (uid, 0),
         (None, None) => return Err(Fault::new("looking up the user", &process.user, "no such user")),
     };
-    // Who is asked for has the groups that the container gives it, as in Docker; who is nobody in particular has none.
+    // Who is asked for has the groups that the container gives it, as in Docker; who is nobody in particular
+    // has none.
     let member = user.as_ref().filter(|_| !process.user.is_empty());
     let mut names = [&process.group].into_iter().chain(&process.additional_groups);
     let needed =
@@ -112,7 +114,8 @@ pub fn identify(
         let is_member = |group: &Group<'_>| group.members.split(',').any(|member| member == user.name);
         supplementary.extend(groups(&text).filter(is_member).map(|group| group.gid).take(GROUPS_MAX));
     }
-    // A program that may set its group would otherwise leave its own behind, and what that is refused (CVE-2022-36109).
+    // A program that may set its group would otherwise leave its own behind, and what that is refused
+    // (CVE-2022-36109).
     supplementary.push(gid);
     supplementary.sort_unstable();
     supplementary.dedup();
@@ -131,7 +134,8 @@ pub fn identify(
     })
 }
 
-/// Refuses the numbers of the guest's own processes, whoever names them: the host by number, or the image by its files.
+/// Refuses the numbers of the guest's own processes, whoever names them: the host by number, or the image by
+/// its files.
 fn no_helpers(what: &str, name: &str, numbers: &[u32]) -> Result<(), Fault> {
     match numbers.iter().find(|number| HELPER_USERS.contains(number)) {
         Some(number) => Err(Fault::new(
@@ -143,8 +147,8 @@ fn no_helpers(what: &str, name: &str, numbers: &[u32]) -> Result<(), Fault> {
     }
 }
 
-/// Reads one of the two files, and says what it is; an image without it has no names. Whatever is in its place, this does not
-/// block.
+/// Reads one of the two files, and says what it is; an image without it has no names. Whatever is in its
+/// place, this does not block.
 pub fn read(path: &str) -> Result<(String, Option<FileStat>), Fault> {
     let flags = (OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
     let file = match openat2(AT_FDCWD, Path::new(path), flags, 0, Resolve::InRoot) {

@@ -1,8 +1,8 @@
-//! The process's side of a start, from the clone to execve: it enters the container, becomes what it is to be, and
-//! gives up what it may not have.
+//! The process's side of a start, from the clone to execve: it enters the container, becomes what it is to
+//! be, and gives up what it may not have.
 //!
-//! It becomes root first of all. It is not dumpable (execd is not, and a clone inherits that), so nothing in the container can trace it or take its
-//! descriptors while it still has execd's.
+//! It becomes root first of all. It is not dumpable (execd is not, and a clone inherits that), so nothing in
+//! the container can trace it or take its descriptors while it still has execd's.
 
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -118,7 +118,8 @@ pub struct Start<'a> {
     pub stdio: Stdio,
 }
 
-/// The descriptors that a process keeps, beside its standard streams, when it has closed all others of execd's.
+/// The descriptors that a process keeps, beside its standard streams, when it has closed all others of
+/// execd's.
 struct Own {
     /// The way back to execd.
     report: OwnedFd,
@@ -135,7 +136,8 @@ impl Start<'_> {
             Ok(own) => own,
             Err(fault) => leave(&report, &fault),
         };
-        // As root: the kernel's settings are open to nobody else, and what is made on the way is nobody else's.
+        // As root: the kernel's settings are open to nobody else, and what is made on the way is nobody
+        // else's.
         let begun = caps::become_root().and_then(|()| sysctl::set_all(&proc, self.sysctls));
         let program = match begun.and_then(|()| enter(proc, namespace)).and_then(|()| self.prepare(&report)) {
             Ok(program) => program,
@@ -241,7 +243,8 @@ impl Start<'_> {
             .fault("entering the workdir", workdir)
     }
 
-    /// A tty of the container's own devpts, whatever else may be at its path; the other end is opened by descriptor.
+    /// A tty of the container's own devpts, whatever else may be at its path; the other end is opened by
+    /// descriptor.
     fn terminal(&self, identity: &Identity) -> Result<(OwnedFd, OwnedFd), Fault> {
         let path = "/dev/pts/ptmx";
         let flags = (OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits();
@@ -266,9 +269,10 @@ impl Start<'_> {
         Ok((master, slave))
     }
 
-    /// The filter while CAP_SYS_ADMIN is held (so no_new_privs is not needed), the user, then the capabilities: a root
-    /// process keeps the profile's, any other none. Nothing is inheritable (CVE-2022-29162); the bounding set is the
-    /// profile's since execd was confined, if the debugging door is closed.
+    /// The filter while CAP_SYS_ADMIN is held (so no_new_privs is not needed), the user, then the
+    /// capabilities: a root process keeps the profile's, any other none. Nothing is inheritable
+    /// (CVE-2022-29162); the bounding set is the profile's since execd was confined, if the debugging door is
+    /// closed.
     fn give_up(&self, identity: &Identity) -> Result<(), Fault> {
         let groups: Vec<Gid> = identity.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
         let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
@@ -291,7 +295,8 @@ impl Start<'_> {
         setresuid(uid, uid, uid).fault("becoming user", uid)?;
         let keep = if uid.is_root() { keep } else { CapSet::default() };
         caps::set(keep, keep, CapSet::default())?;
-        // The change of user has set it to what fs.suid_dumpable says. The program will be dumpable, as any is.
+        // The change of user has set it to what fs.suid_dumpable says. The program will be dumpable, as any
+        // is.
         caps::not_dumpable()
     }
 }

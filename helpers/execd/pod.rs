@@ -63,7 +63,8 @@ pub fn join() -> Result<(), Fault> {
     Namespaces(kept).enter()
 }
 
-/// Keeps the namespaces of the pod init as files: they outlive execd, mountd works in them, and `nsenter` finds them.
+/// Keeps the namespaces of the pod init as files: they outlive execd, mountd works in them, and `nsenter`
+/// finds them.
 pub fn keep(namespaces: &[OwnedFd]) -> Result<(), Fault> {
     if namespaces.len() != paths::POD_NAMESPACES.len() {
         return Err(Fault::new("keeping", "the pod's namespaces", "the pod init has not handed them over"));
@@ -121,14 +122,15 @@ fn live(policy: &Policy, hostname: &str, report: &OwnedFd) -> Result<Infallible,
         report::namespace(report, namespace.as_fd()).fault("handing over", "a namespace")?;
     }
     report::ready(report, Files::default()).fault("reporting to", "execd")?;
-    // Its mount namespace has been kept by then: it is the template of every container's, and nothing for the pod to see.
+    // Its mount namespace has been kept by then: it is the template of every container's, and nothing for the
+    // pod to see.
     if !report::released(report::RELEASE_TIMEOUT) {
         return Err(Fault::new("waiting for", "init", "it was not told of this process"));
     }
     // Nothing of execd's is used, or dropped, from here on.
     process::close_all_but_log().fault("closing", "execd's descriptors")?;
-    // PID 1 of the pod can be seen from every container: by its number anybody reads which mounts it has, and whoever may
-    // trace it gets to what is in them. So its policy leaves it none.
+    // PID 1 of the pod can be seen from every container: by its number anybody reads which mounts it has, and
+    // whoever may trace it gets to what is in them. So its policy leaves it none.
     policy.confine(CapSet::default())?;
     loop {
         match signal::reap() {

@@ -1,8 +1,8 @@
-//! The containers' passwd and group files, remembered: to open one again costs several round trips to the host when it is on
-//! the share, and a start needs little else of it.
+//! The containers' passwd and group files, remembered: to open one again costs several round trips to the
+//! host when it is on the share, and a start needs little else of it.
 //!
-//! The process reads the files, for only it is in the container; execd keeps the texts for the next one, which asks for the
-//! files' times and sizes, and those are in the guest.
+//! The process reads the files, for only it is in the container; execd keeps the texts for the next one,
+//! which asks for the files' times and sizes, and those are in the guest.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -75,8 +75,8 @@ impl Version {
     }
 }
 
-/// The text of one of the two files, in the container: what execd remembered if it is still that, else the file's, with
-/// what execd is to remember.
+/// The text of one of the two files, in the container: what execd remembered if it is still that, else the
+/// file's, with what execd is to remember.
 pub fn read(path: &str, remembered: Option<&Copy>) -> Result<(String, Option<Copy>), Fault> {
     let now = stat(path).ok().map(|stat| Version::of(&stat));
     if let (Some(now), Some(copy)) = (now, remembered)

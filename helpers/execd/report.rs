@@ -13,8 +13,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::remembered::Files;
 
-/// How long a process may take until it is ready. It reads a container's files, from a share that the host may serve slowly;
-/// init's own limit is twice as long.
+/// How long a process may take until it is ready. It reads a container's files, from a share that the host
+/// may serve slowly; init's own limit is twice as long.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long init may take to release a process: it has been told, or execd died before it told.
 pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,8 +67,8 @@ impl Start {
         self.pid
     }
 
-    /// The descriptors to poll: the report socket, readable when the process has said something, and its pidfd, readable
-    /// when it is dead.
+    /// The descriptors to poll: the report socket, readable when the process has said something, and its
+    /// pidfd, readable when it is dead.
     pub fn watched(&self) -> [BorrowedFd<'_>; 2] {
         [self.ours.as_fd(), self.pidfd.as_fd()]
     }
@@ -78,9 +78,9 @@ impl Start {
         self.until
     }
 
-    /// The outcome of the start; none while the process is not ready. `dead`: its pidfd was readable before this was
-    /// called. One that failed or is late is killed: it must not go on. This waits for nobody, also where it
-    /// hangs in the kernel and dies later.
+    /// The outcome of the start; none while the process is not ready. `dead`: its pidfd was readable before
+    /// this was called. One that failed or is late is killed: it must not go on. This waits for nobody, also
+    /// where it hangs in the kernel and dies later.
     pub fn look(&mut self, dead: bool) -> Option<Result<Ready, Fault>> {
         let outcome = self.hear(dead).or_else(|| {
             let late = Instant::now() >= self.until;
@@ -133,8 +133,9 @@ impl Start {
     }
 }
 
-/// The process's side: gives execd the master of its tty. Before it gives up anything: the kernel counts descriptors on their way by
-/// user, and who has a low limit of open files and no capability can send none while others of that user have some under way.
+/// The process's side: gives execd the master of its tty. Before it gives up anything: the kernel counts
+/// descriptors on their way by user, and who has a low limit of open files and no capability can send none
+/// while others of that user have some under way.
 pub fn tty(socket: &OwnedFd, master: BorrowedFd<'_>) -> Result<(), Errno> {
     send_fds(socket, &[TTY], &[master])
 }
@@ -144,8 +145,8 @@ pub fn namespace(socket: &OwnedFd, namespace: BorrowedFd<'_>) -> Result<(), Errn
     send_fds(socket, &[NAMESPACE], &[namespace])
 }
 
-/// The process's side: says that it is ready to be released, with what it has read. What does not fit the report
-/// the next reads again.
+/// The process's side: says that it is ready to be released, with what it has read. What does not fit the
+/// report the next reads again.
 pub fn ready(socket: &OwnedFd, read: Files) -> Result<(), Errno> {
     process::await_release()?;
     send_fds(socket, &ready_packet(read), &[])
@@ -159,8 +160,8 @@ fn ready_packet(read: Files) -> Vec<u8> {
     packets.find(|packet| packet.len() <= REPORT_MAX).unwrap_or_else(|| vec![READY])
 }
 
-/// The process's side: waits until init lets it execute. Init does that once it knows of it, so a process that runs is
-/// known, whenever execd dies. False: init was never told.
+/// The process's side: waits until init lets it execute. Init does that once it knows of it, so a process
+/// that runs is known, whenever execd dies. False: init was never told.
 pub fn released(limit: Duration) -> bool {
     process::wait_for_release(limit).is_ok()
 }

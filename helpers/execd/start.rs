@@ -74,7 +74,8 @@ impl Execd {
             return Err(Fault::new("starting", &process.id, "the debugging door is closed"));
         }
         let hostname = uname().fault("asking for", "the guest's name")?;
-        // What is cloned next is to be the guest's, and whatever comes of it, what comes after it the pod's again.
+        // What is cloned next is to be the guest's, and whatever comes of it, what comes after it the pod's
+        // again.
         self.home.enter()?;
         let started = self.start_at(Place::Guest, process, &hostname.nodename().to_string_lossy(), &[]);
         match self.joined.then(pod::join) {
@@ -82,7 +83,8 @@ impl Execd {
             // The pod has ended, and nobody has told.
             Some(Err(fault)) if fault.is(Errno::ENOENT) => self.joined = false,
             Some(Err(fault)) => {
-                // What it has started is known to nobody, is never released, and ends. A successor begins in the pod.
+                // What it has started is known to nobody, is never released, and ends. A successor begins in
+                // the pod.
                 log::error!("{fault}");
                 process::exit(1)
             }
@@ -107,8 +109,9 @@ impl Execd {
         let pair = report::pair()?;
         let needs = [&self.proc, &pair.1].into_iter().chain(place.namespace()).chain(pipes.theirs.all());
         let last = needs.map(AsRawFd::as_raw_fd).max().unwrap_or_default();
-        // It shares execd's descriptors until it has its own: to copy and close what is kept for streamd would make each start
-        // slower than the one before. Until it says that it is ready nothing of theirs may be closed here.
+        // It shares execd's descriptors until it has its own: to copy and close what is kept for streamd
+        // would make each start slower than the one before. Until it says that it is ready nothing of theirs
+        // may be closed here.
         let cgroup = cgroup.as_ref().map(AsFd::as_fd);
         match clone_sibling(CLONE_FILES, cgroup).fault("cloning for", &process.id)? {
             // The process closes its copies of execd's ends itself: it must see it when execd is gone.
@@ -140,7 +143,8 @@ impl Execd {
         }
     }
 
-    /// A process is ready: its streams are handed over, or the pod init's namespaces kept, and init may be told.
+    /// A process is ready: its streams are handed over, or the pod init's namespaces kept, and init may be
+    /// told.
     pub fn is_ready(&mut self, becoming: Becoming, ready: report::Ready) -> Result<(), Fault> {
         let Becoming::Process(beginning) = becoming else { return pod::keep(&ready.namespaces) };
         let Beginning { id, container, packet, stdin, output, stderr, .. } = *beginning;

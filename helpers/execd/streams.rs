@@ -1,4 +1,5 @@
-//! The processes' output as execd keeps it: duplicates of what streamd reads, for a streamd that comes after it.
+//! The processes' output as execd keeps it: duplicates of what streamd reads, for a streamd that comes after
+//! it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -68,9 +69,9 @@ impl Streams {
         Streams { socket, vault, kept: BTreeMap::new() }
     }
 
-    /// Takes over what earlier execds have kept of the processes that run, and keeps its own: one that came by the debugging
-    /// door may have been started after that list was made. The others have ended, or were never known to init, for whoever
-    /// started them died: streamd need not wait for those.
+    /// Takes over what earlier execds have kept of the processes that run, and keeps its own: one that came
+    /// by the debugging door may have been started after that list was made. The others have ended, or were
+    /// never known to init, for whoever started them died: streamd need not wait for those.
     pub fn adopt(&mut self, running: &[StreamId]) -> Result<(), Fault> {
         let running: BTreeSet<StreamId> = running.iter().copied().collect();
         let (mut found, mut others) = (BTreeMap::new(), Vec::new());
@@ -97,8 +98,8 @@ impl Streams {
         self.sweep()
     }
 
-    /// Hands a new process's ends to streamd, and keeps the duplicates: first of all in the vault, for streamd may die as soon
-    /// as it has them.
+    /// Hands a new process's ends to streamd, and keeps the duplicates: first of all in the vault, for
+    /// streamd may die as soon as it has them.
     pub fn hand_over(&mut self, mut ends: Ends) -> Result<(), Fault> {
         if self.vault.is_full(self.kept.len()) {
             self.tidy();

@@ -1,20 +1,23 @@
-//! System V objects of the pod (sysvipc(7)): they outlive the processes that made them, so the kernel finds nobody to end when they fill the
-//! pod's memory, and the pod's other containers would stand still. So they are bounded, in the pod's IPC namespace alone. Whoever needs
-//! more says so by the container's sysctls (`kernel.sem`, `kernel.msgmni`, `kernel.shm_rmid_forced`).
+//! System V objects of the pod (sysvipc(7)): they outlive the processes that made them, so the kernel finds
+//! nobody to end when they fill the pod's memory, and the pod's other containers would stand still. So they
+//! are bounded, in the pod's IPC namespace alone. Whoever needs more says so by the container's sysctls
+//! (`kernel.sem`, `kernel.msgmni`, `kernel.shm_rmid_forced`).
 
 use std::io::ErrorKind;
 
 use hyperinit::cgroups;
 use hyperinit::fault::Fault;
 
-/// A full queue in bytes of the kernel's memory: `kernel.msgmnb` (16,384) messages of one byte, which take 64 each.
+/// A full queue in bytes of the kernel's memory: `kernel.msgmnb` (16,384) messages of one byte, which take 64
+/// each.
 const QUEUE: u64 = 1 << 20;
 /// Queues there may always be: what Linux had for decades.
 const QUEUES_MIN: u64 = 16;
 /// A semaphore in bytes of the kernel's memory (struct sem of ipc/sem.c).
 const SEMAPHORE: u64 = 64;
 
-/// Sets the bounds in the caller's IPC namespace. What cannot be set is logged, for a pod without them is better than none.
+/// Sets the bounds in the caller's IPC namespace. What cannot be set is logged, for a pod without them is
+/// better than none.
 pub fn bound() {
     let memory = match cgroups::memory("MemTotal") {
         Ok(memory) => memory,

@@ -1,13 +1,13 @@
-//! The vault: duplicates of the running processes' outputs, in the queue of a socket pair that every execd inherits. The
-//! kernel keeps them when execd and streamd die, whoever of them and in whatever order.
+//! The vault: duplicates of the running processes' outputs, in the queue of a socket pair that every execd
+//! inherits. The kernel keeps them when execd and streamd die, whoever of them and in whatever order.
 //!
-//! A queue has two ends and no middle. So what is to stay when the rest is thrown out goes round: it is appended again, and
-//! only then taken from the front; a kill between the two leaves it there twice. Each entry has a number that only
-//! grows, so that of two for one stream the later start is known.
+//! A queue has two ends and no middle. So what is to stay when the rest is thrown out goes round: it is
+//! appended again, and only then taken from the front; a kill between the two leaves it there twice. Each
+//! entry has a number that only grows, so that of two for one stream the later start is known.
 //!
-//! The kernel counts descriptors on their way by the real user of who sent them, and whoever shares that user, has no capability and a limit
-//! of open files below the count, can send none (ETOOMANYREFS). execd is a user of its own, so what is in the vault is counted for no
-//! container.
+//! The kernel counts descriptors on their way by the real user of who sent them, and whoever shares that
+//! user, has no capability and a limit of open files below the count, can send none (ETOOMANYREFS). execd is
+//! a user of its own, so what is in the vault is counted for no container.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -78,7 +78,8 @@ impl Vault {
         self.entries > useful
     }
 
-    /// Looks at every entry, and throws out those that `keep` is false for. One that is there twice is kept once.
+    /// Looks at every entry, and throws out those that `keep` is false for. One that is there twice is kept
+    /// once.
     pub fn sweep(&mut self, mut keep: impl FnMut(Entry) -> bool) -> Result<(), Fault> {
         let mark = self.next_number();
         send_fds(&self.put, &mark.to_be_bytes(), &[]).fault("sweeping", "the vault")?;

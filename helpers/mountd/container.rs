@@ -34,8 +34,9 @@ const SLICE: Duration = Duration::from_millis(100);
 const DEV_SIZE: &str = "1m";
 /// The group of ttys in every distribution.
 const TTY_GROUP: &str = "5";
-/// How many terminals a container has at once: a third of what the kernel has for all containers (3,072: `kernel.pty.max` less
-/// `kernel.pty.reserve`, the kernel's Documentation/filesystems/devpts.rst), so that one container cannot keep another's from it.
+/// How many terminals a container has at once: a third of what the kernel has for all containers (3,072:
+/// `kernel.pty.max` less `kernel.pty.reserve`, the kernel's Documentation/filesystems/devpts.rst), so that
+/// one container cannot keep another's from it.
 const TERMINALS: &str = "1024";
 
 const NOSUID: u64 = nix::libc::MOUNT_ATTR_NOSUID;
@@ -78,7 +79,8 @@ pub fn prepare(
     fs::create_dir_all(&directory).fault("making", directory.display())?;
     let build = |layered| home.in_new_namespace(|| build(home, rules, container, layered, &source, &binds));
     let built = match build(false) {
-        // It lacks a mount point. Under Docker that is made in the container's layer, and so it is here; the image stays as it is.
+        // It lacks a mount point. Under Docker that is made in the container's layer, and so it is here; the
+        // image stays as it is.
         Err(fault) if container.read_only && fault.is(Errno::EROFS) => build(true),
         built => built,
     };
@@ -92,8 +94,8 @@ pub fn prepare(
     prepared.map(|()| Reply::Done)
 }
 
-/// Puts the root together, step by step, and makes it the namespace's root. `layered`: what a read-only image lacks is made in a
-/// layer over it.
+/// Puts the root together, step by step, and makes it the namespace's root. `layered`: what a read-only image
+/// lacks is made in a layer over it.
 fn build(
     home: &Home,
     rules: &Rules,
@@ -105,8 +107,8 @@ fn build(
     let profile = &rules.profile;
     let read_only = container.read_only;
     let scratch = scratch::make()?;
-    // Where nothing is gained by execve the files' capabilities are not to be in the way of it either: the kernel refuses to
-    // execute a program whose capabilities the bounding set lacks.
+    // Where nothing is gained by execve the files' capabilities are not to be in the way of it either: the
+    // kernel refuses to execute a program whose capabilities the bounding set lacks.
     let attributes = NODEV | if profile.no_new_privs() { NOSUID } else { 0 };
     let mut root = root(source, attributes | if read_only { RDONLY } else { 0 })?;
     if layered {
@@ -159,7 +161,8 @@ fn cover(home: &Home, profile: &ContainerProfile, proc: &OwnedFd, sys: &OwnedFd)
 fn root(source: &Source<'_>, attributes: u64) -> Result<OwnedFd, Fault> {
     let stage = || directory(paths::STAGE);
     let image = source.open_at(Some(&stage()?))?;
-    // A copy of the mount's part below the directory: the rest of the share is not in the container's namespace.
+    // A copy of the mount's part below the directory: the rest of the share is not in the container's
+    // namespace.
     let tree = clone_tree(&image, false).fault("cloning", "the root filesystem")?;
     // An image's device nodes are nobody's way to the guest's devices.
     set_attributes(&tree, attributes, false).fault("setting up", "the root filesystem")?;
@@ -167,7 +170,8 @@ fn root(source: &Source<'_>, attributes: u64) -> Result<OwnedFd, Fault> {
     stage()
 }
 
-/// A root filesystem with a layer over it that can be written to; the root itself where the kernel has no layers.
+/// A root filesystem with a layer over it that can be written to; the root itself where the kernel has no
+/// layers.
 fn layer_over(scratch: &OwnedFd, image: OwnedFd, attributes: u64) -> Result<OwnedFd, Fault> {
     match scratch::layered(scratch, &image) {
         Ok(tree) => {
@@ -207,10 +211,12 @@ fn attach(tree: &OwnedFd, root: &OwnedFd, path: &str, attributes: u64) -> Result
     move_mount(tree, mount_point(root, path)?).fault("mounting", format!("/{path}"))
 }
 
-/// A private /dev with the profile's nodes: the control port, the disks and the terminals of the guest are not in it.
+/// A private /dev with the profile's nodes: the control port, the disks and the terminals of the guest are
+/// not in it.
 ///
-/// A container's root may have CAP_MKNOD, so what it makes there must be no device: only the profile's nodes, each on
-/// a mount of its own, are. That also keeps them in their places, for a mount point cannot be removed.
+/// A container's root may have CAP_MKNOD, so what it makes there must be no device: only the profile's nodes,
+/// each on a mount of its own, are. That also keeps them in their places, for a mount point cannot be
+/// removed.
 fn dev(profile: &ContainerProfile, root: &OwnedFd) -> Result<(), Fault> {
     let dev = new_mount("tmpfs", &[("mode", "755"), ("size", DEV_SIZE)], NOSUID | NOEXEC)
         .fault("making", "/dev")?;
@@ -264,8 +270,8 @@ fn dev_files(dev: &OwnedFd) -> Result<(), Fault> {
     move_mount(&shm, mount_point(dev, "shm")?).fault("mounting", "/dev/shm")
 }
 
-/// What is at a path of /proc or /sys, below the mount just made: nothing of the image is on the way. None: the kernel has
-/// no such file.
+/// What is at a path of /proc or /sys, below the mount just made: nothing of the image is on the way. None:
+/// the kernel has no such file.
 fn kernel_file(proc: &OwnedFd, sys: &OwnedFd, path: &str) -> Result<Option<OwnedFd>, Fault> {
     let (root, below) = match (path.strip_prefix("/proc/"), path.strip_prefix("/sys/")) {
         (Some(below), _) => (proc, below),
@@ -332,8 +338,8 @@ fn make_cgroup(id: &ContainerId) -> Result<(), Fault> {
     }
 }
 
-/// Forgets a container; what is not there is no error. One in which something runs is left as it is: the kernel does
-/// not remove its cgroup, and that is tried first.
+/// Forgets a container; what is not there is no error. One in which something runs is left as it is: the
+/// kernel does not remove its cgroup, and that is tried first.
 pub fn remove(id: &ContainerId) -> Result<(), Fault> {
     let gone = |result: std::io::Result<()>, doing: &str| match result {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Fault::io(doing, id, &error)),

@@ -85,8 +85,8 @@ pub fn is_word(text: &str) -> bool {
         && !text.starts_with('.')
 }
 
-/// Waits for disks that are still being plugged; the one that is missing then. `rescan`: the guest's controllers are ours
-/// to ask.
+/// Waits for disks that are still being plugged; the one that is missing then. `rescan`: the guest's
+/// controllers are ours to ask.
 pub fn missing<'a>(disks: &[Disk<'a>], rescan: bool, until: Instant) -> Result<Option<Disk<'a>>, Fault> {
     let first_missing = || disks.iter().copied().find(|disk| disk.name().is_none());
     // Nearly always.
@@ -108,8 +108,8 @@ pub fn missing<'a>(disks: &[Disk<'a>], rescan: bool, until: Instant) -> Result<O
     }
 }
 
-/// Has every SCSI controller look at that address: to look at all of theirs takes some of them seconds, and one looks
-/// at a time. One that refuses may be another's than the disk's: whether that comes is what counts.
+/// Has every SCSI controller look at that address: to look at all of theirs takes some of them seconds, and
+/// one looks at a time. One that refuses may be another's than the disk's: whether that comes is what counts.
 fn look_for(addr: &str) {
     let address = format!("0 {}", addr.replace(':', " "));
     // A guest without SCSI has no such directory.
@@ -146,7 +146,8 @@ pub fn mount(disk: Disk<'_>, fstype: &str, access: Access) -> Result<OwnedFd, Fa
     };
     let mounted = match access {
         Access::Write => mount(false),
-        // All mounts of a filesystem are of one mind (EBUSY). Who is not to write does not, by the mount's own flag.
+        // All mounts of a filesystem are of one mind (EBUSY). Who is not to write does not, by the mount's
+        // own flag.
         Access::Read => {
             mount(true).or_else(|errno| if errno == Errno::EBUSY { mount(false) } else { Err(errno) })
         }
@@ -164,8 +165,8 @@ pub fn mount(disk: Disk<'_>, fstype: &str, access: Access) -> Result<OwnedFd, Fa
     }
 }
 
-/// Whether that kind of filesystem is on disks: a proc or a devtmpfs would be a container's way to what is the guest's. One that the
-/// kernel does not know fails by itself.
+/// Whether that kind of filesystem is on disks: a proc or a devtmpfs would be a container's way to what is
+/// the guest's. One that the kernel does not know fails by itself.
 fn has_disk(fstype: &str) -> Result<bool, Fault> {
     const KNOWN: &str = "/proc/filesystems";
     let known = fs::read_to_string(KNOWN).fault("reading", KNOWN)?;
@@ -196,7 +197,8 @@ impl<'a> Export<'a> {
         }
     }
 
-    /// The options for one version (nfs(5)). `clientaddr` is for callbacks of 4.0, which nobody can make to this guest.
+    /// The options for one version (nfs(5)). `clientaddr` is for callbacks of 4.0, which nobody can make to
+    /// this guest.
     fn options(&self, version: &'static str) -> Vec<(&'static str, String)> {
         let any = if self.server.is_ipv4() { "0.0.0.0" } else { "::" };
         vec![

@@ -1,10 +1,11 @@
 //! READFILE and WRITEFILE: regular files of a running container, in its own namespace and root.
 //!
-//! What is at the path is looked at before it is opened (O_PATH opens nothing), and then opened itself, whatever is at the
-//! path by then: no FIFO, no device and no directory is ever opened.
+//! What is at the path is looked at before it is opened (O_PATH opens nothing), and then opened itself,
+//! whatever is at the path by then: no FIFO, no device and no directory is ever opened.
 //!
-//! Nor is what the kernel makes up (proc, sysfs, cgroups, …): mountd would read and write there with its own powers. The one exception is the
-//! host's: it may read files of /proc and /sys by paths that lead there through no link (protocol.md «READFILE»).
+//! Nor is what the kernel makes up (proc, sysfs, cgroups, …): mountd would read and write there with its own
+//! powers. The one exception is the host's: it may read files of /proc and /sys by paths that lead there
+//! through no link (protocol.md «READFILE»).
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
@@ -116,8 +117,9 @@ fn open_to_write(home: &Home, file: &OwnedFd, path: &str) -> Result<OwnedFd, Fau
     home.reopen(file, OFlag::O_WRONLY | OFlag::O_TRUNC | FLAGS).fault("opening", path)
 }
 
-/// Writes a file that the share's host has removed while the guest's kernel knows it, because somebody has it open or because of
-/// `hyper_share_cache=loose`. The kernel makes no other of that name; but it lets one be moved there.
+/// Writes a file that the share's host has removed while the guest's kernel knows it, because somebody has it
+/// open or because of `hyper_share_cache=loose`. The kernel makes no other of that name; but it lets one be
+/// moved there.
 fn replace(home: &Home, gone: &OwnedFd, path: &str, data: &[u8]) -> Result<(), Fault> {
     // Links of `path` have been followed.
     let place = readlinkat(&home.proc, format!("self/fd/{}", gone.as_raw_fd()).as_str());
@@ -177,7 +179,8 @@ fn regular(file: &OwnedFd, path: &str) -> Result<FileStat, Fault> {
     Err(Fault::new("opening", path, format!("it is {what}, not a regular file")))
 }
 
-/// Whether the host itself has named a file of /proc or /sys. A link on the way there is refused by [`Reach::Volumes`].
+/// Whether the host itself has named a file of /proc or /sys. A link on the way there is refused by
+/// [`Reach::Volumes`].
 fn is_named(path: &Path) -> bool {
     let below = path.strip_prefix("/").unwrap_or(path);
     ["proc", "sys"].iter().any(|made| below.starts_with(made))

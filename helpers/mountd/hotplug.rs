@@ -20,8 +20,8 @@ pub fn rescan() -> Result<(), Fault> {
     }
 }
 
-/// Brings every processor and every block of memory online that is not, and lets the pod have the memory; the first fault is
-/// the answer, after all have been tried.
+/// Brings every processor and every block of memory online that is not, and lets the pod have the memory; the
+/// first fault is the answer, after all have been tried.
 pub fn online() -> Result<(), Fault> {
     let mut first = Ok(());
     for (directory, prefix) in PLUGGED {

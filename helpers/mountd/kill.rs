@@ -55,9 +55,10 @@ fn until_empty(cgroup: &Path, id: &ContainerId) -> Result<(), Fault> {
     }
 }
 
-/// Without a cgroup: whoever sees mounts of the container, until nobody new is found. Which mounts a process has is open to
-/// everybody; which namespace it is in takes CAP_SYS_PTRACE, and with that goes the memory of every process of the guest. A process that
-/// forks faster than this walk, or has changed its root to a directory below which nothing is mounted, ends with the pod.
+/// Without a cgroup: whoever sees mounts of the container, until nobody new is found. Which mounts a process
+/// has is open to everybody; which namespace it is in takes CAP_SYS_PTRACE, and with that goes the memory of
+/// every process of the guest. A process that forks faster than this walk, or has changed its root to a
+/// directory below which nothing is mounted, ends with the pod.
 fn by_mounts(home: &Home, id: &ContainerId) -> Result<(), Fault> {
     let mounts = match home.in_namespace(id, || mounts(home, "self")) {
         Ok(mounts) => mounts,

@@ -1,4 +1,5 @@
-//! What Docker puts over every image: the pod's hosts, hostname and resolv.conf, and mtab; and the kernel's modules.
+//! What Docker puts over every image: the pod's hosts, hostname and resolv.conf, and mtab; and the kernel's
+//! modules.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -33,9 +34,11 @@ pub fn make_mtab(root: &OwnedFd) -> Result<(), Fault> {
     }
 }
 
-/// Binds a copy of each of the pod's files over the container's, its own to write to unless its root is read-only.
+/// Binds a copy of each of the pod's files over the container's, its own to write to unless its root is
+/// read-only.
 ///
-/// An image that has no place for one goes without, but for a root that is only mounted read-only: with `strict` that is a fault.
+/// An image that has no place for one goes without, but for a root that is only mounted read-only: with
+/// `strict` that is a fault.
 pub fn bind_pod_files(scratch: &OwnedFd, root: &OwnedFd, read_only: bool, strict: bool) -> Result<(), Fault> {
     for (from, to) in FILES {
         let text = match fs::read(from) {
@@ -77,7 +80,8 @@ pub fn release() -> Result<Option<String>, Fault> {
     Ok(Some(release).filter(|release| Path::new(paths::MODULES).join(release).is_dir()))
 }
 
-/// Binds the guest's modules, read-only, where an image has none. An image that cannot have them goes without.
+/// Binds the guest's modules, read-only, where an image has none. An image that cannot have them goes
+/// without.
 pub fn bind_modules(release: Option<&str>, root: &OwnedFd) -> Result<(), Fault> {
     let Some(release) = release else { return Ok(()) };
     let path = Path::new(paths::MODULES).join(release);

@@ -1,8 +1,9 @@
 //! mountd: builds what the pod and its containers see of filesystems.
 //!
-//! There may be several at once, each with requests about other containers (`wire::Instance`). What there is to know is in
-//! `/run/hyperinit`, where its successor, another mountd and a debugging person find it. In memory it keeps only what init
-//! asks to go on with: the file that is being read, the volumes that are being filled.
+//! There may be several at once, each with requests about other containers (`wire::Instance`). What there is
+//! to know is in `/run/hyperinit`, where its successor, another mountd and a debugging person find it. In
+//! memory it keeps only what init asks to go on with: the file that is being read, the volumes that are being
+//! filled.
 #![forbid(unsafe_code)]
 
 mod container;
@@ -69,7 +70,8 @@ pub fn main() -> ExitCode {
 impl Mountd {
     fn handle(&mut self, request: Request) -> Result<Reply, Fault> {
         match request {
-            // They are the machine's devices, clock and random pool: a guest in namespaces leaves them, and init does not ask it.
+            // They are the machine's devices, clock and random pool: a guest in namespaces leaves them, and
+            // init does not ask it.
             Request::Rescan | Request::WakeUp | Request::Online if self.rules.local => {}
             Request::Rescan => hotplug::rescan()?,
             Request::WakeUp => wake::wake_up()?,

@@ -9,11 +9,12 @@ use nix::sys::stat::{Mode, fstat};
 
 use super::tree::Home;
 
-/// The attributes of the mount. It is read-only because a container's root could change the device's mode otherwise; the device can be
-/// written to all the same.
+/// The attributes of the mount. It is read-only because a container's root could change the device's mode
+/// otherwise; the device can be written to all the same.
 pub const COVER: u64 = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC;
 
-/// Opens /dev/null of the namespace that mountd is in. A file that is not the device checked at mountd's start is a fault.
+/// Opens /dev/null of the namespace that mountd is in. A file that is not the device checked at mountd's
+/// start is a fault.
 pub fn open_checked(home: &Home) -> Result<OwnedFd, Fault> {
     let null = open("/dev/null", OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
         .fault("opening", "/dev/null")?;

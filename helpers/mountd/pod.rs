@@ -34,8 +34,8 @@ const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1));
 pub fn prepare(pod: &PodFiles) -> Result<(), Fault> {
     let resolv_conf = resolv_conf(pod)?;
     check_line("hostname", &pod.hostname)?;
-    // Undoing an earlier pod may have failed, as often as it was tried: its resolv.conf would be this one's, and its namespaces
-    // would be in the way of this one's.
+    // Undoing an earlier pod may have failed, as often as it was tried: its resolv.conf would be this one's,
+    // and its namespaces would be in the way of this one's.
     if Path::new(paths::POD).exists() {
         log::warn!("something of an earlier pod was left");
         destroy()?;
@@ -115,8 +115,8 @@ fn write(path: &str, text: &str) -> Result<(), Fault> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o644)).fault("setting the mode of", path)
 }
 
-/// Undoes PreparePod, what execd has kept of the pod init, and every container that is left. What is not there is no error; the first error
-/// is the answer, after everything has been tried.
+/// Undoes PreparePod, what execd has kept of the pod init, and every container that is left. What is not
+/// there is no error; the first error is the answer, after everything has been tried.
 pub fn destroy() -> Result<(), Fault> {
     let mut first = Ok(());
     let mut keep = |result: Result<(), Fault>| {

@@ -1,13 +1,14 @@
 //! A new volume gets what the image has at its place (protocol.md «Volumes»).
 //!
-//! It takes as long as it takes, so it is done in slices: the host may give it up in between. What is copied is put
-//! together in a directory of our own beside the data (`SCRATCH`), gets another name when all of it is there (`WHOLE`), and is moved to
-//! the data then. A mountd that dies leaves the one, which its successor removes, or the other, which it moves on: a volume is new, or
-//! whole.
+//! It takes as long as it takes, so it is done in slices: the host may give it up in between. What is copied
+//! is put together in a directory of our own beside the data (`SCRATCH`), gets another name when all of it is
+//! there (`WHOLE`), and is moved to the data then. A mountd that dies leaves the one, which its successor
+//! removes, or the other, which it moves on: a volume is new, or whole.
 //!
-//! Somebody may change the image meanwhile, and a volume too. So every name is resolved once, right below a descriptor, through no
-//! link; what is found is looked at (O_PATH opens nothing), and then it is that which is opened, if it is a file. Memory
-//! is bounded: a descriptor or two for each level, one buffer, so much for links.
+//! Somebody may change the image meanwhile, and a volume too. So every name is resolved once, right below a
+//! descriptor, through no link; what is found is looked at (O_PATH opens nothing), and then it is that which
+//! is opened, if it is a file. Memory is bounded: a descriptor or two for each level, one buffer, so much for
+//! links.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsStr};
@@ -40,18 +41,19 @@ use super::volumes::{Bind, Content, SCRATCH, Volume, WHOLE, content};
 
 /// How deep an image's directory may be.
 const DEPTH: usize = 128;
-/// How much is remembered of files with more links than were met, in bytes of their paths; beyond that each link is a file of
-/// its own.
+/// How much is remembered of files with more links than were met, in bytes of their paths; beyond that each
+/// link is a file of its own.
 const LINKS: usize = 2 << 20;
 /// The longest path that the kernel takes, in bytes, with its end (limits.h).
 const PATH_MAX: usize = 4096;
-/// How long undoing may take at once. What is left then is removed before the volume is populated the next time.
+/// How long undoing may take at once. What is left then is removed before the volume is populated the next
+/// time.
 const UNDO: Duration = Duration::from_secs(1);
-/// How often a name may be met that was copied already: a directory that changes while it is read shows some twice, and
-/// one that never stops changing may never end.
+/// How often a name may be met that was copied already: a directory that changes while it is read shows some
+/// twice, and one that never stops changing may never end.
 const REPEATS: usize = 1024;
-/// How many volumes one mountd fills beside each other; more wait for one of these. Each remembers links and has descriptors for its
-/// depth, and the host may ask for as many as there are commands under way.
+/// How many volumes one mountd fills beside each other; more wait for one of these. Each remembers links and
+/// has descriptors for its depth, and the host may ask for as many as there are commands under way.
 const AT_ONCE: usize = 8;
 /// How much is copied at once, in bytes. A hole is at least as large.
 const CHUNK: usize = 64 << 10;
@@ -143,9 +145,9 @@ impl Populations {
     }
 }
 
-/// Holds a volume for whoever fills it, until the descriptor is closed or its mountd dies; none if somebody holds it. The lock is
-/// a byte of our own file whose place comes from the volume's device and inode: two volumes with the same place only wait
-/// for one another.
+/// Holds a volume for whoever fills it, until the descriptor is closed or its mountd dies; none if somebody
+/// holds it. The lock is a byte of our own file whose place comes from the volume's device and inode: two
+/// volumes with the same place only wait for one another.
 fn lock(volume: &Volume) -> Result<Option<OwnedFd>, Fault> {
     let stat = fstat(&volume.data).fault("looking at", "a volume")?;
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC;
@@ -221,7 +223,8 @@ struct Copy {
 }
 
 impl Population {
-    /// Begins, if the volume is new and the image has a directory at its place; or goes on with one that is nearly whole.
+    /// Begins, if the volume is new and the image has a directory at its place; or goes on with one that is
+    /// nearly whole.
     fn begin(
         source: &Source<'_>,
         bind: &Bind<'_>,
@@ -302,7 +305,8 @@ impl Population {
         let whole = openat2(root, Path::new(WHOLE), directory(), 0, Resolve::Name)?;
         let id = |file: &OwnedFd| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
         if id(&whole)? != id(&tree.scratch)? {
-            // Of two guests that fill one export, or one container that plays with the share: this is another's.
+            // Of two guests that fill one export, or one container that plays with the share: this is
+            // another's.
             rename(root, WHOLE, root, SCRATCH)?;
             self.stage = Stage::Clear;
             return Err(Errno::EBUSY);
@@ -533,8 +537,8 @@ impl Copy {
         keep_metadata(&self.from, &self.to, &self.stat).map(|()| true)
     }
 
-    /// Goes on where there are data again: a hole takes as long to read as data do, and costs nobody anything to make. On a filesystem
-    /// that does not tell where its holes are (9p) all are data.
+    /// Goes on where there are data again: a hole takes as long to read as data do, and costs nobody anything
+    /// to make. On a filesystem that does not tell where its holes are (9p) all are data.
     fn jump(&mut self, size: u64) -> Result<(), Errno> {
         let at = i64::try_from(self.count).map_err(|_| Errno::EFBIG)?;
         match lseek(&self.from, at, Whence::SeekData) {
@@ -581,8 +585,8 @@ fn times(stat: &FileStat) -> (TimeSpec, TimeSpec) {
     (TimeSpec::new(stat.st_atime, stat.st_atime_nsec), TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec))
 }
 
-/// The attributes that are the file's own: the user's, its capabilities, its access list. A filesystem that has none keeps
-/// none.
+/// The attributes that are the file's own: the user's, its capabilities, its access list. A filesystem that
+/// has none keeps none.
 fn keep_attributes(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
     let names = match xattr::list(from) {
         Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return Ok(()),
@@ -605,7 +609,8 @@ fn keep_attributes(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Removes what has a name in a directory, with all that is in it, until then; whether it is gone. What is not there is no error.
+/// Removes what has a name in a directory, with all that is in it, until then; whether it is gone. What is
+/// not there is no error.
 fn remove(parent: impl AsFd, name: &OsStr, depth: usize, until: Instant) -> Result<bool, Errno> {
     match unlinkat(parent.as_fd(), name, UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => return Ok(true),
@@ -632,7 +637,8 @@ fn remove(parent: impl AsFd, name: &OsStr, depth: usize, until: Instant) -> Resu
     }
 }
 
-/// The first names of a directory that is removed. What cannot be read fails again and again, so the first error is the last.
+/// The first names of a directory that is removed. What cannot be read fails again and again, so the first
+/// error is the last.
 fn some_names(names: impl Iterator<Item = Result<CString, Errno>>) -> Result<Vec<CString>, Errno> {
     let dots = |name: &CString| name.as_c_str() == c"." || name.as_c_str() == c"..";
     let inside = |name: &Result<CString, Errno>| !name.as_ref().is_ok_and(dots);

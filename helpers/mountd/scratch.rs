@@ -1,4 +1,5 @@
-//! A container's scratch: a small tmpfs for its copies of the pod's files, and for the mount points that a read-only image lacks.
+//! A container's scratch: a small tmpfs for its copies of the pod's files, and for the mount points that a
+//! read-only image lacks.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -31,8 +32,9 @@ pub fn make() -> Result<OwnedFd, Fault> {
     Ok(scratch)
 }
 
-/// The root filesystem at the stage with a layer on the scratch over it, which takes what would have to be made in the image. Mounted
-/// nowhere yet. An image has no say in how layers are read (`redirect_dir`, `metacopy`).
+/// The root filesystem at the stage with a layer on the scratch over it, which takes what would have to be
+/// made in the image. Mounted nowhere yet. An image has no say in how layers are read (`redirect_dir`,
+/// `metacopy`).
 pub fn layered(scratch: &OwnedFd, image: &OwnedFd) -> Result<OwnedFd, Fault> {
     let make = || {
         let of = fstat(image)?;

@@ -29,8 +29,8 @@ pub fn mount(share: &Share) -> Result<(), Fault> {
     }
 }
 
-/// Mounts what the guest's devices offer by that tag: 9p on virtio, which says so, or else virtiofs, which does not
-/// before Linux 6.9.
+/// Mounts what the guest's devices offer by that tag: 9p on virtio, which says so, or else virtiofs, which
+/// does not before Linux 6.9.
 fn from_device(tag: &str, transport: NinePTransport, cache: ShareCache) -> Result<(), Fault> {
     let mount = |kind: &str, options: Option<&str>| {
         mount_at(Some(tag), paths::SHARE, Some(kind), MsFlags::MS_NODEV, options)
@@ -53,8 +53,8 @@ fn nine_p_tags() -> Vec<String> {
     tags.map(|tag| tag.trim_end_matches(['\0', '\n']).to_owned()).collect()
 }
 
-/// Has what was written to it at its host, if it is a 9p. A virtiofs is written to at once, and to sync it would have the host sync
-/// its own disks.
+/// Has what was written to it at its host, if it is a 9p. A virtiofs is written to at once, and to sync it
+/// would have the host sync its own disks.
 pub fn sync() -> Result<(), Fault> {
     // statfs(2) of a 9p tells what the host's directory is on.
     const MOUNTS: &str = "/proc/self/mounts";

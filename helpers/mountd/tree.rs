@@ -40,8 +40,8 @@ impl Home {
         Ok(Home { namespace: own_namespace(&proc)?, proc, null })
     }
 
-    /// Runs `work` in a new mount namespace, a copy of the pod's, and comes back whatever happens. Returns the
-    /// namespace with what `work` made of it; without its descriptor it is gone, and all its mounts.
+    /// Runs `work` in a new mount namespace, a copy of the pod's, and comes back whatever happens. Returns
+    /// the namespace with what `work` made of it; without its descriptor it is gone, and all its mounts.
     pub fn in_new_namespace(&self, work: impl FnOnce() -> Result<(), Fault>) -> Result<OwnedFd, Fault> {
         let pod = format!("{}/mnt", paths::POD_NS);
         self.inside(&pod, || {
@@ -119,8 +119,8 @@ impl Reach<'_> {
             Reach::Image => return open(path, Resolve::InMount),
             Reach::Volumes(home) => home,
         };
-        // Without a link the host has named the place itself, whatever is there. A slash at the end says that it is a directory,
-        // and stays.
+        // Without a link the host has named the place itself, whatever is there. A slash at the end says that
+        // it is a directory, and stays.
         let below = path.as_os_str().as_bytes();
         let start = below.iter().position(|&byte| byte != b'/').unwrap_or(below.len());
         let below = Path::new(OsStr::from_bytes(below.get(start..).unwrap_or_default()));
@@ -147,14 +147,14 @@ pub fn fault(doing: &str, path: &Path, errno: Errno) -> Fault {
     }
 }
 
-/// Whether what is at a path of a container, relative to its root, is of the guest's making. What is in the shared memory is the
-/// containers' own.
+/// Whether what is at a path of a container, relative to its root, is of the guest's making. What is in the
+/// shared memory is the containers' own.
 fn is_guests(path: &Path) -> bool {
     ["proc", "sys", "dev"].iter().any(|made| path.starts_with(made)) && !path.starts_with("dev/shm")
 }
 
-/// A directory of the container's root that is mounted over, made if it is missing. Here an image has no say: a link
-/// in the place of /proc or /dev is refused.
+/// A directory of the container's root that is mounted over, made if it is missing. Here an image has no say:
+/// a link in the place of /proc or /dev is refused.
 pub fn mount_point(root: impl AsFd, path: &str) -> Result<OwnedFd, Fault> {
     let flags = libc_flags(OFlag::O_PATH | OFlag::O_DIRECTORY);
     let open = || openat2(root.as_fd(), Path::new(path), flags, 0, Resolve::NoLinks);
@@ -195,8 +195,8 @@ pub fn make_directories(root: impl AsFd, path: &Path, reach: Reach<'_>) -> Resul
     Ok(at)
 }
 
-/// A directory inside `root` that is to be mounted over, with all that leads to it, made where it is missing. A dead link in its
-/// place gives way.
+/// A directory inside `root` that is to be mounted over, with all that leads to it, made where it is missing.
+/// A dead link in its place gives way.
 pub fn directory_to_mount_over(root: impl AsFd, path: &Path, reach: Reach<'_>) -> Result<OwnedFd, Errno> {
     let errno = match make_directories(root.as_fd(), path, reach) {
         Err(errno) if is_dead(errno) => errno,
@@ -209,8 +209,8 @@ pub fn directory_to_mount_over(root: impl AsFd, path: &Path, reach: Reach<'_>) -
     }
 }
 
-/// A file inside `root` that is to be mounted over; made empty, with its directory, if it is missing. A dead link in its place
-/// gives way.
+/// A file inside `root` that is to be mounted over; made empty, with its directory, if it is missing. A dead
+/// link in its place gives way.
 pub fn file_to_mount_over(root: impl AsFd, path: &Path, reach: Reach<'_>) -> Result<OwnedFd, Errno> {
     match reach.open(root.as_fd(), path, OFlag::O_PATH) {
         Err(errno) if is_dead(errno) => {}
@@ -224,7 +224,8 @@ pub fn file_to_mount_over(root: impl AsFd, path: &Path, reach: Reach<'_>) -> Res
     reach.open(root, path, OFlag::O_PATH)
 }
 
-/// Whether nothing can be reached at a path: there is nothing, or a link leads nowhere, round and round, or too far.
+/// Whether nothing can be reached at a path: there is nothing, or a link leads nowhere, round and round, or
+/// too far.
 fn is_dead(errno: Errno) -> bool {
     matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV)
 }

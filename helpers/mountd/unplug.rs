@@ -12,8 +12,8 @@ use nix::unistd::write;
 
 use super::tree::libc_flags;
 
-/// Unplugs a NIC. One write, after which the kernel has taken the link down, its addresses and its routes with it. It is
-/// mountd's to do, for the file is root's and netd is a user who has no files.
+/// Unplugs a NIC. One write, after which the kernel has taken the link down, its addresses and its routes
+/// with it. It is mountd's to do, for the file is root's and netd is a user who has no files.
 pub fn unplug(device: &str, local: bool) -> Result<(), Fault> {
     const DOING: &str = "unplugging";
     let fault = |why: &str| Fault::new(DOING, device, why);
@@ -31,8 +31,8 @@ pub fn unplug(device: &str, local: bool) -> Result<(), Fault> {
     write(&remove, b"1").map(drop).fault(DOING, device)
 }
 
-/// The directory of the PCI device that a link is, or (for virtio) that the link's device is on. Its links lead where the
-/// kernel has put them, and not out of /sys.
+/// The directory of the PCI device that a link is, or (for virtio) that the link's device is on. Its links
+/// lead where the kernel has put them, and not out of /sys.
 fn pci_device(sys: &OwnedFd, link: &str) -> Result<Option<OwnedFd>, Errno> {
     let below = |path: &str| openat2(sys, Path::new(path), libc_flags(OFlag::O_PATH), 0, Resolve::InRoot);
     // Without the link itself the name is wrong; without a device it is the kernel's own.

@@ -1,4 +1,5 @@
-//! Volumes and parts of the share: where each comes from, what of it is bound, and where (protocol.md «Volumes»).
+//! Volumes and parts of the share: where each comes from, what of it is bound, and where (protocol.md
+//! «Volumes»).
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
@@ -21,12 +22,14 @@ const RDONLY: u64 = nix::libc::MOUNT_ATTR_RDONLY;
 /// A volume in memory is docker's --tmpfs: for every user, and for files only.
 const MEMORY: u64 = NODEV | nix::libc::MOUNT_ATTR_NOSUID | nix::libc::MOUNT_ATTR_NOEXEC;
 const MEMORY_MODE: &str = "1777";
-/// The directory of a volume that is bound. Any user of a container may write to a new one, as in the C original.
+/// The directory of a volume that is bound. Any user of a container may write to a new one, as in the C
+/// original.
 const DATA: &str = "_data";
 const DATA_MODE: Mode = Mode::from_bits_truncate(0o777);
 /// Beside the data: the directory in which a copy of the image's files is put together.
 pub const SCRATCH: &str = ".hyperinit-new";
-/// Beside the data: the name of that directory from when the copy is complete until all of it is in its place.
+/// Beside the data: the name of that directory from when the copy is complete until all of it is in its
+/// place.
 pub const WHOLE: &str = ".hyperinit-whole";
 /// The one file of a volume that is a file.
 const FILE: &str = ".hyper_file_volume_data_do_not_create_on_your_own";
@@ -59,7 +62,8 @@ pub enum From<'a> {
     Share(&'a Path),
 }
 
-/// What the host wants bound, in order: volumes, then parts of the share, and what is further up before what is below it.
+/// What the host wants bound, in order: volumes, then parts of the share, and what is further up before what
+/// is below it.
 pub fn plan(container: &Container) -> Result<Vec<Bind<'_>>, Fault> {
     let mut binds = Vec::new();
     for volume in &container.volumes {
@@ -157,7 +161,8 @@ impl Bind<'_> {
     }
 }
 
-/// What is at a path of the share, through no link: what one container may write to is not to lead another elsewhere.
+/// What is at a path of the share, through no link: what one container may write to is not to lead another
+/// elsewhere.
 fn share(source: &Path) -> Result<OwnedFd, Fault> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let share = open(paths::SHARE, flags, Mode::empty()).fault("opening", "the share")?;

@@ -1,5 +1,6 @@
-//! The start of a pod may be the end of a long sleep, and the guest a copy: its VM was paused, saved or cloned. So the
-//! clock is set from the RTC, which ran on, and the random pool is given what its copies do not have.
+//! The start of a pod may be the end of a long sleep, and the guest a copy: its VM was paused, saved or
+//! cloned. So the clock is set from the RTC, which ran on, and the random pool is given what its copies do
+//! not have.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -19,8 +20,8 @@ const RTC: &str = "/sys/class/rtc/rtc0/since_epoch";
 const POOL: &str = "/dev/urandom";
 /// The host's randomness, where it gives any (virtio-rng).
 const HOST: &str = "/dev/hwrng";
-/// How much of it may have been there when the guest was copied, in bytes: the driver and the kernel's hw_random hold a cache line each
-/// that the host gave before (drivers/char/hw_random: virtio-rng.c, core.c).
+/// How much of it may have been there when the guest was copied, in bytes: the driver and the kernel's
+/// hw_random hold a cache line each that the host gave before (drivers/char/hw_random: virtio-rng.c, core.c).
 const STALE: usize = 128;
 /// How long the host may take, which is asked for a cache line at a time.
 const PATIENCE: Duration = Duration::from_millis(100);

@@ -12,7 +12,8 @@ pub struct Network {
 }
 
 impl Network {
-    /// From an address and its mask, which is a prefix length or, of IPv4, dotted. No mask is the whole address.
+    /// From an address and its mask, which is a prefix length or, of IPv4, dotted. No mask is the whole
+    /// address.
     pub fn new(address: &str, mask: &str) -> Result<Network, String> {
         let address: IpAddr = address.parse().map_err(|_| format!("{address:?} is not an address"))?;
         let prefix = match mask {

@@ -23,8 +23,9 @@ pub struct List {
 }
 
 impl List {
-    /// Adds what a datagram has of the list that was asked for by the message of that number; true if the list ends with it.
-    /// What this version cannot read is left out: a newer kernel tells more of what is nothing to it.
+    /// Adds what a datagram has of the list that was asked for by the message of that number; true if the
+    /// list ends with it. What this version cannot read is left out: a newer kernel tells more of what is
+    /// nothing to it.
     pub fn read(&mut self, answer: &[u8], sequence: u32) -> Result<bool, Refusal> {
         let mut rest = answer;
         // A datagram holds many.
@@ -55,8 +56,8 @@ impl List {
     }
 }
 
-/// The link that was asked for by the message of that number; none if the datagram is old news. The fault, in words: it is
-/// no link.
+/// The link that was asked for by the message of that number; none if the datagram is old news. The fault, in
+/// words: it is no link.
 pub fn link(answer: &[u8], sequence: u32) -> Result<Option<Link>, String> {
     let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(answer)
         .map_err(|error| format!("the kernel's answer: {error}"))?;

@@ -21,10 +21,11 @@ const PLUGGED: Duration = Duration::from_secs(2);
 struct Done<'a> {
     kernel: &'a mut Kernel,
     undo: Vec<Step>,
-    /// What links had before they were changed: a change may cost them more than it says, and what takes it back too.
+    /// What links had before they were changed: a change may cost them more than it says, and what takes it
+    /// back too.
     had: BTreeMap<u32, Vec<Step>>,
-    /// A predecessor died over the same request: what is as it should be is done. Whether that was its doing or was so before nobody
-    /// knows, so it stays whatever comes of the rest.
+    /// A predecessor died over the same request: what is as it should be is done. Whether that was its doing
+    /// or was so before nobody knows, so it stays whatever comes of the rest.
     repeated: bool,
 }
 
@@ -94,8 +95,8 @@ impl Done<'_> {
     }
 }
 
-/// Gives a link back what it had. Addresses that are not in their order are taken from it first: of a network's addresses
-/// packets come from the first.
+/// Gives a link back what it had. Addresses that are not in their order are taken from it first: of a
+/// network's addresses packets come from the first.
 fn give_back(kernel: &mut Kernel, index: u32, had: &[Step], in_order: bool) -> Result<(), Fault> {
     let has = kernel.had(index)?;
     if in_order && !had::same_order(&has, had) {

@@ -13,8 +13,8 @@ use netlink_packet_route::route::{
 use super::address::Network;
 use super::plan::Step;
 
-/// What gives a link back what it had, of all that the kernel listed: addresses, then the routes that they make possible,
-/// those through a gateway last, for the gateway has to be reachable.
+/// What gives a link back what it had, of all that the kernel listed: addresses, then the routes that they
+/// make possible, those through a gateway last, for the gateway has to be reachable.
 pub fn all(listed: Vec<RouteNetlinkMessage>, index: u32) -> Vec<Step> {
     let mut steps: Vec<Step> = listed.into_iter().filter_map(|message| gives_back(message, index)).collect();
     // In the kernel's order otherwise: of a network's addresses the first is the one that packets come from.
@@ -34,8 +34,8 @@ fn rank(message: &RouteNetlinkMessage) -> u8 {
     }
 }
 
-/// What gives back one thing that was listed, if it is the link's: an address, or a route that somebody has added (the
-/// kernel's own come with addresses).
+/// What gives back one thing that was listed, if it is the link's: an address, or a route that somebody has
+/// added (the kernel's own come with addresses).
 pub fn gives_back(message: RouteNetlinkMessage, index: u32) -> Option<Step> {
     let message = match message {
         RouteNetlinkMessage::NewAddress(had) if had.header.index == index => {
@@ -57,7 +57,8 @@ pub fn gives_back(message: RouteNetlinkMessage, index: u32) -> Option<Step> {
     Some(Step { doing: "giving back", to: format!("what link {index} had"), message })
 }
 
-/// An address as it was, without what the kernel only tells; none for what a router or the kernel gives again.
+/// An address as it was, without what the kernel only tells; none for what a router or the kernel gives
+/// again.
 fn address(mut had: AddressMessage) -> Option<AddressMessage> {
     if !had.header.flags.contains(AddressHeaderFlags::Permanent) {
         return None;

@@ -27,10 +27,11 @@ use super::had;
 use super::links::Link;
 use super::plan::Step;
 
-/// More than the kernel says of a link, and than an acknowledgement needs: the header, the errno and its words.
+/// More than the kernel says of a link, and than an acknowledgement needs: the header, the errno and its
+/// words.
 const ANSWER_MAX: usize = 32 << 10;
-/// A transaction is one message to the socket. The largest one (see ports.rs) has half a megabyte; the kernel gives a
-/// socket less by default.
+/// A transaction is one message to the socket. The largest one (see ports.rs) has half a megabyte; the kernel
+/// gives a socket less by default.
 const BATCH_MAX: usize = 1 << 20;
 /// RTNLGRP_LINK of linux/rtnetlink.h: links that come, go and change.
 const NEWS_OF_LINKS: u32 = 1;
@@ -117,8 +118,8 @@ impl Kernel {
         }
     }
 
-    /// What a link has, as what gives it back: it may go when the link is taken down, when IPv6 finds no room in its packets,
-    /// or with an address.
+    /// What a link has, as what gives it back: it may go when the link is taken down, when IPv6 finds no room
+    /// in its packets, or with an address.
     pub fn had(&mut self, index: u32) -> Result<Vec<Step>, Fault> {
         let mut all = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -185,7 +186,8 @@ impl Kernel {
     }
 
     fn drain_news(&self) {
-        // Nobody reads it for long, and what does not fit is lost with a note (ENOBUFS): the next look sees it all.
+        // Nobody reads it for long, and what does not fit is lost with a note (ENOBUFS): the next look sees
+        // it all.
         loop {
             let mut bytes = Vec::with_capacity(ANSWER_MAX);
             match self.news.recv(&mut bytes, MSG_DONTWAIT) {
@@ -230,7 +232,8 @@ impl Kernel {
             if at > items.len() {
                 continue;
             }
-            // An error of the beginning is one of the whole; in its place the first thing that was to be done.
+            // An error of the beginning is one of the whole; in its place the first thing that was to be
+            // done.
             let item = items.get(at.saturating_sub(1)).unwrap_or(last);
             return verdict.result.map_err(|refusal| refusal.fault(item.doing, &item.to));
         }
@@ -257,7 +260,8 @@ impl Line {
         socket.set_ext_ack(true).fault("asking for", "errors in words")?;
         socket.set_cap_ack(true).fault("asking for", "short errors")?;
         if protocol == NETLINK_NETFILTER {
-            // A netd that was taken over could ask netfilter for others' packets (NFLOG, NFQUEUE) and connections: they do not come.
+            // A netd that was taken over could ask netfilter for others' packets (NFLOG, NFQUEUE) and
+            // connections: they do not come.
             hear_only_answers(&socket).fault("filtering", "a netlink socket")?;
             setsockopt(&socket, sockopt::SndBufForce, &BATCH_MAX).fault("enlarging", "a netlink socket")?;
         }

@@ -1,4 +1,5 @@
-//! Links and their addresses: an interface as a host describes it, as changes of the link that is there. Pure.
+//! Links and their addresses: an interface as a host describes it, as changes of the link that is there.
+//! Pure.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -118,8 +119,8 @@ impl Wanted {
         Before { up: link.up, mtu: self.mtu.filter(|mtu| *mtu != link.mtu).map(|_| link.mtu) }
     }
 
-    /// What makes `link`, whatever has been done to it, what it was before: with its size and its addresses, down if it was
-    /// or if that is not known, with its old name.
+    /// What makes `link`, whatever has been done to it, what it was before: with its size and its addresses,
+    /// down if it was or if that is not known, with its old name.
     pub fn takes_back(&self, link: &Link, before: Option<&Before>) -> Vec<Change> {
         let before = before.copied().unwrap_or_default();
         let of = |kind: What| self.addresses.iter().rev().filter(move |(what, _)| *what == kind);
@@ -152,8 +153,9 @@ impl Wanted {
         self.addresses.iter().any(|(what, network)| *what == kind && network.address.is_ipv4())
     }
 
-    /// Has the kernel leave a network's other addresses on the link when the first of them is removed: it would take them
-    /// along. Here, link by link and by netlink, for netd has no files, and a local guest's other links are not its own.
+    /// Has the kernel leave a network's other addresses on the link when the first of them is removed: it
+    /// would take them along. Here, link by link and by netlink, for netd has no files, and a local guest's
+    /// other links are not its own.
     fn promote(&self, link: &Link) -> Step {
         let mut message = to(link);
         let mut settings = InetDevConf::default();
@@ -268,8 +270,8 @@ pub fn address(index: u32, network: &Network) -> AddressMessage {
         }
         IpAddr::V6(_) => {
             message.header.family = AddressFamily::Inet6;
-            // The host has given the address to this guest. Asking the network whether another has it takes more than
-            // a second, in which nobody can bind to it though the host has its ACK.
+            // The host has given the address to this guest. Asking the network whether another has it takes
+            // more than a second, in which nobody can bind to it though the host has its ACK.
             message.header.flags = AddressHeaderFlags::Nodad;
         }
     }

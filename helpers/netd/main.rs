@@ -1,5 +1,6 @@
-//! netd: sets up the guest's links, addresses and routes, and what its ports let in. It has netlink sockets, opened before it
-//! was confined, and nothing else. It remembers nothing between requests: what there is to know is in the kernel.
+//! netd: sets up the guest's links, addresses and routes, and what its ports let in. It has netlink sockets,
+//! opened before it was confined, and nothing else. It remembers nothing between requests: what there is to
+//! know is in the kernel.
 #![forbid(unsafe_code)]
 
 mod address;

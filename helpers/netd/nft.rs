@@ -1,5 +1,5 @@
-//! The words of nf_tables (linux/netfilter/nf_tables.h) that port mapping needs: expressions of rules, sets and their
-//! elements, of one table that has IPv4 and IPv6. Pure.
+//! The words of nf_tables (linux/netfilter/nf_tables.h) that port mapping needs: expressions of rules, sets
+//! and their elements, of one table that has IPv4 and IPv6. Pure.
 
 use std::net::IpAddr;
 
@@ -106,7 +106,8 @@ pub fn rule(chain: &str, expressions: Rule) -> NetfilterMessage {
 
 // ---- sets ----
 
-/// A set of ports, or with `to_port` a map from ports to ports. `id` tells it from the others of the transaction.
+/// A set of ports, or with `to_port` a map from ports to ports. `id` tells it from the others of the
+/// transaction.
 pub fn set(name: &str, id: u32, to_port: bool) -> NetfilterMessage {
     let mut attributes = vec![
         SetAttribute::Table(TABLE.to_owned()),

@@ -1,4 +1,5 @@
-//! Port mapping: the white lists and the mapped ports as one transaction that leaves exactly their rules. Pure.
+//! Port mapping: the white lists and the mapped ports as one transaction that leaves exactly their rules.
+//! Pure.
 //!
 //! ```text
 //! table inet hyperstart {
@@ -18,9 +19,9 @@
 //! }
 //! ```
 //!
-//! Every change makes the table anew. The kernel goes from the old one to the new one at once, and connections that
-//! were accepted are its own to remember. So a container's end needs no search for its rules, and a netd that was
-//! started anew needs to know nothing.
+//! Every change makes the table anew. The kernel goes from the old one to the new one at once, and
+//! connections that were accepted are its own to remember. So a container's end needs no search for its
+//! rules, and a netd that was started anew needs to know nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 

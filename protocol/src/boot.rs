@@ -1,9 +1,10 @@
-//! What a host decides for a guest when it starts it: words of the kernel's command line, and settings of its network.
+//! What a host decides for a guest when it starts it: words of the kernel's command line, and settings of its
+//! network.
 
 use serde::{Deserialize, Serialize};
 
-/// Settings of a network namespace of the guest's own, as Docker has them: every user may listen on any port, and ping. A container's
-/// sysctls come later and count.
+/// Settings of a network namespace of the guest's own, as Docker has them: every user may listen on any port,
+/// and ping. A container's sysctls come later and count.
 pub const USERS_NETWORK: [(&str, &str); 2] = [
     ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
     ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
@@ -17,7 +18,8 @@ pub enum Profile {
     Default,
     /// Everything execd has to give (kernel cmdline `hyper_profile=privileged`).
     Privileged,
-    /// For code that nobody trusts: no capabilities, a short list of calls (kernel cmdline `hyper_profile=restricted`).
+    /// For code that nobody trusts: no capabilities, a short list of calls (kernel cmdline
+    /// `hyper_profile=restricted`).
     Restricted,
 }
 
@@ -43,8 +45,8 @@ impl Profile {
     }
 }
 
-/// The most that virtio's 9p transport moves at once with pages of 4 kB (net/9p/trans_virtio.c), in bytes. The kernel's default,
-/// 128 kB, makes four times as many round trips for a large file.
+/// The most that virtio's 9p transport moves at once with pages of 4 kB (net/9p/trans_virtio.c), in bytes.
+/// The kernel's default, 128 kB, makes four times as many round trips for a large file.
 const NINE_P_MSIZE: u32 = 512_000;
 
 /// What 9p travels over.
@@ -69,9 +71,11 @@ impl NinePTransport {
 /// What the guest keeps of a share by 9p (`hyper_share_cache=`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ShareCache {
-    /// Nothing that is not in use: the host and the guest see at once what the other writes, as with the original.
+    /// Nothing that is not in use: the host and the guest see at once what the other writes, as with the
+    /// original.
     Coherent,
-    /// Files and names, for as long as there is memory: much faster, for a host that changes nothing below the share.
+    /// Files and names, for as long as there is memory: much faster, for a host that changes nothing below
+    /// the share.
     Loose,
 }
 
@@ -89,10 +93,10 @@ impl ShareCache {
 
     /// The mode of the kernel (Documentation/filesystems/9p.rst).
     ///
-    /// `mmap` is `none`, which reads and writes at the host and keeps no name, but has shared mappings: without, databases and
-    /// linkers fail. And it reads ahead in what is mapped; `none` gets each page of a program in a round trip of its own. From Linux 6.4
-    /// on `mmap` also keeps what is read and written by calls, unless `directio` is there; kernels before do not know that word and
-    /// pass over it.
+    /// `mmap` is `none`, which reads and writes at the host and keeps no name, but has shared mappings:
+    /// without, databases and linkers fail. And it reads ahead in what is mapped; `none` gets each page of a
+    /// program in a round trip of its own. From Linux 6.4 on `mmap` also keeps what is read and written by
+    /// calls, unless `directio` is there; kernels before do not know that word and pass over it.
     fn mode(self) -> &'static str {
         match self {
             ShareCache::Coherent => "mmap,directio",
@@ -102,8 +106,9 @@ impl ShareCache {
 
     /// Whether a process that has exited may have written what is not at the host yet.
     ///
-    /// In the coherent mode that can only be pages of a shared mapping. The kernel writes them when the mapping goes, which is
-    /// before the process is reaped. `release` (uname's) 6.8 and later only begin to write them then.
+    /// In the coherent mode that can only be pages of a shared mapping. The kernel writes them when the
+    /// mapping goes, which is before the process is reaped. `release` (uname's) 6.8 and later only begin to
+    /// write them then.
     pub fn is_late(self, release: &str) -> bool {
         let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|word| word.parse().unwrap_or(0));
         let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
@@ -116,10 +121,11 @@ impl ShareCache {
 
 /// The mount options of a share by 9p.
 ///
-/// `access=client`: what a user makes is his, for the host is told who he is, and each user has handles of his own. The guest's
-/// kernel checks the modes of files in any case. `user` would do the same; `client` is the kernel's default, and the only one that
-/// could have ACLs. With `any` everybody is root to the host, and all that he makes root's. Handles of his own cost a user one
-/// round trip for each directory that another user has just been in.
+/// `access=client`: what a user makes is his, for the host is told who he is, and each user has handles of
+/// his own. The guest's kernel checks the modes of files in any case. `user` would do the same; `client` is
+/// the kernel's default, and the only one that could have ACLs. With `any` everybody is root to the host, and
+/// all that he makes root's. Handles of his own cost a user one round trip for each directory that another
+/// user has just been in.
 pub fn nine_p_options(transport: NinePTransport, cache: ShareCache) -> String {
     let (trans, mode) = (transport.name(), cache.mode());
     format!("trans={trans},version=9p2000.L,msize={NINE_P_MSIZE},access=client,cache={mode}")

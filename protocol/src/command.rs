@@ -1,8 +1,8 @@
 //! From a control frame to a typed command (protocol.md «Control messages», «JSON»).
 //!
-//! This is where the host's bytes are read, by init: after it they are numbers, names and checked ids. Unknown
-//! keys are ignored with a warning; a wrong type or a missing key is a fault that names the key. A value is never
-//! printed: it may be an environment variable.
+//! This is where the host's bytes are read, by init: after it they are numbers, names and checked ids.
+//! Unknown keys are ignored with a warning; a wrong type or a missing key is a fault that names the key. A
+//! value is never printed: it may be an environment variable.
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
@@ -15,11 +15,12 @@ use objects::Objects;
 
 mod objects;
 
-/// The longest JSON in bytes. The kernel takes 2 MiB of arguments and environment for one process (a quarter of
-/// the usual stack limit), and JSON's escapes make that longer.
+/// The longest JSON in bytes. The kernel takes 2 MiB of arguments and environment for one process (a quarter
+/// of the usual stack limit), and JSON's escapes make that longer.
 pub const JSON_MAX: usize = 4 << 20;
-/// How much more of init's memory a JSON may take than it has bytes, at worst, where objects are empty (tests/weight.rs has
-/// measured it). So much it is only while it is short, for the lists of protocol/src/spec/bounds.rs have ends: no 4 MiB take more than twelvefold.
+/// How much more of init's memory a JSON may take than it has bytes, at worst, where objects are empty
+/// (tests/weight.rs has measured it). So much it is only while it is short, for the lists of
+/// protocol/src/spec/bounds.rs have ends: no 4 MiB take more than twelvefold.
 pub const JSON_WEIGHT: usize = 48;
 /// How many unknown keys one command may have named in the log; there may be millions.
 const UNKNOWN_NAMED: usize = 8;
@@ -212,7 +213,8 @@ struct VersionQuery {
     features: bool,
 }
 
-/// Whether GETVERSION asks for the guest's features. A payload that says anything else is none, as it always was.
+/// Whether GETVERSION asks for the guest's features. A payload that says anything else is none, as it always
+/// was.
 fn asks_for_features(payload: &[u8]) -> bool {
     json(Message::GetVersion, payload).is_ok_and(|query: VersionQuery| query.features)
 }
@@ -298,8 +300,8 @@ fn malformed(message: Message, key: &str, why: &str) -> Fault {
     }
 }
 
-/// serde's text without the value it met: `invalid type: string "secret", expected u64` keeps what follows the last
-/// comma, so nothing that the host wrote can pass for it.
+/// serde's text without the value it met: `invalid type: string "secret", expected u64` keeps what follows
+/// the last comma, so nothing that the host wrote can pass for it.
 fn without_value(text: &str) -> String {
     match text.rsplit_once(", expected ") {
         Some((_value, expected)) => format!("expected {expected}"),
@@ -608,8 +610,8 @@ mod tests {
         assert!(read(Message::StartPod, &format!(r#"{{"dns":{}}}"#, "[".repeat(100_000))).is_err());
     }
 
-    /// However deep it is, in less than the stack that PID 1 has promised (sys/heap.rs): the rest is for what calls. What nobody
-    /// knows is passed over without going down into it.
+    /// However deep it is, in less than the stack that PID 1 has promised (sys/heap.rs): the rest is for what
+    /// calls. What nobody knows is passed over without going down into it.
     #[test]
     fn the_deepest_json_needs_less_stack_than_there_is() {
         let deep = |key: &str, open: &str, close: &str, depth: usize| {

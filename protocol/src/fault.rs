@@ -6,8 +6,8 @@ use std::io;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-/// The longest part of a fault in bytes: what it is about may be quoted, and the host's names can be as long as its
-/// messages. So an ERROR is below four of these, and a helper's fault below what its reader may hold.
+/// The longest part of a fault in bytes: what it is about may be quoted, and the host's names can be as long
+/// as its messages. So an ERROR is below four of these, and a helper's fault below what its reader may hold.
 pub const PART_MAX: usize = 1 << 10;
 
 /// An error as a person reads it and as it travels between processes.

@@ -1,9 +1,9 @@
 //! Flow control of single streams, for a host that asks for it (docs/streams.md «Flow control»).
 //!
-//! hyperstart has none: a host that does not read one process's output has to leave that of all, and one process that does not
-//! read its stdin keeps the host from writing to any. So the two have words of their own, in frames of a stream that no process can
-//! have. A host that does not begin (runV) hears none of them, and a guest that does not know them answers the first with the
-//! end of an unknown stream.
+//! hyperstart has none: a host that does not read one process's output has to leave that of all, and one
+//! process that does not read its stdin keeps the host from writing to any. So the two have words of their
+//! own, in frames of a stream that no process can have. A host that does not begin (runV) hears none of them,
+//! and a guest that does not know them answers the first with the end of an unknown stream.
 
 use crate::frame;
 
@@ -15,7 +15,8 @@ pub const STREAM: u64 = u64::MAX;
 pub enum Ask {
     /// To be told from now on what becomes of stdin; the answer is [`BEGUN`].
     Begin,
-    /// To take nothing from the process that writes to this stream, as if its pipe was full, as long as it runs.
+    /// To take nothing from the process that writes to this stream, as if its pipe was full, as long as it
+    /// runs.
     Hold(u64),
     /// To take from it again.
     Go(u64),

@@ -6,11 +6,12 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-/// The longest control frame in bytes, header included. NEWCONTAINER is the largest command without a file (some
-/// kilobytes); 16 MiB is what WRITEFILE and READFILE may carry at once, and what init can spare for one frame.
+/// The longest control frame in bytes, header included. NEWCONTAINER is the largest command without a file
+/// (some kilobytes); 16 MiB is what WRITEFILE and READFILE may carry at once, and what init can spare for one
+/// frame.
 pub const CONTROL_MAX: usize = 16 << 20;
-/// The longest stream frame in bytes, header included. The C guest sends at most 512 payload bytes and runV 16; 1 MiB
-/// leaves room for large writes and bounds what one frame can hold of streamd's memory.
+/// The longest stream frame in bytes, header included. The C guest sends at most 512 payload bytes and runV
+/// 16; 1 MiB leaves room for large writes and bounds what one frame can hold of streamd's memory.
 pub const STREAM_MAX: usize = 1 << 20;
 /// The bytes before a control frame's payload: type and length.
 pub const CONTROL_HEADER: usize = 8;
@@ -124,8 +125,8 @@ impl From<Message> for u32 {
     }
 }
 
-/// A declared length that no honest peer sends. The connection is of no further use: where the next frame would
-/// begin is unknown.
+/// A declared length that no honest peer sends. The connection is of no further use: where the next frame
+/// would begin is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Violation {
     /// The channel: `control` or `stream`.
@@ -232,8 +233,9 @@ impl<C> Default for Decoder<C> {
 }
 
 impl<C: Channel> Decoder<C> {
-    /// Takes what was read, in any portions. Call [`Decoder::next_frame`] until it has no more before the next `push`: that
-    /// keeps what is held below one frame and one portion. After a violation everything is thrown away.
+    /// Takes what was read, in any portions. Call [`Decoder::next_frame`] until it has no more before the
+    /// next `push`: that keeps what is held below one frame and one portion. After a violation everything is
+    /// thrown away.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.violation.is_some() {
             return;

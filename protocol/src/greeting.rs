@@ -1,4 +1,5 @@
-//! Where a host begins on a port that it shares with hosts before it, when nothing tells that they came or left.
+//! Where a host begins on a port that it shares with hosts before it, when nothing tells that they came or
+//! left.
 
 use std::time::Duration;
 

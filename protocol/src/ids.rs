@@ -3,14 +3,15 @@
 use std::fmt;
 use std::num::NonZeroU64;
 
-/// The users and groups of the guest's own processes (policy/*.json). The guest gives nobody in a container one of these numbers: the
-/// kernel lets a user signal his own processes, and counts what he has for all of them together. What a container's root has of one that it
-/// takes: docs/design.md «As built».
+/// The users and groups of the guest's own processes (policy/*.json). The guest gives nobody in a container
+/// one of these numbers: the kernel lets a user signal his own processes, and counts what he has for all of
+/// them together. What a container's root has of one that it takes: docs/design.md «As built».
 pub const HELPER_USERS: std::ops::RangeInclusive<u32> = 0xffff_f000..=0xffff_f0ff;
 
 use serde::{Deserialize, Serialize};
 
-/// The longest container or process id in bytes; the container's is a directory and a cgroup name (NAME_MAX is 255).
+/// The longest container or process id in bytes; the container's is a directory and a cgroup name (NAME_MAX
+/// is 255).
 pub const ID_MAX: usize = 128;
 
 /// What is wrong with an id, in words.

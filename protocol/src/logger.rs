@@ -1,5 +1,6 @@
-//! Log lines: `who: text`, one write each, to standard error. PID 1's is the log: in a VM `/dev/kmsg`, which never blocks. A helper's
-//! is its log channel, from which PID 1 takes the lines and puts the sender's name on them ([`relay`]).
+//! Log lines: `who: text`, one write each, to standard error. PID 1's is the log: in a VM `/dev/kmsg`, which
+//! never blocks. A helper's is its log channel, from which PID 1 takes the lines and puts the sender's name
+//! on them ([`relay`]).
 
 use std::ffi::CString;
 use std::io::Write;
@@ -17,8 +18,8 @@ static LOST: AtomicU32 = AtomicU32::new(0);
 /// The longest line, in bytes: a kernel log record holds about 1 kB.
 const LINE_MAX: usize = 900;
 
-/// Names this process in its faults and log lines, and for ps(1): all of them are executed from one file. For a
-/// process that is not confined yet.
+/// Names this process in its faults and log lines, and for ps(1): all of them are executed from one file. For
+/// a process that is not confined yet.
 pub fn name(who: &'static str) {
     if let Ok(name) = CString::new(who) {
         let _ = nix::sys::prctl::set_name(&name);
@@ -67,8 +68,8 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
-/// Writes one line as one write: several processes share the log. A log that cannot be written is no reason to stop, and what it costs
-/// is said as soon as it can be.
+/// Writes one line as one write: several processes share the log. A log that cannot be written is no reason
+/// to stop, and what it costs is said as soon as it can be.
 fn line(level: Level, text: &str) {
     let who = who();
     let write = |level, text: &str| {
@@ -85,14 +86,15 @@ fn own<'a>(who: &str, text: &'a str) -> &'a str {
     text.strip_prefix(who).and_then(|text| text.strip_prefix(": ")).unwrap_or(text)
 }
 
-/// PID 1: writes a line that came from a log channel, in the name of the channel's `sender`. `name` is what the sender calls itself, and
-/// is not said twice.
+/// PID 1: writes a line that came from a log channel, in the name of the channel's `sender`. `name` is what
+/// the sender calls itself, and is not said twice.
 pub fn relay(level: Level, sender: &str, name: &str, text: &[u8]) {
     let text = String::from_utf8_lossy(text);
     let _ = std::io::stderr().write_all(compose(level, sender, own(name, &text)).as_bytes());
 }
 
-/// A line's level and text, as its writer in a log channel has put them together. One without a priority is a warning.
+/// A line's level and text, as its writer in a log channel has put them together. One without a priority is a
+/// warning.
 pub fn level(line: &[u8]) -> (Level, &[u8]) {
     let levels = [Level::Error, Level::Warn, Level::Info, Level::Debug];
     let found =
@@ -100,8 +102,8 @@ pub fn level(line: &[u8]) -> (Level, &[u8]) {
     found.unwrap_or((Level::Warn, line))
 }
 
-/// Whether a terminal, or who reads one, could take a character for something else than text: control characters, and those that end a
-/// line or turn its direction.
+/// Whether a terminal, or who reads one, could take a character for something else than text: control
+/// characters, and those that end a line or turn its direction.
 fn is_deceptive(character: char) -> bool {
     let turns =
         matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -120,8 +122,9 @@ fn compose(level: Level, who: &str, text: &str) -> String {
     out
 }
 
-/// Makes this process `who` in the log, with `level` from `hyper_log=` (quiet: warnings and errors). `priorities`: standard error is
-/// the kernel's log, or a log channel. Panics are logged as one line too, so that a helper's death is told by its last line.
+/// Makes this process `who` in the log, with `level` from `hyper_log=` (quiet: warnings and errors).
+/// `priorities`: standard error is the kernel's log, or a log channel. Panics are logged as one line too, so
+/// that a helper's death is told by its last line.
 pub fn start(who: &'static str, level: LevelFilter, priorities: bool) {
     name(who);
     PRIORITIES.store(priorities, Ordering::Relaxed);

@@ -141,8 +141,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// The process's streams by the rules of protocol.md «Streams», or what is wrong with it. Users, paths and
-    /// programs are not looked at: only the container knows them.
+    /// The process's streams by the rules of protocol.md «Streams», or what is wrong with it. Users, paths
+    /// and programs are not looked at: only the container knows them.
     pub fn check(&self) -> Result<(StreamId, Option<StreamId>), String> {
         if self.args.is_empty() {
             return Err("args: there is no program".to_owned());

@@ -29,8 +29,9 @@ const PROCESSES: u64 = 30_604;
 /// Whether the kernel expedites its grace periods (RCU): `rcupdate.rcu_expedited` of its command line.
 const EXPEDITED: &str = "/sys/kernel/rcu_expedited";
 
-/// Blocks every signal, first thing: from now on they are data. Children unblock them before they execute. What
-/// the kernel sends for this process's own deed is left: a blocked one would kill it without its handler.
+/// Blocks every signal, first thing: from now on they are data. Children unblock them before they execute.
+/// What the kernel sends for this process's own deed is left: a blocked one would kill it without its
+/// handler.
 pub fn block_signals() -> Result<SignalFd, Fault> {
     let mut all = SigSet::all();
     for own in [
@@ -86,9 +87,10 @@ pub fn early(settings: &mut Settings) -> Result<Early, Fault> {
     Ok(Early { modules: began.elapsed(), expedited })
 }
 
-/// Has the kernel interrupt other processors rather than wait until they are past what it changes: loading modules, making mounts and
-/// cgroups waits some dozen times, for milliseconds each, and there is nobody yet whom that could disturb. Returns what [`calm`] is to put
-/// back: the kernel command line may have said it for good. A kernel without it takes its time.
+/// Has the kernel interrupt other processors rather than wait until they are past what it changes: loading
+/// modules, making mounts and cgroups waits some dozen times, for milliseconds each, and there is nobody yet
+/// whom that could disturb. Returns what [`calm`] is to put back: the kernel command line may have said it
+/// for good. A kernel without it takes its time.
 fn hurry() -> Option<String> {
     let before = std::fs::read_to_string(EXPEDITED).ok()?;
     std::fs::write(EXPEDITED, "1").ok().map(|()| before)
@@ -129,9 +131,10 @@ fn log_to_kernel() -> Result<(), Fault> {
 
 /// Opens PID 1's own program, which is every helper's too, before the place it is in goes away.
 ///
-/// By a read-only mount of its own: a process that execd starts is this program until it executes its container's, and an
-/// image may name `/proc/self/exe` as a program. What is opened by way of `/proc/PID/exe` is on the mount that was
-/// executed, so whoever gets there cannot write to the program, nor change its mode (CVE-2019-5736).
+/// By a read-only mount of its own: a process that execd starts is this program until it executes its
+/// container's, and an image may name `/proc/self/exe` as a program. What is opened by way of `/proc/PID/exe`
+/// is on the mount that was executed, so whoever gets there cannot write to the program, nor change its mode
+/// (CVE-2019-5736).
 pub fn program() -> Result<OwnedFd, Fault> {
     const OWN: &str = "/proc/self/exe";
     let file = open(OWN, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", OWN)?;
@@ -142,8 +145,9 @@ pub fn program() -> Result<OwnedFd, Fault> {
     open(through.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).fault("opening again", OWN)
 }
 
-/// Leaves the network to the pod: the guest's own sockets are in none that a container sees. Links that the kernel finds, now or later, are
-/// where they were, and so the pod's. Returns its namespace; none where the kernel has no network namespaces, or no room for one.
+/// Leaves the network to the pod: the guest's own sockets are in none that a container sees. Links that the
+/// kernel finds, now or later, are where they were, and so the pod's. Returns its namespace; none where the
+/// kernel has no network namespaces, or no room for one.
 pub fn leave_network() -> Option<OwnedFd> {
     const OWN: &str = "/proc/self/ns/net";
     let left = open(OWN, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
@@ -184,8 +188,8 @@ pub fn warn(settings: &Settings, fault: &Fault) {
     log::log!(level, "{fault}");
 }
 
-/// Has the memory that PID 1 and the warden may ever need promised (sys/heap.rs). `main` has tried: in a VM whose kernel was told at
-/// its start to count every promise it stops counting for this one.
+/// Has the memory that PID 1 and the warden may ever need promised (sys/heap.rs). `main` has tried: in a VM
+/// whose kernel was told at its start to count every promise it stops counting for this one.
 pub fn memory(settings: &Settings) {
     const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
     let mut reserved = heap::reserve();

@@ -1,5 +1,5 @@
-//! A panic is a bug. PID 1 says so (the panic hook does) and goes on with the next event; if there is one at every turn, it takes its
-//! time between them.
+//! A panic is a bug. PID 1 says so (the panic hook does) and goes on with the next event; if there is one at
+//! every turn, it takes its time between them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;

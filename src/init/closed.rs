@@ -1,5 +1,5 @@
-//! What of its kernel a VM closes at boot, each setting with its reason. What a distribution's kernel has by itself differs, so
-//! nothing of this is left to it.
+//! What of its kernel a VM closes at boot, each setting with its reason. What a distribution's kernel has by
+//! itself differs, so nothing of this is left to it.
 //!
 //! A setting that the kernel does not have is left out.
 
@@ -105,8 +105,8 @@ const ALWAYS: &[Closed] = &[
     closed("vm.panic_on_oom", "0", "a container's process dies of want of memory, not the VM"),
 ];
 
-/// Where containers make no namespaces of users: a user namespace has every capability of its own, and with it more of the kernel
-/// to try. The privileged profile runs containers in containers, which may want some.
+/// Where containers make no namespaces of users: a user namespace has every capability of its own, and with
+/// it more of the kernel to try. The privileged profile runs containers in containers, which may want some.
 const WITHOUT_USER_NAMESPACES: Closed = closed(
     "user.max_user_namespaces",
     "0",

@@ -1,5 +1,5 @@
-//! PID 1's single loop: the control port, the helpers' replies, signals and time become events of the supervisor,
-//! and its actions are carried out. Nothing here decides anything about pods.
+//! PID 1's single loop: the control port, the helpers' replies, signals and time become events of the
+//! supervisor, and its actions are carried out. Nothing here decides anything about pods.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -40,13 +40,15 @@ const HELPERS: u64 = 3;
 
 /// How long DESTROYPOD lets processes end by themselves; runV waits for ten seconds in all.
 const GRACE: Duration = Duration::from_secs(3);
-/// How much is heard of a helper in one turn, in packets: a stream of words must not keep the others waiting. As many are left at
-/// most when it is dead: it can have no more honest replies to give than there are requests under way.
+/// How much is heard of a helper in one turn, in packets: a stream of words must not keep the others waiting.
+/// As many are left at most when it is dead: it can have no more honest replies to give than there are
+/// requests under way.
 const WORDS_MAX: usize = 32;
 /// A warden that has lied so often is not heard any more.
 const WARDENS_LIES_MAX: u32 = 8;
-/// What the kernel says when PID 1 cannot take or watch a socket for want of room: of memory, of descriptors, of what its user may watch
-/// (ENOSPC, epoll_ctl(2)) or have on its way between sockets (ETOOMANYREFS, unix(7)).
+/// What the kernel says when PID 1 cannot take or watch a socket for want of room: of memory, of descriptors,
+/// of what its user may watch (ENOSPC, epoll_ctl(2)) or have on its way between sockets (ETOOMANYREFS,
+/// unix(7)).
 const WANT: [Errno; 6] =
     [Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC, Errno::EMFILE, Errno::ENFILE, Errno::ETOOMANYREFS];
 /// While the last frame has not left the port, how often a device is asked whether it has.
@@ -189,8 +191,8 @@ impl EventLoop {
         }
     }
 
-    /// Listens to the host. What it asks before the helpers are up waits for them. A port that cannot be watched leaves
-    /// a guest that nobody can talk to, so it ends.
+    /// Listens to the host. What it asks before the helpers are up waits for them. A port that cannot be
+    /// watched leaves a guest that nobody can talk to, so it ends.
     fn open(&mut self) {
         let (whole, modules) = (self.boot.began.elapsed(), self.boot.modules);
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
@@ -321,7 +323,8 @@ impl EventLoop {
         }
     }
 
-    /// One lie does no harm: the packets after it are what they are. Those in a row are counted, without a start between them.
+    /// One lie does no harm: the packets after it are what they are. Those in a row are counted, without a
+    /// start between them.
     fn warden_lied(&mut self, why: &str) {
         log::error!("the warden lied: {why}");
         self.warden_lies += 1;
@@ -469,8 +472,8 @@ impl EventLoop {
             }
         }
         self.supervise(Event::Reply { helper: instance, id, result });
-        // If that was a lie nobody listens any more, and it does not count as an answer. One counts for all mountds: they do
-        // each other's work.
+        // If that was a lie nobody listens any more, and it does not count as an answer. One counts for all
+        // mountds: they do each other's work.
         if self.helpers.get(&instance).is_some_and(|helper| helper.voice.is_some()) {
             let same = |helper: &&mut Helper| helper.instance.role() == instance.role();
             self.helpers.values_mut().filter(same).for_each(Helper::answered);
@@ -535,7 +538,8 @@ impl EventLoop {
                         helper.asked();
                         Change::None
                     }
-                    // It does not read, or for want of memory, which may pass. That the warden is gone its own socket tells.
+                    // It does not read, or for want of memory, which may pass. That the warden is gone its
+                    // own socket tells.
                     Err(errno) => {
                         log::warn!("asking the warden for {instance}: {}", errno.desc());
                         helper.failed(now)
@@ -562,7 +566,8 @@ impl EventLoop {
         }
     }
 
-    /// What comes of a request at once is another event, behind all that this one has led to: replies and requests keep their order.
+    /// What comes of a request at once is another event, behind all that this one has led to: replies and
+    /// requests keep their order.
     fn supervise(&mut self, event: Event) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
@@ -587,7 +592,8 @@ impl EventLoop {
         }
     }
 
-    /// Sends a request. One that cannot be sent is an event; one to a helper that is dying is answered by its end.
+    /// Sends a request. One that cannot be sent is an event; one to a helper that is dying is answered by its
+    /// end.
     fn ask(&mut self, id: u64, to: Instance, request: &Request) -> Option<Event> {
         let outbox = self.helpers.get(&to).and_then(Helper::outbox)?;
         match self.post.send(outbox, id, request) {
@@ -600,7 +606,8 @@ impl EventLoop {
         }
     }
 
-    /// Ends a helper that nobody needs now. It has nothing to do and keeps nothing, so it is killed like any other.
+    /// Ends a helper that nobody needs now. It has nothing to do and keeps nothing, so it is killed like any
+    /// other.
     fn dismiss(&mut self, instance: Instance) {
         if let Some((helper, pid)) =
             self.helpers.get_mut(&instance).and_then(|helper| helper.killable().map(|pid| (helper, pid)))

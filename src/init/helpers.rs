@@ -7,13 +7,14 @@ use crate::ids::Pid;
 use crate::wire::Instance;
 use crate::wire::channel::Outbox;
 
-/// Deaths in a row, without one answered request between them, after which a role is closed: what is asked of it is refused at
-/// once, and another helper is tried once in a while. What they died of may pass: memory may have been short.
+/// Deaths in a row, without one answered request between them, after which a role is closed: what is asked of
+/// it is refused at once, and another helper is tried once in a while. What they died of may pass: memory may
+/// have been short.
 pub const DEATHS_MAX: u32 = 8;
 /// How long a role is closed before another helper is tried.
 const CLOSED: Duration = Duration::from_secs(30);
-/// A helper that has lived for so long has not died in a row with its predecessors: one that nobody asks anything must not
-/// be closed for eight deaths in a year.
+/// A helper that has lived for so long has not died in a row with its predecessors: one that nobody asks
+/// anything must not be closed for eight deaths in a year.
 const FORGIVEN: Duration = Duration::from_secs(60);
 /// The longest pause before a restart; the first is immediate, the others double from 50 ms.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -37,7 +38,8 @@ pub struct Helper {
     deaths: u32,
     /// Nobody can start another.
     is_last: bool,
-    /// It is to be started as soon as it may. The first of a role always is, another when the supervisor asks for it.
+    /// It is to be started as soon as it may. The first of a role always is, another when the supervisor asks
+    /// for it.
     is_wanted: bool,
     /// It was ended because it is not needed: its death counts for nothing.
     is_dismissed: bool,
@@ -179,8 +181,8 @@ impl Helper {
         }
     }
 
-    /// PID 1 had no memory or no place to watch it: nothing is amiss with the helper, so this is no death, and another is tried until
-    /// there is room.
+    /// PID 1 had no memory or no place to watch it: nothing is amiss with the helper, so this is no death,
+    /// and another is tried until there is room.
     pub fn put_off(&mut self, now: Duration) -> Change {
         match self.state {
             State::Starting { .. } if self.is_last => self.close(),

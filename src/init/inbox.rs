@@ -1,5 +1,5 @@
-//! What the helpers and the warden say, taken from their sockets by init's own hands: nothing of it is believed before it is
-//! checked, nothing waits, and what is allocated is no more than a packet.
+//! What the helpers and the warden say, taken from their sockets by init's own hands: nothing of it is
+//! believed before it is checked, nothing waits, and what is allocated is no more than a packet.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -85,7 +85,8 @@ fn no_packet<T>(errno: Errno) -> Heard<T> {
     match errno {
         // The kernel's own want of memory is nobody's end: what waits is received later.
         Errno::EAGAIN | Errno::EINTR | Errno::ENOMEM | Errno::ENOBUFS => Heard::Nothing,
-        // Lost, but no lie: its descriptors could not be taken, and whoever waits for them has his time limit.
+        // Lost, but no lie: its descriptors could not be taken, and whoever waits for them has his time
+        // limit.
         Errno::EMFILE => {
             log::error!("no descriptor is left for what was sent");
             Heard::Nothing

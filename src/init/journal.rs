@@ -1,8 +1,9 @@
-//! What the helpers and the warden log. Each has a channel of its own, on which it may write what it likes; init puts the
-//! sender's name on every line and writes it to the log. Of the bytes nothing is believed but where a line ends and its level.
+//! What the helpers and the warden log. Each has a channel of its own, on which it may write what it likes;
+//! init puts the sender's name on every line and writes it to the log. Of the bytes nothing is believed but
+//! where a line ends and its level.
 //!
-//! A channel is a socket of packets, one for each write. Reading one waits for nobody and allocates nothing; a line is written
-//! by one write.
+//! A channel is a socket of packets, one for each write. Reading one waits for nobody and allocates nothing;
+//! a line is written by one write.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,18 +24,19 @@ pub const LOGS: u64 = 1 << 32;
 /// How many lines of one sender are written in a second, and how many bytes of them. The others are counted.
 const LINES_MAX: u32 = 512;
 const BYTES_MAX: usize = 128 << 10;
-/// A sender of whom so many lines more were dropped is not listened to until the second is over: a full channel is its own loss, and costs
-/// PID 1 nothing.
+/// A sender of whom so many lines more were dropped is not listened to until the second is over: a full
+/// channel is its own loss, and costs PID 1 nothing.
 const DROPPED_MAX: u32 = 4096;
 const SECOND: Duration = Duration::from_secs(1);
 /// The longest packet; more of it is cut. A line is shorter (logger.rs).
 const PACKET_MAX: usize = 1024;
 /// How many packets of one channel are read in one turn.
 const PACKETS_MAX: usize = 32;
-/// How many are read of a sender that has died: more than a channel holds, for somebody else may be writing to it.
+/// How many are read of a sender that has died: more than a channel holds, for somebody else may be writing
+/// to it.
 const LAST_MAX: usize = 1024;
-/// How many channels are kept of senders that are gone, while somebody holds the other end: what execd has started has execd's, and the pod
-/// init outlives it.
+/// How many channels are kept of senders that are gone, while somebody holds the other end: what execd has
+/// started has execd's, and the pod init outlives it.
 const FORMER_MAX: usize = 8;
 
 /// Whose channel it is.
@@ -123,7 +125,8 @@ impl Journal {
         Journal { channels: BTreeMap::new(), said: BTreeMap::new(), next: LOGS }
     }
 
-    /// A new sender, or the successor of one. A channel that cannot be watched is read when its sender has died.
+    /// A new sender, or the successor of one. A channel that cannot be watched is read when its sender has
+    /// died.
     pub fn listen(&mut self, epoll: &Epoll, sender: Sender, socket: OwnedFd) {
         let token = self.next;
         self.next += 1;
@@ -225,7 +228,8 @@ impl Journal {
         Read::Packet
     }
 
-    /// Changes what is awaited of a sender's channels. That the other end is closed the kernel says in any case.
+    /// Changes what is awaited of a sender's channels. That the other end is closed the kernel says in any
+    /// case.
     fn watch(&self, epoll: &Epoll, sender: Sender, flags: EpollFlags) {
         for (token, channel) in self.channels.iter().filter(|(_, channel)| channel.sender == sender) {
             if let Err(errno) = epoll.modify(&channel.socket, &mut EpollEvent::new(flags, *token)) {
@@ -236,7 +240,8 @@ impl Journal {
 
     fn close(&mut self, epoll: &Epoll, token: u64) {
         if let Some(channel) = self.channels.remove(&token) {
-            // Closing alone leaves a socket in the epoll set while somebody else has it too. One that could not be watched is not there.
+            // Closing alone leaves a socket in the epoll set while somebody else has it too. One that could
+            // not be watched is not there.
             let _ = epoll.delete(&channel.socket);
         }
     }
@@ -259,7 +264,8 @@ mod tests {
     use crate::wire::Role;
     use crate::wire::bootstrap::socket_pair;
 
-    /// What an execd has started goes on writing to its log when it has died; each successor has a channel of its own.
+    /// What an execd has started goes on writing to its log when it has died; each successor has a channel of
+    /// its own.
     #[test]
     fn so_many_channels_of_the_dead_are_kept_and_the_oldest_are_closed() {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();

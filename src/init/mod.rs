@@ -126,7 +126,8 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
     guest.run()
 }
 
-/// Leaves for good: powers the VM off, or ends the namespace. mountd has synced (supervisor/shutdown.rs): it may hang in that, PID 1 may not.
+/// Leaves for good: powers the VM off, or ends the namespace. mountd has synced (supervisor/shutdown.rs): it
+/// may hang in that, PID 1 may not.
 fn leave(local: bool) -> ! {
     if local {
         std::process::exit(0);

@@ -1,7 +1,7 @@
 //! The guest's own root: a tmpfs with the kernel's filesystems and nothing else.
 //!
-//! A VM leaves its initramfs (which nothing can pivot away from) as switch_root(8) does, a namespace its host's
-//! tree. Containers then `pivot_root` and detach this root instead of hiding it under a mount.
+//! A VM leaves its initramfs (which nothing can pivot away from) as switch_root(8) does, a namespace its
+//! host's tree. Containers then `pivot_root` and detach this root instead of hiding it under a mount.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -43,7 +43,8 @@ pub fn enter(settings: &Settings) -> Result<(), Fault> {
         mount(Some(kind), at, Some(kind), flags, Some(data))
             .fault(format!("mounting {kind} on").as_str(), at)?;
     }
-    // Everything of ours is root's alone, but the way to the helpers' bootstrap: they run as users of their own.
+    // Everything of ours is root's alone, but the way to the helpers' bootstrap: they run as users of their
+    // own.
     make_directory(paths::RUN, 0o711)?;
     make_directory(paths::IPC, 0o711)?;
     make_directory(paths::CONTAINERS, 0o700)?;
@@ -77,8 +78,9 @@ fn enter_vm(settings: &Settings) -> Result<(), Fault> {
     chdir("/").fault("entering", "/")
 }
 
-/// Takes a directory along, where it is: the kernel's modules, which containers may see, or what is executed through the
-/// debugging door. Returns which directory of the initramfs that is; none if the image carries none.
+/// Takes a directory along, where it is: the kernel's modules, which containers may see, or what is executed
+/// through the debugging door. Returns which directory of the initramfs that is; none if the image carries
+/// none.
 fn keep(path: &str) -> Result<Option<u64>, Fault> {
     let Ok(stat) = nix::sys::stat::stat(path) else { return Ok(None) };
     let to = format!("{STAGE}{path}");
@@ -135,7 +137,8 @@ fn devices() -> Result<(), Fault> {
     Ok(())
 }
 
-/// cgroup v2, where the kernel has it: a container is then killed as one, and the pod leaves the guest enough to live on.
+/// cgroup v2, where the kernel has it: a container is then killed as one, and the pod leaves the guest enough
+/// to live on.
 fn cgroups(local: bool) {
     let mounted = mount_kernel("cgroup2", paths::CGROUP).and_then(|()| cgroups::make());
     match mounted {
@@ -160,8 +163,8 @@ fn set_mode(path: &str, mode: u32) -> Result<(), Fault> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).fault("setting the mode of", path)
 }
 
-/// Deletes what is in a directory, on its own filesystem only and but for the directories of those inodes. What cannot be
-/// deleted only costs memory.
+/// Deletes what is in a directory, on its own filesystem only and but for the directories of those inodes.
+/// What cannot be deleted only costs memory.
 fn empty(directory: &OwnedFd, kept: &[u64]) {
     let Ok(device) = nix::sys::stat::fstat(directory).map(|stat| stat.st_dev) else { return };
     let Ok(mut entries) = nix::dir::Dir::from_fd(match directory.try_clone() {

@@ -122,8 +122,8 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Adds what the kernel command line says. Words that are not ours are the kernel's; a bad value of ours is
-    /// returned as a warning and changes nothing.
+    /// Adds what the kernel command line says. Words that are not ours are the kernel's; a bad value of ours
+    /// is returned as a warning and changes nothing.
     pub fn add_cmdline(&mut self, cmdline: &str) -> Vec<String> {
         let mut warnings = Vec::new();
         for word in cmdline.split_ascii_whitespace() {

@@ -1,7 +1,8 @@
 //! The warden: forked from init before init confines itself, it starts and restarts the helpers.
 //!
-//! Helpers are init's children (CLONE_PARENT), so init reaps them and an exit status cannot be lost with the warden.
-//! It hears nothing of them: it makes the sockets, executes the helper with its ends, and gives init the others.
+//! Helpers are init's children (CLONE_PARENT), so init reaps them and an exit status cannot be lost with the
+//! warden. It hears nothing of them: it makes the sockets, executes the helper with its ends, and gives init
+//! the others.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -33,12 +34,13 @@ use crate::wire::{Instance, Role};
 
 /// Kept descriptors are moved up here, out of the way of the numbers that helpers inherit.
 const KEPT_FROM: RawFd = 64;
-/// What execd's vault holds, in bytes as the kernel counts them: an entry costs 1 kB, and there are at most 4096 processes,
-/// each of them there twice while it is swept, and as many that have ended.
+/// What execd's vault holds, in bytes as the kernel counts them: an entry costs 1 kB, and there are at most
+/// 4096 processes, each of them there twice while it is swept, and as many that have ended.
 const VAULT: usize = 16 << 20;
 
-/// What a log channel holds until init has read it, in bytes; the kernel doubles it and counts what it needs itself. It is less than
-/// init hears of one sender in a second (journal.rs): the last words of one that dies are among them.
+/// What a log channel holds until init has read it, in bytes; the kernel doubles it and counts what it needs
+/// itself. It is less than init hears of one sender in a second (journal.rs): the last words of one that dies
+/// are among them.
 const LOG_BUFFER: usize = 100 << 10;
 
 /// How long nothing is heard when there was no memory for it.
@@ -231,10 +233,11 @@ fn failed(helper: Instance, outbox: &OwnedFd) {
     }
 }
 
-/// A log channel: init's end, and the one for who logs. A log that is full costs lines and never has its writer wait.
+/// A log channel: init's end, and the one for who logs. A log that is full costs lines and never has its
+/// writer wait.
 ///
-/// A socket, not a pipe: who writes to a pipe locks it while the kernel copies, from memory that may be a file of a server
-/// that hangs, and PID 1 would wait for that lock.
+/// A socket, not a pipe: who writes to a pipe locks it while the kernel copies, from memory that may be a
+/// file of a server that hangs, and PID 1 would wait for that lock.
 fn log_pair() -> Result<(OwnedFd, OwnedFd), Fault> {
     let (log, lines) = socket_pair()?;
     fcntl(&lines, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).fault("setting up", "a log")?;

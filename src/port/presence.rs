@@ -254,8 +254,8 @@ impl Presence {
         None
     }
 
-    /// An earlier host has left, and the host that greeted keeps what it is owed and what it has begun. But if
-    /// this host broke the protocol, the report may be about the host itself.
+    /// An earlier host has left, and the host that greeted keeps what it is owed and what it has begun. But
+    /// if this host broke the protocol, the report may be about the host itself.
     fn reported_late(&mut self) -> Option<Action> {
         self.peer = Peer::Here { greeted: None };
         if self.hearing == Hearing::Deaf {

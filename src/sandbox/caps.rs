@@ -72,8 +72,8 @@ pub fn become_user(uid: u32, gid: u32) -> Result<(), Fault> {
     keep_on_setuid(false)
 }
 
-/// Becomes root, with all of the permitted set effective, and stays not dumpable. Fails with EPERM where CAP_SETUID or CAP_SETGID is
-/// missing.
+/// Becomes root, with all of the permitted set effective, and stays not dumpable. Fails with EPERM where
+/// CAP_SETUID or CAP_SETGID is missing.
 pub fn become_root() -> Result<(), Fault> {
     let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
     setresgid(group, group, group).fault("becoming group", 0)?;
@@ -82,8 +82,9 @@ pub fn become_root() -> Result<(), Fault> {
     not_dumpable()
 }
 
-/// Has the thread open and make files as root, whoever it is (setfsuid(2)). Call it after [`become_user`]. It makes the whole permitted
-/// set effective: the kernel asks for CAP_SETUID and CAP_SETGID. Fails with EPERM where they are missing.
+/// Has the thread open and make files as root, whoever it is (setfsuid(2)). Call it after [`become_user`]. It
+/// makes the whole permitted set effective: the kernel asks for CAP_SETUID and CAP_SETGID. Fails with EPERM
+/// where they are missing.
 pub fn open_files_as_root() -> Result<(), Fault> {
     let all = permitted()?;
     set(all, all, CapSet::default())?;

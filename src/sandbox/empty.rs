@@ -6,8 +6,9 @@ use nix::unistd::{chdir, pivot_root};
 
 use crate::fault::{Fault, OrFault};
 
-/// Moves to one. What is open stays open; every path leads nowhere. And whoever may look into the process's /proc directory
-/// (for the pod init, whose number every container knows, many may) finds none of the guest's mounts there.
+/// Moves to one. What is open stays open; every path leads nowhere. And whoever may look into the process's
+/// /proc directory (for the pod init, whose number every container knows, many may) finds none of the guest's
+/// mounts there.
 pub fn enter() -> Result<(), Fault> {
     unshare(CloneFlags::CLONE_NEWNS).fault("making", "a mount namespace")?;
     // By hand, on a machine that shares its mounts, what follows would reach it.

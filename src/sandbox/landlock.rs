@@ -1,4 +1,5 @@
-//! Landlock's scopes (landlock(7)): what is in one reaches nothing that is outside by signals and abstract sockets.
+//! Landlock's scopes (landlock(7)): what is in one reaches nothing that is outside by signals and abstract
+//! sockets.
 
 use std::os::fd::AsRawFd;
 
@@ -31,8 +32,8 @@ pub fn available() -> bool {
     version >= HAS_SCOPES
 }
 
-/// From now on this process and what it starts, which is one scope, signal nothing outside and connect to no abstract socket
-/// outside. The caller has set no_new_privs, or holds CAP_SYS_ADMIN.
+/// From now on this process and what it starts, which is one scope, signal nothing outside and connect to no
+/// abstract socket outside. The caller has set no_new_privs, or holds CAP_SYS_ADMIN.
 pub fn enter() -> Result<(), Fault> {
     let scoped = SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL;
     let attributes = Attributes { handled_access_fs: 0, handled_access_net: 0, scoped };

@@ -1,7 +1,8 @@
 //! Confinement: a policy of policy/*.json, compiled by build.rs, entered once and never left.
 //!
-//! `Policy::confine` is for a process that has one thread. init, whose readers start after its capabilities are
-//! gone and before its filter is there, takes the two steps one by one; the filter then reaches every thread.
+//! `Policy::confine` is for a process that has one thread. init, whose readers start after its capabilities
+//! are gone and before its filter is there, takes the two steps one by one; the filter then reaches every
+//! thread.
 #![allow(unsafe_code)]
 
 pub mod caps;
@@ -48,10 +49,10 @@ impl Policy {
         self.0.capabilities
     }
 
-    /// Leaves the guest's mounts if the policy says so, drops every capability but the policy's and becomes its user, then
-    /// installs its filter. There is no way back.
-    /// A violation is then told by name and ends the process. `grants` are capabilities that it must hold because
-    /// what it executes may have them (its bounding set); most processes execute nothing.
+    /// Leaves the guest's mounts if the policy says so, drops every capability but the policy's and becomes
+    /// its user, then installs its filter. There is no way back. A violation is then told by name and ends
+    /// the process. `grants` are capabilities that it must hold because what it executes may have them (its
+    /// bounding set); most processes execute nothing.
     pub fn confine(&self, grants: CapSet) -> Result<(), Fault> {
         sigsys::install(sigsys::Then::Die)?;
         if self.0.empty_root {
@@ -68,8 +69,8 @@ impl Policy {
         self.drop_privileges(CapSet::default())
     }
 
-    /// The first step: no core dumps, no ptrace, the policy's user, and its capabilities. They are a thread's own:
-    /// call it while there is one.
+    /// The first step: no core dumps, no ptrace, the policy's user, and its capabilities. They are a thread's
+    /// own: call it while there is one.
     fn drop_privileges(&self, grants: CapSet) -> Result<(), Fault> {
         // The hard limit is what containers inherit from execd: theirs to use.
         let (_, hard) = getrlimit(Resource::RLIMIT_CORE).fault("asking for", "RLIMIT_CORE")?;
@@ -162,7 +163,8 @@ impl ContainerProfile {
         self.0.readonly_root
     }
 
-    /// Whether each start is a scope of its own for signals and abstract sockets, as far as the kernel has that.
+    /// Whether each start is a scope of its own for signals and abstract sockets, as far as the kernel has
+    /// that.
     pub fn scoped(&self) -> Scoped {
         match self.0.scoped {
             false => Scoped::No,
@@ -198,8 +200,8 @@ impl Scoped {
     }
 }
 
-/// Installs one BPF program by raw seccomp(2), for every thread. seccompiler's own call would set no_new_privs,
-/// which containers would inherit.
+/// Installs one BPF program by raw seccomp(2), for every thread. seccompiler's own call would set
+/// no_new_privs, which containers would inherit.
 fn load(program: &[u64]) -> Result<(), Fault> {
     let mut filter: Vec<libc::sock_filter> = program
         .iter()

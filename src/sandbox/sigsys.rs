@@ -65,8 +65,8 @@ fn tell(info: *const libc::siginfo_t, context: *const libc::c_void) {
     report(number, arguments(context.cast()));
 }
 
-/// The first four arguments of the interrupted call, which are the ones that policies look at: their low 32 bits, so that
-/// no whole address is in the log.
+/// The first four arguments of the interrupted call, which are the ones that policies look at: their low 32
+/// bits, so that no whole address is in the log.
 fn arguments(context: *const libc::ucontext_t) -> [u32; 4] {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the kernel passes the interrupted context; it is read by value.

@@ -116,8 +116,8 @@ impl Supervisor {
         self.parked.push_back((ticket, command));
     }
 
-    /// ONLINECPUMEM: the host has its reply at once. What it has just plugged the kernel may not have seen yet, so
-    /// mountd looks again.
+    /// ONLINECPUMEM: the host has its reply at once. What it has just plugged the kernel may not have seen
+    /// yet, so mountd looks again.
     fn online(&mut self) {
         // A local guest's processors and memory are the machine's.
         if !self.config.local {

@@ -1,4 +1,5 @@
-//! A container: the steps of NEWCONTAINER, each undone by the first fault, and its end (what is left in it, then its files).
+//! A container: the steps of NEWCONTAINER, each undone by the first fault, and its end (what is left in it,
+//! then its files).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -73,8 +74,8 @@ impl Supervisor {
         }
     }
 
-    /// Its disk was not there, or a volume is being filled: mountd is asked again, behind what others have asked
-    /// meanwhile. A disk has its time; a volume takes as long as it takes, unless the host gives it up.
+    /// Its disk was not there, or a volume is being filled: mountd is asked again, behind what others have
+    /// asked meanwhile. A disk has its time; a volume takes as long as it takes, unless the host gives it up.
     fn prepare_again(&mut self, id: &ContainerId, missing: Option<Fault>) {
         let Some(known) = self.containers.get(id) else { return };
         let ContainerState::Preparing { asker, container, until } = &known.state else { return };
@@ -143,7 +144,8 @@ impl Supervisor {
         self.queues.ask(mountd::Request::RemoveContainer { container: id.clone() }, purpose);
     }
 
-    /// A container that could not be started is none. The one that has exited with its id was not removed, and stays.
+    /// A container that could not be started is none. The one that has exited with its id was not removed,
+    /// and stays.
     fn forget_container(&mut self, id: &ContainerId) -> Option<ContainerState> {
         let known = self.containers.get_mut(id)?;
         let state = std::mem::replace(&mut known.state, ContainerState::Exited);

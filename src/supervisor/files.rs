@@ -1,4 +1,5 @@
-//! READFILE and WRITEFILE. mountd answers a READFILE in parts, and what they add up to is bounded here: it is not trusted.
+//! READFILE and WRITEFILE. mountd answers a READFILE in parts, and what they add up to is bounded here: it is
+//! not trusted.
 
 use super::answer::Answer;
 use super::commands::Gate;
@@ -20,7 +21,8 @@ pub(super) struct Reading {
 }
 
 impl Supervisor {
-    /// One file at a time, and only while the host takes what was read before: what is held for it stays bounded.
+    /// One file at a time, and only while the host takes what was read before: what is held for it stays
+    /// bounded.
     pub(super) fn read_file(&mut self, ticket: Ticket, File { container, file }: File) {
         match self.running_container("reading in container", &container) {
             Gate::No(fault) => self.refuse(ticket, fault),

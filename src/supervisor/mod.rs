@@ -1,5 +1,5 @@
-//! The pure state machine of PID 1: events in, actions out, no input or output and no clock of its own, so that
-//! every ordering question is a unit test.
+//! The pure state machine of PID 1: events in, actions out, no input or output and no clock of its own, so
+//! that every ordering question is a unit test.
 
 mod answer;
 mod commands;
@@ -58,7 +58,8 @@ pub struct Config {
 pub enum Event {
     /// A host opened the control channel.
     HostConnected,
-    /// The host of a device left: what it asked and has no reply yet is nobody's. (Of a socket the next connection says so.)
+    /// The host of a device left: what it asked and has no reply yet is nobody's. (Of a socket the next
+    /// connection says so.)
     HostLeft,
     /// A whole frame came.
     Command {
@@ -105,8 +106,8 @@ pub enum Event {
         /// Its exit code, or 128+n when signal n killed it.
         status: u8,
     },
-    /// A helper's process, or one that is alive and of which execd speaks next: any recorded exit with that pid is an earlier
-    /// process's, or has been noticed.
+    /// A helper's process, or one that is alive and of which execd speaks next: any recorded exit with that
+    /// pid is an earlier process's, or has been noticed.
     Reported {
         /// Its number.
         pid: Pid,
@@ -173,8 +174,8 @@ pub enum Action {
     PowerOff,
 }
 
-/// How many reaped children are remembered that nobody has reported: more than the starts that execd can have under way, with room
-/// for the helpers' own strays.
+/// How many reaped children are remembered that nobody has reported: more than the starts that execd can have
+/// under way, with room for the helpers' own strays.
 const STRAYS_MAX: usize = 1024;
 
 /// The state of the guest.
@@ -213,8 +214,8 @@ pub struct Supervisor {
     reading: Option<Reading>,
     /// How many bytes may not have left through the control port yet.
     unsent: usize,
-    /// The host that is there keeps a process's output until its own readers have read it. runV throws it away with the
-    /// event of the process's end.
+    /// The host that is there keeps a process's output until its own readers have read it. runV throws it
+    /// away with the event of the process's end.
     host_reads_on: bool,
 }
 
@@ -292,7 +293,8 @@ impl Supervisor {
         deadlines.into_iter().flatten().min()
     }
 
-    /// How many more commands are taken now. While none is, the control port is not read: the host waits for NEXT.
+    /// How many more commands are taken now. While none is, the control port is not read: the host waits for
+    /// NEXT.
     pub fn room(&self) -> usize {
         self.replies.room()
     }
@@ -351,7 +353,8 @@ impl Supervisor {
         // A process that was started outside the pod would be in the guest's own namespaces.
         let rejoins = role == Role::Execd && pinned;
         let adopts = role == Role::Execd && !self.streams.is_empty();
-        // Until it has the processes' descriptors it would take the end of their streams for that of strangers.
+        // Until it has the processes' descriptors it would take the end of their streams for that of
+        // strangers.
         let resends = role == Role::Streamd && !self.streams.is_empty();
         let was_closed = self.queues.is_closed(role);
         self.queues.up(self.now, helper, pid, rejoins || adopts || resends);
@@ -369,7 +372,8 @@ impl Supervisor {
         }
     }
 
-    /// The streams of the processes whose output a new execd is to keep: those that exist, and are not finished.
+    /// The streams of the processes whose output a new execd is to keep: those that exist, and are not
+    /// finished.
     pub(super) fn unfinished(&self) -> Vec<StreamId> {
         let processes = self.containers.values().flat_map(|container| container.processes.values());
         let exist = processes.filter(|process| !matches!(process.state, ProcessState::Starting(_)));
@@ -388,8 +392,8 @@ impl Supervisor {
         }
     }
 
-    /// What may fail does. What must not be given up (`Queues::is_kept`) is asked again of a successor, which gets all that was asked; nothing
-    /// else would make a helper hear of it.
+    /// What may fail does. What must not be given up (`Queues::is_kept`) is asked again of a successor, which
+    /// gets all that was asked; nothing else would make a helper hear of it.
     fn unsent_request(&mut self, helper: Instance, id: u64, fault: Fault) {
         if !self.queues.is_kept(helper, id) {
             if let Ok(Some(outcome)) = self.queues.answered(self.now, helper, id, Err(fault)) {
@@ -425,8 +429,8 @@ impl Supervisor {
         } else if let Some((container, process)) = self.pids.remove(&pid) {
             self.process_exited(&container, &process, status);
         } else {
-            // A start that failed leaves one that nobody reports. What is reported is reported as soon as it is ready, so it is
-            // among the last.
+            // A start that failed leaves one that nobody reports. What is reported is reported as soon as it
+            // is ready, so it is among the last.
             if self.strays.len() == STRAYS_MAX {
                 self.strays.pop_front();
             }

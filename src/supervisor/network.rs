@@ -1,5 +1,5 @@
-//! The network: what STARTPOD sets up of it and what of that is taken back, the ports of containers, and the commands
-//! of one interface.
+//! The network: what STARTPOD sets up of it and what of that is taken back, the ports of containers, and the
+//! commands of one interface.
 
 use std::collections::BTreeMap;
 

@@ -24,7 +24,8 @@ impl Supervisor {
             Pod::Running { .. } => return self.refuse(ticket, fault("it runs already")),
         }
         if !self.config.local {
-            // It is done before the pod's files are (`Lane::Pod`). A pod whose clock is wrong is better than none.
+            // It is done before the pod's files are (`Lane::Pod`). A pod whose clock is wrong is better than
+            // none.
             self.queues.ask_instead(mountd::Request::WakeUp);
         }
         self.pod = Pod::Starting { ticket, spec: pod, init: None, step: None, fault: None };
@@ -65,7 +66,8 @@ impl Supervisor {
         self.queues.ask(request, Purpose::Pod(next));
     }
 
-    /// A step has come to an end. `answered`: the helper has said so, so that a step that failed has undone itself.
+    /// A step has come to an end. `answered`: the helper has said so, so that a step that failed has undone
+    /// itself.
     pub(super) fn pod_step(&mut self, done: PodStep, result: Result<Answer, Fault>, answered: bool) {
         let Pod::Starting { step, spec, .. } = &mut self.pod else { return };
         *step = None;
@@ -164,7 +166,8 @@ impl Supervisor {
         let Some(Opening { ticket, .. }) = opening.take() else { return };
         let init = *init;
         self.pod = Pod::Ending { init: Some(init), step: PodEnd::Containers, failed: Some((ticket, fault)) };
-        // The kernel then kills everything in its namespaces. Without containers the pod's end does that next.
+        // The kernel then kills everything in its namespaces. Without containers the pod's end does that
+        // next.
         if !self.containers_ended() {
             self.kill(init, Signal::KILL, false);
         }
@@ -210,8 +213,8 @@ impl Supervisor {
 // ---- end ----
 
 impl Supervisor {
-    /// The pod init was reaped. It ends when it is killed at the end of the pod, or the pod ends with it: the kernel
-    /// has killed everything in its PID namespace.
+    /// The pod init was reaped. It ends when it is killed at the end of the pod, or the pod ends with it: the
+    /// kernel has killed everything in its PID namespace.
     pub(super) fn pod_init_exited(&mut self) {
         match &mut self.pod {
             Pod::None => {}
@@ -294,7 +297,8 @@ fn pod_files(pod: &crate::spec::Pod, config: &Config) -> PodFiles {
     }
 }
 
-/// The first address that the pod gives to a link of its. Which words are addresses netd says: it refuses a pod with others.
+/// The first address that the pod gives to a link of its. Which words are addresses netd says: it refuses a
+/// pod with others.
 fn first_address(pod: &crate::spec::Pod) -> Option<IpAddr> {
     let mut words = pod.interfaces.iter().flat_map(|interface| {
         let listed = interface.ip_addresses.iter().map(|address| &address.ip_address);

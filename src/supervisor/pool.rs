@@ -1,8 +1,9 @@
 //! Several mountds: which of them does what is asked of mountd, and how many there are.
 //!
-//! A request goes to a mountd that has nothing to do, so that what waits for a disk, a server or the share's host holds up
-//! nothing else. Those of one lane (`wire::mountd::Lane`) stay in order on one mountd while that has any of them, or keeps something of
-//! them. When a request has waited for long for any of them, another is started; what has nothing to do for long is ended.
+//! A request goes to a mountd that has nothing to do, so that what waits for a disk, a server or the share's
+//! host holds up nothing else. Those of one lane (`wire::mountd::Lane`) stay in order on one mountd while
+//! that has any of them, or keeps something of them. When a request has waited for long for any of them,
+//! another is started; what has nothing to do for long is ended.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -13,8 +14,8 @@ use crate::fault::Fault;
 use crate::wire::mountd::{self, Lane};
 use crate::wire::{Instance, MOUNTDS, Request, Role};
 
-/// How long a request waits before another mountd is started. Most are done in a few milliseconds, and to start
-/// one costs as much; nobody is to be held up for a tenth of a second.
+/// How long a request waits before another mountd is started. Most are done in a few milliseconds, and to
+/// start one costs as much; nobody is to be held up for a tenth of a second.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// How long until the next one is started when more requests wait than are coming up.
 const NEXT: Duration = Duration::from_millis(10);
@@ -30,7 +31,8 @@ pub(super) struct Pool {
     pub(super) queued: VecDeque<Pending>,
     /// Who keeps something of a lane: the file that it reads, the volumes that it fills.
     keepers: BTreeMap<Lane, Instance>,
-    /// When a request went to a mountd that had done another the last time: they take turns, and whoever waits has his.
+    /// When a request went to a mountd that had done another the last time: they take turns, and whoever
+    /// waits has his.
     moved: Duration,
     /// When one was started the last time.
     started: Duration,
@@ -59,7 +61,8 @@ impl Pool {
             Ok(Answer::Populating | Answer::Part { last: false, .. }) => {
                 self.keepers.insert(lane, mountd);
             }
-            // A fault may be init's own, and the mountd has not heard of it. It is asked the same again, or to forget all.
+            // A fault may be init's own, and the mountd has not heard of it. It is asked the same again, or
+            // to forget all.
             Err(_) | Ok(Answer::NotYet(_)) if matches!(request, mountd::Request::PrepareContainer { .. }) => {
             }
             _ => {

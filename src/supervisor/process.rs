@@ -12,8 +12,9 @@ use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal, StreamId};
 use crate::wire::{execd, mountd, streamd};
 
-/// How long, and for how many finished processes, execd keeps duplicates if nothing is started. To throw some out it looks at all
-/// that it keeps, so there are to be as many as still run; the list of them travels in a message.
+/// How long, and for how many finished processes, execd keeps duplicates if nothing is started. To throw some
+/// out it looks at all that it keeps, so there are to be as many as still run; the list of them travels in a
+/// message.
 const RELEASE: Duration = Duration::from_secs(1);
 const RELEASE_MIN: usize = 16;
 const RELEASE_MAX: usize = 512;

@@ -1,4 +1,5 @@
-//! The requests to the helpers: queued, sent a few at a time, timed, and asked again of a successor where that is safe.
+//! The requests to the helpers: queued, sent a few at a time, timed, and asked again of a successor where
+//! that is safe.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use crate::ids::Pid;
 use crate::wire::mountd::Lane;
 use crate::wire::{Instance, Reply, Request, Role, Terms, WORK, execd, streamd};
 
-/// How many requests one helper may have in its socket. They fit it (`wire::channel`), so that init never waits to
-/// send.
+/// How many requests one helper may have in its socket. They fit it (`wire::channel`), so that init never
+/// waits to send.
 const WINDOW: usize = 16;
 /// After how long without an answer execd is asked how much it has taken from its socket, when that may be
 /// full of starts that all take their time. Others' starts wait for so long.
@@ -47,7 +48,8 @@ pub(super) struct Outcome {
     pub(super) purpose: Purpose,
     /// What came of it.
     pub(super) result: Result<Answer, Fault>,
-    /// The one helper that was asked has said so itself, or was not even asked: what it could not do is undone.
+    /// The one helper that was asked has said so itself, or was not even asked: what it could not do is
+    /// undone.
     pub(super) answered: bool,
 }
 
@@ -67,7 +69,8 @@ pub(super) struct Queue {
     pub(super) state: State,
     /// Only what was put first may be sent: the helper is not what it has to be yet.
     barred: bool,
-    /// Of a mountd: what is in a lane of which it has something to do. All else that is asked of mountd is in the pool.
+    /// Of a mountd: what is in a lane of which it has something to do. All else that is asked of mountd is in
+    /// the pool.
     pub(super) queued: VecDeque<Pending>,
     pub(super) sent: VecDeque<Pending>,
     /// Since when it works on the oldest of `sent`.
@@ -184,8 +187,8 @@ impl Queues {
         self.place(&pending).push_back(pending);
     }
 
-    /// Puts a request that nobody waits for at the end of its helper's queue. One like it that has not been sent yet is
-    /// dropped: the later says all that it said. So a host that asks without end fills no queue.
+    /// Puts a request that nobody waits for at the end of its helper's queue. One like it that has not been
+    /// sent yet is dropped: the later says all that it said. So a host that asks without end fills no queue.
     pub(super) fn ask_instead(&mut self, request: impl Into<Request>) {
         let pending = self.pending(request.into(), Purpose::Nothing);
         let queued = self.place(&pending);
@@ -222,7 +225,8 @@ impl Queues {
         sendable
     }
 
-    /// What a closed helper leaves undone. With the first mountd all are closed, but for what the others have to do.
+    /// What a closed helper leaves undone. With the first mountd all are closed, but for what the others have
+    /// to do.
     pub(super) fn hopeless(&mut self) -> Vec<Outcome> {
         let mut hopeless = Vec::new();
         for (&helper, queue) in self.queues.iter_mut().filter(|(_, queue)| queue.state == State::Closed) {
@@ -263,14 +267,16 @@ impl Queues {
         self.queue(Instance::first(role)).barred = false;
     }
 
-    /// The helper is dead. Requests that may be repeated wait for its successor, or another mountd; the others fail.
+    /// The helper is dead. Requests that may be repeated wait for its successor, or another mountd; the
+    /// others fail.
     pub(super) fn gone(&mut self, helper: Instance) -> Vec<Outcome> {
         let failed = self.give_up(helper, "it died before it answered");
         self.queue(helper).state = State::Down;
         failed
     }
 
-    /// The helper is dead, or will be as soon as the kernel lets it. Who else can do what it had to do does it.
+    /// The helper is dead, or will be as soon as the kernel lets it. Who else can do what it had to do does
+    /// it.
     pub(super) fn give_up(&mut self, helper: Instance, why: &'static str) -> Vec<Outcome> {
         let queue = self.queue(helper);
         let died = || Fault::new("asking", helper.role(), why);
@@ -308,8 +314,8 @@ impl Queues {
         failed
     }
 
-    /// The outcome of the request of that number. The fault says why the helper is to be killed: its answer fits no
-    /// request. None: nothing of this helper is believed any more.
+    /// The outcome of the request of that number. The fault says why the helper is to be killed: its answer
+    /// fits no request. None: nothing of this helper is believed any more.
     pub(super) fn answered(
         &mut self,
         now: Duration,

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::fault::Fault;
 use crate::frame::Message;
 
-/// How many commands may be under way, or have a reply that waits behind another's. runV has a few; a host that sends
-/// more is not read until some are answered.
+/// How many commands may be under way, or have a reply that waits behind another's. runV has a few; a host
+/// that sends more is not read until some are answered.
 const COMMANDS_MAX: usize = 256;
 /// How many bytes of commands may be under way: one frame of the largest size, and what is read with it.
 const BYTES_MAX: usize = crate::frame::CONTROL_MAX;
@@ -52,8 +52,8 @@ impl Replies {
         }
     }
 
-    /// How many bytes of replies wait to leave. Those behind a command that all others wait for do not count for it: they
-    /// leave only after it.
+    /// How many bytes of replies wait to leave. Those behind a command that all others wait for do not count
+    /// for it: they leave only after it.
     pub(super) fn held_before(&self, ticket: Ticket) -> usize {
         let bytes = |(_, reply): &(Ticket, Reply)| reply.as_ref().map_or(0, |(_, payload)| payload.len());
         match self.owed.iter().position(|(_, reply)| reply.is_none()) {

@@ -1,7 +1,8 @@
 //! What exited processes wrote to the share: it is at the host before the host hears of their end.
 //!
-//! Only where the guest's kernel writes late (`Config::share_is_late`); elsewhere nothing here is done. One request to mountd serves
-//! all that have exited before it is sent. Who has nothing of the share does not wait for it, whatever its host does.
+//! Only where the guest's kernel writes late (`Config::share_is_late`); elsewhere nothing here is done. One
+//! request to mountd serves all that have exited before it is sent. Who has nothing of the share does not
+//! wait for it, whatever its host does.
 
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use crate::wire::{MOUNT, mountd};
 /// The processes whose end waits for the share.
 #[derive(Debug, Default)]
 pub(super) struct Syncing {
-    /// In the order of their ends, with the time at which each is not held up any more: a host that does not answer keeps mountd,
-    /// and no signal ends that.
+    /// In the order of their ends, with the time at which each is not held up any more: a host that does not
+    /// answer keeps mountd, and no signal ends that.
     waiting: Vec<(Duration, ContainerId, ProcessId)>,
     /// How many of them the request under way is for, if one is.
     under_way: Option<usize>,

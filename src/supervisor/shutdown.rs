@@ -11,8 +11,9 @@ use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal};
 use crate::wire::{mountd, streamd};
 
-/// How long DESTROYPOD waits after the kill, and after each process whose output has left, for the next one's. runV gives up
-/// ten seconds after it has asked, so nothing here is waited for longer than [`END`] after the kill.
+/// How long DESTROYPOD waits after the kill, and after each process whose output has left, for the next
+/// one's. runV gives up ten seconds after it has asked, so nothing here is waited for longer than [`END`]
+/// after the kill.
 const OUTPUT: Duration = Duration::from_secs(2);
 
 /// How long files always have to be unmounted.
@@ -24,8 +25,9 @@ const END: Duration = Duration::from_millis(5500);
 /// How long the last frame may take to leave.
 const LAST_FRAME: Duration = Duration::from_millis(500);
 
-/// How long mountd may sync after that, before the power goes off: a disk or a server that hangs would keep it for ever. What was written to
-/// a filesystem that is still mounted then, and has not left, is lost; what was unmounted in time is not.
+/// How long mountd may sync after that, before the power goes off: a disk or a server that hangs would keep
+/// it for ever. What was written to a filesystem that is still mounted then, and has not left, is lost; what
+/// was unmounted in time is not.
 const SYNC: Duration = Duration::from_secs(10);
 
 impl Supervisor {
@@ -59,8 +61,8 @@ impl Supervisor {
         }
     }
 
-    /// To the group of every process that is known. What they have left behind in other sessions ends with their
-    /// container, when its init does.
+    /// To the group of every process that is known. What they have left behind in other sessions ends with
+    /// their container, when its init does.
     fn signal_all(&mut self, signal: Signal) {
         let pids: Vec<Pid> = self.pids.keys().copied().collect();
         pids.into_iter().for_each(|pid| self.kill(pid, signal, true));
@@ -97,7 +99,8 @@ impl Supervisor {
                 log::warn!("leaving before everything has ended");
                 self.say_goodbye();
             }
-            // What has come so far only now: the rest of a container's end is still to come, and needs its time.
+            // What has come so far only now: the rest of a container's end is still to come, and needs its
+            // time.
             LeavingStep::Abandoned => self.abandon_output(),
             LeavingStep::Said { until } if now >= until => self.sync(),
             LeavingStep::Syncing { until } if now >= until => {

@@ -39,7 +39,8 @@ impl Pod {
     }
 }
 
-/// A STARTPOD that carries its containers (old style): they start one after the other, and it is answered then.
+/// A STARTPOD that carries its containers (old style): they start one after the other, and it is answered
+/// then.
 #[derive(Debug)]
 pub(super) struct Opening {
     /// STARTPOD.

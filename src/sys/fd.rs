@@ -9,10 +9,11 @@ use nix::sys::socket::{ControlMessage, MsgFlags, recvmsg, sendmsg};
 
 /// Takes an inherited descriptor, and makes it close-on-exec so that it goes no further.
 ///
-/// EBADF if there is none of that number. Call it once for each number, before anything else opens a descriptor.
+/// EBADF if there is none of that number. Call it once for each number, before anything else opens a
+/// descriptor.
 pub fn inherited(number: RawFd) -> Result<OwnedFd, Errno> {
-    // SAFETY: `number` is one of wire::bootstrap's, that the parent left for this process alone; nothing else here
-    // owns it. fcntl fails on a number that is not open, before the value is used.
+    // SAFETY: `number` is one of wire::bootstrap's, that the parent left for this process alone; nothing else
+    // here owns it. fcntl fails on a number that is not open, before the value is used.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     match fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)) {
         Ok(_) => Ok(fd),
@@ -23,8 +24,8 @@ pub fn inherited(number: RawFd) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Closes whatever else the caller of this program left open: everything above the standard streams. Call it before
-/// anything is opened.
+/// Closes whatever else the caller of this program left open: everything above the standard streams. Call it
+/// before anything is opened.
 pub fn close_strays() -> Result<(), Errno> {
     // SAFETY: takes numbers only; nothing of this process owns a descriptor above 2 yet.
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) }).map(drop)
@@ -43,8 +44,9 @@ pub fn send_fds(socket: impl AsFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> Res
     if sent == packet.len() { Ok(()) } else { Err(Errno::EMSGSIZE) }
 }
 
-/// Receives one packet and its descriptors; never waits (EAGAIN). 0 bytes: the other end is gone. A packet or a set
-/// of descriptors that was cut is EMSGSIZE, or EMFILE if this process can have no more of them; whatever came is closed.
+/// Receives one packet and its descriptors; never waits (EAGAIN). 0 bytes: the other end is gone. A packet or
+/// a set of descriptors that was cut is EMSGSIZE, or EMFILE if this process can have no more of them;
+/// whatever came is closed.
 pub fn receive_fds(socket: impl AsFd, packet: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
     receive(socket, packet, MsgFlags::empty())
 }
@@ -61,8 +63,9 @@ pub fn peek(socket: impl AsFd, packet: &mut [u8]) -> Result<usize, Errno> {
     Ok(recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, None, flags)?.bytes)
 }
 
-/// Receives one packet that must not carry descriptors; never waits (EAGAIN). 0 bytes: the other end is gone, or the packet was
-/// empty. A packet that is too long is EMSGSIZE; if descriptors came they are closed, and it is EBADMSG.
+/// Receives one packet that must not carry descriptors; never waits (EAGAIN). 0 bytes: the other end is gone,
+/// or the packet was empty. A packet that is too long is EMSGSIZE; if descriptors came they are closed, and
+/// it is EBADMSG.
 pub fn receive_bytes(socket: impl AsFd, packet: &mut [u8]) -> Result<usize, Errno> {
     receive_plain(socket, packet, MsgFlags::MSG_DONTWAIT)
 }
@@ -72,8 +75,8 @@ pub fn await_bytes(socket: impl AsFd, packet: &mut [u8]) -> Result<usize, Errno>
     receive_plain(socket, packet, MsgFlags::empty())
 }
 
-/// Receives one packet; never waits (EAGAIN). A longer one is cut, and descriptors that come with it are closed. 0 bytes: the other end
-/// is gone, or the packet was empty.
+/// Receives one packet; never waits (EAGAIN). A longer one is cut, and descriptors that come with it are
+/// closed. 0 bytes: the other end is gone, or the packet was empty.
 pub fn receive_cut(socket: impl AsFd, packet: &mut [u8]) -> Result<usize, Errno> {
     let mut parts = [IoSliceMut::new(packet)];
     let socket = socket.as_fd().as_raw_fd();
@@ -145,7 +148,8 @@ unsafe fn take_rights(message: &libc::msghdr) -> Vec<OwnedFd> {
             for at in 0..count {
                 // SAFETY: the header says that `count` numbers follow.
                 let number = unsafe { numbers.add(at).read_unaligned() };
-                // SAFETY: the kernel has just installed the descriptor for this process and nobody else knows it.
+                // SAFETY: the kernel has just installed the descriptor for this process and nobody else knows
+                // it.
                 fds.push(unsafe { OwnedFd::from_raw_fd(number) });
             }
         }

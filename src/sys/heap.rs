@@ -1,14 +1,15 @@
 //! Memory for a process of the guest when the kernel has none to give.
 //!
-//! Rust ends a process whose allocation fails, and PID 1 must not end. The kernel refuses memory where it counts what it has promised
-//! (vm.overcommit_memory=2) and a container has taken all of that, and where the address space has a limit. So every process
-//! sets a range of addresses aside when it starts, which costs nothing: the kernel does not count it (MAP_NORESERVE),
-//! and its pages are there only when they are written to. The C library's allocator is asked first; what it
-//! cannot give comes from here.
+//! Rust ends a process whose allocation fails, and PID 1 must not end. The kernel refuses memory where it
+//! counts what it has promised (vm.overcommit_memory=2) and a container has taken all of that, and where the
+//! address space has a limit. So every process sets a range of addresses aside when it starts, which costs
+//! nothing: the kernel does not count it (MAP_NORESERVE), and its pages are there only when they are written
+//! to. The C library's allocator is asked first; what it cannot give comes from here.
 //!
-//! The range cannot be used up by what a process is allowed to hold (docs/limits.md). There is a region for each power of two. A block is
-//! rounded up to one, comes from its region and goes back to it, so that nothing is split and nothing has to be put together again, and
-//! a region is used up only by so much in blocks of this one size, at one time.
+//! The range cannot be used up by what a process is allowed to hold (docs/limits.md). There is a region for
+//! each power of two. A block is rounded up to one, comes from its region and goes back to it, so that
+//! nothing is split and nothing has to be put together again, and a region is used up only by so much in
+//! blocks of this one size, at one time.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
@@ -21,7 +22,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
 
-/// The smallest block is of 2^4 bytes: it holds the address of the next one, and is aligned as the C library's are.
+/// The smallest block is of 2^4 bytes: it holds the address of the next one, and is aligned as the C
+/// library's are.
 const LEAST: usize = 4;
 /// The largest is of 2^26: a frame of 16 MiB, in a vector that has grown to twice that, and to spare.
 const MOST: usize = 26;
@@ -45,11 +47,13 @@ pub struct Heap;
 static START: AtomicUsize = AtomicUsize::new(0);
 static RESERVE: Mutex<Reserve> = Mutex::new(Reserve { start: 0, regions: [EMPTY; SIZES] });
 
-/// Sets the range aside. Fails where the kernel counts it after all: it was told so before this process began.
+/// Sets the range aside. Fails where the kernel counts it after all: it was told so before this process
+/// began.
 pub fn reserve() -> Result<(), Errno> {
-    // One arena is enough for a thread, and when memory is short there is nothing to make another of. What is large is mapped, and
-    // the kernel's again when it is freed: of itself the C library takes one large block for a habit, and keeps up to 64 MiB. Large is
-    // what no start of a process needs. On the heap it would stay below small blocks that came later.
+    // One arena is enough for a thread, and when memory is short there is nothing to make another of. What is
+    // large is mapped, and the kernel's again when it is freed: of itself the C library takes one large block
+    // for a habit, and keeps up to 64 MiB. Large is what no start of a process needs. On the heap it would
+    // stay below small blocks that came later.
     #[cfg(target_env = "gnu")]
     tune(&[
         (libc::M_ARENA_MAX, 1),
@@ -65,8 +69,8 @@ pub fn reserve() -> Result<(), Errno> {
     Ok(())
 }
 
-/// For who receives by ipc-channel: it takes 208 KiB for each message (a socket's buffer, wmem_default), and to map and unmap them
-/// costs more than the message.
+/// For who receives by ipc-channel: it takes 208 KiB for each message (a socket's buffer, wmem_default), and
+/// to map and unmap them costs more than the message.
 pub fn keep_messages() {
     #[cfg(target_env = "gnu")]
     tune(&[
@@ -114,8 +118,9 @@ fn from_reserve(layout: Layout) -> *mut u8 {
     if START.load(Ordering::Relaxed) == 0 { ptr::null_mut() } else { lock().take(layout) }
 }
 
-// SAFETY: a block is the C library's or the reserve's; which of them is told by its address, so it goes back to where it
-// came from. Both give blocks of at least the layout's size and alignment that nobody else has, and neither panics.
+// SAFETY: a block is the C library's or the reserve's; which of them is told by its address, so it goes back
+// to where it came from. Both give blocks of at least the layout's size and alignment that nobody else has,
+// and neither panics.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise is the one that is asked for.
@@ -162,8 +167,8 @@ unsafe impl GlobalAlloc for Heap {
             unsafe { self.alloc(wanted) }
         };
         if !moved.is_null() {
-            // SAFETY: two blocks, each of at least that many bytes; a new one is no part of the old one. The old one is
-            // the caller's, who gives it away.
+            // SAFETY: two blocks, each of at least that many bytes; a new one is no part of the old one. The
+            // old one is the caller's, who gives it away.
             unsafe {
                 ptr::copy_nonoverlapping(block, moved, layout.size().min(size));
                 self.dealloc(block, layout);
@@ -259,7 +264,8 @@ impl Reserve {
 /// Gives pages back to the kernel: what is in them is nobody's.
 fn give_back(start: usize, length: usize) {
     if let Some(pages) = NonNull::new(ptr::with_exposed_provenance_mut(start)) {
-        // SAFETY: only `put` calls this, with pages of the range in which no block is in use, and no word of a free one.
+        // SAFETY: only `put` calls this, with pages of the range in which no block is in use, and no word of
+        // a free one.
         let _ = unsafe { madvise(pages, length, MmapAdvise::MADV_DONTNEED) };
     }
 }

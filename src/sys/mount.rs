@@ -1,4 +1,5 @@
-//! The descriptor-based mount calls (open_tree(2), move_mount(2), fsopen(2), mount_setattr(2)) and openat2(2).
+//! The descriptor-based mount calls (open_tree(2), move_mount(2), fsopen(2), mount_setattr(2)) and
+//! openat2(2).
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -23,8 +24,8 @@ pub enum Resolve {
     NoLinks,
     /// The same, and no other filesystem than the directory's: what is mounted there is none of its.
     NoMounts,
-    /// One name right in the directory, no link, and nothing that is mounted there. Unlike with the others, what is moved out of
-    /// the directory meanwhile is no error: it was there.
+    /// One name right in the directory, no link, and nothing that is mounted there. Unlike with the others,
+    /// what is moved out of the directory meanwhile is no error: it was there.
     Name,
 }
 
@@ -79,7 +80,8 @@ pub fn openat2(
             )
         };
         match owned(result) {
-            // A rename, anywhere, raced with `..`; the kernel asks to be asked again. Somebody could see to it that it never ends.
+            // A rename, anywhere, raced with `..`; the kernel asks to be asked again. Somebody could see to
+            // it that it never ends.
             Err(Errno::EAGAIN) if races < RACES => races += 1,
             Err(Errno::EINTR) => {}
             result => return result,
@@ -114,7 +116,8 @@ pub fn move_mount(from: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// Sets mount attributes (`MOUNT_ATTR_*` of libc) and makes the mount private, with all below it if `recursive`.
+/// Sets mount attributes (`MOUNT_ATTR_*` of libc) and makes the mount private, with all below it if
+/// `recursive`.
 pub fn set_attributes(at: impl AsFd, attributes: u64, recursive: bool) -> Result<(), Errno> {
     // SAFETY: an all-zero mount_attr is a valid one.
     let mut attr: libc::mount_attr = unsafe { std::mem::zeroed() };
@@ -165,9 +168,9 @@ pub fn new_mount(kind: &str, options: &[(&str, &str)], attributes: u64) -> Resul
 
 /// Enters a new mount namespace in which every later one can be kept by a bind mount.
 ///
-/// The kernel keeps a namespace only in one with a smaller number (mnt_ns_loop in fs/namespace.c), and since 6.18 each CPU
-/// gives out numbers of its own. The smallest of one from each CPU is smaller than all that come after it. A VM's
-/// first namespace needs none of this: it is the smallest there is.
+/// The kernel keeps a namespace only in one with a smaller number (mnt_ns_loop in fs/namespace.c), and since
+/// 6.18 each CPU gives out numbers of its own. The smallest of one from each CPU is smaller than all that
+/// come after it. A VM's first namespace needs none of this: it is the smallest there is.
 pub fn enter_new_namespace() -> Result<(), Errno> {
     let this = Pid::from_raw(0);
     let cpus = sched_getaffinity(this)?;
@@ -188,7 +191,8 @@ pub fn enter_new_namespace() -> Result<(), Errno> {
     setns(namespace, CloneFlags::CLONE_NEWNS)
 }
 
-/// A mount namespace's number; 0 where the kernel (before 6.11) does not tell: all are given out in order there.
+/// A mount namespace's number; 0 where the kernel (before 6.11) does not tell: all are given out in order
+/// there.
 fn namespace_number(namespace: &OwnedFd) -> u64 {
     let mut number: u64 = 0;
     // SAFETY: NS_GET_MNTNS_ID writes one u64, which outlives the call.

@@ -19,8 +19,8 @@ pub struct Page {
 }
 
 impl Page {
-    /// Maps it. The file must be a memfd of at least one page that nobody makes shorter: a number below its end would
-    /// end the process with SIGBUS.
+    /// Maps it. The file must be a memfd of at least one page that nobody makes shorter: a number below its
+    /// end would end the process with SIGBUS.
     pub fn map(file: impl AsFd) -> Result<Page, Errno> {
         let length = NonZeroUsize::new(PAGE).ok_or(Errno::EINVAL)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -42,8 +42,8 @@ impl Page {
     }
 
     fn slots(&self) -> &[AtomicU64; SLOTS] {
-        // SAFETY: the mapping is PAGE bytes, page-aligned, and lives as long as `self`; atomics may be shared with other
-        // processes, and every bit pattern is one.
+        // SAFETY: the mapping is PAGE bytes, page-aligned, and lives as long as `self`; atomics may be shared
+        // with other processes, and every bit pattern is one.
         unsafe { self.at.as_ref() }
     }
 }

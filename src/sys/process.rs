@@ -46,11 +46,12 @@ pub fn check_single_threaded() -> Result<(), Errno> {
     Errno::result(unsafe { libc::unshare(libc::CLONE_THREAD) }).map(drop)
 }
 
-/// Clones a sibling: a child of the caller's parent, which reaps it. `flags` are CLONE_NEW* flags, and CLONE_FILES for a child
-/// that begins with [`own_descriptors`]; `cgroup` is a cgroup v2 directory to be born in.
+/// Clones a sibling: a child of the caller's parent, which reaps it. `flags` are CLONE_NEW* flags, and
+/// CLONE_FILES for a child that begins with [`own_descriptors`]; `cgroup` is a cgroup v2 directory to be born
+/// in.
 ///
-/// For a process that has one thread ([`check_single_threaded`]): what another one's locks guard, the child could never
-/// use.
+/// For a process that has one thread ([`check_single_threaded`]): what another one's locks guard, the child
+/// could never use.
 pub fn clone_sibling(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
@@ -62,8 +63,9 @@ pub fn clone_sibling(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Clone
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(|_| Errno::EBADF)?;
     }
-    // SAFETY: execd, the only caller, has checked at its start that it has one thread, and starts none, so no lock is held
-    // elsewhere; without CLONE_VM the child has its own copy of this memory; `args` and the pidfd's place outlive the call.
+    // SAFETY: execd, the only caller, has checked at its start that it has one thread, and starts none, so no
+    // lock is held elsewhere; without CLONE_VM the child has its own copy of this memory; `args` and the
+    // pidfd's place outlive the call.
     let pid =
         Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
     if pid == 0 {
@@ -92,11 +94,12 @@ pub fn kill(pidfd: &OwnedFd) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// Gives a process that was cloned with CLONE_FILES descriptors of its own: those up to `last`. What its parent has above is
-/// neither copied nor closed, so that this costs the same however much that is.
+/// Gives a process that was cloned with CLONE_FILES descriptors of its own: those up to `last`. What its
+/// parent has above is neither copied nor closed, so that this costs the same however much that is.
 pub fn own_descriptors(last: RawFd) -> Result<(), Errno> {
     let first = u32::try_from(last).map_err(|_| Errno::EBADF)? + 1;
-    // SAFETY: takes numbers only, and closes none of the parent's: what is closed is a copy that nobody has used.
+    // SAFETY: takes numbers only, and closes none of the parent's: what is closed is a copy that nobody has
+    // used.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_UNSHARE) };
     Errno::result(result).map(drop)
 }
@@ -166,8 +169,8 @@ impl Program {
         })
     }
 
-    /// Executes the first candidate that can be; returns why none could, and which one it was. As execvp(3) has it: one that is
-    /// there but may not be executed is the answer if no other can be.
+    /// Executes the first candidate that can be; returns why none could, and which one it was. As execvp(3)
+    /// has it: one that is there but may not be executed is the answer if no other can be.
     pub fn execute(&self) -> (Errno, &CStr) {
         let pointers = |words: &[CString]| -> Vec<*const libc::c_char> {
             words.iter().map(|word| word.as_ptr()).chain([ptr::null()]).collect()
@@ -197,8 +200,8 @@ struct KernelAction {
     mask: u64,
 }
 
-/// No signal is ignored but SIGPIPE. A program inherits what is ignored, and whoever started this one may ignore some:
-/// glibc's posix_spawn leaves one of its own ignored.
+/// No signal is ignored but SIGPIPE. A program inherits what is ignored, and whoever started this one may
+/// ignore some: glibc's posix_spawn leaves one of its own ignored.
 pub fn ignore_nothing() -> Result<(), Errno> {
     let (default, mut old) = (KernelAction::default(), KernelAction::default());
     let size = size_of::<u64>();
@@ -218,14 +221,14 @@ pub fn ignore_nothing() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Blocks the signal that releases a start (SIGCONT: one that comes too often does no harm), so that it is not lost
-/// before [`wait_for_release`] asks for it.
+/// Blocks the signal that releases a start (SIGCONT: one that comes too often does no harm), so that it is
+/// not lost before [`wait_for_release`] asks for it.
 pub fn await_release() -> Result<(), Errno> {
     mask(libc::SIG_BLOCK)
 }
 
-/// Waits for the release, and lets the signal through again. EAGAIN: it did not come in time. Only the parent, which is init, can
-/// release: any other process that may signal this one is not believed.
+/// Waits for the release, and lets the signal through again. EAGAIN: it did not come in time. Only the
+/// parent, which is init, can release: any other process that may signal this one is not believed.
 pub fn wait_for_release(limit: Duration) -> Result<(), Errno> {
     let until = Instant::now() + limit;
     let set = release_set();
@@ -246,10 +249,12 @@ pub fn wait_for_release(limit: Duration) -> Result<(), Errno> {
     }
 }
 
-/// Whether a signal was sent by kill(2) of this process's parent. Both numbers are 0 if the parent is outside of this process's PID
-/// namespace, and no sender inside has that number. The kernel lets nobody claim SI_USER with another's number (sigqueue(3)).
+/// Whether a signal was sent by kill(2) of this process's parent. Both numbers are 0 if the parent is outside
+/// of this process's PID namespace, and no sender inside has that number. The kernel lets nobody claim
+/// SI_USER with another's number (sigqueue(3)).
 fn is_from_parent(info: &libc::siginfo_t) -> bool {
-    // SAFETY: the kernel has filled in the sender for every signal that a process sends, and zeros are a number too.
+    // SAFETY: the kernel has filled in the sender for every signal that a process sends, and zeros are a
+    // number too.
     let (sender, parent) = unsafe { (info.si_pid(), libc::getppid()) };
     info.si_code == libc::SI_USER && sender == parent
 }

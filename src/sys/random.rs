@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 
-/// `_IOW('R', 0x03, int [2])` and `_IO('R', 0x07)` of linux/random.h, which libc does not have. policy/mountd.json
-/// names them by number.
+/// `_IOW('R', 0x03, int [2])` and `_IO('R', 0x07)` of linux/random.h, which libc does not have.
+/// policy/mountd.json names them by number.
 const RNDADDENTROPY: u32 = 0x4008_5203;
 const RNDRESEEDCRNG: u32 = 0x5207;
 /// The most that is added at once, in bytes.
@@ -25,13 +25,14 @@ struct PoolInfo {
 pub fn add_entropy(pool: impl AsFd, seed: &[u8; SEED]) -> Result<(), Errno> {
     const BYTES: libc::c_int = SEED as libc::c_int;
     let info = PoolInfo { entropy_count: 8 * BYTES, buf_size: BYTES, buf: *seed };
-    // SAFETY: RNDADDENTROPY reads a rand_pool_info and the buf_size bytes behind it, which are in `info` and outlive the call.
+    // SAFETY: RNDADDENTROPY reads a rand_pool_info and the buf_size bytes behind it, which are in `info` and
+    // outlive the call.
     Errno::result(unsafe { libc::ioctl(pool.as_fd().as_raw_fd(), RNDADDENTROPY as _, &raw const info) })
         .map(drop)
 }
 
-/// Has the generators begin anew from what is in the pool: what they give does not follow from what they gave. Needs
-/// CAP_SYS_ADMIN.
+/// Has the generators begin anew from what is in the pool: what they give does not follow from what they
+/// gave. Needs CAP_SYS_ADMIN.
 pub fn reseed(pool: impl AsFd) -> Result<(), Errno> {
     // SAFETY: RNDRESEEDCRNG takes no argument.
     Errno::result(unsafe { libc::ioctl(pool.as_fd().as_raw_fd(), RNDRESEEDCRNG as _, 0) }).map(drop)

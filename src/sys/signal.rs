@@ -45,8 +45,8 @@ pub fn is_child(pid: Pid) -> bool {
     unsafe { libc::waitid(libc::P_PID, id, &mut info, flags) == 0 }
 }
 
-/// Sends a signal to a process, or to its process group. The caller is the only reaper of `pid`, so the number
-/// cannot belong to anybody else yet.
+/// Sends a signal to a process, or to its process group. The caller is the only reaper of `pid`, so the
+/// number cannot belong to anybody else yet.
 pub fn kill(pid: Pid, signal: i32, group: bool) -> Result<(), Errno> {
     if pid.0 <= 1 {
         // 0, -1 and 1 mean groups, everyone and ourselves.
@@ -68,13 +68,15 @@ impl Set {
         // SAFETY: writes to the set and to nothing else.
         unsafe { libc::sigemptyset(&raw mut set) };
         for signal in signals {
-            // SAFETY: writes to the set and to nothing else. The C library refuses the two signals that it keeps to itself.
+            // SAFETY: writes to the set and to nothing else. The C library refuses the two signals that it
+            // keeps to itself.
             unsafe { libc::sigaddset(&raw mut set, signal.get()) };
         }
         Set(set)
     }
 
-    /// Blocks these and no other signals in the calling thread, and in the threads that it starts from now on.
+    /// Blocks these and no other signals in the calling thread, and in the threads that it starts from now
+    /// on.
     pub fn block_only(&self) -> Result<(), Errno> {
         // SAFETY: the set outlives the call; no old one is asked for.
         let result =
@@ -106,7 +108,8 @@ pub fn is_ignored(signal: Signal) -> bool {
     asked == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
-/// Has the kernel keep children that have exited until they are waited for, also if whoever started this process ignored SIGCHLD.
+/// Has the kernel keep children that have exited until they are waited for, also if whoever started this
+/// process ignored SIGCHLD.
 pub fn keep_children() {
     // SAFETY: SIG_DFL is no handler, and no part of this program sets one for SIGCHLD.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };

@@ -7,15 +7,15 @@ use nix::errno::Errno;
 /// The host's address on vsock (vsock(7)).
 pub const HOST_CID: u32 = libc::VMADDR_CID_HOST;
 
-/// Takes the next connection of a non-blocking listening socket, close-on-exec and non-blocking, and on vsock the CID of who
-/// connected; EAGAIN if there is none.
+/// Takes the next connection of a non-blocking listening socket, close-on-exec and non-blocking, and on vsock
+/// the CID of who connected; EAGAIN if there is none.
 pub fn accept(listener: &OwnedFd) -> Result<(OwnedFd, Option<u32>), Errno> {
     let mut address =
         libc::sockaddr_vm { svm_family: 0, svm_reserved1: 0, svm_port: 0, svm_cid: 0, svm_zero: [0; 4] };
     let mut length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: the kernel writes at most `length` bytes at `address`, whose size that is, and the address's true length at
-    // `length`; both outlive the call. Any bytes are a valid sockaddr_vm.
+    // SAFETY: the kernel writes at most `length` bytes at `address`, whose size that is, and the address's
+    // true length at `length`; both outlive the call. Any bytes are a valid sockaddr_vm.
     let number = Errno::result(unsafe {
         libc::accept4(listener.as_raw_fd(), (&raw mut address).cast(), &raw mut length, flags)
     })?;
@@ -25,7 +25,8 @@ pub fn accept(listener: &OwnedFd) -> Result<(OwnedFd, Option<u32>), Errno> {
     Ok((connection, cid))
 }
 
-/// How many bytes that were written have not left yet: of a tty, of a vsock connection (Linux 6.12 and later).
+/// How many bytes that were written have not left yet: of a tty, of a vsock connection (Linux 6.12 and
+/// later).
 pub fn unsent(fd: impl AsFd) -> Result<usize, Errno> {
     let mut count: libc::c_int = 0;
     // SAFETY: TIOCOUTQ, which is SIOCOUTQ's number too, writes one int, which outlives the call.
@@ -33,8 +34,9 @@ pub fn unsent(fd: impl AsFd) -> Result<usize, Errno> {
     Ok(usize::try_from(count).unwrap_or_default())
 }
 
-/// Has a netlink socket hear the kernel's answers of yes and no (NLMSG_ERROR, netlink(7)) and nothing else, for good: a filter
-/// for it (socket(7), SO_ATTACH_FILTER), which SO_LOCK_FILTER keeps from being taken off or replaced. What else comes is thrown away.
+/// Has a netlink socket hear the kernel's answers of yes and no (NLMSG_ERROR, netlink(7)) and nothing else,
+/// for good: a filter for it (socket(7), SO_ATTACH_FILTER), which SO_LOCK_FILTER keeps from being taken off
+/// or replaced. What else comes is thrown away.
 pub fn hear_only_answers(netlink: impl AsFd) -> Result<(), Errno> {
     // Where nlmsghdr has its type. It is in the machine's own order, and the filter reads as networks do.
     const TYPE: u32 = 4;
@@ -54,8 +56,8 @@ pub fn hear_only_answers(netlink: impl AsFd) -> Result<(), Errno> {
 /// Sets an option of SOL_SOCKET that nix does not know. `T` is what the kernel reads for it.
 fn set<T>(socket: impl AsFd, option: libc::c_int, value: &T) -> Result<(), Errno> {
     let (fd, size) = (socket.as_fd().as_raw_fd(), size_of::<T>() as libc::socklen_t);
-    // SAFETY: the kernel reads `size` bytes at `value`, which is what a T has; what a sock_fprog points at is its caller's, and
-    // outlives the call.
+    // SAFETY: the kernel reads `size` bytes at `value`, which is what a T has; what a sock_fprog points at is
+    // its caller's, and outlives the call.
     let result =
         unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, std::ptr::from_ref(value).cast(), size) };
     Errno::result(result).map(drop)

@@ -38,8 +38,8 @@ fn threads() -> Option<usize> {
 /// Closes descriptors that a forked child inherited and that only its parent goes on using.
 pub fn close_in_child(numbers: &[RawFd]) {
     for &number in numbers {
-        // SAFETY: called in the child of `fork` only, whose copies of the parent's owners never run their drops
-        // (it leaves by exit); a number that is not open is an error and nothing more.
+        // SAFETY: called in the child of `fork` only, whose copies of the parent's owners never run their
+        // drops (it leaves by exit); a number that is not open is an error and nothing more.
         unsafe { libc::close(number) };
     }
 }
@@ -65,11 +65,13 @@ struct Plan<'a> {
     highest: RawFd,
 }
 
-/// Clones a sibling (a child of the caller's parent) that executes `binary` with `arguments` and no environment. It
-/// inherits 1 and 2, if `moves` has no others, and `moves` as (from, to); everything else is closed. Every `from` is above every `to`.
+/// Clones a sibling (a child of the caller's parent) that executes `binary` with `arguments` and no
+/// environment. It inherits 1 and 2, if `moves` has no others, and `moves` as (from, to); everything else is
+/// closed. Every `from` is above every `to`.
 ///
-/// The caller waits for the execution, and its memory is the sibling's until then: with a copy, each page that it writes to afterwards
-/// would take a page more, and where there is none the kernel's own writes (rseq(2), what is received) end it or fail.
+/// The caller waits for the execution, and its memory is the sibling's until then: with a copy, each page
+/// that it writes to afterwards would take a page more, and where there is none the kernel's own writes
+/// (rseq(2), what is received) end it or fail.
 ///
 /// Fails when the clone fails; when the execution fails, the sibling exits with 127.
 pub fn spawn_sibling(
@@ -89,8 +91,9 @@ pub fn spawn_sibling(
     let mut stack = Stack([MaybeUninit::uninit(); 32 << 10]);
     let top = stack.0.as_mut_ptr_range().end.cast::<libc::c_void>();
     let flags = libc::CLONE_PARENT | libc::CLONE_VM | libc::CLONE_VFORK;
-    // SAFETY: the stack and the plan outlive the sibling's use of them: by CLONE_VFORK this thread goes on when it has executed or
-    // exited. Until then it writes to nothing but its stack and errno, which is read after the clone only if that has failed.
+    // SAFETY: the stack and the plan outlive the sibling's use of them: by CLONE_VFORK this thread goes on
+    // when it has executed or exited. Until then it writes to nothing but its stack and errno, which is read
+    // after the clone only if that has failed.
     let pid = unsafe { libc::clone(child, top, flags, ptr::from_ref(&plan).cast_mut().cast()) };
     Errno::result(pid).map(Pid)
 }
@@ -108,7 +111,8 @@ extern "C" fn child(plan: *mut libc::c_void) -> libc::c_int {
         // SAFETY: closes a descriptor of this process only, which nothing else runs in; `binary` is above.
         unsafe { libc::close(number) };
     }
-    // SAFETY: what is above the inherited numbers is marked close-on-exec, not closed: `binary` is still needed.
+    // SAFETY: what is above the inherited numbers is marked close-on-exec, not closed: `binary` is still
+    // needed.
     unsafe {
         libc::syscall(libc::SYS_close_range, highest + 1, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_uint)
     };

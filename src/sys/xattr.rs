@@ -6,7 +6,8 @@ use std::ptr;
 
 use nix::errno::Errno;
 
-/// The most that the kernel returns, of names and of a value (linux/limits.h: XATTR_LIST_MAX, XATTR_SIZE_MAX).
+/// The most that the kernel returns, of names and of a value (linux/limits.h: XATTR_LIST_MAX,
+/// XATTR_SIZE_MAX).
 const MAX: usize = 64 << 10;
 
 /// The names of a file's attributes.

@@ -1,8 +1,8 @@
 //! How a helper comes up: what it inherits.
 //!
-//! The warden makes the sockets of both directions, so that a helper never holds init's ends: whoever does can fill them,
-//! and have PID 1 wait, or have the kernel add to what PID 1 receives. The helper inherits its ends at the fixed numbers
-//! below, as everything else; what is not there is closed.
+//! The warden makes the sockets of both directions, so that a helper never holds init's ends: whoever does
+//! can fill them, and have PID 1 wait, or have the kernel add to what PID 1 receives. The helper inherits its
+//! ends at the fixed numbers below, as everything else; what is not there is closed.
 
 use std::os::fd::OwnedFd;
 
@@ -12,7 +12,8 @@ use crate::fault::{Fault, OrFault};
 
 /// execd and streamd: their end of the SEQPACKET socket on which descriptors travel (src/wire/streamd.rs).
 pub const FD_SOCKET: i32 = 3;
-/// execd: one end of a socket pair in which it keeps duplicates of the processes' outputs, for its successors to find.
+/// execd: one end of a socket pair in which it keeps duplicates of the processes' outputs, for its successors
+/// to find.
 pub const FD_VAULT_IN: i32 = 4;
 /// execd: the other end.
 pub const FD_VAULT_OUT: i32 = 5;
@@ -35,7 +36,8 @@ pub const FD_REQUESTS: i32 = 11;
 /// Every helper with `--ipc`: where its replies go.
 pub const FD_REPLIES: i32 = 12;
 
-/// netd, mountd and execd with `--ipc`: the network namespace of the pod, which they enter. Missing where the guest has none of its own.
+/// netd, mountd and execd with `--ipc`: the network namespace of the pod, which they enter. Missing where the
+/// guest has none of its own.
 pub const FD_NETWORK: i32 = 13;
 
 /// A pair of connected sockets as ipc-channel's are.

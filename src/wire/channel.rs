@@ -1,8 +1,8 @@
 //! ipc-channel, which nothing else touches: how requests go to helpers, and replies come from them.
 //!
-//! A request is encoded once. What is small travels in the packet, what is large in a memfd. Only init makes requests, and
-//! helpers believe it. Replies are small, and init believes none of them: it takes the packet from the socket itself
-//! (`init::inbox`) and has it decoded here.
+//! A request is encoded once. What is small travels in the packet, what is large in a memfd. Only init makes
+//! requests, and helpers believe it. Replies are small, and init believes none of them: it takes the packet
+//! from the socket itself (`init::inbox`) and has it decoded here.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -29,8 +29,8 @@ use crate::fault::{Fault, OrFault};
 use crate::paths;
 use crate::sys::fd::send_fds;
 
-/// Requests of up to this many encoded bytes travel in the packet. With at most 16 requests under way a helper's socket
-/// (208 kB) cannot fill, so init never waits in a send.
+/// Requests of up to this many encoded bytes travel in the packet. With at most 16 requests under way a
+/// helper's socket (208 kB) cannot fill, so init never waits in a send.
 pub const INLINE_MAX: usize = 4096;
 /// Why shared memory cannot be had.
 const NO_MEMORY: &str = "no memory to share";
@@ -40,8 +40,8 @@ const NO_MEMORY: &str = "no memory to share";
 enum Letter {
     /// In the packet.
     Inline(Bytes),
-    /// In a memfd. Never to init, which maps nothing that a helper has made: whoever has the memory can cut it off under the
-    /// reader.
+    /// In a memfd. Never to init, which maps nothing that a helper has made: whoever has the memory can cut
+    /// it off under the reader.
     Shared(IpcSharedMemory),
 }
 
@@ -78,7 +78,8 @@ pub enum Sent {
     Whole,
     /// Nobody will ever read it: the helper's end is closed.
     Dying(String),
-    /// The helper lives and has not got it: it could not be encoded or sent, for want of memory or of descriptors.
+    /// The helper lives and has not got it: it could not be encoded or sent, for want of memory or of
+    /// descriptors.
     Unsent(Fault),
 }
 
@@ -101,7 +102,8 @@ impl Post {
         Ok(Outbox { to, sender })
     }
 
-    /// Sends one request. It is small, or in shared memory, and few are under way at a time, so this does not wait.
+    /// Sends one request. It is small, or in shared memory, and few are under way at a time, so this does not
+    /// wait.
     pub fn send(&self, outbox: &Outbox, id: u64, request: &Request) -> Sent {
         let letter = match self.letter(&Envelope { id, body: request }) {
             Ok(letter) => letter,
@@ -141,11 +143,11 @@ impl Post {
     }
 }
 
-/// What a request is written on: up to [`INLINE_MAX`] bytes of memory, and from then on a memfd. So a large request is not held
-/// a second time.
+/// What a request is written on: up to [`INLINE_MAX`] bytes of memory, and from then on a memfd. So a large
+/// request is not held a second time.
 ///
-/// ipc-channel writes shared memory into a mapping, and where there is no memory that is the end of the writer (SIGBUS). A
-/// write to the file is an error then.
+/// ipc-channel writes shared memory into a mapping, and where there is no memory that is the end of the
+/// writer (SIGBUS). A write to the file is an error then.
 #[derive(Default)]
 struct Sheet {
     /// All of it, or what is still to be written to the file.
@@ -214,8 +216,9 @@ fn write(file: &mut File, bytes: &[u8]) -> Result<(), Fault> {
     file.write_all(bytes).map_err(|error| Fault::io("sharing", "memory", &error))
 }
 
-/// What a helper says in a packet that came without descriptors; else what is wrong with it, for the log. What is allocated is
-/// bounded by the packet: a length that it claims for a part of itself is checked against what is there.
+/// What a helper says in a packet that came without descriptors; else what is wrong with it, for the log.
+/// What is allocated is bounded by the packet: a length that it claims for a part of itself is checked
+/// against what is there.
 pub fn said<R: Serialize + DeserializeOwned>(packet: &[u8]) -> Result<Said<R>, String> {
     decode(packet)
 }
@@ -296,20 +299,21 @@ impl<R: Serialize> Clone for Voice<R> {
 
 // ---- descriptors that ipc-channel takes ----
 
-/// ipc-channel cannot wrap a descriptor, but it takes those that come in a message. So this is a channel to oneself, made
-/// while the process may still make sockets.
+/// ipc-channel cannot wrap a descriptor, but it takes those that come in a message. So this is a channel to
+/// oneself, made while the process may still make sockets.
 struct Adopter<T> {
     socket: OwnedFd,
     inside: IpcReceiver<T>,
-    /// Something was sent and could not be taken: it may still be there, and is not to be taken for what is sent next.
+    /// Something was sent and could not be taken: it may still be there, and is not to be taken for what is
+    /// sent next.
     stale: Cell<bool>,
 }
 
 impl<T: Serialize + DeserializeOwned> Adopter<T> {
     /// Opens the channel; the first message is the one of these sockets, as `adopt` has it.
     fn open(first: &[OwnedFd]) -> Result<(Adopter<T>, T), Fault> {
-        // ipc-channel makes a socket in the system's temporary directory; a helper's environment names none. It stays as it
-        // was set first.
+        // ipc-channel makes a socket in the system's temporary directory; a helper's environment names none.
+        // It stays as it was set first.
         if Path::new(paths::IPC).is_dir() {
             let _ = tempfile::env::override_temp_dir(Path::new(paths::IPC));
         }

@@ -14,18 +14,20 @@ use super::{Terms, WORK};
 /// What init asks of execd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Start the pod init in new PID, mount, IPC and UTS namespaces, as init's child, and keep these under `paths::POD_NS`.
+    /// Start the pod init in new PID, mount, IPC and UTS namespaces, as init's child, and keep these under
+    /// `paths::POD_NS`.
     StartPod {
         /// The pod's UTS name.
         hostname: String,
     },
-    /// A restarted execd: enter what is kept under `paths::POD_NS`, and take over what was kept of the processes'
-    /// outputs. Also sent after `StartPod`.
+    /// A restarted execd: enter what is kept under `paths::POD_NS`, and take over what was kept of the
+    /// processes' outputs. Also sent after `StartPod`.
     JoinPod {
         /// The stdio streams of the processes that are not finished.
         running: Vec<StreamId>,
     },
-    /// A restarted execd before there is a pod: take over what was kept of the outputs of what came by the debugging door.
+    /// A restarted execd before there is a pod: take over what was kept of the outputs of what came by the
+    /// debugging door.
     Adopt {
         /// As with `JoinPod`.
         running: Vec<StreamId>,
@@ -40,15 +42,16 @@ pub enum Request {
         init: bool,
         /// The pod's hostname, for `HOSTNAME`.
         hostname: String,
-        /// The container's sysctls, with its init's start: the process sets those that are not the network's before it enters the container.
+        /// The container's sysctls, with its init's start: the process sets those that are not the network's
+        /// before it enters the container.
         #[serde(default)]
         sysctl: Sysctls,
         /// The stdio streams of processes that have finished meanwhile: as `Release`, before the start.
         #[serde(default)]
         finished: Vec<StreamId>,
     },
-    /// The debugging door: start a process in the guest's own namespaces, as init's child. Refused unless the door was
-    /// opened at boot.
+    /// The debugging door: start a process in the guest's own namespaces, as init's child. Refused unless the
+    /// door was opened at boot.
     StartInGuest {
         /// The process.
         process: Box<Process>,

@@ -2,8 +2,9 @@
 //!
 //! There may be several mountd at once, each with an edge of its own (`Instance`).
 //!
-//! A request carries a number, and its reply carries the same number. Helpers answer one request after the other, with two
-//! exceptions: streamd answers `Finish` when the process's output has left, and execd answers a start when the process is ready.
+//! A request carries a number, and its reply carries the same number. Helpers answer one request after the
+//! other, with two exceptions: streamd answers `Finish` when the process's output has left, and execd answers
+//! a start when the process is ready.
 
 pub mod bootstrap;
 pub mod bytes;
@@ -130,8 +131,8 @@ edge!(mountd, Mountd);
 edge!(execd, Execd);
 edge!(streamd, Streamd);
 
-/// A helper that works on one request for this long without answering hangs. netd waits two seconds for a link that is being
-/// plugged; execd gives a process that is being started five.
+/// A helper that works on one request for this long without answering hangs. netd waits two seconds for a
+/// link that is being plugged; execd gives a process that is being started five.
 pub const WORK: Duration = Duration::from_secs(10);
 /// As [`WORK`], for mountd: it waits for disks (2 s), replays journals, and syncs.
 pub const MOUNT: Duration = Duration::from_secs(30);
@@ -142,14 +143,14 @@ const TRIES: u32 = 3;
 /// On what terms a request is made. Each edge says so beside its requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
-    /// To how many helpers, one the successor of the other, it is sent when they die over it. One, unless a second time comes
-    /// to the same.
+    /// To how many helpers, one the successor of the other, it is sent when they die over it. One, unless a
+    /// second time comes to the same.
     pub tries: u32,
-    /// How long the helper may work on it; none where the host decides: a host that does not read the stream port is slow,
-    /// not wrong.
+    /// How long the helper may work on it; none where the host decides: a host that does not read the stream
+    /// port is slow, not wrong.
     pub limit: Option<Duration>,
-    /// Whether it is given up if it cannot be sent, and whoever asked for it is told. Otherwise the helper is killed, and its
-    /// successor gets the request.
+    /// Whether it is given up if it cannot be sent, and whoever asked for it is told. Otherwise the helper is
+    /// killed, and its successor gets the request.
     pub may_fail: bool,
 }
 
@@ -199,8 +200,8 @@ impl std::fmt::Display for Role {
     }
 }
 
-/// How many mountd there are at most. What waits for a disk, a server or the share's host holds one of them up, and the
-/// requests of other containers go to others; with all of them held up, those wait.
+/// How many mountd there are at most. What waits for a disk, a server or the share's host holds one of them
+/// up, and the requests of other containers go to others; with all of them held up, those wait.
 pub const MOUNTDS: u8 = 10;
 
 /// One helper: its role, and which of that role it is. Only mountd has more than the first.

@@ -14,8 +14,8 @@ use super::{Bytes, MOUNT, MOUNTDS, Terms};
 
 /// The largest file that READFILE answers with, in bytes: it has to fit a frame.
 pub const FILE_MAX: usize = CONTROL_MAX - CONTROL_HEADER;
-/// How much of a file one reply carries at most, in bytes: it fits the socket's buffer (208 kB by default), so that mountd
-/// has answered and is free for others.
+/// How much of a file one reply carries at most, in bytes: it fits the socket's buffer (208 kB by default),
+/// so that mountd has answered and is free for others.
 pub const PART_MAX: usize = 64 << 10;
 
 /// What init asks of mountd.
@@ -32,19 +32,21 @@ pub enum Request {
         /// The link's name.
         device: String,
     },
-    /// Mount the share, write hosts, hostname and resolv.conf, make the pod's shm. Undoes itself when it fails.
+    /// Mount the share, write hosts, hostname and resolv.conf, make the pod's shm. Undoes itself when it
+    /// fails.
     PreparePod {
         /// The pod's files.
         pod: PodFiles,
     },
-    /// Build a container's mount namespace and keep it as `paths::container_mount_ns`. Undoes itself when it fails. It waits
-    /// for a disk and fills a new volume only for a moment, and has to be asked again then: the host may have given it
-    /// up.
+    /// Build a container's mount namespace and keep it as `paths::container_mount_ns`. Undoes itself when it
+    /// fails. It waits for a disk and fills a new volume only for a moment, and has to be asked again then:
+    /// the host may have given it up.
     PrepareContainer {
         /// What the host said of it.
         container: Box<Container>,
     },
-    /// Read a regular file of a container. The answer is its beginning; `ReadOn` reads on. A new ReadFile forgets the last.
+    /// Read a regular file of a container. The answer is its beginning; `ReadOn` reads on. A new ReadFile
+    /// forgets the last.
     ReadFile {
         /// Whose.
         container: ContainerId,
@@ -65,7 +67,8 @@ pub enum Request {
         /// All that it shall contain.
         data: Bytes,
     },
-    /// Kill everything that is left in the container, and answer when nothing of it runs (zombies are init's).
+    /// Kill everything that is left in the container, and answer when nothing of it runs (zombies are
+    /// init's).
     KillContainer {
         /// Which.
         container: ContainerId,
@@ -136,8 +139,9 @@ impl Request {
         }
     }
 
-    /// How many of the mountds it may be sent to, counted from the first. The last is for kills, and the one before for requests that
-    /// end something else, however many of the others are held up. A request that may be sent to more of them comes first.
+    /// How many of the mountds it may be sent to, counted from the first. The last is for kills, and the one
+    /// before for requests that end something else, however many of the others are held up. A request that
+    /// may be sent to more of them comes first.
     pub fn mountds(&self) -> u8 {
         match self {
             Request::KillContainer { .. } => MOUNTDS,

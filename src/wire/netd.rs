@@ -14,8 +14,8 @@ pub enum Request {
         /// The link's name.
         device: String,
     },
-    /// Name, size and bring up links, and give them addresses. A link that is not there is waited for. Undoes itself when it
-    /// fails.
+    /// Name, size and bring up links, and give them addresses. A link that is not there is waited for. Undoes
+    /// itself when it fails.
     SetInterfaces {
         /// Which, in order.
         interfaces: Vec<Interface>,
@@ -31,12 +31,14 @@ pub enum Request {
         #[serde(default)]
         repeated: bool,
     },
-    /// Let in what the white lists and the ports let in, and nothing else, in place of what was let in before.
+    /// Let in what the white lists and the ports let in, and nothing else, in place of what was let in
+    /// before.
     SetPorts {
         /// All of it.
         mapping: PortMapping,
     },
-    /// Take back what the other requests did for a pod. What is not there is no error: this is the undo, of a part too.
+    /// Take back what the other requests did for a pod. What is not there is no error: this is the undo, of a
+    /// part too.
     Reset {
         /// What they were asked.
         network: Network,

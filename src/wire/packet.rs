@@ -1,15 +1,17 @@
 //! The packets of ipc-channel on its SEQPACKET sockets, as init receives them itself.
 //!
-//! ipc-channel's own receive believes what comes: a false size makes it allocate, wait or panic, and surplus descriptors stay
-//! open. So whoever listens to somebody that is not believed takes the packet from the socket with his own hands, checks
-//! here that it is one, and leaves to ipc-channel what is left to do: to decode it (`channel::decode`).
+//! ipc-channel's own receive believes what comes: a false size makes it allocate, wait or panic, and surplus
+//! descriptors stay open. So whoever listens to somebody that is not believed takes the packet from the
+//! socket with his own hands, checks here that it is one, and leaves to ipc-channel what is left to do: to
+//! decode it (`channel::decode`).
 //!
-//! A packet is two native words, its own length and the message's, and the message. (A message that does not fit a packet
-//! brings a socket for the rest; none of ours does, and here such a one is refused.)
+//! A packet is two native words, its own length and the message's, and the message. (A message that does not
+//! fit a packet brings a socket for the rest; none of ours does, and here such a one is refused.)
 
 /// The words in front.
 const HEADER: usize = 2 * size_of::<usize>();
-/// The longest packet that is received: more than ipc-channel puts into one (the default buffer of a socket, 208 kB).
+/// The longest packet that is received: more than ipc-channel puts into one (the default buffer of a socket,
+/// 208 kB).
 pub const PACKET_MAX: usize = 256 << 10;
 
 /// The packet of a message that is encoded already.

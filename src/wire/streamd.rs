@@ -6,8 +6,9 @@ use crate::ids::StreamId;
 
 use super::{Terms, WORK};
 
-/// How often a request is sent where giving up loses what a process wrote. While a host reads slowly, the end of a stream is under way
-/// for as long as it takes, and deaths of streamd meanwhile are hardly the request's doing.
+/// How often a request is sent where giving up loses what a process wrote. While a host reads slowly, the end
+/// of a stream is under way for as long as it takes, and deaths of streamd meanwhile are hardly the request's
+/// doing.
 pub(super) const TRIES_FOR_OUTPUT: u32 = 100;
 
 /// What init asks of streamd.
@@ -19,8 +20,8 @@ pub enum Request {
     Finish {
         /// The process's stdio stream.
         stdio: StreamId,
-        /// Answer only after a pause in which the host's own readers can catch up: when it hears of the end, it throws away
-        /// what they have not read.
+        /// Answer only after a pause in which the host's own readers can catch up: when it hears of the end,
+        /// it throws away what they have not read.
         #[serde(default)]
         pause: bool,
     },
@@ -51,15 +52,16 @@ pub enum Reply {
     Alive,
 }
 
-/// One SEQPACKET message from execd to streamd: the streams of a process. Its descriptors follow in `SCM_RIGHTS` in the
-/// order stdin (if `stdin`), stdout or tty, stderr (if `stderr` is not 0).
+/// One SEQPACKET message from execd to streamd: the streams of a process. Its descriptors follow in
+/// `SCM_RIGHTS` in the order stdin (if `stdin`), stdout or tty, stderr (if `stderr` is not 0).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Streams {
     /// The process's stdio stream.
     pub stdio: StreamId,
     /// Its stderr stream, if it has one.
     pub stderr: Option<StreamId>,
-    /// Whether the descriptor of stdio is a pty master: read, written, and never closed by an empty stdin frame.
+    /// Whether the descriptor of stdio is a pty master: read, written, and never closed by an empty stdin
+    /// frame.
     pub terminal: bool,
     /// Whether a write end for stdin comes first; never with a tty, and not when sent again to a new streamd.
     pub stdin: bool,
@@ -70,8 +72,8 @@ pub struct Streams {
 /// The size of an encoded `Streams`, exactly.
 pub const STREAMS_LEN: usize = 19;
 
-/// The other message from execd to streamd: a process that was handed over has never run, and will not. Whoever started it died before
-/// init heard of it, and the host was told that it failed.
+/// The other message from execd to streamd: a process that was handed over has never run, and will not.
+/// Whoever started it died before init heard of it, and the host was told that it failed.
 pub fn forget(stdio: StreamId) -> [u8; 8] {
     stdio.get().to_be_bytes()
 }

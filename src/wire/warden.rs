@@ -30,7 +30,8 @@ impl Request {
 /// What the warden answers, one SEQPACKET message each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
-    /// The helper was executed. init's ends of its sockets come with it in `SCM_RIGHTS`: requests, replies, log.
+    /// The helper was executed. init's ends of its sockets come with it in `SCM_RIGHTS`: requests, replies,
+    /// log.
     Spawned {
         /// Which.
         helper: Instance,

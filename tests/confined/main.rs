@@ -1,8 +1,9 @@
-//! Real processes under every policy: what is forbidden ends them with the call's name, what is denied fails, a panic is
-//! reported, and they have what is declared and no more. Needs root; changes nothing outside its own children.
+//! Real processes under every policy: what is forbidden ends them with the call's name, what is denied fails,
+//! a panic is reported, and they have what is declared and no more. Needs root; changes nothing outside its
+//! own children.
 //!
-//! The program executes itself again for each process: with [`ACT`] in its environment it is the confined one. So it has
-//! no test harness, for that has threads, and what enters a policy has one.
+//! The program executes itself again for each process: with [`ACT`] in its environment it is the confined
+//! one. So it has no test harness, for that has threads, and what enters a policy has one.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 

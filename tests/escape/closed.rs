@@ -1,4 +1,5 @@
-//! What a VM closes at boot (src/init/closed.rs): its settings, and that what it starts by itself has nothing.
+//! What a VM closes at boot (src/init/closed.rs): its settings, and that what it starts by itself has
+//! nothing.
 
 use std::fs;
 use std::time::Instant;
@@ -62,8 +63,9 @@ fn what_a_vm_has_closed_reads_back() {
     }
 }
 
-/// Who may write to core_pattern has the kernel start any program as the guest's root, outside of every filter: here a container
-/// of the privileged profile. The program has no capability, and cannot be given one.
+/// Who may write to core_pattern has the kernel start any program as the guest's root, outside of every
+/// filter: here a container of the privileged profile. The program has no capability, and cannot be given
+/// one.
 fn a_program_that_the_kernel_starts_has_nothing(guest: &Guest) {
     let root = "/../run/hyperinit/share/image/rootfs";
     let out = guest.share.join("image/rootfs/out");

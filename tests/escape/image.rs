@@ -39,8 +39,8 @@ const LOOK: &str = "
     grep -q ' /proc .* - proc ' /proc/self/mountinfo || echo /proc is none
     [ ! -L /dev/console ] || echo /dev/console is a link";
 
-/// Starts a container of an image that a trap was set in; with `refused`, it has to be refused with that word. Either way
-/// nothing of the guest's has changed.
+/// Starts a container of an image that a trap was set in; with `refused`, it has to be refused with that
+/// word. Either way nothing of the guest's has changed.
 fn is_safe(name: &str, set: impl FnOnce(&Path), more: Value, refused: Option<&str>) {
     let guest = Guest::with_pod(Kind::Local);
     let outside = Outside::new(&guest);
@@ -72,8 +72,8 @@ fn a_link_in_the_place_of_dev_is_refused() {
     is_safe("relative", |root| replace(root, "dev", "../../outside"), json!({}), Some("/dev"));
 }
 
-/// CVE-2025-31133: what hides files is bound from a /dev/null that the image has replaced. CVE-2025-52565: the tty is bound
-/// on, or from, a /dev/console or /dev/pts/N that leads elsewhere.
+/// CVE-2025-31133: what hides files is bound from a /dev/null that the image has replaced. CVE-2025-52565:
+/// the tty is bound on, or from, a /dev/console or /dev/pts/N that leads elsewhere.
 #[test]
 fn an_images_own_dev_is_not_used() {
     let set = |root: &Path| {
@@ -95,8 +95,8 @@ fn an_images_own_dev_is_not_used() {
     is_safe("files", set, json!({}), None);
 }
 
-/// CVE-2025-52881, CVE-2019-16884: what the guest writes below /proc goes to a file of the image's, or to another of the
-/// kernel's, and what hides below it hides nothing.
+/// CVE-2025-52881, CVE-2019-16884: what the guest writes below /proc goes to a file of the image's, or to
+/// another of the kernel's, and what hides below it hides nothing.
 #[test]
 fn an_images_own_proc_is_not_used() {
     let sysctl = json!({"sysctl": {"kernel.shmmni": "1234"}});
@@ -121,8 +121,8 @@ fn an_images_own_proc_is_not_used() {
     is_safe("sys", |root| replace(root, "sys", OUTSIDE), sysctl, Some("/sys"));
 }
 
-/// CVE-2019-16884, CVE-2023-28642: a volume's mount point is a link to /proc, or to what is hidden in it. It may be mounted
-/// over, which is the container's own loss; what was hidden stays hidden.
+/// CVE-2019-16884, CVE-2023-28642: a volume's mount point is a link to /proc, or to what is hidden in it. It
+/// may be mounted over, which is the container's own loss; what was hidden stays hidden.
 #[test]
 fn a_volume_does_not_uncover_what_is_hidden() {
     let guest = Guest::with_pod(Kind::Local);
@@ -165,8 +165,8 @@ fn a_volume_does_not_uncover_what_is_hidden() {
     }
 }
 
-/// A file that the guest binds, or that a host's volume is bound on, is a link to a device or to a setting of the kernel's: that
-/// would be a file then, for all that the container and the guest do with it.
+/// A file that the guest binds, or that a host's volume is bound on, is a link to a device or to a setting of
+/// the kernel's: that would be a file then, for all that the container and the guest do with it.
 #[test]
 fn a_link_makes_no_file_of_a_device_or_a_setting() {
     let links = [

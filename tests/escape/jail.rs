@@ -11,8 +11,8 @@ use serde_json::json;
 use crate::guest::processes::{process, status};
 use crate::guest::{Guest, Kind, PATIENCE, refusal};
 
-/// Directories and files that are hidden, or read-only, are a container's to uncover by no means: unmounting, mounting over,
-/// moving, another name for the same file, another process's root; nor do they fill.
+/// Directories and files that are hidden, or read-only, are a container's to uncover by no means: unmounting,
+/// mounting over, moving, another name for the same file, another process's root; nor do they fill.
 #[test]
 fn masked_directories_stay_masked() {
     let guest = Guest::with_pod(Kind::Local);
@@ -57,7 +57,8 @@ fn masked_directories_stay_masked() {
     guest.finish(main);
 }
 
-/// CVE-2022-29162: with capabilities inheritable, a file's inheritable ones would come into force for a user who has none.
+/// CVE-2022-29162: with capabilities inheritable, a file's inheritable ones would come into force for a user
+/// who has none.
 #[test]
 fn nothing_is_inheritable() {
     const XATTR: &CStr = c"security.capability";
@@ -87,8 +88,8 @@ fn nothing_is_inheritable() {
     guest.finish(main);
 }
 
-/// /proc/1: the pod init was cloned from execd, in a copy of the guest's mounts. Nothing of the guest is to be reached by it, in
-/// the default profile not even what is there.
+/// /proc/1: the pod init was cloned from execd, in a copy of the guest's mounts. Nothing of the guest is to
+/// be reached by it, in the default profile not even what is there.
 #[test]
 fn the_pod_init_leads_nowhere() {
     let guest = Guest::with_pod(Kind::Local);

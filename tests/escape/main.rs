@@ -1,7 +1,9 @@
-//! A hostile container: the known ways out of one, tried on a whole guest. Each test names the CVE or the mechanism.
+//! A hostile container: the known ways out of one, tried on a whole guest. Each test names the CVE or the
+//! mechanism.
 //!
-//! Tried elsewhere, and not again here: descriptors and the working directory (CVE-2024-21626) in tests/execd/profile.rs, TIOCSTI
-//! and ioctl's 64-bit number there too, a setuid program that has to work in tests/scenarios/exec.rs.
+//! Tried elsewhere, and not again here: descriptors and the working directory (CVE-2024-21626) in
+//! tests/execd/profile.rs, TIOCSTI and ioctl's 64-bit number there too, a setuid program that has to work in
+//! tests/scenarios/exec.rs.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use crate::guest::{Guest, Kind};
 
-/// CVE-2019-5736: an image that names /proc/self/exe as its program executes the guest's own, which execd's process still is
-/// at that moment; a second process of the container then writes to it by /proc/PID/exe.
+/// CVE-2019-5736: an image that names /proc/self/exe as its program executes the guest's own, which execd's
+/// process still is at that moment; a second process of the container then writes to it by /proc/PID/exe.
 #[test]
 fn the_guests_program_is_nobodys_to_change() {
     let guest = Guest::with_pod(Kind::Local);

@@ -24,7 +24,8 @@ const LINKS: [(&str, &str); 3] = [
     ("share", "../../outside"),
 ];
 
-/// In a container: a directory is itself and, in turn, each of the links, as fast as it goes; until stdin ends.
+/// In a container: a directory is itself and, in turn, each of the links, as fast as it goes; until stdin
+/// ends.
 fn swap(spot: &str) -> ! {
     say("ready");
     let done = std::sync::atomic::AtomicBool::new(false);

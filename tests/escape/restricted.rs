@@ -1,4 +1,5 @@
-//! What a container of the profile `restricted` can do from where it is, as root and as a user: code that nobody trusts.
+//! What a container of the profile `restricted` can do from where it is, as root and as a user: code that
+//! nobody trusts.
 
 use std::fs;
 use std::io::Read;

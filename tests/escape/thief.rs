@@ -1,4 +1,5 @@
-//! The process that is being started, and the pod init: they are in sight of every container, and belong to the guest.
+//! The process that is being started, and the pod init: they are in sight of every container, and belong to
+//! the guest.
 
 use std::fs::{self, File};
 use std::io::IoSliceMut;
@@ -34,8 +35,8 @@ fn ways_into(pid: i32) -> Vec<&'static str> {
     note("environ", File::open(at("environ")).is_ok_and(|file| file.read_at(&mut [0], 0).is_ok()));
     note("maps", File::open(at("maps")).is_ok());
     note("ns/mnt", File::open(at("ns/mnt")).is_ok());
-    // Where a static program without a fixed address has something to read is in its maps; the null page is nobody's, and
-    // EPERM comes before EFAULT.
+    // Where a static program without a fixed address has something to read is in its maps; the null page is
+    // nobody's, and EPERM comes before EFAULT.
     let mut byte = [0];
     let remote = [RemoteIoVec { base: 0, len: 1 }];
     let read = process_vm_readv(Pid::from_raw(pid), &mut [IoSliceMut::new(&mut byte)], &remote);
@@ -84,8 +85,8 @@ fn the_thief_knows_its_trade() {
     assert_eq!(open, ["mem", "fd", "root", "cwd", "exe", "environ", "maps", "ns/mnt", "process_vm_readv"]);
 }
 
-/// ptrace and theft of descriptors (CVE-2016-9962): execd's process is in the container's PID namespace, with the guest's
-/// descriptors and capabilities, before it is the container's.
+/// ptrace and theft of descriptors (CVE-2016-9962): execd's process is in the container's PID namespace, with
+/// the guest's descriptors and capabilities, before it is the container's.
 #[test]
 fn a_process_that_is_being_started_cannot_be_robbed() {
     if told("steal").is_some() {

@@ -1,4 +1,5 @@
-//! What needs a kernel of its own: devices, memory, tasks. One VM for all of the default profile, one for the privileged.
+//! What needs a kernel of its own: devices, memory, tasks. One VM for all of the default profile, one for the
+//! privileged.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -84,7 +85,8 @@ fn a_hostile_container_in_a_vm() {
     fs::remove_dir_all(directory).unwrap();
 }
 
-/// What the kernel has of disks, ports to the host, memory and the like: `b:MAJOR:MINOR` or `c:MAJOR:MINOR`, one a line.
+/// What the kernel has of disks, ports to the host, memory and the like: `b:MAJOR:MINOR` or `c:MAJOR:MINOR`,
+/// one a line.
 fn devices(guest: &Guest, container: &str) -> String {
     let script = "for f in /sys/class/block/*/dev; do echo b:$(cat $f); done
         for f in /sys/class/virtio-ports/*/dev /sys/class/mem/*/dev /sys/class/misc/*/dev; do echo c:$(cat $f); done";
@@ -110,8 +112,8 @@ fn make_nodes(devices: &str, places: &str) -> String {
     )
 }
 
-/// mknod of the guest's disks, of its memory, of its ports to the host: a node made by a root process, or brought by an image,
-/// opens nothing.
+/// mknod of the guest's disks, of its memory, of its ports to the host: a node made by a root process, or
+/// brought by an image, opens nothing.
 fn the_guests_devices_are_nobodys(guest: &Guest) {
     let main = guest.sleeper("nodes");
     // /dev/null and its like are among them, and are no devices there either.
@@ -134,14 +136,15 @@ fn the_guests_devices_are_nobodys(guest: &Guest) {
     assert_eq!(guest.container_says("brought", script, json!({"image": "brought"})), "");
 }
 
-/// The control port is init's: not a file of a container's /dev, not a socket, not another name of the same device (above).
+/// The control port is init's: not a file of a container's /dev, not a socket, not another name of the same
+/// device (above).
 fn the_control_port_is_out_of_reach(guest: &Guest) {
     let script = "ls /dev | grep -E 'vport|hvc|ttyS|kmsg|vsock|mem|port'
         grep -r sh.hyper.channel /sys/class/virtio-ports/*/name | wc -l
         awk '$4 ~ /00010000/ { print $8 }' /proc/net/unix";
     let outcome = guest.container("port", &["sh", "-c", script], json!({})).outcome();
-    // Both ports are there; no socket waits for connections in the network namespace that the pod shares with the guest. (One
-    // that was accepted keeps its listener's name, and nobody can connect to it.)
+    // Both ports are there; no socket waits for connections in the network namespace that the pod shares with
+    // the guest. (One that was accepted keeps its listener's name, and nobody can connect to it.)
     assert_eq!(outcome.stdout, "2\n", "{}", outcome.stderr);
     guest.remove("port");
 }
@@ -183,8 +186,8 @@ fn a_memory_hog_starves_nobody(guest: &Guest) {
     is_well(guest);
 }
 
-/// A fork bomb: it gets its share of the tasks, and of the processor's time; another container of the pod still starts
-/// processes, and the host ends it.
+/// A fork bomb: it gets its share of the tasks, and of the processor's time; another container of the pod
+/// still starts processes, and the host ends it.
 fn a_fork_bomb_starves_nobody(guest: &Guest) {
     let main = guest.sleeper("bomb");
     let watch = guest.sleeper("watch");
@@ -210,8 +213,8 @@ fn a_fork_bomb_starves_nobody(guest: &Guest) {
     is_well(guest);
 }
 
-/// Of the guest's own in the privileged profile: how it is shared out, and that the ports have their one reader. With
-/// CAP_SYS_ADMIN everything else is the container's: docs say so.
+/// Of the guest's own in the privileged profile: how it is shared out, and that the ports have their one
+/// reader. With CAP_SYS_ADMIN everything else is the container's: docs say so.
 #[test]
 fn a_privileged_container_in_a_vm() {
     let (guest, directory) = boot("hyper_profile=privileged");
@@ -239,8 +242,8 @@ fn a_privileged_container_in_a_vm() {
     // A kernel may be without autogroups.
     let autogroups = "cat /proc/sys/kernel/sched_autogroup_enabled 2>/dev/null || echo 0";
     assert_eq!(guest.says("main", autogroups), "0\n");
-    // The guest's own are in the root, with the kernel's. Of what the container can name that is the pod init only: numbers of
-    // another PID namespace are 0.
+    // The guest's own are in the root, with the kernel's. Of what the container can name that is the pod init
+    // only: numbers of another PID namespace are 0.
     assert_eq!(guest.says("main", "grep -vx 0 /cg/cgroup.procs"), "1\n");
     assert_eq!(guest.says("main", "ls -d /cg/*/"), "/cg/pod/\n");
     // Boot is over, and other processors are not interrupted any more.

@@ -1,4 +1,5 @@
-//! execd, confined, by hand, in namespaces of its own: the test is init, which reaps, and streamd, which takes the pipes.
+//! execd, confined, by hand, in namespaces of its own: the test is init, which reaps, and streamd, which
+//! takes the pipes.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 

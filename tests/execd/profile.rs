@@ -40,7 +40,8 @@ fn what_a_process_gets_is_what_its_profile_says() {
     });
 }
 
-/// execd is not root, and nothing of it shows: what it has made for a process is the process's, also for a root without capabilities.
+/// execd is not root, and nothing of it shows: what it has made for a process is the process's, also for a
+/// root without capabilities.
 #[test]
 fn nothing_of_a_process_belongs_to_execd() {
     guest(|guest| {
@@ -59,8 +60,8 @@ fn nothing_of_a_process_belongs_to_execd() {
     });
 }
 
-/// Until it executes, a process is not dumpable, whoever it has become and whatever the machine's fs.suid_dumpable is: its /proc directory
-/// is root's.
+/// Until it executes, a process is not dumpable, whoever it has become and whatever the machine's
+/// fs.suid_dumpable is: its /proc directory is root's.
 #[test]
 fn a_process_that_is_being_started_is_not_dumpable() {
     guest(|guest| {
@@ -157,9 +158,9 @@ fn a_setuid_program_works() {
     });
 }
 
-/// One system call of the default profile that fails, each by the errno that the profile says.
-/// TIOCSTI among them, and with bits in the upper half of ioctl's number, which the kernel does not look at and a filter of 64
-/// bits would take for another call (CVE-2019-10063, CVE-2023-1523).
+/// One system call of the default profile that fails, each by the errno that the profile says. TIOCSTI among
+/// them, and with bits in the upper half of ioctl's number, which the kernel does not look at and a filter of
+/// 64 bits would take for another call (CVE-2019-10063, CVE-2023-1523).
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn what_the_profile_denies_fails() {

@@ -1,4 +1,5 @@
-//! What a process is told: arguments, environment, users, workdir, limits; and programs that cannot be executed.
+//! What a process is told: arguments, environment, users, workdir, limits; and programs that cannot be
+//! executed.
 
 use super::*;
 
@@ -155,7 +156,8 @@ fn limits_are_the_hosts() {
         let more =
             json!({"args": ["/bin/sh", "-c", "ulimit -Sn; ulimit -Hn; ulimit -Sf"], "rlimits": rlimits});
         assert_eq!(pod.run("web", more).1, "4\n100\n16\n");
-        // The kernel counts these as root's, and lets nobody of root's with a lower limit send any: execd hears of the tty before.
+        // The kernel counts these as root's, and lets nobody of root's with a lower limit send any: execd
+        // hears of the tty before.
         let (_unread, sender) = support::pod::socket_pair();
         for _ in 0..20 {
             hyperinit::sys::fd::send_fds(&sender, b"x", &[std::os::fd::AsFd::as_fd(&sender); 3]).unwrap();

@@ -47,7 +47,8 @@ fn a_tty_is_the_processs_own() {
         assert_eq!(status, 0, "{out}");
         let lines: Vec<&str> = out.lines().collect();
         assert_eq!(lines[..3], ["/dev/pts/0", "33 6 620", "x"], "{out}");
-        // pid, comm, state, ppid, pgrp, session, the controlling terminal's device number, its foreground group
+        // pid, comm, state, ppid, pgrp, session, the controlling terminal's device number, its foreground
+        // group
         let stat: Vec<&str> = lines[3].split(' ').collect();
         assert_eq!(
             (stat[6], stat[7]),

@@ -14,8 +14,9 @@ pub type Call = (&'static str, i64, Errno);
 /// What a host that comes back needs.
 pub const ACCEPT: Call = ("accept4", libc::SYS_accept4, Errno::EMFILE);
 
-/// What the kernel says when it has no more, by call. Those that are not here do not fail for want of something, or are the
-/// log's and the waiting. To give a memfd its size takes nothing, so that only a limit of file sizes refuses it, which nobody here has.
+/// What the kernel says when it has no more, by call. Those that are not here do not fail for want of
+/// something, or are the log's and the waiting. To give a memfd its size takes nothing, so that only a limit
+/// of file sizes refuses it, which nobody here has.
 const CALLS: &[Call] = &[
     ("dup", libc::SYS_dup, Errno::EMFILE),
     ("epoll_ctl", libc::SYS_epoll_ctl, Errno::ENOMEM),
@@ -52,7 +53,8 @@ const CALLS: &[Call] = &[
     ("unshare", libc::SYS_unshare, Errno::ENOMEM),
 ];
 
-/// The same of streamd's loop alone: what it takes, gives and hears may find no memory. (The others write to their log alone.)
+/// The same of streamd's loop alone: what it takes, gives and hears may find no memory. (The others write to
+/// their log alone.)
 const STREAMS: &[Call] = &[
     ("fallocate", libc::SYS_fallocate, Errno::ENOMEM),
     ("recvmsg", libc::SYS_recvmsg, Errno::ENOMEM),
@@ -108,8 +110,9 @@ impl Failing {
         self.0.as_raw()
     }
 
-    /// Lets it go on until `over`, and fails the calls of these numbers of these. None: it has made fewer. PID 1 may kill it meanwhile,
-    /// wherever it stands (ESRCH): whoever traces it has to hear of that before its parent can.
+    /// Lets it go on until `over`, and fails the calls of these numbers of these. None: it has made fewer.
+    /// PID 1 may kill it meanwhile, wherever it stands (ESRCH): whoever traces it has to hear of that before
+    /// its parent can.
     pub fn fail(self, calls: &[Call], which: Range<usize>, over: impl Fn() -> bool) -> Option<Failed> {
         let (mut signal, mut inside, mut seen) = (None, false, 0);
         let mut failed: Option<Failed> = None;
@@ -173,7 +176,8 @@ fn unless_killed<T>(result: nix::Result<T>) -> Option<T> {
     }
 }
 
-/// Leaves it to itself, also when the test fails: a guest with a process that stands, or of whose end nobody has heard, never ends.
+/// Leaves it to itself, also when the test fails: a guest with a process that stands, or of whose end nobody
+/// has heard, never ends.
 impl Drop for Failing {
     fn drop(&mut self) {
         // It can be left while it stands, and only then.

@@ -1,4 +1,5 @@
-//! Want that lasts: processes of the guest that get no descriptor at all, and files for which there is no space.
+//! Want that lasts: processes of the guest that get no descriptor at all, and files for which there is no
+//! space.
 
 use std::os::unix::process::CommandExt;
 
@@ -47,7 +48,8 @@ impl Drop for Limited {
     }
 }
 
-/// Sets a limit. The hard one stays: it could not be raised again. A helper may be a user of its own, and only that one may limit it.
+/// Sets a limit. The hard one stays: it could not be raised again. A helper may be a user of its own, and
+/// only that one may limit it.
 fn limit(pid: i32, resource: &str, most: &str) -> bool {
     let user: u32 = status(pid, "Uid").split_whitespace().next().unwrap().parse().unwrap();
     let mut prlimit = std::process::Command::new("prlimit");

@@ -1,6 +1,7 @@
-//! Calls of the kernel that fail: no memory, no descriptor, no space, an error of input or output. Each call in turn that a process of
-//! the guest makes for a request fails once (ptrace: the process is the real one, in its place and confined), and what then may happen is an ERROR
-//! that says so, or a clean death of a helper; never a hang, a lie, or the death of PID 1.
+//! Calls of the kernel that fail: no memory, no descriptor, no space, an error of input or output. Each call
+//! in turn that a process of the guest makes for a request fails once (ptrace: the process is the real one,
+//! in its place and confined), and what then may happen is an ERROR that says so, or a clean death of a
+//! helper; never a hang, a lie, or the death of PID 1.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
@@ -92,8 +93,8 @@ fn everything(guest: &Guest, mark: &str) -> Vec<String> {
     refusals
 }
 
-/// A process whose output has to arrive whatever becomes of streamd, and one that gives back what it is given, for as long as
-/// there is the same streamd: a successor has not its stdin.
+/// A process whose output has to arrive whatever becomes of streamd, and one that gives back what it is
+/// given, for as long as there is the same streamd: a successor has not its stdin.
 fn streams(guest: &Guest, mark: &str) -> Vec<String> {
     let streamd = process(guest, "streamd", None);
     let lines = |from: u32| (from..from + 20_000).map(|line| format!("{line}\n")).collect::<String>();
@@ -206,7 +207,8 @@ fn each_call_of_the_warden_fails() {
     each_call_fails("warden", 1, successor);
 }
 
-/// PID 1 may watch no more for a while: a container has all that their user may. It tries until it may, and closes no role for it.
+/// PID 1 may watch no more for a while: a container has all that their user may. It tries until it may, and
+/// closes no role for it.
 #[test]
 fn a_successor_that_init_cannot_watch_is_tried_until_it_can() {
     let guest = Guest::with_pod(Kind::Local);
@@ -230,7 +232,8 @@ fn a_successor_that_init_cannot_watch_is_tried_until_it_can() {
     assert!(!guest.log().contains("died too often"), "{}", guest.log());
 }
 
-/// The host is there already when it is looked for, and nothing else happens in the guest that could have anybody look again.
+/// The host is there already when it is looked for, and nothing else happens in the guest that could have
+/// anybody look again.
 #[test]
 fn a_connection_that_could_not_be_accepted_is_later() {
     for name in ["init", "streamd"] {

@@ -1,5 +1,6 @@
-//! No memory: a limit of address space under each process of the guest while it runs, and in a VM a container that takes all that
-//! the kernel promises (vm.overcommit_memory=2), or a cgroup with the guest's own processes.
+//! No memory: a limit of address space under each process of the guest while it runs, and in a VM a container
+//! that takes all that the kernel promises (vm.overcommit_memory=2), or a cgroup with the guest's own
+//! processes.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,8 +17,8 @@ use super::limits::Limited;
 use super::witness::Witness;
 use super::{SIZE, answers, data_file, everything, probe, replied, write};
 
-/// Every kind of command, each of which has a reply; some need more than the C library has at hand, in many small pieces and in
-/// shared memory. The refusals.
+/// Every kind of command, each of which has a reply; some need more than the C library has at hand, in many
+/// small pieces and in shared memory. The refusals.
 fn anything(guest: &Guest, mark: &str) -> Vec<String> {
     let mut refusals = Vec::new();
     // An emulated machine takes its time.
@@ -89,8 +90,8 @@ fn a_helper_without_address_space_says_so_or_has_a_successor() {
         assert!(anything(&guest, "before").is_empty());
         let mut witness = Witness::new(&guest);
         let streamd = process(&guest, "streamd", None);
-        // So many words leave holes in PID 1's heap, which are for the next as many: how many get so far is chance, but it does not grow
-        // by each wave.
+        // So many words leave holes in PID 1's heap, which are for the next as many: how many get so far is
+        // chance, but it does not grow by each wave.
         for wave in 0..6 {
             witness.settle();
             let limited = Limited::address_space(process(&guest, name, None));
@@ -117,8 +118,9 @@ fn a_helper_without_address_space_says_so_or_has_a_successor() {
 const MMAP: u64 = 9;
 const POLL: u64 = 7;
 
-/// A program that maps private memory without end, in ever smaller pieces, and touches none of it: (address, length, PROT_READ and
-/// PROT_WRITE, MAP_PRIVATE and MAP_ANONYMOUS). In between it waits for a millisecond, for others have work to do too.
+/// A program that maps private memory without end, in ever smaller pieces, and touches none of it: (address,
+/// length, PROT_READ and PROT_WRITE, MAP_PRIVATE and MAP_ANONYMOUS). In between it waits for a millisecond,
+/// for others have work to do too.
 fn hog(guest: &Guest) {
     let map = |length: u64| (MMAP, [0, length, 3, 0x22, u64::MAX, 0]);
     let path = guest.share.join("image/rootfs/bin/hog");
@@ -176,7 +178,8 @@ fn a_container_that_has_all_memory_promised_costs_errors() {
     assert!(guest.wait_for_end().success());
 }
 
-/// The guest's own processes in a cgroup that may have no more than it has, for a while: who may do that (CAP_SYS_ADMIN) may do worse, but this passes.
+/// The guest's own processes in a cgroup that may have no more than it has, for a while: who may do that
+/// (CAP_SYS_ADMIN) may do worse, but this passes.
 #[test]
 fn a_guest_without_memory_of_its_own_goes_on_when_it_has_some() {
     // The kernel tells at each want who was there, and a serial line is slow.
@@ -204,7 +207,8 @@ fn a_guest_without_memory_of_its_own_goes_on_when_it_has_some() {
     .outcome();
     assert_eq!(moved.stdout, "7\n", "init, the warden, four helpers and the pod init: {moved:?}");
     assert!(anything(&guest, "before").is_empty());
-    // The shell is born where execd is. Then it needs nothing of the guest's, and says afterwards what it has seen.
+    // The shell is born where execd is. Then it needs nothing of the guest's, and says afterwards what it has
+    // seen.
     let limited = door(
         "echo $$ >cgroup.procs; busybox cat own/memory.current >own/memory.max; busybox sleep 4; busybox cat own/memory.max
         echo max >own/memory.max; busybox grep '^max ' own/memory.events",

@@ -25,8 +25,9 @@ pub struct Beside {
 }
 
 impl Beside {
-    /// Starts a container, executes something in it and kills it, so many times. No reply is waited for: replies come in the
-    /// order of the commands, and one before these may be held up. `more` is JSON of the containers.
+    /// Starts a container, executes something in it and kills it, so many times. No reply is waited for:
+    /// replies come in the order of the commands, and one before these may be held up. `more` is JSON of the
+    /// containers.
     pub fn live(&mut self, guest: &Guest, times: usize, more: &Value) {
         for _ in 0..times {
             let id = format!("beside{}", self.starts.len());

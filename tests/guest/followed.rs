@@ -1,4 +1,5 @@
-//! A helper of a local guest that is followed call by call (ptrace), to have it die exactly where a test wants.
+//! A helper of a local guest that is followed call by call (ptrace), to have it die exactly where a test
+//! wants.
 
 use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -15,7 +16,8 @@ pub struct Followed {
 }
 
 impl Followed {
-    /// The helper that the warden starts in the place of the one of that name, which dies now: before its first instruction.
+    /// The helper that the warden starts in the place of the one of that name, which dies now: before its
+    /// first instruction.
     pub fn successor(guest: &Guest, name: &str) -> Followed {
         let warden = Pid::from_raw(process(guest, "warden", None));
         Followed::born(warden, || kill_hard(process(guest, name, None)))

@@ -1,4 +1,5 @@
-//! Where hyperctl is. It is a package of its own, and cargo builds a package's programs only for tests of that package.
+//! Where hyperctl is. It is a package of its own, and cargo builds a package's programs only for tests of
+//! that package.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,8 +9,8 @@ use std::time::SystemTime;
 /// What builds it.
 const BUILD: &str = "cargo build --locked -p hyperctl";
 
-/// The program's path: beside the guest's program, and not older than any of its sources, which cargo lists in
-/// `hyperctl.d`.
+/// The program's path: beside the guest's program, and not older than any of its sources, which cargo lists
+/// in `hyperctl.d`.
 pub fn hyperctl_path() -> &'static str {
     static FOUND: OnceLock<String> = OnceLock::new();
     FOUND.get_or_init(|| {

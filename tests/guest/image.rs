@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use cpio::NewcBuilder;
 
-/// The guest's image with what `hyperctl initrd --tool /bin/busybox` adds: the kernel unpacks archives that follow each
-/// other.
+/// The guest's image with what `hyperctl initrd --tool /bin/busybox` adds: the kernel unpacks archives that
+/// follow each other.
 pub fn with_busybox(directory: &Path) -> PathBuf {
     let image = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/initrd.img");
     let mut bytes = fs::read(image).expect("no .cache/initrd.img: make initrd");

@@ -1,4 +1,5 @@
-//! A guest for a test: `hyperctl up` as a child, the client library as its host, a busybox for its containers.
+//! A guest for a test: `hyperctl up` as a child, the client library as its host, a busybox for its
+//! containers.
 
 #![allow(dead_code)] // each test file uses its part
 
@@ -41,8 +42,9 @@ pub use rootfs::make_rootfs;
 pub const PATIENCE: Duration = Duration::from_secs(180);
 /// How long a guest may take to come up: an emulated machine among many others takes its time.
 pub const BOOT: Duration = Duration::from_secs(180);
-/// How long a guest may be there, unless its test says otherwise. Not everything that a test waits for has a limit of its own, a frame
-/// that the guest does not take for one: it then breaks, and the test fails with the guest's log.
+/// How long a guest may be there, unless its test says otherwise. Not everything that a test waits for has a
+/// limit of its own, a frame that the guest does not take for one: it then breaks, and the test fails with
+/// the guest's log.
 const LIFE: Duration = Duration::from_secs(15 * 60);
 
 /// Where a guest runs.
@@ -216,7 +218,8 @@ impl Guest {
         let from = self.log().len();
         self.hang_up();
         if self.kind == Kind::Vm {
-            // Over virtio-serial a host that does not greet may lose replies that come before the guest knows of the change.
+            // Over virtio-serial a host that does not greet may lose replies that come before the guest knows
+            // of the change.
             self.wait_for_log(from, "the host has left the control port");
         }
         let mut raw = Raw::connect(&self.directory.join("guest"));
@@ -288,7 +291,8 @@ fn pid_of(child: &Child) -> Pid {
     Pid::from_raw(child.id().cast_signed())
 }
 
-/// Ends a guest after so long, unless what is returned is dropped before. The guest's log says so, which is what a failing test shows.
+/// Ends a guest after so long, unless what is returned is dropped before. The guest's log says so, which is
+/// what a failing test shows.
 fn end_after(limit: Duration, hyperctl: Pid, log: PathBuf) -> Sender<()> {
     let (life, over) = channel();
     std::thread::spawn(move || {
@@ -380,8 +384,8 @@ impl Guest {
         outcome.stdout
     }
 
-    /// A container whose init is a shell script that must succeed and complain of nothing; its output. The id is free
-    /// again afterwards.
+    /// A container whose init is a shell script that must succeed and complain of nothing; its output. The id
+    /// is free again afterwards.
     pub fn container_says(&self, id: &str, script: &str, more: Value) -> String {
         let outcome = self.container(id, &["sh", "-c", script], more).outcome();
         assert_eq!(
@@ -430,8 +434,8 @@ impl Running<'_> {
         self.end_before(0)
     }
 
-    /// The same of a process that may have ended before the last so many frames for its stdin came: each is then answered by
-    /// a further end of its stream.
+    /// The same of a process that may have ended before the last so many frames for its stdin came: each is
+    /// then answered by a further end of its stream.
     pub fn end_before(self, frames: u32) -> Outcome {
         self.end_within(frames, PATIENCE)
     }
@@ -554,8 +558,8 @@ fn process_value(id: &str, args: &[&str], more: Value) -> (Value, u64, u64) {
 
 // ---- files ----
 
-/// A directory of one's own below the system's temporary one, or below /var/tmp where nothing in that one can be setuid or a
-/// device: so is Debian 13's /tmp, and images have both.
+/// A directory of one's own below the system's temporary one, or below /var/tmp where nothing in that one can
+/// be setuid or a device: so is Debian 13's /tmp, and images have both.
 pub fn scratch() -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let temporary = std::env::temp_dir();

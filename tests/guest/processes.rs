@@ -30,8 +30,8 @@ pub fn children(of: i32) -> Vec<i32> {
     all().filter(|&pid| parent(pid) == Some(of)).collect()
 }
 
-/// The guest's processes on this machine, by the name that they have in ps(1). PID 1 has the log, is the parent of all others, and has
-/// what they log by sockets, which nothing of a container has.
+/// The guest's processes on this machine, by the name that they have in ps(1). PID 1 has the log, is the
+/// parent of all others, and has what they log by sockets, which nothing of a container has.
 pub fn processes(guest: &Guest, name: &str) -> Vec<i32> {
     let log = guest.directory.join("guest/console.log");
     let comm = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -62,8 +62,8 @@ pub fn kill_hard(pid: i32) {
     nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
 }
 
-/// Kills helpers at once and waits until others are in their places: what is asked before that may be sent to those that die,
-/// and then is an error.
+/// Kills helpers at once and waits until others are in their places: what is asked before that may be sent to
+/// those that die, and then is an error.
 pub fn replace(guest: &Guest, names: &[&str]) {
     let old: Vec<_> = names.iter().map(|&name| (name, process(guest, name, None))).collect();
     old.iter().for_each(|&(_, pid)| kill_hard(pid));
@@ -72,8 +72,8 @@ pub fn replace(guest: &Guest, names: &[&str]) {
     }
 }
 
-/// Waits until PID 1 or a helper has nothing to do: it waits for its next event, or request. The kernel tells of no call while a
-/// process could run, so whatever has been sent to this one before has been dealt with.
+/// Waits until PID 1 or a helper has nothing to do: it waits for its next event, or request. The kernel tells
+/// of no call while a process could run, so whatever has been sent to this one before has been dealt with.
 pub fn wait_for_rest(guest: &Guest, name: &str) {
     // As the C library of either architecture waits for epoll's events.
     #[cfg(target_arch = "x86_64")]

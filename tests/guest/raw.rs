@@ -20,7 +20,8 @@ pub struct Raw {
     pub credited: u64,
 }
 
-/// The host leaves, though a child that another test is just starting may have duplicates of its sockets until it executes its program.
+/// The host leaves, though a child that another test is just starting may have duplicates of its sockets
+/// until it executes its program.
 impl Drop for Raw {
     fn drop(&mut self) {
         for socket in [&self.control, &self.stream] {
@@ -100,8 +101,8 @@ impl Raw {
     }
 }
 
-/// A read with a timeout is not begun again after a signal (signal(7)), and a thread beside this one whose child ends while
-/// it starts the next gets one.
+/// A read with a timeout is not begun again after a signal (signal(7)), and a thread beside this one whose
+/// child ends while it starts the next gets one.
 fn read(socket: &mut UnixStream, to: &mut [u8]) -> std::io::Result<usize> {
     loop {
         match socket.read(to) {

@@ -1,4 +1,5 @@
-//! The socket between execd and streamd: each in the other's place. Neither believes the other, and init sees nothing of it.
+//! The socket between execd and streamd: each in the other's place. Neither believes the other, and init sees
+//! nothing of it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -87,7 +88,8 @@ fn streamd_takes_nothing_of_execds_that_is_not_exact() {
         answers(&guest, "execd");
         witness.checks(what, true);
     }
-    // What is nobody's error: an empty packet, a stream that is somebody's, ends of everything that can be watched.
+    // What is nobody's error: an empty packet, a stream that is somebody's, ends of everything that can be
+    // watched.
     let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     let quiet: [(&str, Vec<u8>, Vec<OwnedFd>); 4] = [
         ("empty", Vec::new(), Vec::new()),

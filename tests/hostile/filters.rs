@@ -1,6 +1,8 @@
-//! Every process of the guest is made to call what its filter does not allow: the log names it, the call and its arguments.
+//! Every process of the guest is made to call what its filter does not allow: the log names it, the call and
+//! its arguments.
 //!
-//! At its next system call the number is another one (ptrace), so the process is the real one, in its place and confined.
+//! At its next system call the number is another one (ptrace), so the process is the real one, in its place
+//! and confined.
 
 #![cfg(target_arch = "x86_64")]
 

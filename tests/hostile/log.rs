@@ -138,7 +138,8 @@ fn a_flood_is_limited_and_counted_and_the_others_are_heard() {
     witness.ends();
 }
 
-/// PID 1 does not listen: whoever logs does not wait for it, and what it had still said is there when it is dead.
+/// PID 1 does not listen: whoever logs does not wait for it, and what it had still said is there when it is
+/// dead.
 #[test]
 fn a_full_channel_holds_up_nobody_and_the_last_words_of_the_dead_are_heard() {
     let guest = Guest::with_pod(Kind::Local);

@@ -1,7 +1,9 @@
-//! Helpers that lie: bytes, descriptors and silence on each of init's edges from a process in the helper's place.
+//! Helpers that lie: bytes, descriptors and silence on each of init's edges from a process in the helper's
+//! place.
 //!
-//! A helper of a guest in namespaces is stopped, and the test speaks through the ends of its sockets: the guest is the
-//! product as it is, and needs no door for this. Root's CAP_SYS_PTRACE is what lets the test have the sockets.
+//! A helper of a guest in namespaces is stopped, and the test speaks through the ends of its sockets: the
+//! guest is the product as it is, and needs no door for this. Root's CAP_SYS_PTRACE is what lets the test
+//! have the sockets.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]

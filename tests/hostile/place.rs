@@ -28,7 +28,8 @@ pub struct Place {
     pub between: Option<OwnedFd>,
 }
 
-/// The descriptor on which a helper's requests come; none while it works. streamd waits for more than requests.
+/// The descriptor on which a helper's requests come; none while it works. streamd waits for more than
+/// requests.
 fn waits_on(name: &str, pid: i32) -> Option<i32> {
     let call = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
     let mut words = call.split_ascii_whitespace();

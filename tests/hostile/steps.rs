@@ -10,8 +10,8 @@ use super::guest::{Guest, Kind};
 use super::place::until;
 use super::witness::Witness;
 
-/// How many stops (two for each call) lie between one death and the next, where a helper comes up and in a start. Odd, so that
-/// it dies before and after calls.
+/// How many stops (two for each call) lie between one death and the next, where a helper comes up and in a
+/// start. Odd, so that it dies before and after calls.
 const STRIDE: usize = 17;
 const STARTS_STRIDE: usize = 5;
 
@@ -41,7 +41,8 @@ fn a_helper_that_dies_at_any_step_of_coming_up_has_a_successor() {
     }
 }
 
-/// Runs a container to its end while a helper is followed and dies after so many stops. Whether it died over it.
+/// Runs a container to its end while a helper is followed and dies after so many stops. Whether it died over
+/// it.
 fn dies_over(guest: &Guest, name: &str, stops: usize) -> bool {
     let followed = Followed::running(guest, name);
     let old = followed.pid();

@@ -62,7 +62,8 @@ impl<'a> Witness<'a> {
         assert!(!self.has_grown(), "{after}: PID 1 has grown from {} to {now} kB", self.memory);
         let threads = fs::read_dir(format!("/proc/{}/task", self.init)).unwrap().count();
         assert_eq!(threads, 1, "{after}: threads of PID 1");
-        // The pod init logs by the channel of the execd that has started it, which PID 1 keeps when that is gone.
+        // The pod init logs by the channel of the execd that has started it, which PID 1 keeps when that is
+        // gone.
         let more = descriptors(self.init).checked_sub(self.descriptors);
         assert!(matches!(more, Some(0 | 1)), "{after}: descriptors of PID 1: {more:?} more");
         if streamd_lives {

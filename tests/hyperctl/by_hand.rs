@@ -151,7 +151,8 @@ fn a_pod_by_hand_in_a_vm() {
     hand.end();
 }
 
-/// Waits until no process of the container has these words: hyperctl has sent the signal by which it ends, and has not waited.
+/// Waits until no process of the container has these words: hyperctl has sent the signal by which it ends,
+/// and has not waited.
 pub fn wait_for_end(hand: &ByHand, words: &str) {
     let look = format!("ps -o args | grep -v grep | grep -q '{words}'");
     let deadline = std::time::Instant::now() + PATIENCE;

@@ -1,5 +1,5 @@
-//! hyperctl as a person meets it: what it says when it cannot, and what a run is like when it can. Needs root (for
-//! namespaces); some tests boot a VM.
+//! hyperctl as a person meets it: what it says when it cannot, and what a run is like when it can. Needs root
+//! (for namespaces); some tests boot a VM.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
@@ -61,11 +61,13 @@ impl Drop for Running {
 }
 
 fn spawn(command: &mut Command) -> Running {
-    // What a test was started to ignore, as a shell's job in the background is, its hyperctl would ignore too.
+    // What a test was started to ignore, as a shell's job in the background is, its hyperctl would ignore
+    // too.
     ignore_nothing().unwrap();
     loop {
         match command.spawn() {
-            // A program that was just copied: the child of another thread, which has not executed yet, has it open too.
+            // A program that was just copied: the child of another thread, which has not executed yet, has it
+            // open too.
             Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
             child => return Running(Some(child.unwrap())),
         }

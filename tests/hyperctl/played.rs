@@ -72,7 +72,8 @@ impl Guest {
         }
     }
 
-    /// Answers the greetings on both channels, and what comes behind them: hyperctl says that it reads on behind an end.
+    /// Answers the greetings on both channels, and what comes behind them: hyperctl says that it reads on
+    /// behind an end.
     fn greet(&mut self) {
         let (message, payload) = self.hear();
         assert!(message == Some(Message::Ping) && host::is_greeting(&payload));

@@ -299,7 +299,8 @@ fn a_terminal_is_passed_on_with_its_size_and_restored() {
     assert!(tcgetattr(&slave).unwrap() == before, "restored");
 }
 
-/// The container's terminal makes line ends; the caller's must not make them once more. Its keys are not the container's.
+/// The container's terminal makes line ends; the caller's must not make them once more. Its keys are not the
+/// container's.
 #[test]
 fn a_terminal_that_only_shows_gets_each_line_end_once() {
     let (mut master, slave, child, _directory) = run_on_tty(&["-t"], "echo one; echo two; read word");

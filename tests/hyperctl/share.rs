@@ -1,4 +1,5 @@
-//! `--share-by`: which of its two ways a VM has its share, what hyperctl says of it, and what becomes of virtiofsd.
+//! `--share-by`: which of its two ways a VM has its share, what hyperctl says of it, and what becomes of
+//! virtiofsd.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -72,7 +73,8 @@ fn without_root_a_vm_shares_by_9p() {
     assert!(line.starts_with("hyperctl: sharing by 9p: "), "{line}");
 }
 
-/// Every process below hyperctl that is virtiofsd: one, or two that are in a PID namespace one below the other.
+/// Every process below hyperctl that is virtiofsd: one, or two that are in a PID namespace one below the
+/// other.
 fn virtiofsds(parent: u32) -> Vec<i32> {
     let mut all = children(parent.cast_signed());
     let mut next = 0;

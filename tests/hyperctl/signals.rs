@@ -22,8 +22,8 @@ fn send(child: &Running, number: i32) {
     hyperinit::sys::signal::kill(pid, number, false).unwrap();
 }
 
-/// A shell script that says each of these signals that it gets. It does not wait for them in a call: one that came right before
-/// would be heard of with the next.
+/// A shell script that says each of these signals that it gets. It does not wait for them in a call: one that
+/// came right before would be heard of with the next.
 fn saying(signals: &[i32]) -> String {
     let traps: String = signals.iter().map(|number| format!("trap 'echo got {number}' {number}; ")).collect();
     format!("{traps} echo up; while :; do :; done")
@@ -67,7 +67,8 @@ fn every_signal_that_a_program_can_have_is_its_own() {
     assert_eq!(left(&directory), Vec::<PathBuf>::new());
 }
 
-/// Its children get what it gives them, as under docker; but what a terminal's keys send goes to the whole group.
+/// Its children get what it gives them, as under docker; but what a terminal's keys send goes to the whole
+/// group.
 #[test]
 fn a_signal_is_the_programs_alone() {
     let script = "sleep 1000 & child=$!; trap 'kill -0 $child && echo alone' USR1; trap : TSTP; \

@@ -164,7 +164,8 @@ fn a_guest_dies_with_a_hyperctl_that_is_killed() {
     while std::os::unix::net::UnixStream::connect(directory.path().join("guest/ctl.sock")).is_ok() {
         std::thread::yield_now();
     }
-    // Its directory is free again, whatever was left there; what was left of its cgroup goes with the next one.
+    // Its directory is free again, whatever was left there; what was left of its cgroup goes with the next
+    // one.
     let (child, client) = up(directory.path());
     drop(client);
     signal(&child, Signal::SIGTERM);

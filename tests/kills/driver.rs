@@ -40,7 +40,8 @@ pub struct Counts {
     pub errors: AtomicU64,
     stdins: AtomicU64,
     cut: AtomicU64,
-    /// When, in deaths of streamd, a stdin was whole: from there on it is known where the host is in its frames.
+    /// When, in deaths of streamd, a stdin was whole: from there on it is known where the host is in its
+    /// frames.
     whole_at: AtomicU64,
     pub seconds: AtomicU64,
 }

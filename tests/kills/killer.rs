@@ -18,8 +18,9 @@ use super::work::{self, Worker};
 pub const ROLES: [&str; 4] = ["netd", "mountd", "execd", "streamd"];
 /// kill -9, abort, a forbidden system call, and what one ends a program by.
 pub const SIGNALS: [Signal; 4] = [Signal::SIGKILL, Signal::SIGABRT, Signal::SIGSYS, Signal::SIGTERM];
-/// init closes a helper after eight deaths between which it has answered nothing and not lived for a minute (src/init/helpers.rs). After
-/// so many, something is asked of it first: a host that uses its guest does as much.
+/// init closes a helper after eight deaths between which it has answered nothing and not lived for a minute
+/// (src/init/helpers.rs). After so many, something is asked of it first: a host that uses its guest does as
+/// much.
 const IN_A_ROW: u32 = 5;
 
 /// Ends helpers.
@@ -121,8 +122,8 @@ pub fn helper(guest: &Guest, name: &str) -> Option<i32> {
     helpers(guest, name).first().copied()
 }
 
-/// The helpers of that name; of mountd there may be several. A process that execd has just cloned has its name too, but is in
-/// the pod.
+/// The helpers of that name; of mountd there may be several. A process that execd has just cloned has its
+/// name too, but is in the pod.
 fn helpers(guest: &Guest, name: &str) -> Vec<i32> {
     let Some(own) = processes(guest, "init").first().and_then(|&init| depth(init)) else { return Vec::new() };
     processes(guest, name).into_iter().filter(|&pid| depth(pid) == Some(own)).collect()

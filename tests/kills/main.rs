@@ -1,10 +1,12 @@
-//! Helpers that die at any moment, under load: a driver starts containers and processes, checks every byte of their output,
-//! their statuses and every reply, while a random helper is ended by a random signal, again and again.
+//! Helpers that die at any moment, under load: a driver starts containers and processes, checks every byte of
+//! their output, their statuses and every reply, while a random helper is ended by a random signal, again and
+//! again.
 //!
-//! What a death may cost is in docs/design.md «When things die»: the command in flight (ERROR, once, in its turn), and with streamd
-//! the stdin of running processes. Everything else that is lost fails the test.
+//! What a death may cost is in docs/design.md «When things die»: the command in flight (ERROR, once, in its
+//! turn), and with streamd the stdin of running processes. Everything else that is lost fails the test.
 //!
-//! `KILLS_SEED` runs the same choices again, as far as the machine's timing lets it; `KILLS` says how many there are (`make kills`).
+//! `KILLS_SEED` runs the same choices again, as far as the machine's timing lets it; `KILLS` says how many
+//! there are (`make kills`).
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its report")]

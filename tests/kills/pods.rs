@@ -46,7 +46,8 @@ pub fn starts_or_does_not(mut random: Random, rounds: u64) {
     let lists = json!({"internalNetworks": ["10.1.0.0/16"], "externalNetworks": ["10.2.0.0/16"]});
     let pod = json!({"hostname": "pod-1", "shareDir": "share_dir", "dns": ["192.0.2.1"], "portmappingWhiteLists": lists});
     let start = || guest.client().send(Command::StartPod(Box::new(parse(pod.clone()))));
-    // Of deaths in the round before init may not have heard yet: nothing in it asks netd once the pod is there.
+    // Of deaths in the round before init may not have heard yet: nothing in it asks netd once the pod is
+    // there.
     let mut unheard = 0;
     for _ in 0..rounds {
         let mut pending = start();

@@ -6,7 +6,8 @@ use std::fmt::Write;
 /// Names that a process of the guest gives itself, with prctl.
 pub const NAMES: [&str; 7] = ["init", "warden", "netd", "mountd", "execd", "streamd", "podinit"];
 
-/// The processes whose calls are recorded, and the arguments of them that are: of other calls only that they were made.
+/// The processes whose calls are recorded, and the arguments of them that are: of other calls only that they
+/// were made.
 pub type Kept = BTreeMap<&'static str, HashMap<u32, [bool; 6]>>;
 
 /// What was seen.
@@ -85,7 +86,8 @@ impl Follower {
         std::mem::take(&mut self.learnt)
     }
 
-    /// The calls that it wants to know of, as the kernel's filter of events; what does not fit in `length` it is told again.
+    /// The calls that it wants to know of, as the kernel's filter of events; what does not fit in `length` it
+    /// is told again.
     ///
     /// Threads are called as their process is. What else runs there waits in circles, and would drown them.
     pub fn asks(&self, length: usize) -> String {
@@ -115,7 +117,8 @@ impl Follower {
             "cap_capable" => self.capability(event),
             "task_newtask" => self.born(event),
             "task_rename" => self.renamed(event),
-            // What execd started becomes what it was told, and whoever has a name by a program's has not given it to himself.
+            // What execd started becomes what it was told, and whoever has a name by a program's has not
+            // given it to himself.
             "sched_process_exec" => *self.group(event.pid) = Group::default(),
             other => panic!("nobody asked for {other}"),
         }

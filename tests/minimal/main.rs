@@ -1,6 +1,6 @@
-//! Policies are minimal: whatever one allows, a call, a value of an argument or a capability, some test has a process use, or the
-//! entry says in `unseen` why it stays. The tests that start processes of the guest on this machine run here once more, while the
-//! kernel records every call of every process.
+//! Policies are minimal: whatever one allows, a call, a value of an argument or a capability, some test has a
+//! process use, or the entry says in `unseen` why it stays. The tests that start processes of the guest on
+//! this machine run here once more, while the kernel records every call of every process.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its report")]
 

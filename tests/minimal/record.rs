@@ -1,4 +1,5 @@
-//! The kernel's record of what this guest's processes did once they were confined. Nothing of the product knows of it.
+//! The kernel's record of what this guest's processes did once they were confined. Nothing of the product
+//! knows of it.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -23,8 +24,8 @@ pub struct Record {
 }
 
 impl Record {
-    /// Begins with whatever this thread starts. `kept` says which calls of a process are worth a place, and `seccomp` which
-    /// call confines it.
+    /// Begins with whatever this thread starts. `kept` says which calls of a process are worth a place, and
+    /// `seccomp` which call confines it.
     pub fn start(kept: Kept, seccomp: u32) -> Record {
         let tracer = Arc::new(Tracer::new());
         let named = NAMES.map(|name| format!("comm == {name:?}")).join(" || ");
@@ -109,11 +110,12 @@ impl Reader {
         }
     }
 
-    /// Reads from every processor, and follows what nothing can come before any more; whether there was something to read.
+    /// Reads from every processor, and follows what nothing can come before any more; whether there was
+    /// something to read.
     ///
-    /// The kernel writes on one processor while another's record is read, so what is read last may be later than what is still
-    /// to be read. But what happened before something that an earlier round has read was written by the end of that round, and
-    /// this one finds it.
+    /// The kernel writes on one processor while another's record is read, so what is read last may be later
+    /// than what is still to be read. But what happened before something that an earlier round has read was
+    /// written by the end of that round, and this one finds it.
     fn round(&mut self) -> bool {
         let horizon = self.held.iter().map(|event| event.at).max().unwrap_or(0);
         let before = self.held.len();

@@ -1,4 +1,5 @@
-//! The kernel's tracer, by tracefs: an instance of its own beside whatever else this machine traces, and gone afterwards.
+//! The kernel's tracer, by tracefs: an instance of its own beside whatever else this machine traces, and gone
+//! afterwards.
 
 use std::fs;
 use std::fs::{File, OpenOptions};
@@ -12,11 +13,11 @@ use nix::mount::{MsFlags, mount};
 
 /// Where the kernel has it mounted.
 const TRACEFS: &str = "/sys/kernel/tracing";
-/// The kilobytes of the kernel's buffers, of all processors together. A recording that leaves out what is known already fills a
-/// part of it.
+/// The kilobytes of the kernel's buffers, of all processors together. A recording that leaves out what is
+/// known already fills a part of it.
 const BUFFERS: usize = 128 * 1024;
-/// Waits for the end of whoever has the other end of its stdin, however that comes, and removes the instance `$1`; and tracefs
-/// itself, if `$2`. What a killed process has open is closed a little later.
+/// Waits for the end of whoever has the other end of its stdin, however that comes, and removes the instance
+/// `$1`; and tracefs itself, if `$2`. What a killed process has open is closed a little later.
 const GUARD: &str = r#"read -r _
 cd "$0/instances" || exit
 echo 0 >"$1/tracing_on"

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-/// Each with the tests of it that run on this machine's kernel. tests/hostile, tests/escape and tests/faults are not in it: they
-/// have processes do what nobody has a use for, or have a tracer of their own.
+/// Each with the tests of it that run on this machine's kernel. tests/hostile, tests/escape and tests/faults
+/// are not in it: they have processes do what nobody has a use for, or have a tracer of their own.
 const WORKLOAD: [(&str, &[&str]); 9] = [
     // Their panics, aborts and last words.
     ("confined", &["panic", "allocation", "forbidden"]),
@@ -51,8 +51,9 @@ pub fn programs() -> BTreeMap<String, PathBuf> {
         .collect()
 }
 
-/// Runs them one after another, as cargo does; what those say that failed. Two at a time they are faster by a third, but they
-/// disturb each other: the kernel counts what a user's processes send each other (descriptors under way) for all of them together.
+/// Runs them one after another, as cargo does; what those say that failed. Two at a time they are faster by a
+/// third, but they disturb each other: the kernel counts what a user's processes send each other (descriptors
+/// under way) for all of them together.
 pub fn run(programs: &BTreeMap<String, PathBuf>) -> Vec<String> {
     let mut failures = Vec::new();
     for (name, filters) in WORKLOAD {

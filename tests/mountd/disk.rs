@@ -79,7 +79,8 @@ impl Disk {
         result
     }
 
-    /// Lets go of it: the kernel detaches it with its last mount. Once, for its number may be another test's then.
+    /// Lets go of it: the kernel detaches it with its last mount. Once, for its number may be another test's
+    /// then.
     pub fn detach(&self) {
         assert!(self.attached.replace(false));
         run("losetup", &["-d", &format!("/dev/{}", self.name)], "mount");
@@ -152,7 +153,8 @@ fn a_disk_that_has_no_such_address_is_named_by_it() {
     });
 }
 
-/// A controller that refuses is no reason to have none of the others look: whether the disk comes is what counts.
+/// A controller that refuses is no reason to have none of the others look: whether the disk comes is what
+/// counts.
 #[test]
 fn a_controller_that_refuses_to_look_keeps_none_from_looking() {
     guest(|guest| {

@@ -23,7 +23,8 @@ fn an_image_is_below_the_share_whatever_the_host_or_a_link_says() {
     });
 }
 
-/// What a hostile image does before its container is prepared, and what has to come of it: none, or a word of the fault.
+/// What a hostile image does before its container is prepared, and what has to come of it: none, or a word of
+/// the fault.
 type Trap = (&'static str, fn(&Path), Option<&'static str>);
 
 fn replace(root: &Path, path: &str, to: &str) {

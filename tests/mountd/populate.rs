@@ -307,7 +307,8 @@ fn a_deep_image_is_refused() {
         let map = json!({"source": "volume", "path": "/data", "dockerVolume": true});
         let fault = pod.prepare("web", json!({"initialize": true, "fsmap": [map]})).unwrap_err();
         assert!(fault.is(Errno::ENAMETOOLONG), "{fault}");
-        // On a slow machine undoing takes longer than it may at once, and goes on with the next request for the volume.
+        // On a slow machine undoing takes longer than it may at once, and goes on with the next request for
+        // the volume.
         let mut left = names(share.join("volume"));
         left.remove(".hyperinit-new");
         assert_eq!(left, ["_data".to_owned()].into());
@@ -488,7 +489,8 @@ fn so_many_volumes_are_filled_at_once_and_the_others_wait() {
     });
 }
 
-/// What is remembered of links is bounded by the bytes of their paths: the files behind it come as often as they have names.
+/// What is remembered of links is bounded by the bytes of their paths: the files behind it come as often as
+/// they have names.
 #[test]
 fn so_many_links_are_links_and_further_ones_are_files() {
     /// `populate::LINKS`, in bytes.

@@ -22,7 +22,8 @@ const LOG: u8 = 4;
 const PACKET: u8 = 0;
 const CONFIG: u8 = 1;
 
-/// A duplicate of netd's socket to netfilter: the one that is of this namespace's sockets in /proc/net/netlink.
+/// A duplicate of netd's socket to netfilter: the one that is of this namespace's sockets in
+/// /proc/net/netlink.
 fn of(netd: &Helper) -> OwnedFd {
     let protocol = NETLINK_NETFILTER.to_string();
     let all = fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
@@ -50,7 +51,8 @@ fn bind(group: u16) -> Vec<u8> {
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes
     };
-    // NFULA_CFG_CMD: NFULNL_CFG_CMD_BIND. NFULA_CFG_MODE: so many bytes of each, NFULNL_COPY_PACKET. NFULA_CFG_QTHRESH: after each.
+    // NFULA_CFG_CMD: NFULNL_CFG_CMD_BIND. NFULA_CFG_MODE: so many bytes of each, NFULNL_COPY_PACKET.
+    // NFULA_CFG_QTHRESH: after each.
     let attributes =
         [attribute(1, &[1]), attribute(2, &[0, 0, 4, 0, 2, 0]), attribute(5, &1_u32.to_be_bytes())].concat();
     let length = 20 + attributes.len() as u32;
@@ -83,7 +85,8 @@ fn rest(socket: &impl AsFd) -> Vec<(u8, u8)> {
     }
 }
 
-/// Netfilter lets whoever may change it have packets. netd's socket answers such a request, and hears nothing of any packet.
+/// Netfilter lets whoever may change it have packets. netd's socket answers such a request, and hears nothing
+/// of any packet.
 #[test]
 fn netd_cannot_listen_to_packets() {
     guest(|_| {

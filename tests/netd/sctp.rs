@@ -1,5 +1,5 @@
-//! SCTP by hand: the first packet of an association, from and to raw sockets, for a kernel may have no SCTP of its own. What
-//! netfilter does with it is the same.
+//! SCTP by hand: the first packet of an association, from and to raw sockets, for a kernel may have no SCTP
+//! of its own. What netfilter does with it is the same.
 
 use std::net::{IpAddr, UdpSocket};
 
@@ -14,7 +14,8 @@ const HEADER: usize = 12;
 /// The checksum in it.
 const CHECKSUM: std::ops::Range<usize> = 8..12;
 
-/// A socket for everything of SCTP that comes here to an address of the same family, with what the library knows to do with one of datagrams.
+/// A socket for everything of SCTP that comes here to an address of the same family, with what the library
+/// knows to do with one of datagrams.
 pub fn raw(like: IpAddr) -> UdpSocket {
     let family = if like.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let raw = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Sctp).unwrap();
@@ -30,7 +31,8 @@ pub fn send_init(from: u16, to: (IpAddr, u16)) {
     assert_eq!(raw(to.0).send_to(&packet, (to.0, 0)).unwrap(), packet.len());
 }
 
-/// The next packet with a whole checksum: its source address, the ports that it is from and to, and its first chunk's kind.
+/// The next packet with a whole checksum: its source address, the ports that it is from and to, and its first
+/// chunk's kind.
 pub fn receive(socket: &UdpSocket) -> (IpAddr, u16, u16, u8) {
     let mut packet = [0; 1500];
     let (count, from) = socket.recv_from(&mut packet).unwrap();

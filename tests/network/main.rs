@@ -1,4 +1,5 @@
-//! The network of a whole guest: in namespaces with links into another one, and in a VM with QEMU's own network.
+//! The network of a whole guest: in namespaces with links into another one, and in a VM with QEMU's own
+//! network.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its report")]
 

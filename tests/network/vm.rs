@@ -55,7 +55,8 @@ fn a_vm_is_on_the_network() {
     assert_eq!(hears_from_host("10.0.2.2", v4), "four\n");
     assert_eq!(hears_from_host("fec0::2", v6), "six\n");
     assert_eq!(guest.says("c", "cat /etc/resolv.conf"), "nameserver 10.0.2.3\nnameserver fec0::3\n");
-    // What the kernel is told for port mapping: as many connections as take a 64th of memory, at 512 bytes each.
+    // What the kernel is told for port mapping: as many connections as take a 64th of memory, at 512 bytes
+    // each.
     let kept = guest.says(
         "c",
         "read name kilobytes unit </proc/meminfo; cd /proc/sys/net/netfilter

@@ -170,7 +170,8 @@ fn every_process_has_open_what_it_needs() {
     guest.finish(main);
 }
 
-/// A container sees which sockets there are in its network, and may use its links: neither is the guest's own.
+/// A container sees which sockets there are in its network, and may use its links: neither is the guest's
+/// own.
 #[test]
 fn the_pods_network_is_not_the_guests() {
     let guest = Guest::with_pod(Kind::Local);
@@ -186,7 +187,8 @@ fn the_pods_network_is_not_the_guests() {
     }
     let seen = guest.says("main", "readlink /proc/self/ns/net");
     assert_eq!(seen.trim_end(), pods.display().to_string());
-    // A local guest has opened its ports before, and what listens stays where it was opened: a VM has devices.
+    // A local guest has opened its ports before, and what listens stays where it was opened: a VM has
+    // devices.
     let sockets = guest.says("main", "cat /proc/net/unix");
     let others: Vec<_> = sockets
         .lines()
@@ -230,8 +232,8 @@ fn each_port_to_the_host_is_in_one_process() {
     for (file, holders) in
         [("ctl.sock", &[("init", 2)][..]), ("stream.sock", &[("warden", 1), ("streamd", 2)])]
     {
-        // The kernel lists what listens where it was opened, before init left the network to the pod, and an accepted connection where
-        // the one that connected is.
+        // The kernel lists what listens where it was opened, before init left the network to the pod, and an
+        // accepted connection where the one that connected is.
         let ends = [sockets(netd, file), sockets(std::process::id().cast_signed(), file)].concat();
         let mut holding = Vec::new();
         for (name, pid) in &everybody {

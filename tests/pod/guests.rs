@@ -64,9 +64,11 @@ fn a_pod_has_its_resolver_and_its_share() {
 #[test]
 fn a_pod_that_fails_late_is_undone_too() {
     let guest = Guest::boot(Kind::Local);
-    // READY does not wait for the helpers, and what is asked of one that is not up yet is asked of its successor too.
+    // READY does not wait for the helpers, and what is asked of one that is not up yet is asked of its
+    // successor too.
     guest.await_log("execd is up");
-    // mountd has laid out the pod when execd is asked for its init, and does not answer until init has enough.
+    // mountd has laid out the pod when execd is asked for its init, and does not answer until init has
+    // enough.
     let execd = process(&guest, "execd", None);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(execd), nix::sys::signal::Signal::SIGSTOP).unwrap();
     let text =
@@ -174,7 +176,8 @@ fn a_crowd_to_the_end() {
 #[test]
 fn what_a_process_says_at_the_end_is_told_before_the_end() {
     let mut guest = Guest::with_pod(Kind::Local);
-    // One that stays until it is killed: the end of its init would end the container, and the polite process with it.
+    // One that stays until it is killed: the end of its init would end the container, and the polite process
+    // with it.
     let deaf =
         guest.container("main", &["sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"], json!({}));
     deaf.read_until("up\n");

@@ -124,11 +124,12 @@ fn own_memory(guest: &Guest) -> i64 {
     line.trim_end_matches("kB").trim().parse().unwrap()
 }
 
-/// What PID 1 keeps of what it has once needed, in kB: its buffers for the port and for helpers, and the end of its heap.
+/// What PID 1 keeps of what it has once needed, in kB: its buffers for the port and for helpers, and the end
+/// of its heap.
 const KEPT: i64 = 224;
 
-/// Files are what is large of what a host asks. While they pass through PID 1 it starts processes, whose small blocks must not come to
-/// lie behind large ones and keep those from the kernel.
+/// Files are what is large of what a host asks. While they pass through PID 1 it starts processes, whose
+/// small blocks must not come to lie behind large ones and keep those from the kernel.
 #[test]
 fn files_leave_nothing_in_pid_1() {
     let guest = Guest::with_pod(Kind::Local);

@@ -5,7 +5,8 @@ use crate::machine::{Call, Verdict, X86_64, run};
 use crate::policy::{Compiled, compile};
 use crate::table;
 
-/// A policy file with these capabilities and rules; the first of either is on line 5 and on line 8 + their number.
+/// A policy file with these capabilities and rules; the first of either is on line 5 and on line 8 + their
+/// number.
 fn file(default: &str, head: &str, capabilities: &[&str], include: &str, rules: &[&str]) -> String {
     let lines = |items: &[&str]| items.join(",\n");
     format!(

@@ -1,5 +1,5 @@
-//! The profile `default` beside Docker's: each difference has a row in policy/README.md's table «The default profile and
-//! Docker's», and each row of names there is a difference.
+//! The profile `default` beside Docker's: each difference has a row in policy/README.md's table «The default
+//! profile and Docker's», and each row of names there is a difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! policy/kernel: every option of the guest kernel is in its place and has its reason. What they mean is checked when the kernel is
-//! built (`hyperctl kernel --check`) and from inside it (tests/guest_kernel.rs).
+//! policy/kernel: every option of the guest kernel is in its place and has its reason. What they mean is
+//! checked when the kernel is built (`hyperctl kernel --check`) and from inside it (tests/guest_kernel.rs).
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! The kernel's side of a filter: classic BPF over `struct seccomp_data` (seccomp(2)), as much of it as the kernel's action
-//! cache understands too. A program that uses more panics.
+//! The kernel's side of a filter: classic BPF over `struct seccomp_data` (seccomp(2)), as much of it as the
+//! kernel's action cache understands too. A program that uses more panics.
 
 /// A system call as a filter sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

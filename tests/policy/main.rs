@@ -1,5 +1,5 @@
-//! The policies: their compiler refuses what is wrong, and the programs mean what the files say. tests/confined has the
-//! real processes.
+//! The policies: their compiler refuses what is wrong, and the programs mean what the files say.
+//! tests/confined has the real processes.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 

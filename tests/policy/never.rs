@@ -1,5 +1,5 @@
-//! What no policy may ever allow, whoever edits it: written down a second time, so that a rule that slips into a file, or out
-//! of a list of denials, does not pass unseen.
+//! What no policy may ever allow, whoever edits it: written down a second time, so that a rule that slips
+//! into a file, or out of a list of denials, does not pass unseen.
 
 use hyperinit::ids::HELPER_USERS;
 
@@ -36,8 +36,8 @@ const NOBODY: &[&str] = &[
     "userfaultfd",
 ];
 
-/// No process that has a list of what it may do: programs, processes, other processes' memory, new sockets, other users, and
-/// ways round a filter.
+/// No process that has a list of what it may do: programs, processes, other processes' memory, new sockets,
+/// other users, and ways round a filter.
 const CONFINED: &[&str] = &[
     "bind",
     "capset",
@@ -158,8 +158,8 @@ fn nobody_below_init_has_a_socket_to_the_host() {
     }
 }
 
-/// What opens the memory, the descriptors and the root of every process of the guest by files of /proc, whatever the filter says of
-/// ptrace, process_vm_writev and pidfd_getfd.
+/// What opens the memory, the descriptors and the root of every process of the guest by files of /proc,
+/// whatever the filter says of ptrace, process_vm_writev and pidfd_getfd.
 #[test]
 fn only_a_privileged_container_has_cap_sys_ptrace() {
     const CAP_SYS_PTRACE: u64 = 1 << 19;
@@ -172,8 +172,8 @@ fn only_a_privileged_container_has_cap_sys_ptrace() {
     }
 }
 
-/// The kernel guards /proc/sys by the effective user and by no capability: a process of user 0 writes to all of it. And no process of a
-/// container may do to a helper what a user may do to his own processes.
+/// The kernel guards /proc/sys by the effective user and by no capability: a process of user 0 writes to all
+/// of it. And no process of a container may do to a helper what a user may do to his own processes.
 #[test]
 fn who_is_root_has_to_be() {
     let (arch, _) = ARCHITECTURES[0];

@@ -1,4 +1,5 @@
-//! What a process of a container does to have all of something: it takes until the kernel refuses more or ends it, says so, and keeps it.
+//! What a process of a container does to have all of something: it takes until the kernel refuses more or
+//! ends it, says so, and keeps it.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -30,7 +31,8 @@ use nix::unistd::{Uid, getpid, pause, pipe2, setresuid, write};
 const FDS: usize = 253;
 /// How many things share one set, instance or file.
 const TOGETHER: usize = 500;
-/// What is taken of something that has no end but memory's and takes long: far more than the kernel lets a user have by itself.
+/// What is taken of something that has no end but memory's and takes long: far more than the kernel lets a
+/// user have by itself.
 const MANY: usize = 20_000;
 /// That was enough.
 const ENOUGH: Errno = Errno::UnknownErrno;
@@ -39,7 +41,8 @@ const ENOUGH: Errno = Errno::UnknownErrno;
 pub fn eat(what: &str) -> ! {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    // Of the pod's last memory the kernel would take this program's own pages first, and read them again and again.
+    // Of the pod's last memory the kernel would take this program's own pages first, and read them again and
+    // again.
     if getrlimit(Resource::RLIMIT_MEMLOCK).unwrap().1 == RLIM_INFINITY {
         mlockall(MlockAllFlags::MCL_CURRENT).unwrap();
     }

@@ -1,6 +1,6 @@
-//! One container takes all of something that the kernel counts by user, or all of the kernel's memory that it can have of one kind: what
-//! is charged ends at the pod's share of memory, and the guest goes on whatever it is. All in one VM, from a container's seat under the
-//! default profile.
+//! One container takes all of something that the kernel counts by user, or all of the kernel's memory that it
+//! can have of one kind: what is charged ends at the pod's share of memory, and the guest goes on whatever it
+//! is. All in one VM, from a container's seat under the default profile.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 #![cfg(target_arch = "x86_64")]
@@ -41,20 +41,22 @@ fn say(line: &str) {
 /// How one that takes all of something ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// It is refused more, with this error, or has taken far more than a user may have without this guest's settings.
+    /// It is refused more, with this error, or has taken far more than a user may have without this guest's
+    /// settings.
     Refused(&'static str),
     /// The pod's memory is at its end: the kernel ends a process of the pod.
     Pod,
     /// The VM's memory is: the kernel ends the one who asks.
     Vm,
-    /// Either of the two: a part of what the kernel has for it is charged to nobody, and which memory ends first depends on how much the
-    /// guest has to itself.
+    /// Either of the two: a part of what the kernel has for it is charged to nobody, and which memory ends
+    /// first depends on how much the guest has to itself.
     Either,
 }
 
 use End::{Either, Pod, Refused, Vm};
 
-/// What a container takes all of, as whom, and how that ends. A helper's name: the container's root becomes the helper's user.
+/// What a container takes all of, as whom, and how that ends. A helper's name: the container's root becomes
+/// the helper's user.
 const KINDS: [(&str, &str, End); 24] = [
     ("connections", "root", Refused("enough")),
     ("epoll watches", "root", Either),
@@ -223,7 +225,8 @@ fn variable(name: &str, value: &str) -> Value {
     json!({"env": name, "value": value})
 }
 
-/// A process of a container's root that has become the helper's user names it by its number, and by being everybody's or that user's.
+/// A process of a container's root that has become the helper's user names it by its number, and by being
+/// everybody's or that user's.
 fn cannot_reach(guest: &Guest, name: &str, pid: i32, user: u64) {
     let (number, everybody, kill) = (pid.try_into().unwrap(), u64::MAX, 9);
     let become_user = (libc::SYS_setresuid.cast_unsigned(), [user, user, user, 0, 0, 0]);
@@ -260,8 +263,9 @@ fn helpers_user(name: &str) -> Option<String> {
     policy["user"]["uid"].as_u64().map(|number| number.to_string())
 }
 
-/// The guest gives nobody a helper's number, but a container's root may take it. It gets nowhere by that: it names no process outside of
-/// the pod, and what the kernel counts for streamd does not keep streamd from parking a connection for its successor.
+/// The guest gives nobody a helper's number, but a container's root may take it. It gets nowhere by that: it
+/// names no process outside of the pod, and what the kernel counts for streamd does not keep streamd from
+/// parking a connection for its successor.
 #[test]
 fn a_container_that_takes_a_helpers_number_reaches_nothing_of_the_helper() {
     if let Ok(what) = env::var(WHAT) {
@@ -297,8 +301,8 @@ fn is_expected(expected: End, end: End) -> bool {
     expected == end || expected == Either && matches!(end, Pod | Vm)
 }
 
-/// The kernel tells every network namespace of devices that come and change (uevents), and so a container, which may have netlink sockets: as under
-/// Docker without user namespaces. What it hears is in /sys, too.
+/// The kernel tells every network namespace of devices that come and change (uevents), and so a container,
+/// which may have netlink sockets: as under Docker without user namespaces. What it hears is in /sys, too.
 fn hears_of_devices(world: &World) {
     let listener = world.guest.exec("eater", &["/bin/listener"], json!({}));
     listener.read_until("listening");

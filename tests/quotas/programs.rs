@@ -60,7 +60,8 @@ pub fn reason(word: &str) -> String {
     }
 }
 
-/// A queue of 128 requests each, whose place the kernel writes to a page of its own (PROT_READ, PROT_WRITE; MAP_PRIVATE, MAP_ANONYMOUS).
+/// A queue of 128 requests each, whose place the kernel writes to a page of its own (PROT_READ, PROT_WRITE;
+/// MAP_PRIVATE, MAP_ANONYMOUS).
 fn asynchronous() -> Vec<u8> {
     let calls = [(MMAP, [0, 4096, 3, 0x22, u64::MAX, 0]), (IO_SETUP, [128, RESULT, 0, 0, 0, 0])];
     probe::elf_until(MANY, &calls, &[])
@@ -71,8 +72,9 @@ fn locked() -> Vec<u8> {
     probe::elf_until(MANY, &[(MMAP, [0, 4 * MEGABYTE, 3, 0x2022, u64::MAX, 0])], &[])
 }
 
-/// A page wherever the kernel needs a table of pages, and one of those tables, for it: a gigabyte of addresses without memory (PROT_NONE;
-/// MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE), and a page with (PROT_READ, PROT_WRITE; MAP_POPULATE).
+/// A page wherever the kernel needs a table of pages, and one of those tables, for it: a gigabyte of
+/// addresses without memory (PROT_NONE; MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE), and a page with
+/// (PROT_READ, PROT_WRITE; MAP_POPULATE).
 fn page_tables() -> Vec<u8> {
     let map = |length, protection, flags: u64| (MMAP, [0, length, protection, 0x22 | flags, u64::MAX, 0]);
     probe::elf_forever(&[map(1 << 30, 0, 0x4000), map(4096, 3, 0x8000)])
@@ -95,9 +97,11 @@ fn pending() -> Vec<u8> {
     probe::elf_until(MANY, &calls, &data)
 }
 
-/// Filters as long as a socket's memory for options has room for (`net.core.optmem_max`): SO_ATTACH_FILTER on a UDP socket.
+/// Filters as long as a socket's memory for options has room for (`net.core.optmem_max`): SO_ATTACH_FILTER on
+/// a UDP socket.
 fn filters() -> Vec<u8> {
-    /// `X = A`, and `return 0`: struct sock_filter of linux/filter.h. Without numbers the kernel makes no more of it.
+    /// `X = A`, and `return 0`: struct sock_filter of linux/filter.h. Without numbers the kernel makes no
+    /// more of it.
     const COPY: [u8; 8] = [7, 0, 0, 0, 0, 0, 0, 0];
     const RETURN: [u8; 8] = [6, 0, 0, 0, 0, 0, 0, 0];
     const LENGTH: u16 = 2000;
@@ -132,8 +136,8 @@ fn semaphores() -> Vec<u8> {
     probe::elf_until(MANY, &[(SEMGET, [0, 32_000, CREATE, 0, 0, 0])], &[])
 }
 
-/// Says `listening` when the kernel's messages about devices come to it (AF_NETLINK, NETLINK_KOBJECT_UEVENT, group 1), and then the first of
-/// them.
+/// Says `listening` when the kernel's messages about devices come to it (AF_NETLINK, NETLINK_KOBJECT_UEVENT,
+/// group 1), and then the first of them.
 pub fn listener() -> Vec<u8> {
     const WRITE: u64 = 1;
     const RECVFROM: u64 = 45;

@@ -1,5 +1,5 @@
-//! A hundred containers and a thousand processes, all there at once: each one's output and status is its own, whichever
-//! way it ends, and DESTROYPOD ends them all.
+//! A hundred containers and a thousand processes, all there at once: each one's output and status is its own,
+//! whichever way it ends, and DESTROYPOD ends them all.
 
 use std::time::Duration;
 
@@ -10,13 +10,14 @@ use crate::guest::{Guest, Running};
 
 const CONTAINERS: usize = 100;
 const PROCESSES: usize = 1000;
-/// How many of the processes end before the pod does. Those that are left, and the containers, end within the time that runV
-/// gives DESTROYPOD also in a VM that is emulated on a busy machine.
+/// How many of the processes end before the pod does. Those that are left, and the containers, end within the
+/// time that runV gives DESTROYPOD also in a VM that is emulated on a busy machine.
 const EARLY: usize = PROCESSES - 100;
 /// runV gives up ten seconds after it has asked; this machine may be busy with other things.
 const END: Duration = Duration::from_secs(30);
 
-/// A process that says who it is, and ends with a status of its own: when it is told to, or when the pod ends.
+/// A process that says who it is, and ends with a status of its own: when it is told to, or when the pod
+/// ends.
 fn script(name: &str, status: usize) -> String {
     format!(
         "trap 'echo {name} leaves; exit {status}' TERM

@@ -1,5 +1,6 @@
-//! What a guest does, one scenario a function: tests/pod runs each in a guest of its own in namespaces, tests/vm runs them
-//! all in one VM. A scenario finds a pod (`Guest::start_pod`), and leaves no container of its own behind.
+//! What a guest does, one scenario a function: tests/pod runs each in a guest of its own in namespaces,
+//! tests/vm runs them all in one VM. A scenario finds a pod (`Guest::start_pod`), and leaves no container of
+//! its own behind.
 
 pub mod crowd;
 pub mod exec;

@@ -1,5 +1,5 @@
-//! What a filesystem can do, on a share that is one: the machine's own in namespaces, virtiofs in a VM. QEMU's 9p is none
-//! (docs/limits.md).
+//! What a filesystem can do, on a share that is one: the machine's own in namespaces, virtiofs in a VM.
+//! QEMU's 9p is none (docs/limits.md).
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -96,7 +96,8 @@ pub fn a_file_that_never_had_a_name(guest: &Guest) {
 
 /// A program's own capabilities count when a user executes it, whether the host gave them or the container.
 pub fn a_files_capabilities_are_its_programs(guest: &Guest) {
-    // linux/capability.h, struct vfs_cap_data: revision 2, effective; CAP_NET_RAW is permitted, nothing inherited.
+    // linux/capability.h, struct vfs_cap_data: revision 2, effective; CAP_NET_RAW is permitted, nothing
+    // inherited.
     let capabilities: Vec<u8> =
         [0x0200_0001_u32, 1 << 13, 0, 0, 0].into_iter().flat_map(u32::to_le_bytes).collect();
     let name = c"security.capability";
@@ -129,7 +130,8 @@ pub fn a_files_capabilities_are_its_programs(guest: &Guest) {
 }
 
 pub fn an_access_list_lets_in_whom_it_names(guest: &Guest) {
-    // linux/posix_acl_xattr.h: version 2; each entry a tag, permissions and an id. Owner rw, user 33 r, group none, mask r, others none.
+    // linux/posix_acl_xattr.h: version 2; each entry a tag, permissions and an id. Owner rw, user 33 r, group
+    // none, mask r, others none.
     let mut list = 2_u32.to_le_bytes().to_vec();
     for (tag, permissions, id) in [
         (0x01_u16, 6_u16, u32::MAX),

@@ -84,7 +84,8 @@ pub fn what_means_nothing_is_overlooked(guest: &Guest) {
     }
 }
 
-/// docs/limits.md: an ERROR for each, and the guest goes on. An ERROR that quoted all of an id was too long to be sent.
+/// docs/limits.md: an ERROR for each, and the guest goes on. An ERROR that quoted all of an id was too long
+/// to be sent.
 pub fn what_is_too_much_is_refused(guest: &Guest) {
     let refused = |message: Message, payload: Value| {
         let call = guest.client().send_raw(message.id(), payload.to_string().as_bytes());

@@ -32,7 +32,8 @@ impl Answer {
         }
     }
 
-    /// An error that the kernel finds only after it has allowed the call, for a call whose arguments are wrong on purpose.
+    /// An error that the kernel finds only after it has allowed the call, for a call whose arguments are
+    /// wrong on purpose.
     pub fn past(self, errno: Errno) -> Answer {
         if self == Answer::Refused(errno) { Answer::Done(0) } else { self }
     }

@@ -1,8 +1,9 @@
-//! The seats: what every process of the guest can do, tried from its own place. The real process is stopped and made to
-//! call what it should not be able to (seat.rs); each row of the table is an effect, each column a process.
+//! The seats: what every process of the guest can do, tried from its own place. The real process is stopped
+//! and made to call what it should not be able to (seat.rs); each row of the table is an effect, each column
+//! a process.
 //!
-//! In a VM the answers have to be those of docs/seats.md, which this test writes (`SEATS=write`). In namespaces the machine may refuse
-//! more than a VM does, for its root may lack a right; never less.
+//! In a VM the answers have to be those of docs/seats.md, which this test writes (`SEATS=write`). In
+//! namespaces the machine may refuse more than a VM does, for its root may lack a right; never less.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 #![cfg(target_arch = "x86_64")]
@@ -54,8 +55,8 @@ fn attempt_from(world: &World, name: &str) -> Vec<String> {
     attempts.iter().map(|effect| format!("{name}\t{}\t{}", effect.name, effect.attempt(&mut place))).collect()
 }
 
-/// In the VM the test comes in by the debugging door, for which execd has more than otherwise: it gives that up, and cannot get it
-/// back.
+/// In the VM the test comes in by the debugging door, for which execd has more than otherwise: it gives that
+/// up, and cannot get it back.
 fn without_the_door(seat: &mut Seat) {
     const VERSION_3: u64 = 0x2008_0522;
     let own = Policy::decode(embedded_policy!("execd")).unwrap().capabilities();

@@ -115,7 +115,8 @@ impl Table {
             let expected = column.cell(row);
             // A machine may have parts of the kernel that the VM's has not.
             let lacks = LACKS.iter().any(|lacks| expected.contains(lacks));
-            // On newer kernels (seen on 6.18) CAP_SYS_ADMIN is enough to read these (kernel/fork.c, may_access_mm): the page says so.
+            // On newer kernels (seen on 6.18) CAP_SYS_ADMIN is enough to read these (kernel/fork.c,
+            // may_access_mm): the page says so.
             let lacks = lacks || row.starts_with("environ and maps") && ADMINS.contains(&seen.name.as_str());
             let opened = cell.contains("allowed") && !expected.contains("allowed") && !lacks;
             let untrapped = expected == "trap" && cell != "trap" && cell != "–";

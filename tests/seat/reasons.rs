@@ -2,7 +2,8 @@
 
 /// Why some processes may do something.
 pub struct Reason {
-    /// Heads of the table; `default`, `privileged` and `restricted` stand for both columns of the profile, `containers` for all.
+    /// Heads of the table; `default`, `privileged` and `restricted` stand for both columns of the profile,
+    /// `containers` for all.
     pub seats: &'static [&'static str],
     /// Rows, by the beginnings of their names.
     pub rows: &'static [&'static str],

@@ -1,8 +1,8 @@
-//! The place of a real process: it is stopped (ptrace), and makes the calls that the test wants, with its own user,
-//! capabilities, filters, namespaces, descriptors and root.
+//! The place of a real process: it is stopped (ptrace), and makes the calls that the test wants, with its own
+//! user, capabilities, filters, namespaces, descriptors and root.
 //!
-//! A call that its filter traps does not happen; the signal (SIGSYS) that would end the process is taken away, so it goes on as
-//! if nothing had been.
+//! A call that its filter traps does not happen; the signal (SIGSYS) that would end the process is taken
+//! away, so it goes on as if nothing had been.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -151,7 +151,8 @@ impl Seat {
         pending >> (libc::SIGSYS - 1) & 1 == 1
     }
 
-    /// A copy of the process, for what cannot be taken back: it ends when it is dropped. None if it may not be made, and why.
+    /// A copy of the process, for what cannot be taken back: it ends when it is dropped. None if it may not
+    /// be made, and why.
     pub fn child(&mut self) -> Result<Seat, Answer> {
         // No signal tells the parent of its end.
         let (answer, child) = self.call_and_watch(libc::SYS_clone, [0; 5]);

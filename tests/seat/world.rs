@@ -44,7 +44,8 @@ impl World {
         let named = |pid: &i32| {
             let file = if name.contains(' ') { "cmdline" } else { "comm" };
             let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            // A successor has its name before it has its filter. What has ended keeps its name until it is reaped.
+            // A successor has its name before it has its filter. What has ended keeps its name until it is
+            // reaped.
             text.replace('\0', " ").trim_end() == name && is_confined(*pid) && !is_over(*pid)
         };
         children(self.init).into_iter().filter(named).min()
@@ -52,7 +53,8 @@ impl World {
 
     /// The number of one process in the PID namespace of another; none if it has none there.
     pub fn number(&self, name: &str, seat: i32) -> Option<u64> {
-        // proc_pid_status(5): the number in each PID namespace, from the reader's own inwards. A guest has one inside its own.
+        // proc_pid_status(5): the number in each PID namespace, from the reader's own inwards. A guest has
+        // one inside its own.
         let numbers =
             |pid: i32| status(pid, "NSpid").split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let depth = numbers(seat).len();

@@ -1,4 +1,5 @@
-//! What the guest's processes have, as one sees it who is in the guest: by the container `hyperstart`, which is the guest itself.
+//! What the guest's processes have, as one sees it who is in the guest: by the container `hyperstart`, which
+//! is the guest itself.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -11,13 +12,15 @@ use super::guest::processes::NAMES;
 
 /// How much more memory of its own a process may have than when it was warm, in kB.
 const GROWTH_MAX: i64 = 256;
-/// How much less of the VM may be available, in kB: a container's share of the kernel's caches comes and goes.
+/// How much less of the VM may be available, in kB: a container's share of the kernel's caches comes and
+/// goes.
 const LOSS_MAX: i64 = 16 << 10;
 /// execd closes what is left of a process a second later, and a dying process takes a moment.
 const SETTLES: Duration = Duration::from_secs(20);
 
-/// Of each process: its number, descriptors, threads, and kB: RSS, PSS, and what is of no file. Then of the VM, in kB: available memory,
-/// shared memory, the kernel's own that it cannot give back; then mounts of init's namespace, and processes.
+/// Of each process: its number, descriptors, threads, and kB: RSS, PSS, and what is of no file. Then of the
+/// VM, in kB: available memory, shared memory, the kernel's own that it cannot give back; then mounts of
+/// init's namespace, and processes.
 const SCRIPT: &str = r#"b=/bin/busybox
 for p in /proc/[0-9]*; do
     { read name <$p/comm; } 2>/dev/null || continue

@@ -1,5 +1,6 @@
-//! A soak: mixed load in a VM for a while, and every process of the guest has as much memory and as many descriptors and threads
-//! afterwards as it had when it was warm. The workers are those of tests/kills, but nobody dies.
+//! A soak: mixed load in a VM for a while, and every process of the guest has as much memory and as many
+//! descriptors and threads afterwards as it had when it was warm. The workers are those of tests/kills, but
+//! nobody dies.
 //!
 //! `SOAK` says how many seconds (`make soak`: half an hour), `KILLS_SEED` runs the same choices again.
 
@@ -36,7 +37,8 @@ use work::Worker;
 
 /// How many seconds there are in every `make test`.
 const SHORT: u64 = 40;
-/// A fifth of the time is for what the code needs once, has, and keeps; more, where a busy machine has not started so many processes in it.
+/// A fifth of the time is for what the code needs once, has, and keeps; more, where a busy machine has not
+/// started so many processes in it.
 const WARM_UP: u32 = 5;
 const WARM: u64 = 120;
 /// The largest file, in bytes: half of the largest size in random.rs.
@@ -106,7 +108,8 @@ struct Soak {
 }
 
 impl Soak {
-    /// What is largest of what the workers do: buffers grow to it, and how soon its turn comes by itself is chance.
+    /// What is largest of what the workers do: buffers grow to it, and how soon its turn comes by itself is
+    /// chance.
     fn largest(&mut self) {
         let mut worker = Worker::new(&self.guest, &self.counts, Random(self.random.next()), 1);
         let container = worker.settle();

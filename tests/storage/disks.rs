@@ -1,4 +1,5 @@
-//! Disks on virtio and SCSI: root filesystems, volumes, and disks that are plugged while a container waits for them.
+//! Disks on virtio and SCSI: root filesystems, volumes, and disks that are plugged while a container waits
+//! for them.
 
 use std::fs;
 use std::path::Path;

@@ -37,8 +37,8 @@ pub fn snapshot(image: &Path) -> PathBuf {
     copy
 }
 
-/// An image with a directory /data that has one of each, for volumes that are populated. Returns the script by which a container
-/// tells of them, and what it says.
+/// An image with a directory /data that has one of each, for volumes that are populated. Returns the script
+/// by which a container tells of them, and what it says.
 pub fn one_of_each(root: &Path) -> (&'static str, &'static str) {
     let data = root.join("data");
     fs::create_dir_all(data.join("sub")).unwrap();

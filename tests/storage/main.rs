@@ -1,4 +1,5 @@
-//! Storage on the real devices, in VMs: disks on virtio and SCSI, a share by 9p and by virtiofs, volumes of an NFS server.
+//! Storage on the real devices, in VMs: disks on virtio and SCSI, a share by 9p and by virtiofs, volumes of
+//! an NFS server.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its report")]
 

@@ -1,4 +1,5 @@
-//! The share by 9p is the host's directory: owners, what a process has written when it has ended, what the host changes.
+//! The share by 9p is the host's directory: owners, what a process has written when it has ended, what the
+//! host changes.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

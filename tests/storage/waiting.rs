@@ -1,5 +1,5 @@
-//! Nobody waits for another container's disk, server or share: a disk that never comes, an NFS server that stops, a share whose
-//! host stops.
+//! Nobody waits for another container's disk, server or share: a disk that never comes, an NFS server that
+//! stops, a share whose host stops.
 
 use std::fs;
 

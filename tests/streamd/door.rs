@@ -89,7 +89,8 @@ fn packets_that_are_none_change_nothing() {
     let fds = [null.as_fd(); 5];
     let honest = Streams { stdio: id(7), stderr: Some(id(8)), terminal: false, stdin: true, again: false };
     let packet = honest.encode();
-    // Too short, too long, empty, of no meaning; too few and too many descriptors; descriptors that cannot be watched.
+    // Too short, too long, empty, of no meaning; too few and too many descriptors; descriptors that cannot be
+    // watched.
     world.send_raw(&packet[..18], &fds[..3]);
     world.send_raw(&[&packet[..], &[0]].concat(), &fds[..3]);
     world.send_raw(&[0; 4096], &[]);

@@ -200,7 +200,8 @@ impl World {
         self.kept.remove(&stdio);
     }
 
-    /// As if streamd had been killed while it read from the host (helpers/streamd/buffer.rs: the sixth number of the page).
+    /// As if streamd had been killed while it read from the host (helpers/streamd/buffer.rs: the sixth number
+    /// of the page).
     pub fn died_while_it_read(&self) {
         let reading = 1u64.to_ne_bytes();
         assert_eq!(nix::sys::uio::pwrite(&self.inherited[&FD_BUFFER_IN], &reading, 6 * 8), Ok(8));
@@ -337,8 +338,8 @@ pub struct Host {
     decoder: StreamDecoder,
 }
 
-/// The host leaves. Closing its socket would not do: a child that another test is just starting has a duplicate of it until
-/// it executes its program, and a host that streamd can still write to has not left.
+/// The host leaves. Closing its socket would not do: a child that another test is just starting has a
+/// duplicate of it until it executes its program, and a host that streamd can still write to has not left.
 impl Drop for Host {
     fn drop(&mut self) {
         let _ = self.socket.shutdown(Shutdown::Both);

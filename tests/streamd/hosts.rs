@@ -146,7 +146,8 @@ fn what_a_host_sent_before_it_left_is_read() {
 fn sends_and_leaves(streamd: &Streamd, mut host: Host, stdin: &[u8]) {
     let (first, rest) = stdin.split_at(MUCH - (64 << 10));
     host.stdin(1, first, 4096);
-    // Of these little is left there: a socket that was full would not take the rest before it is nearly empty.
+    // Of these little is left there: a socket that was full would not take the rest before it is nearly
+    // empty.
     assert!(streamd.says_nothing_for(Duration::from_millis(500)));
     host.stdin(1, rest, 4096);
     host.close_stdin(1);
@@ -263,8 +264,8 @@ fn read_some(host: &mut Host, count: u64, got: &mut BTreeMap<u64, usize>) {
     }
 }
 
-/// Goes on with what a stream has so far. What a host had in its socket and did not read is lost with it, so a stream
-/// may go on later than it stopped; never earlier and never with another's bytes.
+/// Goes on with what a stream has so far. What a host had in its socket and did not read is lost with it, so
+/// a stream may go on later than it stopped; never earlier and never with another's bytes.
 fn check(stream: u64, payload: &[u8], got: &mut BTreeMap<u64, usize>) {
     let at = got.entry(stream).or_default();
     let found = (*at..4 << 20).find(|&from| {

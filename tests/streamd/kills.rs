@@ -202,7 +202,8 @@ fn stdin_of_who_comes_after_works() {
         host.close_stdin(stream);
         let got = reading.join().unwrap();
         assert!(pattern(stream, 0, got.len()) == got, "what it got is a beginning of what was sent");
-        // The next process's stdin works: at once, or after the host has paused; a busy machine may need some pauses more.
+        // The next process's stdin works: at once, or after the host has paused; a busy machine may need some
+        // pauses more.
         let mut works = false;
         for attempt in 1..=20 {
             let mut new = world.piped(stream + attempt, None);
@@ -240,8 +241,9 @@ fn stdin_of_who_comes_after_works() {
     }
 }
 
-/// A streamd that does not know where the host is in its frames takes a pause for the end of one. A host on a busy machine pauses
-/// in the middle of one too: what then looks like a violation, or a long frame for nobody, is its own mistake, and it waits for the next pause.
+/// A streamd that does not know where the host is in its frames takes a pause for the end of one. A host on a
+/// busy machine pauses in the middle of one too: what then looks like a violation, or a long frame for
+/// nobody, is its own mistake, and it waits for the next pause.
 #[test]
 fn a_host_that_was_held_up_in_the_middle_of_a_frame_is_heard_after_the_next_pause() {
     let (mut world, mut host) = World::device();

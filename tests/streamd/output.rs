@@ -219,8 +219,9 @@ fn a_flood_does_not_keep_the_port_for_itself() {
         quiet.stderr.as_mut().unwrap().write_all(&[round]).unwrap();
         tty.write_all(&[round]).unwrap();
         let mut missing = vec![1, 2, 3];
-        // Each flooder has its turn in a round, and the buffer holds at most 1 MiB ahead of the quiet ones; what is typed
-        // at a tty passes a worker of the kernel's, which has its turn when the machine has time.
+        // Each flooder has its turn in a round, and the buffer holds at most 1 MiB ahead of the quiet ones;
+        // what is typed at a tty passes a worker of the kernel's, which has its turn when the machine has
+        // time.
         let mut frames = 0;
         while !missing.is_empty() {
             let (stream, payload) = host.frame();

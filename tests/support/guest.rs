@@ -93,8 +93,9 @@ impl Guest {
         for pid in &children {
             let _ = waitpid(raw(pid), None);
         }
-        // A pod init cannot be waited for: it is gone when everyone in its namespace is reaped, also a process whose
-        // start failed, which the test does not know. Who is left goes with the test's own process.
+        // A pod init cannot be waited for: it is gone when everyone in its namespace is reaped, also a
+        // process whose start failed, which the test does not know. Who is left goes with the test's own
+        // process.
         if let Some(cgroup) = &self.cgroup {
             let _ = fs::write(cgroup.join("cgroup.kill"), "1");
             until_empty(cgroup);

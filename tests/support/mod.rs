@@ -1,4 +1,5 @@
-//! What the per-helper tests share: a guest made of namespaces, the helpers by their `--stdio` door, an image, a pod.
+//! What the per-helper tests share: a guest made of namespaces, the helpers by their `--stdio` door, an
+//! image, a pod.
 //!
 //! They need root, and leave nothing: everything happens in namespaces of one thread, on a tmpfs of its own.
 // Each test binary uses a part of it.

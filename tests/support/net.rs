@@ -1,5 +1,5 @@
-//! Networks of a test: the thread's own namespace as the guest's, another one as the world, links between them, and what
-//! ip(8) and nft(8) say of it.
+//! Networks of a test: the thread's own namespace as the guest's, another one as the world, links between
+//! them, and what ip(8) and nft(8) say of it.
 
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -42,7 +42,8 @@ pub fn nft(words: &str) -> String {
     ok(run("nft", "nftables", words), words)
 }
 
-/// The addresses of a link as `address/prefix`, without those that the kernel has given it, and whether all can be used.
+/// The addresses of a link as `address/prefix`, without those that the kernel has given it, and whether all
+/// can be used.
 pub fn addresses(link: &str) -> (Vec<String>, bool) {
     let all = ip_json(&format!("address show dev {link}"));
     let all = all[0]["addr_info"].as_array().unwrap();
@@ -51,8 +52,8 @@ pub fn addresses(link: &str) -> (Vec<String>, bool) {
     (ours.iter().map(text).collect(), ours.iter().all(|info| info["tentative"].is_null()))
 }
 
-/// All of the namespace's links, addresses and routes, but for those that the kernel gives a link by itself when it finds
-/// that somebody is at its other end.
+/// All of the namespace's links, addresses and routes, but for those that the kernel gives a link by itself
+/// when it finds that somebody is at its other end.
 pub fn everything() -> String {
     let mut all = String::new();
     for link in ip_json("link show").as_array().unwrap() {
@@ -116,8 +117,8 @@ impl World {
         });
     }
 
-    /// Waits until packets pass: a link that is up is used when its other end has been noticed, which takes the kernel up to
-    /// a second.
+    /// Waits until packets pass: a link that is up is used when its other end has been noticed, which takes
+    /// the kernel up to a second.
     pub fn until_ready(&self, name: &str) {
         let until = Instant::now() + DEADLINE;
         let state = |name: &str| ip_json(&format!("link show dev {name}"))[0]["operstate"].clone();
@@ -133,7 +134,8 @@ impl World {
         }
     }
 
-    /// Connects from there to a port here; somebody has to answer. The source is the world's address in that network.
+    /// Connects from there to a port here; somebody has to answer. The source is the world's address in that
+    /// network.
     pub fn connect(&self, to: &str) -> TcpStream {
         let address: SocketAddr = to.parse().unwrap();
         let connected = self.inside(move || TcpStream::connect_timeout(&address, DEADLINE / 2));

@@ -1,5 +1,5 @@
-//! A program that makes one system call and exits with its errno (0: it succeeded), for filters that no program of an
-//! image provokes: an ELF file of a hundred bytes.
+//! A program that makes one system call and exits with its errno (0: it succeeded), for filters that no
+//! program of an image provokes: an ELF file of a hundred bytes.
 
 /// Where the program is loaded. Its first bytes are readable memory, for calls that want a pointer.
 pub const BASE: u64 = 0x40_0000;
@@ -52,8 +52,8 @@ pub fn elf_forever(calls: &[(u64, [u64; 6])]) -> Vec<u8> {
     file(code)
 }
 
-/// A program that makes the calls so many times at most, until the last one fails. Then it writes `\nfull 0 NN\n`, NN being the errno
-/// in two digits (00: it never failed), and sleeps.
+/// A program that makes the calls so many times at most, until the last one fails. Then it writes
+/// `\nfull 0 NN\n`, NN being the errno in two digits (00: it never failed), and sleeps.
 #[cfg(target_arch = "x86_64")]
 pub fn elf_until(most: u32, calls: &[(u64, [u64; 6])], data: &[u8]) -> Vec<u8> {
     /// The instructions before and behind the calls, in bytes.

@@ -1,10 +1,10 @@
-//! Programs that people run, in a Debian root: each scenario says by value what plain Linux, and a container of Docker's,
-//! gives.
+//! Programs that people run, in a Debian root: each scenario says by value what plain Linux, and a container
+//! of Docker's, gives.
 //!
-//! A scenario is a shell script and its output. It runs in a guest of its own in namespaces, and with all the others in one
-//! VM for each kind of share. `scripts/world` makes the roots. `make test` runs the scenarios of the root `core` in namespaces,
-//! and those of a user once more in the profile `restricted`.
-//! `make world` (`WORLD=all`) runs all of them, in VMs too, and each first in a plain chroot: that shows that the scenario
+//! A scenario is a shell script and its output. It runs in a guest of its own in namespaces, and with all the
+//! others in one VM for each kind of share. `scripts/world` makes the roots. `make test` runs the scenarios
+//! of the root `core` in namespaces, and those of a user once more in the profile `restricted`. `make world`
+//! (`WORLD=all`) runs all of them, in VMs too, and each first in a plain chroot: that shows that the scenario
 //! itself is right. `WORLD_ONLY=NAME,…` leaves the others out of the VMs.
 
 #![forbid(unsafe_code)]
@@ -193,11 +193,13 @@ fn run_all<'a>(on: On, all: impl Iterator<Item = &'a &'static Scenario>, run: im
     assert!(failed.is_empty(), "on {}: {failed:?}", on.name());
 }
 
-/// What a user does and the profile `restricted` has not: another user's powers, and a look into other processes.
+/// What a user does and the profile `restricted` has not: another user's powers, and a look into other
+/// processes.
 const NOT_RESTRICTED: [&str; 3] =
     ["everybodys_files_are_theirs", "gdb_stops_a_program", "strace_sees_the_calls"];
 
-/// What can be done without privileges can be done in the profile for code that nobody trusts, with a volume to write to.
+/// What can be done without privileges can be done in the profile for code that nobody trusts, with a volume
+/// to write to.
 #[test]
 fn a_user_works_in_the_restricted_profile() {
     root::with(root::largest(), |root| {

@@ -27,7 +27,8 @@ pub fn largest() -> Set {
     if all() { Set::All } else { Set::Core }
 }
 
-/// A root that can be written to: an overlay on the one that is kept, in a mount namespace of the test's thread.
+/// A root that can be written to: an overlay on the one that is kept, in a mount namespace of the test's
+/// thread.
 pub struct Root {
     pub set: Set,
     directory: PathBuf,
@@ -61,7 +62,8 @@ impl Root {
             std::fs::create_dir_all(root.directory.join(part)).unwrap();
         }
         let at = root.directory.display();
-        // Or a file's number would change when it is first written to, and virtiofsd knows files by their numbers (docs/limits.md).
+        // Or a file's number would change when it is first written to, and virtiofsd knows files by their
+        // numbers (docs/limits.md).
         let options = format!("lowerdir={},upperdir={at}/upper,workdir={at}/work,xino=on", kept.display());
         mount(Some("overlay"), &root.path(), Some("overlay"), MsFlags::empty(), Some(options.as_str()))
             .expect("mounting an overlay (CONFIG_OVERLAY_FS)");
@@ -77,8 +79,8 @@ impl Root {
         self.share().join("image/rootfs")
     }
 
-    /// Runs a program in a chroot, in namespaces like a container's, and without all else that a guest is. Its exit status and
-    /// what it said.
+    /// Runs a program in a chroot, in namespaces like a container's, and without all else that a guest is.
+    /// Its exit status and what it said.
     pub fn chroot(
         &self,
         user: &str,

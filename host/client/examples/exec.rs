@@ -1,7 +1,8 @@
 //! Runs a program in a container of a running guest, and prints what it writes.
 //!
-//! `cargo run -p hyperinit-client --example exec -- DIR CONTAINER PROGRAM [ARGUMENT…]`, where DIR is the directory that
-//! `hyperctl up --dir DIR` has made, and CONTAINER has been started with NEWCONTAINER or STARTPOD.
+//! `cargo run -p hyperinit-client --example exec -- DIR CONTAINER PROGRAM [ARGUMENT…]`, where DIR is the
+//! directory that `hyperctl up --dir DIR` has made, and CONTAINER has been started with NEWCONTAINER or
+//! STARTPOD.
 #![forbid(unsafe_code)]
 
 use std::error::Error;

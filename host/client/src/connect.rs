@@ -1,4 +1,5 @@
-//! Connections to the sockets in a guest's directory. None is waited for beyond its deadline, whoever else is connected.
+//! Connections to the sockets in a guest's directory. None is waited for beyond its deadline, whoever else is
+//! connected.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
@@ -19,16 +20,16 @@ const VSOCK_PORTS: [u32; 2] = [2718, 2719];
 const VSOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest honest answer, in bytes.
 const VSOCK_ANSWER_MAX: u64 = 32;
-/// How long a socket may refuse connections: a guest that is starting binds its socket and listens on it by two calls. A socket that
-/// refuses for longer belongs to a guest that has ended.
+/// How long a socket may refuse connections: a guest that is starting binds its socket and listens on it by
+/// two calls. A socket that refuses for longer belongs to a guest that has ended.
 const REFUSED_MAX: Duration = Duration::from_secs(1);
 /// How often it is looked whether it is this host's turn.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Why a connection is late.
 const TAKEN: &str = "others are connected, or waiting to be";
 
-/// Whether each host has connections of its own, for certain: over vsock. In the directory of a local guest, whose hosts have them too,
-/// the sockets look like those of QEMU's ports, and are greeted like those.
+/// Whether each host has connections of its own, for certain: over vsock. In the directory of a local guest,
+/// whose hosts have them too, the sockets look like those of QEMU's ports, and are greeted like those.
 pub(super) fn has_connections(directory: &Path) -> bool {
     directory.join(VSOCK_SOCKET).exists()
 }
@@ -40,7 +41,8 @@ pub(super) fn are_there(directory: &Path) -> bool {
 
 /// Both channels: control, stream.
 pub(super) fn sockets(directory: &Path, deadline: Instant) -> Result<(UnixStream, UnixStream), Fault> {
-    // Of two hosts that connect at once each would have one channel, and wait for the other: both queues need one order.
+    // Of two hosts that connect at once each would have one channel, and wait for the other: both queues need
+    // one order.
     let turn = File::open(directory).fault("opening", directory.display())?;
     wait_for_turn(&turn, directory, deadline)?;
     if has_connections(directory) {
@@ -64,8 +66,8 @@ fn wait_for_turn(turn: &File, directory: &Path, deadline: Instant) -> Result<(),
     }
 }
 
-/// Connects to a port of the guest through its vsock device, as Firecracker's and its relatives' hosts do: one line with the
-/// port, one line in return.
+/// Connects to a port of the guest through its vsock device, as Firecracker's and its relatives' hosts do:
+/// one line with the port, one line in return.
 fn vsock(directory: &Path, port: u32, deadline: Instant) -> Result<UnixStream, Fault> {
     let mut socket = unix(directory, VSOCK_SOCKET, deadline)?;
     let to = format!("vsock port {port}");
@@ -89,8 +91,8 @@ fn vsock(directory: &Path, port: u32, deadline: Instant) -> Result<UnixStream, F
     Ok(socket)
 }
 
-/// Connects to a socket in a directory, however long its path: an address holds 108 bytes (unix(7)). Where the queue is
-/// full, for QEMU takes one connection at a time, it is waited for a place in it.
+/// Connects to a socket in a directory, however long its path: an address holds 108 bytes (unix(7)). Where
+/// the queue is full, for QEMU takes one connection at a time, it is waited for a place in it.
 fn unix(directory: &Path, name: &str, deadline: Instant) -> Result<UnixStream, Fault> {
     unix_of(SockType::Stream, directory, name, deadline)
 }

@@ -189,7 +189,8 @@ impl Control {
         }
     }
 
-    /// The next bytes of the oldest frame, once all that was written has been credited; none when the connection ends.
+    /// The next bytes of the oldest frame, once all that was written has been credited; none when the
+    /// connection ends.
     fn next_chunk(&self) -> Option<Vec<u8>> {
         let mut state = self.state();
         loop {

@@ -67,8 +67,8 @@ impl Outgoing {
         Ok(())
     }
 
-    /// Whether a command that ends at `end` may have been answered: a chunk's credit leaves before the frame in it is complete,
-    /// let alone answered. The error is how the guest broke the protocol.
+    /// Whether a command that ends at `end` may have been answered: a chunk's credit leaves before the frame
+    /// in it is complete, let alone answered. The error is how the guest broke the protocol.
     pub(super) fn check_answered(&self, end: u64) -> Result<(), String> {
         match end.saturating_sub(self.credited) {
             0 => Ok(()),

@@ -1,9 +1,10 @@
-//! How a host begins that shares a port with others before it (src/host.rs «greeting»): on both channels it says a number that
-//! nobody has used, and throws away what comes before the answer, for that was another's.
+//! How a host begins that shares a port with others before it (src/host.rs «greeting»): on both channels it
+//! says a number that nobody has used, and throws away what comes before the answer, for that was another's.
 //!
-//! A guest that does not answer may take the greeting for the rest of what another host has begun. Then it is greeted again,
-//! by another number; then the ports are left for a while, which it is told, and on a serial line for as long as it takes there to be
-//! believed to begin anew. What it has said meanwhile that is for this host it does not say again: that goes to the next attempt.
+//! A guest that does not answer may take the greeting for the rest of what another host has begun. Then it is
+//! greeted again, by another number; then the ports are left for a while, which it is told, and on a serial
+//! line for as long as it takes there to be believed to begin anew. What it has said meanwhile that is for
+//! this host it does not say again: that goes to the next attempt.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{ErrorKind, Read, Write};
@@ -55,8 +56,8 @@ impl From<UnixStream> for Greeted {
 }
 
 impl Greeted {
-    /// Hangs up, and takes what the guest says until it does so too. What is `ours` of the whole frames is for the next attempt;
-    /// half a frame comes again.
+    /// Hangs up, and takes what the guest says until it does so too. What is `ours` of the whole frames is
+    /// for the next attempt; half a frame comes again.
     fn leave<C: Channel>(mut self, ours: impl Fn(C::Tag) -> bool) -> Vec<u8> {
         // The guest may have hung up before.
         let _ = self.socket.shutdown(Shutdown::Write);
@@ -80,8 +81,8 @@ pub(super) struct Patience {
     pub(super) deadline: Instant,
 }
 
-/// Connects to both channels and greets until it is answered. What comes for the streams that are `known` is kept; without
-/// that the stream channel is not greeted.
+/// Connects to both channels and greets until it is answered. What comes for the streams that are `known` is
+/// kept; without that the stream channel is not greeted.
 pub(super) fn until_answered(
     mut connect: impl FnMut(Instant) -> Result<(UnixStream, UnixStream), Fault>,
     known: Option<&[(u64, u64)]>,
@@ -127,8 +128,8 @@ pub(super) fn control(greeted: &mut Greeted, patience: Patience) -> Result<(), F
     )
 }
 
-/// Greets on the stream channel: a frame for a stream that nobody has is answered by its end. What comes for the streams that are
-/// `known` is kept.
+/// Greets on the stream channel: a frame for a stream that nobody has is answered by its end. What comes for
+/// the streams that are `known` is kept.
 pub(super) fn streams(greeted: &mut Greeted, known: &[(u64, u64)], patience: Patience) -> Result<(), Fault> {
     let empty = |number| frame::stream(number, b"");
     greet::<Stream>(greeted, patience, empty, empty, |number| is_of(number, known))
@@ -155,7 +156,8 @@ fn greet<C: Channel>(
     let fault = |why: &str| Fault::new("greeting the guest on", &to, why);
     let bad = |violation: frame::Violation| fault(&violation.to_string());
     for &answered in patience.answers {
-        // Each hasher has random keys of its own. With this bit no other stream of hyperctl's, or small number, is meant.
+        // Each hasher has random keys of its own. With this bit no other stream of hyperctl's, or small
+        // number, is meant.
         let number = RandomState::new().build_hasher().finish() | 1 << 63;
         let answer = answer(number).map_err(bad)?;
         socket.write_all(&greeting(number).map_err(bad)?).fault("greeting the guest on", &to)?;
@@ -165,8 +167,9 @@ fn greet<C: Channel>(
             if let Some(at) = find(heard, looked, &answer) {
                 let rest = heard.split_off(at + answer.len());
                 heard.truncate(at);
-                // If they do not begin with the first byte, that was the rest of another's frame; then where the others begin could be
-                // guessed, but what is in a frame is a container's to say: nothing is kept.
+                // If they do not begin with the first byte, that was the rest of another's frame; then where
+                // the others begin could be guessed, but what is in a frame is a container's to say: nothing
+                // is kept.
                 let (whole, half) = whole_frames::<C>(heard, ours);
                 *heard = if half == 0 { [whole, rest].concat() } else { rest };
                 return socket.set_read_timeout(None).fault("setting up", &to);
@@ -217,7 +220,8 @@ fn find(heard: &[u8], from: usize, answer: &[u8]) -> Option<usize> {
     Some(from + at)
 }
 
-/// Those of the whole frames that are `ours`, and how many bytes are left behind them. Of bytes that are no frames nothing is kept.
+/// Those of the whole frames that are `ours`, and how many bytes are left behind them. Of bytes that are no
+/// frames nothing is kept.
 fn whole_frames<C: Channel>(bytes: &[u8], ours: impl Fn(C::Tag) -> bool) -> (Vec<u8>, usize) {
     let mut decoder = Decoder::<C>::default();
     decoder.push(bytes);

@@ -9,9 +9,9 @@
 //! assert_eq!(client.call(Command::GetVersion).unwrap(), 4244u32.to_be_bytes());
 //! ```
 //!
-//! It has runV's flow control: at most 512 bytes of control, then nothing until the guest's NEXT counts add up
-//! (protocol.md «Flow control»). A guest that breaks the protocol ends the connection with the reason; nothing
-//! waits for it for ever.
+//! It has runV's flow control: at most 512 bytes of control, then nothing until the guest's NEXT counts add
+//! up (protocol.md «Flow control»). A guest that breaks the protocol ends the connection with the reason;
+//! nothing waits for it for ever.
 #![forbid(unsafe_code)]
 
 mod connect;
@@ -50,8 +50,8 @@ pub const CONTROL_SOCKET: &str = "ctl.sock";
 pub const STREAM_SOCKET: &str = "stream.sock";
 /// In their place: the socket of a vsock device, where a host says which of the guest's ports it wants.
 pub const VSOCK_SOCKET: &str = "vsock.sock";
-/// How often a guest that does not listen yet is asked there. Not in a hurry: vhost-device-vsock 0.3 serves nobody any more
-/// when it is asked in the moment in which the guest sets the device up.
+/// How often a guest that does not listen yet is asked there. Not in a hurry: vhost-device-vsock 0.3 serves
+/// nobody any more when it is asked in the moment in which the guest sets the device up.
 const VSOCK_LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// How long a call waits for its reply: DESTROYPOD's grace is the longest that a guest takes on purpose.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
@@ -121,15 +121,15 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the sockets in a guest's directory, which must be there, as its first host. A minute is the most that
-    /// this and the other ways to connect wait for others.
+    /// Connects to the sockets in a guest's directory, which must be there, as its first host. A minute is
+    /// the most that this and the other ways to connect wait for others.
     pub fn connect(directory: &Path) -> Result<Client, Fault> {
         let (control, stream) = Client::sockets(directory)?;
         Client::over(control, stream)
     }
 
-    /// Connects as a host that was there before. What processes write that it has started, by the numbers of their `stdio`
-    /// and `stderr` (0: none), may come at once.
+    /// Connects as a host that was there before. What processes write that it has started, by the numbers of
+    /// their `stdio` and `stderr` (0: none), may come at once.
     pub fn resume(
         directory: &Path,
         processes: &[(u64, u64)],
@@ -138,8 +138,8 @@ impl Client {
         Client::start(control, stream, processes, streams::Others::Wrong)
     }
 
-    /// Connects to a guest that others use too. Where `hyperctl up` serves them it is at once ([`mux`]), else one after the
-    /// other: what processes write that others have started is thrown away meanwhile.
+    /// Connects to a guest that others use too. Where `hyperctl up` serves them it is at once ([`mux`]), else
+    /// one after the other: what processes write that others have started is thrown away meanwhile.
     pub fn visit(directory: &Path) -> Result<Client, Fault> {
         if mux::is_served(directory) || !connect::are_there(directory) {
             return Client::enter(directory);
@@ -177,8 +177,8 @@ impl Client {
         connect::sockets(directory, Instant::now() + TIMEOUT)
     }
 
-    /// Connects as soon as both sockets are there and somebody listens; `alive` is asked again and again whether
-    /// it is still worth while.
+    /// Connects as soon as both sockets are there and somebody listens; `alive` is asked again and again
+    /// whether it is still worth while.
     pub fn connect_within(
         directory: &Path,
         timeout: Duration,
@@ -228,8 +228,8 @@ impl Client {
         self.control.ready(timeout)
     }
 
-    /// Lets the guest know that this host reads on behind the end of a process, which runV's client does not: so the guest
-    /// tells of an end without a pause. The reply is not waited for.
+    /// Lets the guest know that this host reads on behind the end of a process, which runV's client does not:
+    /// so the guest tells of an end without a pause. The reply is not waited for.
     pub fn introduce(&self) {
         drop(self.send(Command::Features));
     }
@@ -280,8 +280,8 @@ impl Client {
         self.control.event(timeout, &what, this).map(|event| event.status)
     }
 
-    /// The streams of a process, by the numbers of its `stdio` and `stderr` (0: none). Ask before it is started:
-    /// what came for the numbers before is forgotten.
+    /// The streams of a process, by the numbers of its `stdio` and `stderr` (0: none). Ask before it is
+    /// started: what came for the numbers before is forgotten.
     pub fn streams(&self, stdio: u64, stderr: u64) -> ProcessStreams {
         streams::of_process(&self.streams, stdio, stderr)
     }

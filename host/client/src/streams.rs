@@ -13,8 +13,8 @@ use super::greeting::Greeted;
 use hyperinit_protocol::fault::{Fault, OrFault};
 use hyperinit_protocol::frame::{self, StreamDecoder};
 
-/// How many bytes of one stream are kept for a slow reader before the port is no longer read: the guest's processes
-/// then wait, as on a full pipe.
+/// How many bytes of one stream are kept for a slow reader before the port is no longer read: the guest's
+/// processes then wait, as on a full pipe.
 const KEPT: usize = 1 << 20;
 /// How many bytes of stdin go into one frame unless asked otherwise.
 const STDIN_FRAME: usize = 32 << 10;
@@ -84,7 +84,8 @@ pub struct Input {
     number: u64,
 }
 
-/// Guest → host. What comes after it has been dropped is discarded. It has ended when its number is another process's.
+/// Guest → host. What comes after it has been dropped is discarded. It has ended when its number is another
+/// process's.
 #[derive(Debug)]
 pub struct Output {
     streams: Arc<Streams>,

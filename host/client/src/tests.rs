@@ -16,8 +16,8 @@ use hyperinit_protocol::frame::{self, ControlDecoder, Message, StreamDecoder};
 use hyperinit_protocol::greeting as host;
 
 const SOON: Duration = Duration::from_secs(20);
-/// How long nothing must happen to be taken for nothing happening. Only a broken client would be let pass by a slow
-/// machine; a sound one never fails.
+/// How long nothing must happen to be taken for nothing happening. Only a broken client would be let pass by
+/// a slow machine; a sound one never fails.
 const QUIET: Duration = Duration::from_millis(50);
 
 /// The guest's ends of both channels.
@@ -633,7 +633,8 @@ fn who_cannot_connect_has_its_time() {
     Client::connect(directory.path()).unwrap();
 }
 
-/// A guest binds its sockets before it listens on them. The test repeats the start, because a single client may come too late to be refused.
+/// A guest binds its sockets before it listens on them. The test repeats the start, because a single client
+/// may come too late to be refused.
 #[test]
 fn a_client_waits_for_a_guest_that_has_bound_its_sockets_and_does_not_listen_yet() {
     for _ in 0..20 {

@@ -21,7 +21,8 @@ use super::{pump, standard};
 const WAIT: Duration = Duration::from_secs(24 * 3600);
 /// What asks hyperctl to end where it cannot be the process's.
 const ENDING: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
-/// Who asks for the end by one of these so often wants out, whatever the process makes of it; docker counts the same.
+/// Who asks for the end by one of these so often wants out, whatever the process makes of it; docker counts
+/// the same.
 const INSISTING: [Signal; 2] = [Signal::INT, Signal::TERM];
 const LAST_SIGNAL: u32 = 3;
 /// What a terminal, or a shell that has one, sends to the whole group of a job.
@@ -48,8 +49,8 @@ pub enum End {
     Done(Result<u8, Failure>),
     /// Its guest is gone.
     GuestEnded(ExitStatus),
-    /// hyperctl is told to end by this signal, or has nobody to write for any more (SIGPIPE); the process was asked for, and
-    /// may run, if there is somebody to say that to.
+    /// hyperctl is told to end by this signal, or has nobody to write for any more (SIGPIPE); the process was
+    /// asked for, and may run, if there is somebody to say that to.
     Left(Signal, Option<Arc<Client>>),
 }
 
@@ -109,8 +110,9 @@ pub fn failed(doing: &'static str, to: &'static str) -> impl Fn(CallError) -> Fa
     }
 }
 
-/// Waits for the end, and passes signals and sizes on until then: also to a process that is still being started, for the
-/// guest keeps them behind the start. The start is sent from here, so that whoever leaves knows whether it was.
+/// Waits for the end, and passes signals and sizes on until then: also to a process that is still being
+/// started, for the guest keeps them behind the start. The start is sent from here, so that whoever leaves
+/// knows whether it was.
 pub fn attend(target: &Target, queue: &Receiver<Event>) -> Result<End, Fault> {
     let mut client: Option<Arc<Client>> = None;
     let mut early = BTreeSet::new();
@@ -132,7 +134,8 @@ pub fn attend(target: &Target, queue: &Receiver<Event>) -> Result<End, Fault> {
             }
             Event::Signal(signal) => {
                 asked += u32::from(INSISTING.contains(&signal));
-                // With a terminal the process has its keys; what they would send is hyperctl's if it is sent to hyperctl.
+                // With a terminal the process has its keys; what they would send is hyperctl's if it is sent
+                // to hyperctl.
                 let is_own = ENDING.contains(&signal) && (target.tty || client.is_none());
                 if is_own || asked >= LAST_SIGNAL {
                     return Ok(End::Left(signal, client));
@@ -150,8 +153,9 @@ pub fn attend(target: &Target, queue: &Receiver<Event>) -> Result<End, Fault> {
 }
 
 impl Target {
-    /// Sends it a signal: as docker does to an init alone, which says itself what its children get, but what comes of keys to its
-    /// group. Of other processes the protocol knows the group only. The reply is nobody's business: it may have ended.
+    /// Sends it a signal: as docker does to an init alone, which says itself what its children get, but what
+    /// comes of keys to its group. Of other processes the protocol knows the group only. The reply is
+    /// nobody's business: it may have ended.
     pub fn signal(&self, client: &Client, signal: Signal) -> Pending {
         let container = self.container.clone();
         if self.is_init && !FOR_THE_GROUP.contains(&signal) {

@@ -13,8 +13,8 @@ use super::{guest, standard};
 
 /// Sends the command and prints what the guest's ACK carries; its ERROR is a fault.
 ///
-/// READY is not waited for: whoever was connected before may have had it, and a guest that is not up yet answers when
-/// it is.
+/// READY is not waited for: whoever was connected before may have had it, and a guest that is not up yet
+/// answers when it is.
 pub fn call(options: &Call) -> Result<ExitCode, Fault> {
     let mut payload = json(options)?;
     if options.command == Message::WriteFile {

@@ -1,4 +1,5 @@
-//! A cgroup v2 of a local guest's own: inside its cgroup namespace it is the root, and has the pod's below it.
+//! A cgroup v2 of a local guest's own: inside its cgroup namespace it is the root, and has the pod's below
+//! it.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -48,7 +49,8 @@ impl Drop for Cgroup {
     }
 }
 
-/// The directory of this process's cgroup, from /proc/self/mountinfo and /proc/self/cgroup (proc(5), cgroups(7)).
+/// The directory of this process's cgroup, from /proc/self/mountinfo and /proc/self/cgroup (proc(5),
+/// cgroups(7)).
 fn own(mountinfo: &str, cgroup: &str) -> Option<PathBuf> {
     let path = Path::new(cgroup.lines().find_map(|line| line.strip_prefix("0::"))?);
     mountinfo.lines().find_map(|line| {

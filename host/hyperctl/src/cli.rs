@@ -103,11 +103,13 @@ pub struct Run {
     /// Mount the root filesystem read-only
     #[arg(long)]
     pub read_only: bool,
-    /// Put a directory or a file of this machine at a path of the container, or the directory _data of a disk image (a file
-    /// with ext2-4 or xfs in it, or a block device; VM only). Options: ro, rw, and of another image fstype=NAME
+    /// Put a directory or a file of this machine at a path of the container, or the directory _data of a disk
+    /// image (a file with ext2-4 or xfs in it, or a block device; VM only). Options: ro, rw, and of another
+    /// image fstype=NAME
     #[arg(short, long, value_name = "SOURCE:PATH[:OPTION,…]", value_parser = OsStringValueParser::new().try_map(volumes::volume))]
     pub volume: Vec<Volume>,
-    /// Put an empty directory at a path of the container that is in the guest's memory and goes with the container
+    /// Put an empty directory at a path of the container that is in the guest's memory and goes with the
+    /// container
     #[arg(long, value_name = "PATH", value_parser = volumes::tmpfs)]
     pub tmpfs: Vec<String>,
     /// A nameserver of the container; by default that of the network `user`, if the VM is on it
@@ -203,11 +205,12 @@ pub struct Kind {
 /// What `up` and `run` have in common.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct GuestOptions {
-    /// The VM's kernel: a bzImage or a vmlinux [default: $HYPERINIT_KERNEL, else .cache/guest-kernel/vmlinuz if it is there and
-    /// no --initrd, else .cache/kernel/vmlinuz]
+    /// The VM's kernel: a bzImage or a vmlinux [default: $HYPERINIT_KERNEL, else .cache/guest-kernel/vmlinuz
+    /// if it is there and no --initrd, else .cache/kernel/vmlinuz]
     #[arg(long, value_name = "FILE", conflicts_with = "local")]
     pub kernel: Option<PathBuf>,
-    /// The VM's initramfs, made by `hyperctl initrd` [default: .cache/initrd.img, of the guest kernel .cache/guest-kernel/initrd.img]
+    /// The VM's initramfs, made by `hyperctl initrd` [default: .cache/initrd.img, of the guest kernel
+    /// .cache/guest-kernel/initrd.img]
     #[arg(long, value_name = "FILE", conflicts_with = "local")]
     pub initrd: Option<PathBuf>,
     /// The VM's memory
@@ -228,8 +231,8 @@ pub struct GuestOptions {
     /// How the VM has its share [default: virtiofs where it works, else 9p and a line that says why]
     #[arg(long, value_enum, value_name = "NAME", conflicts_with = "local")]
     pub share_by: Option<ShareBy>,
-    /// A NIC that the VM has, the first is eth0: `user` (QEMU's own network, which needs no root), or another -netdev of
-    /// QEMU's, such as tap,ifname=tap0,script=no
+    /// A NIC that the VM has, the first is eth0: `user` (QEMU's own network, which needs no root), or another
+    /// -netdev of QEMU's, such as tap,ifname=tap0,script=no
     #[arg(long, value_name = "NETDEV", conflicts_with = "local", value_parser = network::netdev)]
     pub net: Vec<String>,
     /// Forward a port of this machine's loopback to one of the VM's; a VM without --net has then `user`
@@ -253,7 +256,8 @@ pub struct GuestOptions {
     /// The containers' profile: default, privileged or restricted (policy/README.md)
     #[arg(long, value_name = "NAME", value_parser = Profile::named)]
     pub profile: Option<Profile>,
-    /// Words for the kernel's command line; a local guest heeds its own (hyper_log=, hyper_profile=, hyper_debug)
+    /// Words for the kernel's command line; a local guest heeds its own (hyper_log=, hyper_profile=,
+    /// hyper_debug)
     #[arg(long, value_name = "WORDS", default_value = "")]
     pub append: String,
 }
@@ -322,11 +326,12 @@ pub struct Bench {
 /// `hyperctl initrd`.
 #[derive(Debug, PartialEq, Args)]
 pub struct Initrd {
-    /// The modules of the kernel that will boot it, as in /lib/modules/RELEASE, with modules.dep; none if it has all that a
-    /// guest needs built in
+    /// The modules of the kernel that will boot it, as in /lib/modules/RELEASE, with modules.dep; none if it
+    /// has all that a guest needs built in
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,
-    /// Modules to leave out, for a guest that starts faster and never needs them: xfs and nfsv4 take the longest
+    /// Modules to leave out, for a guest that starts faster and never needs them: xfs and nfsv4 take the
+    /// longest
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = modules::wanted, requires = "modules")]
     pub without: Vec<String>,
     /// A static program for the debugging door (hyper_debug), which finds it in /bin; may be repeated
@@ -349,7 +354,8 @@ pub struct Kernel {
     /// Print the options of the guest kernel instead, for KCONFIG_ALLCONFIG
     #[arg(long, conflicts_with_all = ["kernel", "initrd", "check"])]
     pub options: bool,
-    /// Print which options of a configuration are not as policy/kernel asks instead, and fail if there are any
+    /// Print which options of a configuration are not as policy/kernel asks instead, and fail if there are
+    /// any
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd"])]
     pub check: Option<PathBuf>,
 }

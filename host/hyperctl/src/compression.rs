@@ -6,8 +6,8 @@ use flate2::read::GzDecoder;
 use lzma_rust2::XzReader;
 use ruzstd::decoding::StreamingDecoder;
 
-/// The bytes behind gzip, xz or zstd, told by their magic numbers; others as they are. What follows the compressed
-/// stream is ignored: a kernel has its size there.
+/// The bytes behind gzip, xz or zstd, told by their magic numbers; others as they are. What follows the
+/// compressed stream is ignored: a kernel has its size there.
 pub fn decompressed(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let mut out = Vec::new();
     let result = match bytes {
@@ -26,7 +26,8 @@ mod tests {
     use super::*;
 
     const TEXT: &[u8] = b"module module module module\n";
-    /// `printf 'module module module module\n' | xz --check=crc32 --x86 --lzma2`, as the kernel's build has it.
+    /// `printf 'module module module module\n' | xz --check=crc32 --x86 --lzma2`, as the kernel's build has
+    /// it.
     const XZ: &[u8] = &[
         0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x01, 0x69, 0x22, 0xde, 0x36, 0x02, 0x01, 0x04, 0x00, 0x21,
         0x01, 0x16, 0x00, 0x0d, 0x86, 0x35, 0x1f, 0xe0, 0x00, 0x1b, 0x00, 0x0f, 0x5d, 0x00, 0x36, 0x9b, 0xc8,

@@ -17,7 +17,8 @@ pub enum Event {
     Signal(Signal),
     /// The guest is gone: QEMU's or hyperinit's own status.
     GuestEnded(ExitStatus),
-    /// The guest is connected, and the process is to be started by this command; then signals and sizes can be sent to it.
+    /// The guest is connected, and the process is to be started by this command; then signals and sizes can
+    /// be sent to it.
     Start {
         /// The connection.
         client: Arc<Client>,
@@ -55,12 +56,14 @@ pub enum Signals {
     Program {
         /// It has a terminal. What its keys do to jobs of the caller's shell is then hyperctl's.
         tty: bool,
-        /// Standard input is a terminal that hyperctl reads: it is to stop where it reads that in the background.
+        /// Standard input is a terminal that hyperctl reads: it is to stop where it reads that in the
+        /// background.
         reads_terminal: bool,
     },
 }
 
-/// Nobody can have these: the kernel's own two, and those that hyperctl's own children, streams and libraries cause.
+/// Nobody can have these: the kernel's own two, and those that hyperctl's own children, streams and libraries
+/// cause.
 const NOBODYS: [i32; 5] = [libc::SIGKILL, libc::SIGSTOP, libc::SIGCHLD, libc::SIGPIPE, libc::SIGURG];
 /// They stop a job, or tell one to go on.
 const JOBS: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
@@ -86,8 +89,8 @@ impl Signals {
     }
 }
 
-/// Turns signals into events. What hyperctl was started to ignore is still ignored. Call it before any other thread is
-/// started: threads inherit the mask.
+/// Turns signals into events. What hyperctl was started to ignore is still ignored. Call it before any other
+/// thread is started: threads inherit the mask.
 pub fn queue(signals: Signals) -> Result<(Sender<Event>, Receiver<Event>), Fault> {
     let all = (1..=64).filter_map(|number| Signal::try_from(number).ok());
     let taken = Set::of(all.filter(|&signal| signals.has(signal.get()) && !is_ignored(signal)));

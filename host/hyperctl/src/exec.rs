@@ -75,8 +75,8 @@ fn visit(
     attached::run(target, process, Command::ExecCmd(start), &client, terminal, events)
 }
 
-/// What a program of this machine would get in its place: SIGPIPE for what it writes, SIGHUP when its terminal goes; one
-/// that heeds no signal is killed.
+/// What a program of this machine would get in its place: SIGPIPE for what it writes, SIGHUP when its
+/// terminal goes; one that heeds no signal is killed.
 fn leave(target: &Target, client: &Client, signal: Signal) {
     let signal = match signal {
         Signal::PIPE => Signal::PIPE,

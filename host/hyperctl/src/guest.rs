@@ -45,7 +45,8 @@ const PANIC: &str = "Kernel panic";
 const CANNOT_BOOT: &str = "init: the guest cannot boot: ";
 /// What QEMU says that got a signal, and by whom; its exit status is 0 then.
 const QEMU_SIGNALLED: &str = "qemu-system-x86_64: terminating on signal ";
-/// How long a guest may live on without one of its services. Both end at once when the VM does, in either order.
+/// How long a guest may live on without one of its services. Both end at once when the VM does, in either
+/// order.
 const ALONE: Duration = Duration::from_secs(5);
 /// How long a guest that is being started may take to have its sockets.
 const STARTING: Duration = Duration::from_secs(5);
@@ -169,8 +170,8 @@ fn bring_up(
     }
 }
 
-/// Ends the guest if a service of its ends before it: whoever uses the share of a dead virtiofsd waits for ever. The guest is known to
-/// have ended when what is returned is dropped.
+/// Ends the guest if a service of its ends before it: whoever uses the share of a dead virtiofsd waits for
+/// ever. The guest is known to have ended when what is returned is dropped.
 fn watch(service: &Running, directory: &Path, child: &Arc<Mutex<Child>>) -> Sender<()> {
     let (alive, ended) = channel();
     let (pid, name, child) = (service.pid(), service.name(), Arc::clone(child));
@@ -210,7 +211,8 @@ fn spawn(mut command: Command, namespaces: bool) -> Result<Child, Fault> {
     command.spawn().fault("starting", "the guest")
 }
 
-/// `hyperctl tied`, in a process group of its own: what a terminal's keys send to hyperctl is hyperctl's to pass on.
+/// `hyperctl tied`, in a process group of its own: what a terminal's keys send to hyperctl is hyperctl's to
+/// pass on.
 pub fn tied() -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.arg("tied").process_group(0);
@@ -269,14 +271,16 @@ fn remove_sockets(directory: &Path) {
     }
 }
 
-/// Removes the sockets of the guest's channels: whoever is connected stays so, and nobody else waits there in vain.
+/// Removes the sockets of the guest's channels: whoever is connected stays so, and nobody else waits there in
+/// vain.
 pub fn hide_channels(directory: &Path) {
     for name in [CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET] {
         let _ = std::fs::remove_file(directory.join(name));
     }
 }
 
-/// Waits a moment for a guest that is being started to have its sockets. Without them connecting says what is missing.
+/// Waits a moment for a guest that is being started to have its sockets. Without them connecting says what is
+/// missing.
 pub fn wait_for_sockets(directory: &Path) {
     let deadline = Instant::now() + STARTING;
     let there = |names: &[&str]| names.iter().all(|name| directory.join(name).exists());
@@ -290,7 +294,8 @@ pub fn wait_for_sockets(directory: &Path) {
     }
 }
 
-/// The last lines of the guest's log, indented, or those from a panic of its kernel on; empty if there are none.
+/// The last lines of the guest's log, indented, or those from a panic of its kernel on; empty if there are
+/// none.
 pub fn last_words(directory: &Path, lines: usize) -> String {
     let all = last_lines(directory);
     let last = all.len().saturating_sub(lines);
@@ -299,8 +304,9 @@ pub fn last_words(directory: &Path, lines: usize) -> String {
     all.iter().skip(last).take(lines).map(|line| format!("\n  {line}")).collect()
 }
 
-/// Whether the guest's log ends with a kernel that has panicked, an init that could not boot, or a QEMU that somebody has ended. A VM's
-/// exit status does not tell: its machine is then switched off or reset as after an orderly end.
+/// Whether the guest's log ends with a kernel that has panicked, an init that could not boot, or a QEMU that
+/// somebody has ended. A VM's exit status does not tell: its machine is then switched off or reset as after
+/// an orderly end.
 pub fn gave_up(directory: &Path) -> bool {
     last_lines(directory).iter().any(|line| {
         // Behind the kernel's time. Others may say these words too, in the middle of a line.

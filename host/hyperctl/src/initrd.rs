@@ -87,8 +87,8 @@ fn has_interpreter(program: &[u8]) -> bool {
     headers.is_some_and(|all| all.iter().any(|header| header.p_type == PT_INTERP))
 }
 
-/// An image with another program in the place of init: the kernel unpacks archives that follow each other, and the
-/// last word counts.
+/// An image with another program in the place of init: the kernel unpacks archives that follow each other,
+/// and the last word counts.
 pub fn replace_init(image: &Path, program: &str, to: &Path) -> Result<(), Fault> {
     let program = beside(program)?;
     let content = fs::read(&program).fault("reading", program.display())?;
@@ -98,8 +98,8 @@ pub fn replace_init(image: &Path, program: &str, to: &Path) -> Result<(), Fault>
     fs::write(to, bytes).fault("writing", to.display())
 }
 
-/// Whether a guest of this image has a module: in it, or in its kernel, which the image says too. An image that says nothing of modules
-/// was made for a kernel that has built in whatever a guest needs.
+/// Whether a guest of this image has a module: in it, or in its kernel, which the image says too. An image
+/// that says nothing of modules was made for a kernel that has built in whatever a guest needs.
 pub fn has_module(image: &Path, name: &str) -> Result<bool, Fault> {
     let unreadable = |why: String| Fault::new("reading", image.display(), why);
     let bytes = fs::read(image).fault("reading", image.display())?;

@@ -39,8 +39,8 @@ use hyperinit_sys::signal::{Set, keep_children};
 
 fn main() -> ExitCode {
     logger::start("hyperctl", log::LevelFilter::Warn, false);
-    // Whoever started hyperctl may have blocked signals, and may not have wanted to hear of its children. What it ignores else stays
-    // ignored.
+    // Whoever started hyperctl may have blocked signals, and may not have wanted to hear of its children.
+    // What it ignores else stays ignored.
     keep_children();
     // It fails for sets that make no sense only.
     let _ = Set::of([]).block_only();

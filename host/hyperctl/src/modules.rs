@@ -1,4 +1,5 @@
-//! Which kernel modules a guest gets: what is in its image is loaded at boot, so each has a reason to be there.
+//! Which kernel modules a guest gets: what is in its image is loaded at boot, so each has a reason to be
+//! there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -54,7 +55,8 @@ pub struct Module {
     source: String,
 }
 
-/// The wanted modules below `directory`, but for those of `without`, with all that they need, by name, and what is missing, as warnings.
+/// The wanted modules below `directory`, but for those of `without`, with all that they need, by name, and
+/// what is missing, as warnings.
 pub fn choose(directory: &Path, without: &[String]) -> Result<(Vec<Module>, Vec<String>), Fault> {
     let kept = |(module, _): &&(&str, &str)| !without.iter().any(|name| name == module);
     let wanted: Vec<_> = WANTED.iter().filter(kept).copied().collect();

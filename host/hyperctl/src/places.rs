@@ -1,5 +1,5 @@
-//! Where things are unless the command line says otherwise: below `.cache` of the checkout, as the Makefile fetches
-//! and makes them.
+//! Where things are unless the command line says otherwise: below `.cache` of the checkout, as the Makefile
+//! fetches and makes them.
 
 use std::path::{Path, PathBuf};
 
@@ -77,8 +77,8 @@ pub struct Boot {
     pub initrd: PathBuf,
 }
 
-/// What was named. Where neither a kernel nor an initramfs was: the guest kernel, if there is one; and without another word it has
-/// its own initramfs.
+/// What was named. Where neither a kernel nor an initramfs was: the guest kernel, if there is one; and
+/// without another word it has its own initramfs.
 pub fn boot(kernel: Option<&Path>, initrd: Option<&Path>) -> Result<Boot, Fault> {
     let own = GUEST_KERNEL.find(None).ok();
     let kernel = match &own {

@@ -8,8 +8,8 @@ use hyperinit_protocol::fault::{Fault, OrFault};
 use hyperinit_protocol::ids::ProcessId;
 use hyperinit_protocol::spec::{Env, Process, RLIMITS, Rlimit};
 
-/// Where a program is looked for unless the caller says otherwise: docker's. The guest's own default, which is the
-/// protocol's, knows no `sbin` and tries the working directory.
+/// Where a program is looked for unless the caller says otherwise: docker's. The guest's own default, which
+/// is the protocol's, knows no `sbin` and tries the working directory.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// An unlimited limit, in OCI's words.
 const UNLIMITED: u64 = u64::MAX;
@@ -120,7 +120,8 @@ fn variables_of(file: &Path) -> Result<Vec<Variable>, Fault> {
     variables(text).map_err(|why| Fault::new(doing, file.display(), why))
 }
 
-/// The lines of such a file, as docker reads them: a value is all that comes behind the `=`, with its blanks and quotes.
+/// The lines of such a file, as docker reads them: a value is all that comes behind the `=`, with its blanks
+/// and quotes.
 fn variables(text: &str) -> Result<Vec<Variable>, String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.lines().map(str::trim_start).enumerate();

@@ -13,8 +13,8 @@ use super::standard;
 /// How much of standard input is read at once: what one frame carries.
 const CHUNK: usize = 32 << 10;
 
-/// Sends standard input until it ends, which closes the container's. The thread is left to itself: nothing but the end
-/// of hyperctl interrupts a read of a terminal.
+/// Sends standard input until it ends, which closes the container's. The thread is left to itself: nothing
+/// but the end of hyperctl interrupts a read of a terminal.
 pub fn stdin(input: Input) {
     std::thread::spawn(move || {
         let mut chunk = vec![0; CHUNK];
@@ -34,8 +34,8 @@ pub fn stdin(input: Input) {
     });
 }
 
-/// Writes what the container says until it has said everything. A reader that is gone ends the run, as SIGPIPE would
-/// end a program.
+/// Writes what the container says until it has said everything. A reader that is gone ends the run, as
+/// SIGPIPE would end a program.
 pub fn output(output: Output, mut to: impl Write + Send + 'static, events: Sender<Event>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         while let Ok(Some(bytes)) = output.recv() {

@@ -1,7 +1,7 @@
 //! `hyperctl run`: one guest, one pod, one container, and its exit status.
 //!
-//! One thread speaks with the guest, from the first connection to DESTROYPOD's reply; this one waits for what it comes
-//! to, for signals, and for the guest's own end.
+//! One thread speaks with the guest, from the first connection to DESTROYPOD's reply; this one waits for what
+//! it comes to, for signals, and for the guest's own end.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -118,7 +118,8 @@ fn pod(options: &Run) -> Pod {
     pod
 }
 
-/// NEWCONTAINER's payload, without its volumes. The share is the root filesystem itself, so there is no way to it.
+/// NEWCONTAINER's payload, without its volumes. The share is the root filesystem itself, so there is no way
+/// to it.
 fn container(options: &Run) -> Result<Container, Fault> {
     let mut process = options.process.process(process_id()?, (STDIO, STDERR), &options.command)?;
     process.additional_groups.clone_from(&options.group_add);

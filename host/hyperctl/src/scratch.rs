@@ -11,10 +11,12 @@ use tempfile::TempDir;
 
 /// What the names of these directories begin with.
 const PREFIX: &str = "hyperctl-";
-/// The file by which they are known, beside what else may have such a name. It is locked as long as its hyperctl lives.
+/// The file by which they are known, beside what else may have such a name. It is locked as long as its
+/// hyperctl lives.
 const LOCK: &str = "hyperctl.lock";
-/// Where hyperctl makes files in one, the deepest first. Any other directory is a place that something was bound on, in a
-/// namespace that is gone with whoever saw it; should something be bound there still, it is not entered.
+/// Where hyperctl makes files in one, the deepest first. Any other directory is a place that something was
+/// bound on, in a namespace that is gone with whoever saw it; should something be bound there still, it is
+/// not entered.
 const OURS: [&str; 5] = ["share/volumes", "share", "guest", "floor", ""];
 
 /// Dropping it removes it with all that is in it.
@@ -82,8 +84,8 @@ fn remove(directory: &Path) {
     for ours in OURS {
         let at = directory.join(ours);
         for entry in fs::read_dir(&at).into_iter().flatten().flatten() {
-            // What cannot be removed stays where it is. The lock goes last: by it the rest is found again, should this be as far
-            // as hyperctl comes.
+            // What cannot be removed stays where it is. The lock goes last: by it the rest is found again,
+            // should this be as far as hyperctl comes.
             let _ = match entry.file_type() {
                 Ok(kind) if kind.is_dir() => fs::remove_dir(entry.path()),
                 _ if ours.is_empty() && entry.file_name() == LOCK => Ok(()),

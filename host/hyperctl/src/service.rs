@@ -29,9 +29,9 @@ pub struct Service {
     pub arguments: Vec<OsString>,
     /// Its socket, in the guest's directory.
     pub socket: &'static str,
-    /// Whether it gets that socket as its standard input, listening, and QEMU connects to it. Otherwise the service makes the socket, and
-    /// QEMU gets a connection as its own standard input: QEMU ends where it is refused, and a service binds its socket and listens on
-    /// it by two calls.
+    /// Whether it gets that socket as its standard input, listening, and QEMU connects to it. Otherwise the
+    /// service makes the socket, and QEMU gets a connection as its own standard input: QEMU ends where it is
+    /// refused, and a service binds its socket and listens on it by two calls.
     pub is_given_socket: bool,
     /// What is bound for it before it starts, where it alone sees it.
     pub binds: Vec<Bind>,
@@ -46,7 +46,8 @@ pub struct Running {
 }
 
 impl Service {
-    /// Starts it; QEMU can connect then, or has its connection. What it has to complain about goes to `log`. It dies with the calling thread.
+    /// Starts it; QEMU can connect then, or has its connection. What it has to complain about goes to `log`.
+    /// It dies with the calling thread.
     pub fn start(&self, directory: &Path, log: &File) -> Result<Running, Fault> {
         let output = || log.try_clone().fault("duplicating", "the log");
         let mut command = guest::tied();
@@ -112,7 +113,8 @@ fn stream_socket() -> nix::Result<OwnedFd> {
     socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
 }
 
-/// The address of a name in a directory, however long the directory's path is: an address holds 108 bytes (unix(7)).
+/// The address of a name in a directory, however long the directory's path is: an address holds 108 bytes
+/// (unix(7)).
 fn address(directory: &File, name: &str) -> nix::Result<UnixAddr> {
     UnixAddr::new(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()).as_str())
 }

@@ -1,4 +1,5 @@
-//! How a VM has its share: by virtiofs where that can work, else by QEMU's own 9p, which needs nothing and can less.
+//! How a VM has its share: by virtiofs where that can work, else by QEMU's own 9p, which needs nothing and
+//! can less.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -18,8 +19,8 @@ use super::{initrd, places, standard};
 
 /// Names the program, before all others.
 const VARIABLE: &str = "HYPERINIT_VIRTIOFSD";
-/// QEMU's own, until QEMU 7.2: Debian has it in qemu-system-common. It comes first, for it alone can be told how long the guest may
-/// believe what it has read; it needs root.
+/// QEMU's own, until QEMU 7.2: Debian has it in qemu-system-common. It comes first, for it alone can be told
+/// how long the guest may believe what it has read; it needs root.
 const QEMUS: &str = "/usr/lib/qemu/virtiofsd";
 /// Where packages put the other one: Debian and Fedora, Arch.
 const PLACES: [&str; 2] = ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd"];
@@ -30,10 +31,12 @@ const MODULE: &str = "virtiofs";
 /// What 9p cannot do, of what programs do (docs/limits.md).
 const WITHOUT: &str =
     "UNIX sockets, FIFOs, open files without a name and file capabilities do not work there";
-/// QEMU's keeps what the guest has read in the guest's memory, and the guest asks after so many seconds whether it has changed (docs/bench.md has
-/// what it costs). `cache=auto` would throw away what was read with every open(2), so that each exec reads its program again.
+/// QEMU's keeps what the guest has read in the guest's memory, and the guest asks after so many seconds
+/// whether it has changed (docs/bench.md has what it costs). `cache=auto` would throw away what was read with
+/// every open(2), so that each exec reads its program again.
 const CACHE: &str = "cache=always,timeout=1";
-/// Words of `--qemu` by which the VM's memory is not what hyperctl makes it, and virtiofsd could not see all of it.
+/// Words of `--qemu` by which the VM's memory is not what hyperctl makes it, and virtiofsd could not see all
+/// of it.
 const MEMORY_WORDS: [&str; 4] = ["memory-backend", "memdev=", "-mem-path", "maxmem="];
 
 /// How a VM's share is served.
@@ -54,8 +57,8 @@ enum Kind {
     Rusts,
 }
 
-/// How to share a directory with a VM that is going to have this initramfs. Where nobody asked for 9p and it is 9p, a line on standard
-/// error says why.
+/// How to share a directory with a VM that is going to have this initramfs. Where nobody asked for 9p and it
+/// is 9p, a line on standard error says why.
 pub fn choose(directory: &Path, initrd: &Path, options: &GuestOptions) -> Result<Share, Fault> {
     if options.share_by == Some(ShareBy::NineP) {
         return Ok(Share::NineP);
@@ -66,7 +69,8 @@ pub fn choose(directory: &Path, initrd: &Path, options: &GuestOptions) -> Result
             Err(Fault::new("sharing by virtiofs", directory.display(), why))
         }
         Err(why) => {
-            // What a program will do cannot be read from its image: whoever has less than he could is told, whatever he runs.
+            // What a program will do cannot be read from its image: whoever has less than he could is told,
+            // whatever he runs.
             let line = format!("hyperctl: sharing by 9p: {why}; {WITHOUT}\n");
             let _ = standard::stderr().write_all(line.as_bytes());
             Ok(Share::NineP)
@@ -103,8 +107,8 @@ fn virtiofsd(directory: &Path, initrd: &Path, options: &GuestOptions) -> Result<
     })
 }
 
-/// How many files virtiofsd may have open, one for each that the guest knows of: as many as it may allow itself wherever it runs. By
-/// itself it wants a million, and ends where it gets less.
+/// How many files virtiofsd may have open, one for each that the guest knows of: as many as it may allow
+/// itself wherever it runs. By itself it wants a million, and ends where it gets less.
 fn files_max() -> u64 {
     const ENOUGH: u64 = 1_000_000;
     // Zero leaves the limit as it is.
@@ -138,8 +142,9 @@ fn kind_of(version: &str) -> Option<Kind> {
     Some(if rest.starts_with("version ") { Kind::Qemus } else { Kind::Rusts })
 }
 
-/// Its sandbox is namespaces in both kinds: whoever breaks it from the guest finds no file but the share, no network and no
-/// process. In its other one, chroot, it keeps a descriptor of the machine's /proc, from which `..` leads out.
+/// Its sandbox is namespaces in both kinds: whoever breaks it from the guest finds no file but the share, no
+/// network and no process. In its other one, chroot, it keeps a descriptor of the machine's /proc, from which
+/// `..` leads out.
 fn words_of_qemus(directory: &Path) -> Vec<OsString> {
     // A comma ends an option there, unless a backslash is before it.
     let mut source = OsString::from("source=");
@@ -176,8 +181,8 @@ fn words_of_rusts(directory: &Path) -> Vec<OsString> {
     words
 }
 
-/// Whether the sandbox can be made. Root has it in namespaces of the machine's users, and may lack the right to make them: in a
-/// container.
+/// Whether the sandbox can be made. Root has it in namespaces of the machine's users, and may lack the right
+/// to make them: in a container.
 fn may_unshare() -> Result<(), String> {
     // They go with the thread.
     let tried = std::thread::spawn(|| unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID)).join();
@@ -188,8 +193,9 @@ fn may_unshare() -> Result<(), String> {
     }
 }
 
-/// Without root it is in a user namespace of its own, whose root is the caller and whose other users are his subordinate ones
-/// (subuid(5)). With the caller alone it could make no file for any other user of a container; 9p makes them all his.
+/// Without root it is in a user namespace of its own, whose root is the caller and whose other users are his
+/// subordinate ones (subuid(5)). With the caller alone it could make no file for any other user of a
+/// container; 9p makes them all his.
 fn maps(kind: Kind, options: &GuestOptions) -> Result<Vec<OsString>, String> {
     if kind == Kind::Qemus {
         return Err("QEMU's own virtiofsd needs root".to_owned());

@@ -1,7 +1,7 @@
 //! hyperctl's standard streams.
 //!
-//! Another process may have made one of them non-blocking, as Node does with a pipe that it shares: the flag belongs to the open file and not to
-//! a descriptor. So it is left as it is, and EAGAIN is waited for.
+//! Another process may have made one of them non-blocking, as Node does with a pipe that it shares: the flag
+//! belongs to the open file and not to a descriptor. So it is left as it is, and EAGAIN is waited for.
 
 use std::io::{self, Read, Stderr, Stdin, Stdout, Write};
 use std::os::fd::AsFd;

@@ -27,7 +27,8 @@ impl Terminal {
         self.change(stdin().as_fd(), cfmakeraw)
     }
 
-    /// Shows what comes as it comes: the container's terminal has made line ends of it already. Its keys are still acted on.
+    /// Shows what comes as it comes: the container's terminal has made line ends of it already. Its keys are
+    /// still acted on.
     pub fn pass_output(&self) -> Result<(), Fault> {
         self.change(stdout().as_fd(), |settings| settings.output_flags.remove(OutputFlags::OPOST))
     }

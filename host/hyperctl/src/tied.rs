@@ -1,7 +1,7 @@
 //! `hyperctl tied`: between fork and exec of a guest, in a process with one thread.
 //!
-//! std::process has no safe place for code between the two, so hyperctl executes itself. The guest dies with its
-//! parent, even if that is killed, and is in its namespaces before its own first instruction.
+//! std::process has no safe place for code between the two, so hyperctl executes itself. The guest dies with
+//! its parent, even if that is killed, and is in its namespaces before its own first instruction.
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -72,7 +72,8 @@ fn bind(pairs: &[PathBuf], namespaces: bool) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A mount namespace without root: in a user namespace, in which the caller is who he is and nobody else is anybody.
+/// A mount namespace without root: in a user namespace, in which the caller is who he is and nobody else is
+/// anybody.
 fn own_user_namespace() -> Result<(), Fault> {
     let (user, group) = (geteuid(), getegid());
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)

@@ -18,9 +18,11 @@ use super::{local, vm};
 
 /// How many lines of a dead guest's log are shown.
 const LAST_LINES: usize = 10;
-/// A guest's end and that of its channels are heard by two threads, on a busy machine one well after the other.
+/// A guest's end and that of its channels are heard by two threads, on a busy machine one well after the
+/// other.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many control bytes a guest is sent before it has credited them: what it reads at once. runV's 512 make 300 kB/s.
+/// How many control bytes a guest is sent before it has credited them: what it reads at once. runV's 512 make
+/// 300 kB/s.
 const CHUNK: usize = 64 << 10;
 /// What ends the wait for a guest's channels is its own end.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -16,12 +16,13 @@ use super::{kernel, network, places};
 
 /// The emulator; Debian has it in the package of the message below.
 const QEMU: &str = "qemu-system-x86_64";
-/// An emulator does an instruction for strings step by step and looks for interrupts after each. By these two features a kernel clears
-/// and copies memory byte by byte: six times as slow as by words of eight bytes. On a busy machine each step meets a tick of the timer,
-/// and a page was seen to take more than a minute.
+/// An emulator does an instruction for strings step by step and looks for interrupts after each. By these two
+/// features a kernel clears and copies memory byte by byte: six times as slow as by words of eight bytes. On
+/// a busy machine each step meets a tick of the timer, and a page was seen to take more than a minute.
 const EMULATED_CPU: &str = "max,erms=off,fsrm=off";
 /// Before the user's words: the log on the serial port; a kernel that panics ends (by -no-reboot) instead of
-/// waiting for somebody to see it; and it takes its timer to work, for an emulator on a busy machine may be too slow to prove it.
+/// waiting for somebody to see it; and it takes its timer to work, for an emulator on a busy machine may be
+/// too slow to prove it.
 const CMDLINE: &str = "console=ttyS0 panic=-1 no_timer_check";
 /// The guest's address on vsock; it is its device's own, and the first that is not taken by definition.
 const GUEST_CID: u32 = 3;
@@ -113,7 +114,8 @@ fn arguments(
     }
     match by {
         Share::NineP => {
-            // `none` keeps owners as they are, and does not fail where QEMU may not change them: right for root and others.
+            // `none` keeps owners as they are, and does not fail where QEMU may not change them: right for
+            // root and others.
             let mut export = OsString::from("local,id=share,security_model=none,multidevs=remap,path=");
             export.push(escaped(share));
             add("-fsdev", export);
@@ -156,7 +158,8 @@ fn channels(options: &GuestOptions) -> Vec<(&'static str, String)> {
     all
 }
 
-/// The kernel's command line. The console shows what hyper_log lets through and no more: serial ports are slow.
+/// The kernel's command line. The console shows what hyper_log lets through and no more: serial ports are
+/// slow.
 fn cmdline(options: &GuestOptions) -> String {
     let append = options.words();
     let transport = match options.transport {

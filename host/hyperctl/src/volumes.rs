@@ -101,8 +101,8 @@ pub struct Plan {
     fsmap: Vec<Fsmap>,
 }
 
-/// Looks at what is to be had. `disks`: how many the VM has already; none: it is no VM. A share that has to be put together is put
-/// together in `share`.
+/// Looks at what is to be had. `disks`: how many the VM has already; none: it is no VM. A share that has to
+/// be put together is put together in `share`.
 pub fn plan(volumes: &[Volume], disks: Option<usize>, rootfs: &Path, share: &Path) -> Result<Plan, Fault> {
     let mut plan = Plan::default();
     for volume in volumes {

@@ -1,13 +1,13 @@
-//! What is an object in protocol.md «JSON» is one in a payload too: serde's derived types also take a list, for their
-//! fields in their order, and Go has none of that.
+//! What is an object in protocol.md «JSON» is one in a payload too: serde's derived types also take a list,
+//! for their fields in their order, and Go has none of that.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::forward_to_deserialize_any;
 
-/// Reads JSON, each struct from an object, and wraps all that is handed on meanwhile: what is deeper is read likewise. No
-/// command has an enum, and none could be read.
+/// Reads JSON, each struct from an object, and wraps all that is handed on meanwhile: what is deeper is read
+/// likewise. No command has an enum, and none could be read.
 pub(super) struct Objects<X>(pub(super) X);
 
 impl<'de, D: Deserializer<'de>> Deserializer<'de> for Objects<D> {

@@ -1,5 +1,6 @@
-//! How many there may be of what a host can list, and how long a name is. Whoever lists more gets an ERROR that names the
-//! list, before there is memory for it: an empty object is two bytes of JSON and a hundred bytes of init's.
+//! How many there may be of what a host can list, and how long a name is. Whoever lists more gets an ERROR
+//! that names the list, before there is memory for it: an empty object is two bytes of JSON and a hundred
+//! bytes of init's.
 //!
 //! docs/limits.md has these beside all others.
 
@@ -28,7 +29,8 @@ pub const PORTS_MAX: usize = 4096;
 pub const VOLUMES_MAX: usize = 1024;
 /// Sysctls of a container: more than namespaces have.
 pub const SYSCTLS_MAX: usize = 1024;
-/// Arguments of a process, and the same of variables: the kernel's 2 MiB for both have room for a few more that are empty.
+/// Arguments of a process, and the same of variables: the kernel's 2 MiB for both have room for a few more
+/// that are empty.
 pub const ARGS_MAX: usize = 128 << 10;
 /// Additional groups of a process: the kernel's NGROUPS_MAX.
 pub const GROUPS_MAX: usize = 65_536;
@@ -37,7 +39,8 @@ pub const RLIMITS_MAX: usize = 64;
 
 /// The pod's hostname in bytes: the kernel's HOST_NAME_MAX.
 pub const HOSTNAME_MAX: usize = 64;
-/// A path in bytes: the kernel's PATH_MAX. It travels to mountd in the message itself, which has to fit the socket.
+/// A path in bytes: the kernel's PATH_MAX. It travels to mountd in the message itself, which has to fit the
+/// socket.
 pub const PATH_MAX: usize = 4096;
 /// A link's name in bytes: more than the kernel's 15, which netd speaks of. It travels in the message, too.
 pub const NAME_MAX: usize = 255;
@@ -55,7 +58,8 @@ where
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// The same of a list of at most `MAX`, which has grown by doubling and takes no more than it needs from now on.
+/// The same of a list of at most `MAX`, which has grown by doubling and takes no more than it needs from now
+/// on.
 pub fn list<'de, const MAX: usize, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,

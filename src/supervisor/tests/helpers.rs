@@ -504,8 +504,8 @@ fn a_request_of_ours_that_cannot_be_sent_is_no_lie() {
     assert_eq!(world.said(), ["ACK ", "ERROR execd: doing it: no"]);
 }
 
-/// Any number of children may end that nobody has heard of: the last so many are remembered, which are more than an honest execd has
-/// under way.
+/// Any number of children may end that nobody has heard of: the last so many are remembered, which are more
+/// than an honest execd has under way.
 #[test]
 fn so_many_that_ended_before_they_were_reported_are_remembered_and_no_more() {
     let mut world = World::with_container();

@@ -1,4 +1,5 @@
-//! A STARTPOD of the old style, which carries its containers: they start one after the other, or nothing is left.
+//! A STARTPOD of the old style, which carries its containers: they start one after the other, or nothing is
+//! left.
 
 use super::*;
 

@@ -1,5 +1,5 @@
-//! A long walk: a host that says anything at any time, helpers that answer, fail, hang and die, processes that exit. At
-//! the end everything that was owed has been said, once and in order.
+//! A long walk: a host that says anything at any time, helpers that answer, fail, hang and die, processes
+//! that exit. At the end everything that was owed has been said, once and in order.
 
 use std::collections::BTreeSet;
 

@@ -46,7 +46,8 @@ fn numbers_of(name: &str) -> Option<(u64, u64)> {
 /// Makes a node and opens it: on a filesystem of its own, if it can mount one, else where it is.
 fn makes_a_node(place: &mut Place<'_>, block: bool, numbers: (u64, u64)) -> Answer {
     if place.name == "mountd" {
-        // It has no copy of itself that could move to mounts of its own, and the guest's /dev is a place for nodes.
+        // It has no copy of itself that could move to mounts of its own, and the guest's /dev is a place for
+        // nodes.
         return node_in(place, "/dev", block, numbers);
     }
     place.once(|place| {

@@ -1,5 +1,6 @@
-//! What is tried from every seat. An effect is a call, or some, whose answer tells whether the process could do the harm; it does
-//! none: what it opens it closes, what it changes it changes to what it was, and what cannot be taken back a copy of the process does.
+//! What is tried from every seat. An effect is a call, or some, whose answer tells whether the process could
+//! do the harm; it does none: what it opens it closes, what it changes it changes to what it was, and what
+//! cannot be taken back a copy of the process does.
 
 mod devices;
 mod kernel;
@@ -72,7 +73,8 @@ impl Place<'_> {
         answer
     }
 
-    /// What cannot be taken back: a copy of the process does it, or the process itself where its filter would trap that too.
+    /// What cannot be taken back: a copy of the process does it, or the process itself where its filter would
+    /// trap that too.
     fn once(&mut self, act: impl FnOnce(&mut Place<'_>) -> Answer) -> Answer {
         match self.seat.child() {
             Ok(mut child) => {

@@ -211,8 +211,8 @@ fn signals_by_pidfd(place: &mut Place<'_>, number: u64) -> Answer {
     answer
 }
 
-/// PID 1 of a namespace is not ended from inside, whatever the call says. A helper that was ended by one call may not be there for
-/// the next.
+/// PID 1 of a namespace is not ended from inside, whatever the call says. A helper that was ended by one call
+/// may not be there for the next.
 fn kills(place: &mut Place<'_>, number: u64) -> Answer {
     if would_end_the_pod(place, number) {
         return Answer::NotHere;

@@ -56,7 +56,8 @@ pub fn effects() -> Vec<Effect> {
             place.makes(libc::SYS_fsopen, [kind, 1])
         }),
         one(GROUP, "unmounts", |place| {
-            // The first call of two for a mount that nobody uses: it only says whether the second would do it.
+            // The first call of two for a mount that nobody uses: it only says whether the second would do
+            // it.
             let at = place.seat.text("/dev/shm");
             let answer = place.seat.call(libc::SYS_umount2, [at, int(libc::MNT_EXPIRE)]);
             answer.past(Errno::EAGAIN).past(Errno::EBUSY)
@@ -152,7 +153,8 @@ fn mounts_cgroups(place: &mut Place<'_>) -> Answer {
     place.opens("/dev/shm/cgroup.procs", OFlag::O_WRONLY)
 }
 
-/// A directory above the root that it has: below another root, it climbs from a descriptor of the one that it had.
+/// A directory above the root that it has: below another root, it climbs from a descriptor of the one that it
+/// had.
 fn breaks_out(place: &mut Place<'_>) -> Answer {
     let Some(outer) = fs::metadata(format!("/proc/{}/root", place.seat.pid())).ok() else {
         return Answer::NotHere;

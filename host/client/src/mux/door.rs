@@ -1,7 +1,7 @@
 //! The socket where hosts of this machine come in, each of which is handed both channels.
 //!
-//! Whoever connects receives one packet with two descriptors: a control and a stream channel of its own. On these it speaks the
-//! hyperstart protocol, as to a guest.
+//! Whoever connects receives one packet with two descriptors: a control and a stream channel of its own. On
+//! these it speaks the hyperstart protocol, as to a guest.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -25,7 +25,8 @@ use hyperinit_sys::socket::accept;
 pub const MUX_SOCKET: &str = "hyperctl.sock";
 /// Its name until it listens.
 const NEW: &str = ".hyperctl.sock";
-/// How long a guest may take to come up, and with it the channels: an emulated one on a busy machine takes minutes.
+/// How long a guest may take to come up, and with it the channels: an emulated one on a busy machine takes
+/// minutes.
 const TIMEOUT: Duration = Duration::from_secs(300);
 /// What the packet says: the version of what the descriptors are.
 const WORD: &[u8] = b"1";
@@ -35,14 +36,16 @@ const WORD: &[u8] = b"1";
 pub struct Door(OwnedFd);
 
 impl Door {
-    /// Makes the socket, for the caller's user alone. Until [`super::serve`] is called, whoever connects waits.
+    /// Makes the socket, for the caller's user alone. Until [`super::serve`] is called, whoever connects
+    /// waits.
     pub fn open(directory: &Path) -> Result<Door, Fault> {
         let path = directory.join(MUX_SOCKET);
         let parent = File::open(directory).fault("opening", directory.display())?;
         let made = || -> Result<OwnedFd, Errno> {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let socket = socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
-            // Before it has a name: a file gets the mode of its socket (unix(7)), and nobody comes in between.
+            // Before it has a name: a file gets the mode of its socket (unix(7)), and nobody comes in
+            // between.
             fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
             // An address holds 108 bytes, whatever the directory's length.
             let address = UnixAddr::new(format!("/proc/self/fd/{}/{NEW}", parent.as_raw_fd()).as_str())?;
@@ -59,7 +62,8 @@ impl Door {
         made().map(Door).fault("making", path.display())
     }
 
-    /// Hands the next caller its channels: our ends, control and stream. None if nobody waits, or who did has left.
+    /// Hands the next caller its channels: our ends, control and stream. None if nobody waits, or who did has
+    /// left.
     pub(super) fn receive(&self) -> Result<Option<(UnixStream, UnixStream)>, Errno> {
         // Before: without descriptors for them the caller waits on.
         let pair = || UnixStream::pair().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)));

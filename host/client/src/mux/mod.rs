@@ -1,8 +1,9 @@
-//! One guest, many hosts: whoever owns the guest's two channels serves the hosts of this machine over channels of their own.
+//! One guest, many hosts: whoever owns the guest's two channels serves the hosts of this machine over
+//! channels of their own.
 //!
-//! Everything happens in one thread that waits for nothing but poll(2), so a host that does not read, or stops in the middle of a
-//! frame, holds up nobody. Frames are passed on whole: half a command never reaches the guest. Replies are matched as the guest
-//! sends them, first in first out.
+//! Everything happens in one thread that waits for nothing but poll(2), so a host that does not read, or
+//! stops in the middle of a frame, holds up nobody. Frames are passed on whole: half a command never reaches
+//! the guest. Replies are matched as the guest sends them, first in first out.
 
 mod door;
 mod line;
@@ -36,12 +37,13 @@ use processes::{Goodbye, Processes};
 const CHUNK: usize = 64 << 10;
 /// How many commands of one host may be under way: the guest takes 256 of all together and then no more.
 const COMMANDS_MAX: usize = 16;
-/// While this many bytes of a host's commands and replies are under way it is not listened to. A READFILE counts as the largest file.
+/// While this many bytes of a host's commands and replies are under way it is not listened to. A READFILE
+/// counts as the largest file.
 const BYTES_MAX: usize = 1 << 20;
 /// While this many bytes of stdin wait for the guest, no more is read from any host.
 const STDIN_MAX: usize = 256 << 10;
-/// While a host has not read this many bytes of output, nothing is read from the guest's stream channel: one that cannot hold single
-/// processes has to hold all.
+/// While a host has not read this many bytes of output, nothing is read from the guest's stream channel: one
+/// that cannot hold single processes has to hold all.
 const OUTPUT_MAX: usize = 64 << 20;
 /// While a host has not read this many bytes of output, its processes are held: they wait, as on a full pipe.
 const HELD: usize = 256 << 10;
@@ -150,9 +152,9 @@ enum Who {
     Door,
 }
 
-/// Serves hosts until the guest ends, or its connection; says why. Both sockets are connected to the guest, which has said
-/// nothing yet: hosts are let in when it has said READY. `chunk` is how many control bytes it is sent before it has credited
-/// them: the more, the sooner a large file is out of the others' way.
+/// Serves hosts until the guest ends, or its connection; says why. Both sockets are connected to the guest,
+/// which has said nothing yet: hosts are let in when it has said READY. `chunk` is how many control bytes it
+/// is sent before it has credited them: the more, the sooner a large file is out of the others' way.
 pub fn serve(door: Door, control: UnixStream, stream: UnixStream, chunk: usize) -> Fault {
     let guest = match (Line::new(control), Line::new(stream)) {
         (Ok(control), Ok(stream)) => Guest {
@@ -441,7 +443,8 @@ impl Mux {
         came
     }
 
-    /// Passes on the whole commands that have come, as long as there is room for what they come to, or `all` of them.
+    /// Passes on the whole commands that have come, as long as there is room for what they come to, or `all`
+    /// of them.
     fn take_commands(&mut self, visitor: Visitor, all: bool) {
         loop {
             let Some(host) = self.hosts.get_mut(&visitor).filter(|host| all || host.has_room()) else {

@@ -1,7 +1,9 @@
-//! Who has asked for which process: where its output and its end go, and what becomes of it when its host leaves.
+//! Who has asked for which process: where its output and its end go, and what becomes of it when its host
+//! leaves.
 //!
-//! Each host chooses the numbers of its processes' streams for itself. The guest hears others: an even one and the next, which
-//! are never used again. So two hosts may mean the same number, and what comes late for a stream is nobody else's.
+//! Each host chooses the numbers of its processes' streams for itself. The guest hears others: an even one
+//! and the next, which are never used again. So two hosts may mean the same number, and what comes late for a
+//! stream is nobody else's.
 
 use std::collections::BTreeMap;
 
@@ -14,9 +16,11 @@ use hyperinit_protocol::command::JSON_MAX;
 use hyperinit_protocol::flow::Credit;
 use hyperinit_protocol::frame::Message;
 
-/// How much of one process's stdin may wait in the guest, in bytes, behind what its pipe holds. The guest keeps 4 MiB for all processes.
+/// How much of one process's stdin may wait in the guest, in bytes, behind what its pipe holds. The guest
+/// keeps 4 MiB for all processes.
 const STDIN_WINDOW: usize = 32 << 10;
-/// How much may come of an output before the guest is told again to hold it, in bytes. More than it had under way.
+/// How much may come of an output before the guest is told again to hold it, in bytes. More than it had under
+/// way.
 const HOLD_AGAIN: usize = 4 << 20;
 
 /// Every process that a host has asked for and that is not done with, by the guest's number of its stdio.
@@ -48,7 +52,8 @@ struct Asked {
     left: bool,
     /// How much stdin it was sent that may still wait in the guest, in bytes.
     unread: usize,
-    /// Of its two outputs, which the guest takes nothing of, and how much has come since the last word of that, in bytes.
+    /// Of its two outputs, which the guest takes nothing of, and how much has come since the last word of
+    /// that, in bytes.
     held: [bool; 2],
     since: usize,
 }
@@ -76,8 +81,9 @@ fn released(number: u64, asked: &mut Asked) -> impl Iterator<Item = u64> + use<>
 }
 
 impl Processes {
-    /// Takes notice of a command. One that starts processes has the numbers of their streams replaced; returned are the
-    /// guest's numbers of their stdio. The error is why the command is refused: its host has the number in use.
+    /// Takes notice of a command. One that starts processes has the numbers of their streams replaced;
+    /// returned are the guest's numbers of their stdio. The error is why the command is refused: its host has
+    /// the number in use.
     ///
     /// What makes no sense is left as it is: the guest has an ERROR for it.
     pub fn heed(
@@ -170,7 +176,8 @@ impl Processes {
         Ok(Some(self.last))
     }
 
-    /// The signals by which a host takes leave of a process itself (hyperctl's exec): it gets no other one then.
+    /// The signals by which a host takes leave of a process itself (hyperctl's exec): it gets no other one
+    /// then.
     fn heed_signal(&mut self, visitor: Visitor, payload: &[u8]) {
         let Ok(value) = serde_json::from_slice::<Value>(payload) else { return };
         let is = |key: &str, word: &str| value.get(key).and_then(Value::as_str) == Some(word);
@@ -232,8 +239,8 @@ impl Processes {
         visitor
     }
 
-    /// How much more stdin the guest may be sent for a process, in bytes: what it does not read must not keep the guest from
-    /// reading that of others.
+    /// How much more stdin the guest may be sent for a process, in bytes: what it does not read must not keep
+    /// the guest from reading that of others.
     pub fn room(&self, number: u64) -> usize {
         self.all.get(&(number & !1)).map_or(0, |asked| STDIN_WINDOW.saturating_sub(asked.unread))
     }
@@ -252,7 +259,8 @@ impl Processes {
         asked.visitor
     }
 
-    /// So much has come of an output that its host is behind with: whether the guest is to be told to take no more.
+    /// So much has come of an output that its host is behind with: whether the guest is to be told to take no
+    /// more.
     pub fn holds(&mut self, number: u64, bytes: usize) -> bool {
         let Some(asked) = self.all.get_mut(&(number & !1)) else { return false };
         let held = &mut asked.held[usize::from(number & 1 == 1)];

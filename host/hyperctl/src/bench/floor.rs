@@ -1,4 +1,5 @@
-//! The floor: a bare PID 1 (benches/floor) that starts the same program and moves bytes through the same ports.
+//! The floor: a bare PID 1 (benches/floor) that starts the same program and moves bytes through the same
+//! ports.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -89,7 +90,8 @@ pub(super) fn measure(
     lines.ask("ping")?;
     let mount = match options.options.share_by {
         Some(ShareBy::Virtiofs) => format!("mount virtiofs {SHARE_TAG} rw"),
-        // The fast way, whatever the guest's is: coherently, each exec would read a program again that nothing else has in use.
+        // The fast way, whatever the guest's is: coherently, each exec would read a program again that
+        // nothing else has in use.
         Some(ShareBy::NineP) | None => {
             let options = nine_p_options(NinePTransport::Virtio, ShareCache::Loose);
             format!("mount 9p {SHARE_TAG} {options}")
@@ -144,7 +146,8 @@ fn read_all(stream: &mut UnixStream) -> Result<(), Fault> {
 /// Both ports, as soon as they are there.
 fn connect(directory: &Path) -> Result<(UnixStream, UnixStream), Fault> {
     let deadline = Instant::now() + BOOT_TIMEOUT;
-    // What is connected is kept: the floor has one host, and would wait for the other port of one that went away.
+    // What is connected is kept: the floor has one host, and would wait for the other port of one that went
+    // away.
     let control = connect_to(&directory.join(CONTROL_SOCKET), deadline)?;
     Ok((control, connect_to(&directory.join(STREAM_SOCKET), deadline)?))
 }

@@ -1,7 +1,7 @@
 //! `hyperctl bench`: what the guest costs, beside what the machine itself costs (`floor`), as JSON.
 //!
-//! The same VM is booted twice: with the floor in the place of init, then with the guest. Ratios to the floor carry over
-//! to other machines; milliseconds do not.
+//! The same VM is booted twice: with the floor in the place of init, then with the guest. Ratios to the floor
+//! carry over to other machines; milliseconds do not.
 
 mod crowd;
 mod floor;

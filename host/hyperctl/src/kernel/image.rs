@@ -1,5 +1,5 @@
-//! The kernel inside a bzImage: QEMU boots it directly, which saves the seconds that the bzImage needs to unpack
-//! itself without KVM.
+//! The kernel inside a bzImage: QEMU boots it directly, which saves the seconds that the bzImage needs to
+//! unpack itself without KVM.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,15 @@ const SETUP_SECTS: usize = 0x1f1;
 /// Where the compressed kernel is, from the end of the setup code on, and how long it is (u32 each).
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
-/// Where its version is written, from the first sector's end on (u16), which ends with a zero: `6.1.0-1-amd64 (…) #1 …`.
+/// Where its version is written, from the first sector's end on (u16), which ends with a zero:
+/// `6.1.0-1-amd64 (…) #1 …`.
 const VERSION_OFFSET: usize = 0x20e;
 const SECTOR: usize = 512;
 const ELF_MAGIC: &[u8] = b"\x7fELF";
 
-/// What QEMU should boot for `kernel`: the kernel inside it, kept beside it for the next time. Whatever stands against
-/// that (it is no bzImage, the directory cannot be written) leaves the kernel itself, which boots too.
+/// What QEMU should boot for `kernel`: the kernel inside it, kept beside it for the next time. Whatever
+/// stands against that (it is no bzImage, the directory cannot be written) leaves the kernel itself, which
+/// boots too.
 pub fn bootable(kernel: &Path) -> PathBuf {
     match unpacked_beside(kernel) {
         Ok(unpacked) => unpacked,

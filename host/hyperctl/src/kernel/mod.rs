@@ -1,4 +1,5 @@
-//! `hyperctl kernel`: which kernel a VM gets, and what it lacks; and the options of the guest kernel for the one who builds it.
+//! `hyperctl kernel`: which kernel a VM gets, and what it lacks; and the options of the guest kernel for the
+//! one who builds it.
 
 mod config;
 mod image;

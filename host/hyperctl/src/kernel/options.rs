@@ -72,7 +72,8 @@ impl Options {
         self.0.iter().flat_map(|file| file.groups.values().flatten())
     }
 
-    /// The start of a configuration, for `make KCONFIG_ALLCONFIG=FILE allnoconfig`, with the reasons beside it.
+    /// The start of a configuration, for `make KCONFIG_ALLCONFIG=FILE allnoconfig`, with the reasons beside
+    /// it.
     pub fn fragment(&self) -> String {
         let mut text = String::new();
         for file in &self.0 {

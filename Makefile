@@ -83,8 +83,9 @@ minimal: test-hyperctl ## what the policies allow is used: the part of `make tes
 	$(runner) cargo test --locked --test minimal
 
 .PHONY: check
-check: tools ## the format and the lints, without a test
+check: tools ## the format, the width of comments and the lints, without a test
 	cargo fmt --all --check
+	scripts/columns
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --manifest-path fuzz/Cargo.toml --target-dir $(target)/fuzz --all-targets -- -D warnings

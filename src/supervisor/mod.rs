@@ -1,5 +1,5 @@
-//! The pure state machine of PID 1: events in, actions out, no input or output and no clock of its own, so
-//! that every ordering question is a unit test.
+//! The pure state machine of PID 1: events go in, actions come out. It does no input or output and has no
+//! clock of its own, so every ordering question can be a unit test.
 
 mod answer;
 mod commands;
@@ -34,107 +34,108 @@ use replies::{Replies, Ticket};
 use share::Syncing;
 use state::{Container, Leaving, Pod, ProcessState, Purpose};
 
-/// What is known before the first event.
+/// Settings that are fixed before the first event.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The share is the directory at `paths::LOCAL_SHARE`, not a 9p export.
     pub local: bool,
     /// How a 9p export reaches the host.
     pub nine_p: NinePTransport,
-    /// What the guest keeps of it.
+    /// What the guest caches of the share.
     pub share_cache: ShareCache,
-    /// Whether what a process has written may be on its way to the share's host when it has exited.
+    /// Whether the kernel writes to the share late: what a process wrote may not have reached the share's
+    /// host when the process has exited.
     pub share_is_late: bool,
     /// The kernel cmdline opened the debugging door: container `hyperstart`.
     pub debug_door: bool,
-    /// How long DESTROYPOD lets processes end by themselves.
+    /// How long DESTROYPOD lets processes end by themselves before it kills them.
     pub grace: Duration,
-    /// The warden: no process of the pod can have its number.
+    /// The warden's pid, which no process of the pod can have.
     pub warden: Pid,
 }
 
-/// What happened.
+/// An input of the state machine.
 #[derive(Debug)]
 pub enum Event {
     /// A host opened the control channel.
     HostConnected,
-    /// The host of a device left: what it asked and has no reply yet is nobody's. (Of a socket the next
-    /// connection says so.)
+    /// The host of a device left: replies that are still owed to it are dropped. (A host at a socket causes
+    /// no such event; the next `HostConnected` does the same.)
     HostLeft,
-    /// A whole frame came.
+    /// A whole frame was read.
     Command {
         /// The frame's message id.
         message: u32,
-        /// What it counts for in bytes (`command::weight`): what is held of the host's is bounded by it.
+        /// How many bytes it counts for (`command::weight`). The total bounds what init holds for the host.
         size: usize,
-        /// What `command::parse` made of it.
+        /// The result of `command::parse`.
         command: Result<Command, Fault>,
     },
-    /// A helper takes requests, for the first time or again.
+    /// A helper is ready for requests, for the first time or after a restart.
     HelperUp {
-        /// Which.
+        /// The helper.
         helper: Instance,
-        /// Its process: no process of the pod can have its number.
+        /// The helper's pid, which no process of the pod can have.
         pid: Pid,
     },
-    /// A helper died, or could not be started. Everything it had sent has been reported before.
+    /// A helper died, or could not be started. Everything that it sent before has been passed on as events.
     HelperGone(Instance),
     /// A helper crashed too often and will not come back.
     HelperClosed(Instance),
-    /// A helper answered.
+    /// A helper answered a request.
     Reply {
-        /// Which.
+        /// The helper.
         helper: Instance,
         /// The request's number.
         id: u64,
-        /// What came of it.
+        /// The reply, or the fault that the helper reported.
         result: Result<Reply, Fault>,
     },
-    /// A request could not be sent to a helper that lives: the kernel had no memory for it.
+    /// A request could not be sent to a living helper, for lack of kernel memory.
     Unsent {
-        /// To whom.
+        /// The helper.
         helper: Instance,
         /// The request's number.
         id: u64,
-        /// Why.
+        /// Why it could not be sent.
         fault: Fault,
     },
     /// A child was reaped.
     Exited {
-        /// Its number, free again.
+        /// Its pid, which the kernel may use again.
         pid: Pid,
         /// Its exit code, or 128+n when signal n killed it.
         status: u8,
     },
-    /// A helper's process, or one that is alive and of which execd speaks next: any recorded exit with that
-    /// pid is an earlier process's, or has been noticed.
+    /// This pid is a helper's, or a living process that execd's next message names. Any recorded exit with
+    /// that pid belongs to an earlier process, or has been handled.
     Reported {
-        /// Its number.
+        /// The pid.
         pid: Pid,
     },
-    /// All bytes of all `Send`s have left through the control port.
+    /// All bytes of all `Send` actions have left through the control port.
     ControlDrained,
-    /// `next_deadline` has come.
+    /// The time that `next_deadline` gave has come.
     Tick,
 }
 
-/// What is to be done, in this order.
+/// An output of the state machine. Actions are carried out in the order in which they are returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Send a control frame.
     Send {
-        /// Its type.
+        /// The frame's type.
         message: Message,
-        /// Its payload.
+        /// The frame's payload.
         payload: Vec<u8>,
     },
-    /// Send a request.
+    /// Send a request to a helper.
     Ask {
         /// The number its reply will carry.
         id: u64,
-        /// To whom, of `request.role()`.
+        /// The helper; its role is `request.role()`.
         to: Instance,
-        /// What.
+        /// The request.
         request: Arc<Request>,
     },
     /// Send a signal to a child that has not been reaped.
@@ -143,39 +144,40 @@ pub enum Action {
         pid: Pid,
         /// The signal.
         signal: Signal,
-        /// To the process group that it leads; where it leads none (yet), to itself.
+        /// Signal the process group that the child leads. If the child does not lead one (yet), signal the
+        /// child alone.
         group: bool,
     },
-    /// Let a child execute that execd has made: it is known now.
+    /// Let a child that execd created execute its program; init knows the child now.
     Release {
         /// The child.
         pid: Pid,
     },
-    /// End a helper that hangs or lies; `HelperGone` will follow.
+    /// Kill a helper that hangs or lies; `HelperGone` follows.
     KillHelper {
-        /// Which.
+        /// The helper.
         helper: Instance,
-        /// Why, for the log.
+        /// The reason, for the log.
         why: String,
-        /// Nothing more that it says is to be heard.
+        /// Whether everything that the helper says from now on is ignored.
         lied: bool,
     },
-    /// Start a helper that runs only while it is needed.
+    /// Start a helper that runs only while it is needed (an extra mountd).
     StartHelper {
-        /// Which.
+        /// The helper.
         helper: Instance,
     },
-    /// End a helper that is not needed any more; `HelperGone` will follow.
+    /// End a helper that is not needed any more; `HelperGone` follows.
     DismissHelper {
-        /// Which.
+        /// The helper.
         helper: Instance,
     },
-    /// Everything is done, said and synced: power off.
+    /// Power off: everything has been done, answered and synced.
     PowerOff,
 }
 
-/// How many reaped children are remembered that nobody has reported: more than the starts that execd can have
-/// under way, with room for the helpers' own strays.
+/// How many reaped children init remembers that have not been reported yet. It is more than the starts that
+/// execd can have under way, with room for orphaned children of the helpers.
 const STRAYS_MAX: usize = 1024;
 
 /// The state of the guest.
@@ -183,44 +185,45 @@ const STRAYS_MAX: usize = 1024;
 pub struct Supervisor {
     config: Config,
     now: Duration,
-    /// What has been decided and not been handed out.
+    /// Actions that have been decided and not yet returned.
     actions: Vec<Action>,
     replies: Replies,
     queues: Queues,
     pod: Pod,
-    /// What of the network was set up for the pod.
+    /// What STARTPOD has set up of the network.
     network: Network,
-    /// DESTROYPOD was asked for: there is no way back.
+    /// Set once DESTROYPOD was requested; the guest's end cannot be cancelled.
     leaving: Option<Leaving>,
     containers: BTreeMap<ContainerId, Container>,
-    /// The running processes of the containers.
+    /// The pids of the containers' running processes.
     pids: BTreeMap<Pid, (ContainerId, ProcessId)>,
     /// Processes that exist and do not execute yet.
     held: Vec<(ContainerId, ProcessId)>,
     /// The stream numbers in use.
     streams: BTreeSet<StreamId>,
-    /// Finished processes of which execd has not been told, and when it is.
+    /// The stdio streams of finished processes that execd has not been told of. `release_at` is when it is
+    /// told at the latest.
     finished: Vec<StreamId>,
     release_at: Option<Duration>,
-    /// Exited processes that may have written to the share.
+    /// Exited processes that may have written to the share, and whose end waits for its sync.
     syncing: Syncing,
-    /// Commands that wait until something that was begun has come to an end, in order.
+    /// Commands, in order of arrival, that wait until something under way has ended.
     parked: VecDeque<(Ticket, Command)>,
-    /// When mountd looks again for processors and memory that were plugged, in order.
+    /// When mountd looks again for processors and memory that were plugged, earliest first.
     online_again: VecDeque<Duration>,
     /// Children that were reaped before execd or the warden reported them.
     strays: VecDeque<(Pid, u8)>,
-    /// The one file that is being read.
+    /// The file that is being read; there is at most one.
     reading: Option<Reading>,
-    /// How many bytes may not have left through the control port yet.
+    /// An upper bound of the bytes that have not left through the control port.
     unsent: usize,
-    /// The host that is there keeps a process's output until its own readers have read it. runV throws it
-    /// away with the event of the process's end.
+    /// Whether the connected host keeps a process's output until its own readers have read it. runV does not:
+    /// it throws the output away on the event of the process's end.
     host_reads_on: bool,
 }
 
 impl Supervisor {
-    /// A guest without a pod, whose helpers are still to come up.
+    /// A guest without a pod, whose helpers are not up yet.
     pub fn new(config: Config) -> Supervisor {
         Supervisor {
             config,
@@ -247,7 +250,7 @@ impl Supervisor {
         }
     }
 
-    /// What has to be done about `event`, `now` on the monotonic clock.
+    /// The actions that follow from `event`. `now` is the time on the monotonic clock.
     pub fn on_event(&mut self, now: Duration, event: Event) -> Vec<Action> {
         self.now = now;
         match event {
@@ -285,7 +288,7 @@ impl Supervisor {
         std::mem::take(&mut self.actions)
     }
 
-    /// When `Tick` is due, on the same clock; none: when something happens.
+    /// When `Tick` is due, on the same clock; none if only an event can change anything.
     pub fn next_deadline(&self) -> Option<Duration> {
         let again = self.online_again.front().copied();
         let share = self.syncing.deadline();
@@ -293,18 +296,18 @@ impl Supervisor {
         deadlines.into_iter().flatten().min()
     }
 
-    /// How many more commands are taken now. While none is, the control port is not read: the host waits for
+    /// How many more commands init accepts now. At zero the control port is not read: the host waits for
     /// NEXT.
     pub fn room(&self) -> usize {
         self.replies.room()
     }
 
-    /// Whether a process is one that runs for the pod, its init, or a helper that is up.
+    /// Whether a pid belongs to a running process of a container, to the pod init, or to a helper that is up.
     pub fn knows(&self, pid: Pid) -> bool {
         self.queues.has(pid) || self.pod.init() == Some(pid) || self.pids.contains_key(&pid)
     }
 
-    /// What a child is that is no helper, for the log.
+    /// Describes a child that is not a helper, for the log.
     pub fn who(&self, pid: Pid) -> String {
         match self.pids.get(&pid) {
             Some((container, process)) => format!("process {process} of container {container}"),
@@ -313,12 +316,13 @@ impl Supervisor {
         }
     }
 
-    /// Whether a child of that number was reaped that nobody has reported.
+    /// Whether a child with that pid was reaped before anything reported it.
     pub fn has_ended(&self, pid: Pid) -> bool {
         self.strays.iter().any(|&(stray, _)| stray == pid)
     }
 
-    /// After every event: what can go on now, what a closed helper cannot do, and what may leave.
+    /// Runs after every event: carries on what can go on now, fails what a closed helper cannot do, and sends
+    /// the requests and replies that may leave.
     fn settle(&mut self) {
         loop {
             self.advance_ends();
@@ -350,16 +354,16 @@ impl Supervisor {
     fn helper_up(&mut self, helper: Instance, pid: Pid) {
         let role = helper.role();
         let pinned = matches!(self.pod, Pod::Running { .. } | Pod::Ending { init: Some(_), .. });
-        // A process that was started outside the pod would be in the guest's own namespaces.
+        // A process started outside the pod would run in the guest's own namespaces.
         let rejoins = role == Role::Execd && pinned;
         let adopts = role == Role::Execd && !self.streams.is_empty();
-        // Until it has the processes' descriptors it would take the end of their streams for that of
-        // strangers.
+        // Until streamd has the processes' descriptors, it would take the end of their streams for the end of
+        // streams that it does not know.
         let resends = role == Role::Streamd && !self.streams.is_empty();
         let was_closed = self.queues.is_closed(role);
         self.queues.up(self.now, helper, pid, rejoins || adopts || resends);
         if role == Role::Netd && was_closed {
-            // Of containers that ended meanwhile nobody could close the ports.
+            // While netd was closed, no request could close the ports of containers that ended.
             self.ask_ports(Purpose::Nothing);
         }
         if rejoins {
@@ -372,7 +376,7 @@ impl Supervisor {
         }
     }
 
-    /// The streams of the processes whose output a new execd is to keep: those that exist, and are not
+    /// The stdio streams of the processes whose output a new execd is to keep: those that exist and are not
     /// finished.
     pub(super) fn unfinished(&self) -> Vec<StreamId> {
         let processes = self.containers.values().flat_map(|container| container.processes.values());
@@ -392,8 +396,9 @@ impl Supervisor {
         }
     }
 
-    /// What may fail does. What must not be given up (`Queues::is_kept`) is asked again of a successor, which
-    /// gets all that was asked; nothing else would make a helper hear of it.
+    /// The kernel could not take a request. If the request may fail, it fails. A request that must not be
+    /// given up (`Queues::is_kept`) is sent to a successor: the helper is killed, because nothing else makes
+    /// the request reach a helper.
     fn unsent_request(&mut self, helper: Instance, id: u64, fault: Fault) {
         if !self.queues.is_kept(helper, id) {
             if let Ok(Some(outcome)) = self.queues.answered(self.now, helper, id, Err(fault)) {
@@ -415,22 +420,22 @@ impl Supervisor {
             };
             self.kill_helper(helper, why.to_owned());
             if helper.role() == Role::Mountd {
-                // A disk may hold it in the kernel for ever, dead as it is.
+                // A disk may hold the killed mountd in the kernel for ever.
                 let failed = self.queues.give_up(helper, "it took too long");
                 failed.into_iter().for_each(|outcome| self.go_on(outcome));
             }
         }
     }
 
-    /// A child was reaped. Whoever it was, its number is free again.
+    /// A child was reaped, and the kernel may use its pid again.
     fn exited(&mut self, pid: Pid, status: u8) {
         if self.pod.init() == Some(pid) {
             self.pod_init_exited();
         } else if let Some((container, process)) = self.pids.remove(&pid) {
             self.process_exited(&container, &process, status);
         } else {
-            // A start that failed leaves one that nobody reports. What is reported is reported as soon as it
-            // is ready, so it is among the last.
+            // A failed start leaves a child that is never reported, so old entries may be dropped. A
+            // successful start is reported as soon as the process is ready, so its entry is among the newest.
             if self.strays.len() == STRAYS_MAX {
                 self.strays.pop_front();
             }
@@ -438,14 +443,14 @@ impl Supervisor {
         }
     }
 
-    /// The status of a child that was reaped before it was reported: the last one's of that number.
+    /// Takes the status of the last child with that pid that was reaped before it was reported.
     fn stray(&mut self, pid: Pid) -> Option<u8> {
         let status = self.strays.iter().rev().find(|(stray, _)| *stray == pid).map(|&(_, status)| status);
         self.strays.retain(|&(stray, _)| stray != pid);
         status
     }
 
-    /// An answer, or none: whoever asked goes on.
+    /// A request was answered or has failed: goes on with what it was made for.
     fn go_on(&mut self, Outcome { helper, purpose, result, answered }: Outcome) {
         match purpose {
             Purpose::Pod(step) => self.pod_step(step, result, answered),
@@ -472,20 +477,21 @@ impl Supervisor {
                 Ok(_) => self.queues.unbar(Role::Execd),
                 Err(fault) => self.kill_liar(helper, fault.to_string()),
             },
-            // That one is dead, and its successor's is another.
+            // That streamd is dead; its successor gets a `Resend` of its own.
             Purpose::Resend(streamd) if !self.queues.is_up(Role::Streamd, streamd) => {}
             Purpose::Resend(_) => match result {
-                // It has some of them, and would take the end of the others for that of strangers.
+                // streamd has some of the descriptors, and would take the end of the other streams for the
+                // end of unknown ones.
                 Err(fault) if !self.queues.is_closed(Role::Execd) => {
                     self.kill_helper(Instance::first(Role::Streamd), fault.to_string());
                 }
-                // Nobody has them.
+                // No helper holds the descriptors any more.
                 result => {
                     warn(result);
                     self.queues.unbar(Role::Streamd);
                 }
             },
-            // Without an answer it is killed, and that says enough.
+            // If no answer comes, the helper is killed and that is logged.
             Purpose::Ping => {}
             Purpose::Nothing => warn(result),
         }
@@ -501,7 +507,7 @@ impl Supervisor {
     }
 }
 
-/// A fault that changes nothing: the log has it.
+/// Logs a fault that changes nothing else.
 fn warn<T>(result: Result<T, Fault>) {
     if let Err(fault) = result {
         log::warn!("{fault}");

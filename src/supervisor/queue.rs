@@ -1,5 +1,5 @@
-//! The requests to the helpers: queued, sent a few at a time, timed, and asked again of a successor where
-//! that is safe.
+//! The requests to the helpers: queued, sent a few at a time, timed, and sent again to a helper's successor
+//! where that is safe.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use crate::ids::Pid;
 use crate::wire::mountd::Lane;
 use crate::wire::{Instance, Reply, Request, Role, Terms, WORK, execd, streamd};
 
-/// How many requests one helper may have in its socket. They fit it (`wire::channel`), so that init never
-/// waits to send.
+/// How many requests one helper may have in its socket. So many fit the socket's buffer (`wire::channel`), so
+/// init never blocks on sending.
 const WINDOW: usize = 16;
-/// After how long without an answer execd is asked how much it has taken from its socket, when that may be
-/// full of starts that all take their time. Others' starts wait for so long.
+/// How long execd may be silent, while its socket may be full of slow starts, before a ping finds out how
+/// many of them it has taken out. Starts that do not fit wait for that long.
 const PROD: Duration = Duration::from_millis(20);
 
 /// A request that has no answer yet.
@@ -25,31 +25,31 @@ const PROD: Duration = Duration::from_millis(20);
 pub(super) struct Pending {
     id: u64,
     pub(super) request: Arc<Request>,
-    /// What it keeps its order with, of a request to mountd.
+    /// Of a request to mountd: the lane whose order it keeps.
     pub(super) lane: Option<Lane>,
     purpose: Purpose,
     tries: u32,
-    /// When it was sent the last time.
+    /// When it was last sent.
     sent: Duration,
-    /// Since when it has waited for any mountd.
+    /// When it began to wait for a free mountd.
     pub(super) waits: Option<Duration>,
-    /// It has had its turn, in vain: others come first.
+    /// It had its turn and has to be repeated, so other requests go first.
     pub(super) is_later: bool,
-    /// A start that execd has taken from its socket: it has answered what was sent behind it.
+    /// Of a start: execd has taken it from its socket, for it has answered a request sent after it.
     begun: bool,
 }
 
-/// What came of a request, and what it was for.
+/// The result of a request, and what the request was for.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    /// Who was asked the last time, or would have been.
+    /// The helper that was asked last, or would have been.
     pub(super) helper: Instance,
-    /// What it was for.
+    /// What the request was for.
     pub(super) purpose: Purpose,
-    /// What came of it.
+    /// The answer or the fault.
     pub(super) result: Result<Answer, Fault>,
-    /// The one helper that was asked has said so itself, or was not even asked: what it could not do is
-    /// undone.
+    /// Whether no helper can have left the request half done: the only helper that was asked answered it and
+    /// has undone what it could not complete, or the request was never sent.
     pub(super) answered: bool,
 }
 
@@ -57,38 +57,38 @@ pub(super) struct Outcome {
 pub(super) enum State {
     #[default]
     Down,
-    /// One that runs only while it is needed is being started.
+    /// A helper that runs only while it is needed is being started.
     Starting,
     Up(Pid),
     Closed,
 }
 
-/// The way to one helper.
+/// The requests to one helper.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     pub(super) state: State,
-    /// Only what was put first may be sent: the helper is not what it has to be yet.
+    /// Only requests that were put first may be sent: the helper is not ready for the others yet.
     barred: bool,
-    /// Of a mountd: what is in a lane of which it has something to do. All else that is asked of mountd is in
-    /// the pool.
+    /// Waiting requests. For a mountd, only those whose lane this mountd is working on; the other requests to
+    /// mountd are in the pool.
     pub(super) queued: VecDeque<Pending>,
     pub(super) sent: VecDeque<Pending>,
-    /// Since when it works on the oldest of `sent`.
+    /// When the helper began to work on the oldest of `sent`.
     since: Duration,
-    /// When it came up, answered the last time, or got something to do.
+    /// When the helper came up, last answered, or last got a request while idle.
     pub(super) heard: Duration,
-    /// It has not answered anything yet.
+    /// The helper has not answered anything yet.
     pub(super) is_new: bool,
-    /// It is being killed; of a liar nothing is believed any more.
+    /// `killed`: the helper is being killed. `lied`: nothing that it says is believed any more.
     pub(super) killed: bool,
     lied: bool,
 }
 
 impl Queue {
-    /// The next request that can be sent.
+    /// Takes the next request that can be sent.
     fn send(&mut self, now: Duration) -> Option<(u64, Arc<Request>)> {
         let first = self.queued.front().is_some_and(|pending| pending.purpose.comes_first());
-        // What comes first is little, and does not wait for a host that lets the others wait.
+        // Such requests are few and small, and do not wait until a slow host lets the others go on.
         let room = first || (!self.barred && self.has_room());
         if !matches!(self.state, State::Up(_)) || self.killed || !room {
             return None;
@@ -107,13 +107,14 @@ impl Queue {
         Some(sendable)
     }
 
-    /// Whether another request fits the helper's socket.
+    /// Whether the helper's socket has room for another request.
     fn has_room(&self) -> bool {
         self.sent.iter().filter(|pending| !pending.begun).count() < WINDOW
     }
 
-    /// When the oldest request that is not the host's to delay has taken too long. streamd answers what it
-    /// can, and execd what is ready; the others work on one request after the other.
+    /// When the oldest request has taken too long; requests without a limit wait for the host and do not
+    /// count. streamd and execd answer whatever is ready, in any order, so each request has its own time. The
+    /// other helpers work on one request after the other, so the time of the first counts.
     fn deadline(&self, role: Role) -> Option<Duration> {
         if self.killed {
             return None;
@@ -126,8 +127,8 @@ impl Queue {
         Some(self.since + limit)
     }
 
-    /// When it is to be asked for a sign of life: it owes answers that may take any time, and has been
-    /// silent; or its socket may be full of starts.
+    /// When to ping the helper: if all the answers it owes may take any time and it has been silent, or if
+    /// its socket may be full of starts.
     fn ping_at(&self) -> Option<Duration> {
         if !matches!(self.state, State::Up(_)) || self.killed || self.sent.is_empty() {
             return None;
@@ -136,13 +137,13 @@ impl Queue {
         if self.sent.iter().all(|pending| pending.terms().limit.is_none()) {
             Some(self.heard + WORK)
         } else {
-            // Everything else is answered at once, also an earlier ping.
+            // Requests that are not starts, an earlier ping among them, are answered at once.
             (full && self.sent.iter().all(|pending| pending.request.starts())).then_some(self.heard + PROD)
         }
     }
 }
 
-/// The way to each helper.
+/// The requests to all helpers.
 #[derive(Debug)]
 pub(super) struct Queues {
     pub(super) queues: BTreeMap<Instance, Queue>,
@@ -164,7 +165,7 @@ impl Queues {
         self.queues.get(&Instance::first(role))
     }
 
-    /// Where a request waits.
+    /// The queue in which a request waits.
     fn place(&mut self, pending: &Pending) -> &mut VecDeque<Pending> {
         match (&pending.lane, pending.request.role()) {
             (Some(lane), _) => match self.holder(lane) {
@@ -181,14 +182,15 @@ impl Queues {
         self.place(&pending).push_back(pending);
     }
 
-    /// Puts a request that has been done in vain behind those that others may have.
+    /// Puts a request that had no success yet behind the requests of others.
     pub(super) fn ask_later(&mut self, request: impl Into<Request>, purpose: Purpose) {
         let pending = Pending { is_later: true, ..self.pending(request.into(), purpose) };
         self.place(&pending).push_back(pending);
     }
 
-    /// Puts a request that nobody waits for at the end of its helper's queue. One like it that has not been
-    /// sent yet is dropped: the later says all that it said. So a host that asks without end fills no queue.
+    /// Puts a request that nothing waits for at the end of its helper's queue. An unsent request of the same
+    /// kind is dropped, because the new one includes it. So a host that repeats a command without end fills
+    /// no queue.
     pub(super) fn ask_instead(&mut self, request: impl Into<Request>) {
         let pending = self.pending(request.into(), Purpose::Nothing);
         let queued = self.place(&pending);
@@ -196,7 +198,7 @@ impl Queues {
         queued.push_back(pending);
     }
 
-    /// Puts a request before all others; a barred helper takes it too.
+    /// Puts a request before all others; it is sent even to a barred helper.
     pub(super) fn ask_first(&mut self, request: impl Into<Request>, purpose: Purpose) {
         let pending = self.pending(request.into(), purpose);
         self.place(&pending).push_front(pending);
@@ -213,7 +215,7 @@ impl Queues {
         Pending { id: self.last, request, lane, purpose, tries, sent, waits, is_later, begun }
     }
 
-    /// What can be sent now, in order: (id, to whom, request).
+    /// The requests that can be sent now, in order: (id, helper, request).
     pub(super) fn sendable(&mut self, now: Duration) -> Vec<(u64, Instance, Arc<Request>)> {
         self.deal(now);
         let mut sendable = Vec::new();
@@ -225,8 +227,8 @@ impl Queues {
         sendable
     }
 
-    /// What a closed helper leaves undone. With the first mountd all are closed, but for what the others have
-    /// to do.
+    /// Fails the requests of closed helpers. If the first mountd is closed, the requests in the pool fail
+    /// too; the other mountds finish what they were given.
     pub(super) fn hopeless(&mut self) -> Vec<Outcome> {
         let mut hopeless = Vec::new();
         for (&helper, queue) in self.queues.iter_mut().filter(|(_, queue)| queue.state == State::Closed) {
@@ -242,19 +244,19 @@ impl Queues {
         hopeless
     }
 
-    /// Whether what is asked of the helper is refused at once.
+    /// Whether the helper is closed, so that requests to it fail at once.
     pub(super) fn is_closed(&self, role: Role) -> bool {
         self.first(role).is_some_and(|queue| queue.state == State::Closed)
     }
 
-    /// The helper runs. `barred`: until [`Queues::unbar`] it only gets what comes first.
+    /// The helper runs. `barred`: until [`Queues::unbar`] only requests that were put first are sent to it.
     pub(super) fn up(&mut self, now: Duration, helper: Instance, pid: Pid, barred: bool) {
         let queue = self.queue(helper);
         (queue.state, queue.barred, queue.killed, queue.lied) = (State::Up(pid), barred, false, false);
         (queue.heard, queue.is_new) = (now, true);
     }
 
-    /// How many requests wait to be sent.
+    /// How many requests wait to be sent to the role.
     #[cfg(test)]
     pub(super) fn waiting(&self, role: Role) -> usize {
         let pool = if role == Role::Mountd { self.pool.queued.len() } else { 0 };
@@ -262,32 +264,32 @@ impl Queues {
         pool + queues.map(|(_, queue)| queue.queued.len()).sum::<usize>()
     }
 
-    /// The helper may have everything.
+    /// The helper may get all requests now.
     pub(super) fn unbar(&mut self, role: Role) {
         self.queue(Instance::first(role)).barred = false;
     }
 
-    /// The helper is dead. Requests that may be repeated wait for its successor, or another mountd; the
-    /// others fail.
+    /// The helper is dead. Requests that may be repeated wait for its successor or another mountd; the others
+    /// fail.
     pub(super) fn gone(&mut self, helper: Instance) -> Vec<Outcome> {
         let failed = self.give_up(helper, "it died before it answered");
         self.queue(helper).state = State::Down;
         failed
     }
 
-    /// The helper is dead, or will be as soon as the kernel lets it. Who else can do what it had to do does
-    /// it.
+    /// The helper is dead, or will be as soon as the kernel lets it die. Its requests go to a successor or,
+    /// for mountd, to another instance.
     pub(super) fn give_up(&mut self, helper: Instance, why: &'static str) -> Vec<Outcome> {
         let queue = self.queue(helper);
         let died = || Fault::new("asking", helper.role(), why);
         let mut failed = Vec::new();
-        // What a liar had come to nobody knows: what must not be done twice is not asked again.
+        // How far a liar came is unknown, so a request that must not be carried out twice is not repeated.
         let in_order = helper.role() != Role::Streamd && !queue.lied;
         for (at, mut pending) in std::mem::take(&mut queue.sent).into_iter().enumerate().rev() {
             if at > 0 && in_order {
-                // It had not come to this one: it works on one after the other. Of execd's starts the oldest
-                // may be what it died of; another one that it had begun runs nothing, for nobody knows of the
-                // process.
+                // A helper works on one request after the other, so it had not begun this one. For execd's
+                // starts: the helper may have died of the oldest; any other start that it had begun has left
+                // no program running, because its process was never reported and so never released.
                 pending.tries -= 1;
             }
             if pending.tries < pending.terms().tries {
@@ -297,7 +299,7 @@ impl Queues {
             }
         }
         failed.reverse();
-        // That is asked again by whoever sees the successor come up.
+        // Whoever sees the successor come up asks for these again.
         queue.queued.retain(|pending| !pending.purpose.comes_first());
         if helper.role() == Role::Mountd {
             let queued = std::mem::take(&mut queue.queued);
@@ -306,16 +308,17 @@ impl Queues {
         failed
     }
 
-    /// The helper will not come back, or not for a while.
+    /// The helper will not come back, or not for some time.
     pub(super) fn closed(&mut self, helper: Instance) -> Vec<Outcome> {
-        // What another mountd can do it does; without the first, `hopeless` says.
+        // Another mountd takes over the requests of an extra one. Those of the first helper of a role fail in
+        // `hopeless`.
         let failed = if helper.is_extra() { self.gone(helper) } else { Vec::new() };
         self.queue(helper).state = State::Closed;
         failed
     }
 
-    /// The outcome of the request of that number. The fault says why the helper is to be killed: its answer
-    /// fits no request. None: nothing of this helper is believed any more.
+    /// The outcome of the request with number `id`. The error says why the helper is to be killed: its answer
+    /// fits no request. None: the answer is ignored, because the helper lied or is being given up.
     pub(super) fn answered(
         &mut self,
         now: Duration,
@@ -328,8 +331,9 @@ impl Queues {
             return Ok(None);
         }
         let at = queue.sent.iter().position(|pending| pending.id == id);
-        // streamd answers when the output has left, execd a start when it is ready; otherwise they answer in
-        // order. A fault may also be our own: a request that could not be sent.
+        // streamd answers when the output has left, and execd answers a start when the process is ready; all
+        // other requests are answered in order. A fault may also come from init itself: the request could not
+        // be sent.
         let waits = |pending: &Pending| helper.role() == Role::Streamd || pending.request.starts();
         let in_turn = |&at: &usize| result.is_err() || queue.sent.iter().take(at).all(waits);
         let Some(at) = at.filter(in_turn) else {
@@ -357,37 +361,37 @@ impl Queues {
         Ok(Some(Outcome { helper, purpose: pending.purpose, result, answered: pending.tries <= 1 }))
     }
 
-    /// Whether that request, which is under way, must not be given up.
+    /// Whether a request under way must not be given up when it cannot be sent.
     pub(super) fn is_kept(&self, helper: Instance, id: u64) -> bool {
         let mut sent = self.queues.get(&helper).into_iter().flat_map(|queue| &queue.sent);
         sent.any(|pending| pending.id == id && !pending.terms().may_fail)
     }
 
-    /// The helper is being killed; true if it was not yet.
+    /// Marks the helper as being killed; true if it was not marked before.
     pub(super) fn kill(&mut self, helper: Instance, lied: bool) -> bool {
         let queue = self.queue(helper);
         queue.lied |= lied;
         matches!(queue.state, State::Up(_)) && !std::mem::replace(&mut queue.killed, true)
     }
 
-    /// When the oldest request of a helper has taken too long.
+    /// For each helper, when its oldest request has taken too long.
     fn deadlines(&self) -> impl Iterator<Item = (Instance, Duration)> + '_ {
         self.queues.iter().filter_map(|(&helper, queue)| Some((helper, queue.deadline(helper.role())?)))
     }
 
-    /// The deadline that comes first.
+    /// The earliest deadline.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let pings = self.queues.values().filter_map(Queue::ping_at);
         let deadlines = self.deadlines().map(|(_, deadline)| deadline).chain(pings);
         deadlines.chain(self.missing_at()).chain(self.idle_at()).min()
     }
 
-    /// The helpers that hang.
+    /// The helpers whose deadline has passed.
     pub(super) fn late(&self, now: Duration) -> Vec<Instance> {
         self.deadlines().filter(|&(_, deadline)| deadline <= now).map(|(helper, _)| helper).collect()
     }
 
-    /// Asks for a sign of life where it is time to.
+    /// Pings the helpers that are due for a ping.
     pub(super) fn ping(&mut self, now: Duration) {
         let pings = [Request::from(execd::Request::Ping), Request::from(streamd::Request::Ping)];
         for ping in pings {
@@ -398,12 +402,12 @@ impl Queues {
         }
     }
 
-    /// Whether that process is a helper.
+    /// Whether a pid is that of a helper that is up.
     pub(super) fn has(&self, pid: Pid) -> bool {
         self.queues.values().any(|queue| queue.state == State::Up(pid))
     }
 
-    /// Whether that process is that helper.
+    /// Whether a pid is that of the first helper of a role.
     pub(super) fn is_up(&self, role: Role, pid: Pid) -> bool {
         self.first(role).is_some_and(|queue| queue.state == State::Up(pid))
     }

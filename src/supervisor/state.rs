@@ -1,4 +1,4 @@
-//! The nouns: pod, containers, processes, and how far each has come.
+//! The state of the pod, the containers and the processes, and how far each has come.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -11,25 +11,27 @@ use crate::spec;
 /// The pod.
 #[derive(Debug)]
 pub(super) enum Pod {
-    /// There is none.
+    /// There is no pod.
     None,
-    /// STARTPOD is under way; with a fault it is being undone.
+    /// STARTPOD is under way; with a fault, it is being undone.
     Starting {
         ticket: Ticket,
         spec: Box<spec::Pod>,
         init: Option<Pid>,
-        /// What a helper works on; none while the pod init is awaited to die.
+        /// The step that a helper works on; none while the pod init is being killed.
         step: Option<PodStep>,
         fault: Option<Fault>,
     },
-    /// It lives. Of an old-style pod that is being started, the containers that are still to come.
+    /// The pod runs. `opening` holds what is left of an old-style STARTPOD, until all its containers have
+    /// started.
     Running { hostname: String, init: Pid, opening: Option<Opening> },
-    /// It is being taken down; with a fault because its containers could not all be started.
+    /// The pod is being taken down. `failed` is the STARTPOD to answer, and its fault, if not all its
+    /// containers had been started.
     Ending { init: Option<Pid>, step: PodEnd, failed: Option<(Ticket, Fault)> },
 }
 
 impl Pod {
-    /// The pod init, for as long as it lives.
+    /// The pod init's pid, while it lives.
     pub(super) fn init(&self) -> Option<Pid> {
         match self {
             Pod::None => None,
@@ -39,44 +41,44 @@ impl Pod {
     }
 }
 
-/// A STARTPOD that carries its containers (old style): they start one after the other, and it is answered
-/// then.
+/// A STARTPOD that carries its containers (old style). They start one after the other; the reply follows the
+/// last.
 #[derive(Debug)]
 pub(super) struct Opening {
-    /// STARTPOD.
+    /// The STARTPOD command to answer.
     pub(super) ticket: Ticket,
-    /// Those that have not been begun.
+    /// The containers whose start has not begun.
     pub(super) rest: VecDeque<spec::Container>,
 }
 
-/// Who is told how a start went.
+/// The party that is told the result of a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asker {
-    /// The host, which has asked for it.
+    /// The host, which sent the command.
     Host(Ticket),
-    /// STARTPOD, which carried the container.
+    /// The STARTPOD that carried the container.
     Pod,
 }
 
 /// How far the end of a pod has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PodEnd {
-    /// Its containers end.
+    /// Its containers are ending.
     Containers,
-    /// Its pod init was killed.
+    /// The pod init was killed.
     Init,
-    /// mountd unmounts.
+    /// mountd unmounts the pod's files.
     Files,
 }
 
-/// DESTROYPOD: the guest goes down.
+/// DESTROYPOD is under way: the guest goes down.
 #[derive(Debug)]
 pub(super) struct Leaving {
-    /// Who is told once everything is done.
+    /// The DESTROYPOD commands, which are answered once everything is done.
     pub(super) tickets: Vec<Ticket>,
-    /// When what is left is killed.
+    /// When the processes that are left are killed.
     pub(super) kill_at: Duration,
-    /// When output that nobody reads is given up.
+    /// When output that the host does not read is given up.
     pub(super) abandon_at: Duration,
     /// When everything is given up.
     pub(super) give_up_at: Duration,
@@ -87,48 +89,49 @@ pub(super) struct Leaving {
 /// How far the guest's end has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LeavingStep {
-    /// Processes were asked to end.
+    /// SIGTERM was sent to the processes.
     Term,
-    /// Processes were killed.
+    /// SIGKILL was sent to the processes.
     Killed,
-    /// What they wrote is given up.
+    /// The unread output of the processes was given up.
     Abandoned,
-    /// streamd was asked to write what it has.
+    /// streamd was asked to write out what it holds.
     Flushing,
-    /// The ACK has been sent; mountd is asked to sync when it has left, or then.
+    /// The ACK has been sent. mountd is asked to sync when it has left, at the latest at `until`.
     Said { until: Duration },
-    /// mountd syncs; the power goes off when it has, or then.
+    /// mountd syncs. The power goes off when it has, at the latest at `until`.
     Syncing { until: Duration },
 }
 
-/// A container that is known.
+/// A container that init knows.
 #[derive(Debug)]
 pub(super) struct Container {
     /// How far it has come.
     pub(super) state: ContainerState,
-    /// The id of its init; none of the debugging door, which is no container.
+    /// The id of its init process; none for the debugging door, which is no container.
     pub(super) init: Option<ProcessId>,
-    /// Whether its id was one's that has exited, which is still known if this one cannot be started.
+    /// Whether the id was that of an exited container. If this start fails, that container is known as exited
+    /// again.
     pub(super) reuses: bool,
-    /// The ports that are mapped to it; none of a pod without white lists.
+    /// The host ports mapped to it; empty in a pod without white lists.
     pub(super) ports: Vec<spec::Port>,
-    /// Whether they are open, or about to be.
+    /// Whether these ports are open, or netd has been asked to open them.
     pub(super) open: bool,
-    /// Whether it has the share, or a part of it.
+    /// Whether the share, or a part of it, is mounted in it.
     pub(super) shares: bool,
-    /// Its processes that are not finished, the init among them.
+    /// Its unfinished processes, the init among them.
     pub(super) processes: BTreeMap<ProcessId, Process>,
 }
 
 impl Container {
-    /// What stands for the debugging door among the containers: it runs as long as the guest.
+    /// The entry that stands for the debugging door among the containers. It runs as long as the guest.
     pub(super) fn door() -> Container {
         let (ports, processes) = (Vec::new(), BTreeMap::new());
         let state = ContainerState::Running;
         Container { state, init: None, reuses: false, ports, open: false, shares: true, processes }
     }
 
-    /// Whether it is that.
+    /// Whether this entry is the debugging door.
     pub(super) fn is_door(&self) -> bool {
         self.init.is_none()
     }
@@ -137,30 +140,30 @@ impl Container {
 /// How far a container has come.
 #[derive(Debug)]
 pub(super) enum ContainerState {
-    /// mountd builds its root, whose disk may be plugged until then; then its init is to be started.
+    /// mountd builds its root; until `until` its disk may still be plugged. The start of its init follows.
     Preparing { asker: Asker, container: Box<spec::Container>, until: Duration },
     /// execd starts its init.
     Starting { asker: Asker },
-    /// What was built is undone, and this is what the host is told.
+    /// What was built is being undone. The fault is what the host is told afterwards.
     Undoing { asker: Asker, fault: Fault },
-    /// It runs.
+    /// Its init was started and has not exited.
     Running,
     /// Its init has exited.
     Ending(ContainerEnd),
-    /// It is cleaned up; its id may be used again.
+    /// Everything of it is cleaned up; its id may be used again.
     Exited,
 }
 
 /// How far the end of a container has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ContainerEnd {
-    /// mountd kills what is left in it.
+    /// mountd kills the processes that are left in it.
     Killing,
-    /// Its other processes are finished.
+    /// Its processes other than the init are ending.
     Processes,
-    /// Its init's output leaves.
+    /// The output of its init is being sent.
     Output,
-    /// mountd unmounts.
+    /// mountd unmounts its files.
     Files,
 }
 
@@ -173,7 +176,7 @@ pub(super) struct Process {
     pub(super) stderr: Option<StreamId>,
     /// Whether it has a tty.
     pub(super) terminal: bool,
-    /// How often its tty is being resized before it executes.
+    /// How many WINSIZE requests have to be answered before it may execute.
     pub(super) resizing: u32,
     /// How far it has come.
     pub(super) state: ProcessState,
@@ -184,18 +187,18 @@ pub(super) struct Process {
 pub(super) enum ProcessState {
     /// execd starts it.
     Starting(Asker),
-    /// It exists, and executes when what the host has sent for it meanwhile is done.
+    /// It exists. It executes when the commands that the host sent for it meanwhile are done.
     Held(Pid),
-    /// It runs.
+    /// It executes.
     Running(Pid),
-    /// It was reaped; what it wrote to its streams has not left yet.
+    /// It was reaped; its output has not all left yet.
     Exited(u8),
-    /// That has left; what it wrote to the share may not be at the host yet.
+    /// Its output has left; what it wrote to the share may not have reached the host yet.
     Syncing(u8),
 }
 
 impl ProcessState {
-    /// The process, if it exists.
+    /// Its pid, if the process exists.
     pub(super) fn pid(self) -> Option<Pid> {
         match self {
             ProcessState::Held(pid) | ProcessState::Running(pid) => Some(pid),
@@ -203,7 +206,7 @@ impl ProcessState {
         }
     }
 
-    /// Its status, if it was reaped.
+    /// Its exit status, if it was reaped.
     pub(super) fn status(self) -> Option<u8> {
         match self {
             ProcessState::Exited(status) | ProcessState::Syncing(status) => Some(status),
@@ -212,64 +215,64 @@ impl ProcessState {
     }
 }
 
-/// What a request to a helper is for: who goes on when it is answered.
+/// What a request to a helper is for; it decides what goes on when the request is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// A step of STARTPOD.
     Pod(PodStep),
     /// A step of NEWCONTAINER.
     Container(ContainerId, ContainerStep),
-    /// EXECCMD's only step.
+    /// The only step of EXECCMD.
     Exec(ContainerId, ProcessId),
-    /// A command of one step, or the last of it.
+    /// The only or the last step of a command.
     Command(Ticket),
-    /// WINSIZE of a process that is held until then.
+    /// WINSIZE for a process that is held until the answer.
     Resized(Ticket, ContainerId, ProcessId),
-    /// SETUPINTERFACE: the bus has been scanned for what is to be set up.
+    /// SETUPINTERFACE: the bus is scanned for the interface before it is set up.
     Rescanned(Ticket, Box<spec::Interface>),
-    /// READFILE: a part of the file that is being read.
+    /// READFILE: the next part of the file being read.
     Read,
-    /// A container's end: mountd kills what is left.
+    /// The end of a container: mountd kills what is left in it.
     KillLeft(ContainerId),
-    /// A process's end: its output.
+    /// The end of a process: its output leaves.
     Output(ContainerId, ProcessId),
-    /// Ends of processes: what was written to the share.
+    /// The end of processes: what they wrote to the share reaches its host.
     ShareSynced,
-    /// A container's end: mountd unmounts.
+    /// The end of a container: mountd unmounts its files.
     RemoveFiles(ContainerId),
-    /// The pod's end: mountd unmounts.
+    /// The end of the pod: mountd unmounts its files.
     DestroyFiles,
-    /// A STARTPOD that failed: the last of its undoing, and what the host is told then.
+    /// The last step of undoing a STARTPOD that failed, and the fault that the host is told afterwards.
     Failed(Ticket, Box<Fault>),
-    /// The guest's end: streamd writes what it has.
+    /// The end of the guest: streamd writes out what it holds.
     Flush,
-    /// The guest's end: mountd syncs.
+    /// The end of the guest: mountd syncs.
     Sync,
-    /// A new execd enters the pod.
+    /// A new execd enters the pod, or takes over the outputs that were kept.
     Rejoin,
-    /// A new streamd, that one, gets the processes' descriptors.
+    /// execd sends the processes' descriptors to a new streamd, whose pid this is.
     Resend(Pid),
-    /// Whether streamd is alive.
+    /// A check whether a helper is alive.
     Ping,
-    /// Nobody waits for it.
+    /// Nothing waits for the answer.
     Nothing,
 }
 
 impl Purpose {
-    /// Whether a helper that has just come up needs it before all else; or it tells whether the others
-    /// will ever be answered.
+    /// Whether a helper that has just come up needs the request before all others, or the request finds out
+    /// whether the others will ever be answered.
     pub(super) fn comes_first(&self) -> bool {
         matches!(self, Purpose::Rejoin | Purpose::Ping)
     }
 }
 
-/// STARTPOD's steps, in order; the last two undo the others.
+/// The steps of STARTPOD, in order; the last two undo the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PodStep {
     Loopback,
-    /// With white lists: before there is a link that anything could come in by.
+    /// If the pod has white lists. It comes before any link is up that a packet could come in by.
     Ports,
-    /// With interfaces: they may have been plugged.
+    /// If the pod has interfaces: they may have just been plugged.
     Rescan,
     Interfaces,
     Routes,
@@ -280,11 +283,11 @@ pub(super) enum PodStep {
     UndoNetwork,
 }
 
-/// NEWCONTAINER's steps, in order; the last undoes the others.
+/// The steps of NEWCONTAINER, in order; the last undoes the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ContainerStep {
     Files,
-    /// With mapped ports: a fault there leaves nothing running.
+    /// If ports are mapped. It comes before the init, so a fault here leaves no process running.
     Ports,
     Init,
     Undo,

@@ -1,4 +1,4 @@
-//! Which reply fits which request: a helper whose reply does not is a liar.
+//! Which reply fits which request. A helper whose reply does not fit lies.
 
 use crate::fault::Fault;
 use crate::ids::Pid;
@@ -8,21 +8,21 @@ use crate::wire::{Bytes, Reply, Request, execd, mountd, netd, streamd};
 /// A reply that fits its request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// It is done.
+    /// The request is done.
     Done,
-    /// A child of init exists.
+    /// A child of init with this pid exists.
     Started(Pid),
-    /// It is done, and this is what there was before.
+    /// The interfaces are set; this is the state before.
     Set(Vec<Before>),
-    /// Something is missing that may come.
+    /// A device is missing that may still be plugged.
     NotYet(Fault),
-    /// It goes on when it is asked again.
+    /// A volume is being filled; mountd goes on when it is asked again.
     Populating,
     /// A part of a file.
     Part { bytes: Bytes, last: bool },
 }
 
-/// What the reply says to the request. None if it is not a reply to it.
+/// What the reply says to the request; none if it is no reply to it.
 pub(super) fn answer(request: &Request, reply: Reply) -> Option<Answer> {
     match (request, reply) {
         (Request::Netd(request), Reply::Netd(reply)) => of_netd(request, reply),
@@ -40,7 +40,7 @@ pub(super) fn answer(request: &Request, reply: Reply) -> Option<Answer> {
             Request::Streamd(streamd::Request::Finish { .. } | streamd::Request::Flush),
             Reply::Streamd(reply),
         ) => (reply == streamd::Reply::Drained).then_some(Answer::Done),
-        // One helper's reply to another's request.
+        // The reply of one helper to a request to another.
         (Request::Netd(_) | Request::Mountd(_) | Request::Execd(_) | Request::Streamd(_), _) => None,
     }
 }
@@ -61,7 +61,7 @@ fn of_mountd(request: &mountd::Request, reply: mountd::Reply) -> Option<Answer> 
     match reply {
         mountd::Reply::NotYet { fault } => prepares.then(|| Answer::NotYet(fault.clipped())),
         mountd::Reply::Populating => prepares.then_some(Answer::Populating),
-        // A part that is empty and not the last would never end.
+        // Empty parts that are not the last could go on for ever.
         mountd::Reply::Part { bytes, last } => {
             let sane = bytes.0.len() <= mountd::PART_MAX && (last || !bytes.0.is_empty());
             (reads && sane).then_some(Answer::Part { bytes, last })

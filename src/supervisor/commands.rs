@@ -1,4 +1,4 @@
-//! Which command is legal in which state, and what it sets going.
+//! The commands: which are legal in which state, and what each starts.
 
 use super::state::{Asker, Container, ContainerState, Pod, Process, ProcessState, Purpose};
 use super::{Supervisor, Ticket};
@@ -15,25 +15,26 @@ use std::time::Duration;
 const API: u32 = 4244;
 /// How many processes may be unfinished.
 pub(super) const PROCESSES_MAX: usize = 4096;
-/// When after ONLINECPUMEM is looked again for what was plugged: ACPI tells the kernel on its own time.
+/// After ONLINECPUMEM, when mountd looks again for what was plugged: ACPI tells the kernel some time after
+/// the host has plugged it.
 const ONLINE_AGAIN: [Duration; 4] =
     [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
 /// The container id that means the guest's own namespaces (protocol.md «EXECCMD»).
 pub(super) const DOOR: &str = "hyperstart";
-/// What is said of the other commands to it.
+/// Why the debugging door refuses other commands.
 const DOOR_TAKES: &str = "it is the guest itself, and takes EXECCMD, WINSIZE and SIGNALPROCESS only";
 
-/// Whether something may be done now.
+/// Whether a command can be carried out now.
 pub(super) enum Gate<T> {
-    /// Now, with this.
+    /// It can, with this value.
     Go(T),
-    /// Something under way decides.
+    /// Something under way decides; the command waits.
     Wait,
-    /// Never.
+    /// It is refused.
     No(Fault),
 }
 
-/// Where a process of EXECCMD is to run.
+/// Where the process of an EXECCMD runs.
 enum Place {
     Container {
         hostname: String,
@@ -55,7 +56,7 @@ impl Supervisor {
         }
     }
 
-    /// Carries a command out, or parks it.
+    /// Carries a command out, parks it, or refuses it.
     pub(super) fn carry_out(&mut self, ticket: Ticket, command: Command) {
         let refused = self.leaving.is_some()
             && !matches!(
@@ -100,7 +101,8 @@ impl Supervisor {
         self.replies.close(ticket, result);
     }
 
-    /// The host knows more than runV: it is told what there is, and is not waited for.
+    /// FEATURES: tells the host what the guest supports. A host that asks is newer than runV, and from now on
+    /// its readers are not given a pause to catch up (`host_reads_on`).
     fn features(&mut self) -> Result<Vec<u8>, Fault> {
         self.host_reads_on = true;
         let features = serde_json::to_vec(&Features::own())
@@ -116,17 +118,17 @@ impl Supervisor {
         self.parked.push_back((ticket, command));
     }
 
-    /// ONLINECPUMEM: the host has its reply at once. What it has just plugged the kernel may not have seen
-    /// yet, so mountd looks again.
+    /// ONLINECPUMEM. The host has its reply at once. The kernel may not have seen yet what was just plugged,
+    /// so mountd looks again later.
     fn online(&mut self) {
-        // A local guest's processors and memory are the machine's.
+        // The processors and memory of a local guest are those of the machine.
         if !self.config.local {
             self.queues.ask_instead(mountd::Request::Online);
             self.online_again = ONLINE_AGAIN.iter().map(|&after| self.now + after).collect();
         }
     }
 
-    /// Time has passed: what was plugged may be there now.
+    /// On a tick: asks mountd to look again for plugged processors and memory, if it is time.
     pub(super) fn look_for_plugged(&mut self) {
         while self.online_again.front().is_some_and(|&at| at <= self.now) {
             self.online_again.pop_front();
@@ -134,7 +136,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether the pod lives, for commands about what is in it.
+    /// Whether the pod runs, for commands about something in it; with its hostname.
     fn pod_gate(&self, doing: &str, to: &ContainerId) -> Gate<String> {
         match &self.pod {
             Pod::Running { hostname, opening: None, .. } => Gate::Go(hostname.clone()),
@@ -145,7 +147,8 @@ impl Supervisor {
         }
     }
 
-    /// Whether a STARTPOD waits for the pod's end: what comes behind it is about the next pod.
+    /// Whether a STARTPOD waits for the end of the current pod: the commands behind it are about the next
+    /// pod.
     fn next_pod_waits(&self) -> bool {
         let starts = |(_, command): &(Ticket, Command)| matches!(command, Command::StartPod(_));
         matches!(self.pod, Pod::Ending { .. }) && self.parked.iter().any(starts)
@@ -165,7 +168,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether a pod that runs can have this container: its init as it is remembered.
+    /// Whether a running pod can have this container; with the record of its init.
     pub(super) fn container_gate(&self, asker: Asker, container: &spec::Container) -> Gate<Process> {
         let id = &container.id;
         let no = |why: &str| Gate::No(Fault::new("making container", id, why));
@@ -189,7 +192,7 @@ impl Supervisor {
         }
     }
 
-    /// A process as it is remembered, if its words make sense and its streams are free.
+    /// The record of a process, if its specification is valid and its streams are free.
     fn new_process(
         &self,
         container: &ContainerId,
@@ -264,7 +267,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether a container runs: its pod's hostname.
+    /// Whether a container runs; with the pod's hostname.
     pub(super) fn running_container(&self, doing: &str, id: &ContainerId) -> Gate<String> {
         let no = |why: &str| Gate::No(Fault::new(doing, id, why));
         match self.door(id) {
@@ -282,7 +285,7 @@ impl Supervisor {
         }
         let Some(container) = self.containers.get(id) else { return no("no such container") };
         match &container.state {
-            // Its init executes first.
+            // The container's init has to execute first.
             ContainerState::Running if container.init.as_ref().is_some_and(|init| self.is_held(id, init)) => {
                 Gate::Wait
             }
@@ -294,7 +297,7 @@ impl Supervisor {
         }
     }
 
-    /// If this is the debugging door: whether it is open.
+    /// If the id is the debugging door's: whether the door is open.
     fn door(&self, id: &ContainerId) -> Option<Result<(), Fault>> {
         let closed =
             || Fault::new("opening", DOOR, "it is closed: hyper_debug on the kernel cmdline opens it");
@@ -302,14 +305,15 @@ impl Supervisor {
         (id.as_str() == DOOR).then(|| if open { Ok(()) } else { Err(closed()) })
     }
 
-    /// Whether a container of that id, or the pod that it may be in, was asked for and has not been begun.
+    /// Whether a container with that id, or the pod that it may belong to, was requested and is not started
+    /// yet.
     fn is_awaited(&self, id: &ContainerId) -> bool {
         let asked = |(_, command): &(Ticket, Command)| matches!(command, Command::NewContainer(container) if container.id == *id);
         let pod_starts = matches!(self.pod, Pod::Starting { .. } | Pod::Running { opening: Some(_), .. });
         id.as_str() != DOOR && (pod_starts || self.next_pod_waits() || self.parked.iter().any(asked))
     }
 
-    /// A process that runs, or why it does not.
+    /// The pid of a running process, or why there is none.
     fn running(&self, doing: &str, id: &ContainerId, process: &ProcessId) -> Gate<Pid> {
         if let Some(Err(fault)) = self.door(id) {
             return Gate::No(fault);
@@ -324,7 +328,7 @@ impl Supervisor {
             ContainerState::Preparing { .. }
             | ContainerState::Starting { .. }
             | ContainerState::Undoing { .. } => return Gate::Wait,
-            // What was said of another process may be behind its EXECCMD, which waits for the init.
+            // The command may be about a process whose EXECCMD is itself parked until the init executes.
             ContainerState::Running if container.init.as_ref().is_some_and(|init| self.is_held(id, init)) => {
                 return Gate::Wait;
             }
@@ -345,8 +349,8 @@ impl Supervisor {
         known.is_some_and(|known| matches!(known.state, ProcessState::Held(_)))
     }
 
-    /// What comes before a process executes is done before: the first that it asks may be how large its tty
-    /// is.
+    /// WINSIZE. A size that comes before the process executes is set before it executes, because a program
+    /// may ask for the size of its tty first of all.
     fn resize(&mut self, ticket: Ticket, size: WinSize) {
         let WinSize { container, process, row, column } = &size;
         let held = self.is_held(container, process);
@@ -436,7 +440,8 @@ impl Supervisor {
         }
     }
 
-    /// Whether a number that execd says it has started can be a new process's. A liar is killed.
+    /// Whether a pid that execd reports as started can be that of a new process. If it cannot, execd lies and
+    /// is killed.
     pub(super) fn is_new_pid(&mut self, pid: Pid) -> bool {
         let taken = pid == self.config.warden || self.knows(pid);
         if taken {
@@ -449,7 +454,7 @@ impl Supervisor {
     }
 }
 
-/// The command's name on the wire.
+/// The command's name in the protocol.
 fn name(command: &Command) -> &'static str {
     Message::from(command).name()
 }

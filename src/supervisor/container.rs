@@ -1,5 +1,5 @@
-//! A container: the steps of NEWCONTAINER, each undone by the first fault, and its end (what is left in it,
-//! then its files).
+//! A container: the steps of NEWCONTAINER, which the first fault undoes, and its end (first the processes
+//! that are left in it, then its files).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::ids::{ContainerId, Pid, Signal};
 use crate::spec;
 use crate::wire::{execd, mountd};
 
-/// How long a disk that is being plugged is awaited (protocol.md «NEWCONTAINER»).
+/// How long to wait for a disk that is being plugged (protocol.md «NEWCONTAINER»).
 const PLUG: Duration = Duration::from_secs(2);
 
 // ---- start ----
@@ -74,8 +74,9 @@ impl Supervisor {
         }
     }
 
-    /// Its disk was not there, or a volume is being filled: mountd is asked again, behind what others have
-    /// asked meanwhile. A disk has its time; a volume takes as long as it takes, unless the host gives it up.
+    /// A disk of the container was not there, or a volume is being filled: asks mountd again, behind the
+    /// requests of others. A disk has to appear in time; filling a volume has no limit, but the host can
+    /// cancel it.
     fn prepare_again(&mut self, id: &ContainerId, missing: Option<Fault>) {
         let Some(known) = self.containers.get(id) else { return };
         let ContainerState::Preparing { asker, container, until } = &known.state else { return };
@@ -85,7 +86,7 @@ impl Supervisor {
             None if !runs => {
                 self.undo_container(id, Fault::new("starting container", id, "the pod is ending"));
             }
-            // Of a container that STARTPOD carried the pod would end.
+            // Without its container, a pod whose STARTPOD carried it would end.
             None if matches!(asker, Asker::Host(_)) && self.is_killed(id) => {
                 let why = "it was killed before its volumes were filled";
                 self.undo_container(id, Fault::new("starting container", id, why));
@@ -97,7 +98,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether a SIGKILL waits for its start.
+    /// Whether a SIGKILL is parked until the container has started.
     fn is_killed(&self, id: &ContainerId) -> bool {
         self.parked.iter().any(|(_, command)| {
             matches!(command, Command::KillContainer(kill) if kill.container == *id && kill.signal == Signal::KILL)
@@ -129,7 +130,7 @@ impl Supervisor {
         }
     }
 
-    /// mountd takes back what it built; the host is told then.
+    /// mountd takes back what it built; the host is told afterwards.
     fn undo_container(&mut self, id: &ContainerId, fault: Fault) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let (ContainerState::Preparing { asker, .. } | ContainerState::Starting { asker }) = container.state
@@ -138,14 +139,14 @@ impl Supervisor {
         };
         container.state = ContainerState::Undoing { asker, fault };
         self.close_ports(id);
-        // An execd that died may have left a process that has not noticed yet.
+        // An execd that died may have left a process that has not noticed it yet.
         self.queues.ask(mountd::Request::KillContainer { container: id.clone() }, Purpose::Nothing);
         let purpose = Purpose::Container(id.clone(), ContainerStep::Undo);
         self.queues.ask(mountd::Request::RemoveContainer { container: id.clone() }, purpose);
     }
 
-    /// A container that could not be started is none. The one that has exited with its id was not removed,
-    /// and stays.
+    /// Forgets a container that could not be started. If an exited container had that id and was not removed,
+    /// that one stays known.
     fn forget_container(&mut self, id: &ContainerId) -> Option<ContainerState> {
         let known = self.containers.get_mut(id)?;
         let state = std::mem::replace(&mut known.state, ContainerState::Exited);
@@ -169,13 +170,14 @@ impl Supervisor {
         let Some(known) = self.containers.get_mut(container) else { return };
         let ContainerState::Ending(step @ ContainerEnd::Killing) = &mut known.state else { return };
         *step = ContainerEnd::Processes;
-        // Also where mountd could not: these are init's children.
+        // Also if mountd has failed: these processes are init's children.
         let running: Vec<Pid> = known.processes.values().filter_map(|process| process.state.pid()).collect();
         running.into_iter().for_each(|pid| self.kill(pid, Signal::KILL, false));
         self.container_advances(container);
     }
 
-    /// A process of a container is finished: if its init has exited and was the last, its own end goes on.
+    /// A process of a container is finished. If the init has exited and is the only one left, its output is
+    /// next.
     pub(super) fn container_advances(&mut self, container: &ContainerId) {
         let Some(known) = self.containers.get_mut(container) else { return };
         let ContainerState::Ending(step @ ContainerEnd::Processes) = &mut known.state else { return };
@@ -189,7 +191,7 @@ impl Supervisor {
         }
     }
 
-    /// The container is cleaned up: the host may have its disk back, and hears of its init's end.
+    /// The container is cleaned up: its disk may go back to the host, which is told of its init's end.
     pub(super) fn files_removed(&mut self, container: &ContainerId, result: Result<Answer, Fault>) {
         warn(result);
         let Some(known) = self.containers.get_mut(container) else { return };

@@ -1,5 +1,5 @@
-//! READFILE and WRITEFILE. mountd answers a READFILE in parts, and what they add up to is bounded here: it is
-//! not trusted.
+//! READFILE and WRITEFILE. mountd answers a READFILE in parts. mountd is not trusted, so their total is
+//! bounded here.
 
 use super::answer::Answer;
 use super::commands::Gate;
@@ -11,7 +11,7 @@ use crate::ids::ContainerId;
 use crate::wire::mountd::{self, FILE_MAX};
 use crate::wire::{Bytes, Instance};
 
-/// A file that mountd reads.
+/// A file that mountd is reading.
 #[derive(Debug)]
 pub(super) struct Reading {
     ticket: Ticket,
@@ -21,8 +21,8 @@ pub(super) struct Reading {
 }
 
 impl Supervisor {
-    /// One file at a time, and only while the host takes what was read before: what is held for it stays
-    /// bounded.
+    /// READFILE. Only one file is read at a time, and only while the host takes what was read before, so that
+    /// the amount held for it stays bounded.
     pub(super) fn read_file(&mut self, ticket: Ticket, File { container, file }: File) {
         match self.running_container("reading in container", &container) {
             Gate::No(fault) => self.refuse(ticket, fault),
@@ -43,7 +43,7 @@ impl Supervisor {
         self.reading.is_none() && self.unsent + self.replies.held_before(ticket) < FILE_MAX
     }
 
-    /// A part of the file came.
+    /// A part of the file came, or a fault.
     pub(super) fn read_on(&mut self, mountd: Instance, result: Result<Answer, Fault>) {
         let Some(mut reading) = self.reading.take() else { return };
         let result = match result {
@@ -66,7 +66,7 @@ impl Supervisor {
         self.replies.close(reading.ticket, result);
     }
 
-    /// Written in one go.
+    /// WRITEFILE. The file is written by one request.
     pub(super) fn write_file(&mut self, ticket: Ticket, WriteFile { file, data }: WriteFile) {
         match self.running_container("writing in container", &file.container) {
             Gate::No(fault) => self.refuse(ticket, fault),

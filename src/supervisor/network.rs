@@ -1,5 +1,5 @@
-//! The network: what STARTPOD sets up of it and what of that is taken back, the ports of containers, and the
-//! commands of one interface.
+//! The network: what STARTPOD sets up and what of it is taken back, the ports of containers, and the commands
+//! about one interface.
 
 use std::collections::BTreeMap;
 
@@ -12,19 +12,19 @@ use crate::spec::{Container, Interface, Pod, Port, PortmappingWhiteLists, Protoc
 use crate::wire::mountd;
 use crate::wire::netd::{self, Before, PORTS_MAX, PortMapping};
 
-/// What STARTPOD has set up, for as long as the pod is there.
+/// What STARTPOD has set up, kept while the pod exists.
 #[derive(Debug, Default)]
 pub(super) struct Network {
     interfaces: Vec<Interface>,
-    /// What their links were before, if netd could say so.
+    /// The state of these links before, if netd reported it.
     before: Vec<Before>,
     routes: Vec<Route>,
-    /// Without them nothing is kept out, and ports mean nothing.
+    /// None: nothing is filtered, and port mappings are ignored.
     white_lists: Option<PortmappingWhiteLists>,
 }
 
 impl Network {
-    /// A step of STARTPOD is done, or a helper has died over it: something of it may be there.
+    /// Records a step of STARTPOD that was done, or that a helper died over: a part of it may have been done.
     pub(super) fn note(&mut self, step: PodStep, pod: &Pod, answer: Option<&Answer>) {
         match step {
             PodStep::Ports => self.white_lists = white_lists(pod).cloned(),
@@ -47,7 +47,7 @@ impl Network {
     }
 }
 
-/// The pod's white lists. Two empty ones are none (so it is in the C original).
+/// The pod's white lists. If both lists are empty the pod has none, as in the C original.
 fn white_lists(pod: &Pod) -> Option<&PortmappingWhiteLists> {
     let lists = pod.portmapping_white_lists.as_ref();
     lists.filter(|lists| !lists.internal_networks.is_empty() || !lists.external_networks.is_empty())
@@ -57,7 +57,7 @@ fn white_lists(pod: &Pod) -> Option<&PortmappingWhiteLists> {
 pub(super) fn needs(pod: &Pod, step: PodStep, local: bool) -> bool {
     match step {
         PodStep::Ports => white_lists(pod).is_some(),
-        // The bus is the machine's.
+        // The bus of a local guest is the machine's.
         PodStep::Rescan => !pod.interfaces.is_empty() && !local,
         PodStep::Interfaces => !pod.interfaces.is_empty(),
         PodStep::Routes => !pod.routes.is_empty(),
@@ -70,7 +70,7 @@ pub(super) fn needs(pod: &Pod, step: PodStep, local: bool) -> bool {
     }
 }
 
-/// What a pod lets in that has no containers yet.
+/// The port mapping of a pod that has no containers yet.
 pub(super) fn base(pod: &Pod) -> PortMapping {
     PortMapping { white_lists: white_lists(pod).cloned().unwrap_or_default(), ports: Vec::new() }
 }
@@ -78,7 +78,7 @@ pub(super) fn base(pod: &Pod) -> PortMapping {
 // ---- ports ----
 
 impl Supervisor {
-    /// The ports that a new container has mapped to it.
+    /// The ports of a new container that are mapped.
     pub(super) fn mapped(&self, container: &Container) -> Vec<Port> {
         match &self.network.white_lists {
             None => Vec::new(),
@@ -86,7 +86,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether a new container can have its ports: a host port leads to one place.
+    /// Whether a new container can have its ports: each host port may lead to one container port only.
     pub(super) fn check_ports(&self, container: &Container) -> Result<(), Fault> {
         let fault = |why: String| Fault::new("mapping the ports of", &container.id, why);
         let mut taken: BTreeMap<(Protocol, u16), (&ContainerId, u16)> = BTreeMap::new();
@@ -113,7 +113,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Opens a container's ports, if it has any; false if it has none.
+    /// Asks netd to open a container's ports; false if the container has none.
     pub(super) fn open_ports(&mut self, id: &ContainerId, purpose: Purpose) -> bool {
         let Some(known) = self.containers.get_mut(id).filter(|known| !known.ports.is_empty()) else {
             return false;
@@ -123,7 +123,8 @@ impl Supervisor {
         true
     }
 
-    /// Closes a container's ports. Nobody waits for it: whatever comes next to netd comes after it.
+    /// Closes a container's ports. Nothing waits for the answer, because netd does later requests after this
+    /// one.
     pub(super) fn close_ports(&mut self, id: &ContainerId) {
         let Some(known) = self.containers.get_mut(id) else { return };
         known.ports.clear();
@@ -132,20 +133,21 @@ impl Supervisor {
         }
     }
 
-    /// Has netd let in what is open now, and nothing else.
+    /// Asks netd to let in what is open now, and nothing else.
     pub(super) fn ask_ports(&mut self, purpose: Purpose) {
         let Some(white_lists) = self.network.white_lists.clone() else { return };
         let open = self.containers.values().filter(|known| known.open);
         let ports = open.flat_map(|known| known.ports.iter().cloned()).collect();
         let request = netd::Request::SetPorts { mapping: PortMapping { white_lists, ports } };
         match purpose {
-            // A thousand containers that end at once are a thousand lists of all that is open.
+            // Each request lists all open ports. With a thousand containers that end at once, only the last
+            // unsent list is kept.
             Purpose::Nothing => self.queues.ask_instead(request),
             purpose => self.queues.ask(request, purpose),
         }
     }
 
-    /// netd takes back what STARTPOD had it set up; false if that is nothing.
+    /// Asks netd to take back what STARTPOD set up; false if that is nothing.
     pub(super) fn reset_network(&mut self, purpose: Purpose) -> bool {
         let Network { interfaces, before, routes, white_lists } = std::mem::take(&mut self.network);
         let network = netd::Network { interfaces, before, routes, ports: white_lists.is_some() };
@@ -168,7 +170,7 @@ impl Supervisor {
         self.queues.ask(mountd::Request::Rescan, Purpose::Rescanned(ticket, Box::new(interface)));
     }
 
-    /// The bus has been looked at for a NIC, or could not be: the kernel may have seen it all the same.
+    /// The bus was scanned for a NIC, or the scan failed; the kernel may have found the NIC in either case.
     pub(super) fn rescanned(&mut self, ticket: Ticket, interface: Interface, result: Result<Answer, Fault>) {
         warn(result);
         let request = netd::Request::SetInterfaces { interfaces: vec![interface], repeated: false };

@@ -1,4 +1,4 @@
-//! The pod: the steps of STARTPOD, the containers that it carried, and its end.
+//! The pod: the steps of STARTPOD, the containers that STARTPOD carried, and the pod's end.
 
 use std::net::IpAddr;
 
@@ -24,17 +24,17 @@ impl Supervisor {
             Pod::Running { .. } => return self.refuse(ticket, fault("it runs already")),
         }
         if !self.config.local {
-            // It is done before the pod's files are (`Lane::Pod`). A pod whose clock is wrong is better than
-            // none.
+            // The clock is set before the pod's files are made (`Lane::Pod`). If that fails the pod starts
+            // all the same, with a wrong clock.
             self.queues.ask_instead(mountd::Request::WakeUp);
         }
         self.pod = Pod::Starting { ticket, spec: pod, init: None, step: None, fault: None };
         self.ask_pod_step(PodStep::Loopback);
     }
 
-    /// Asks for a step of STARTPOD, or goes on with the next if this pod does not need it.
+    /// Asks a helper for a step of STARTPOD, or goes on with the next step if this pod does not need it.
     fn ask_pod_step(&mut self, next: PodStep) {
-        // What came by the debugging door.
+        // Before there is a pod, only processes started through the debugging door can be running.
         let running = self.unfinished();
         let Pod::Starting { spec, step, .. } = &mut self.pod else { return };
         if !super::network::needs(spec, next, self.config.local) {
@@ -66,7 +66,7 @@ impl Supervisor {
         self.queues.ask(request, Purpose::Pod(next));
     }
 
-    /// A step has come to an end. `answered`: the helper has said so, so that a step that failed has undone
+    /// A step has ended. `answered`: the helper itself reported the result, so a step that failed has undone
     /// itself.
     pub(super) fn pod_step(&mut self, done: PodStep, result: Result<Answer, Fault>, answered: bool) {
         let Pod::Starting { step, spec, .. } = &mut self.pod else { return };
@@ -90,10 +90,10 @@ impl Supervisor {
         }
         let Pod::Starting { init, fault, .. } = &self.pod else { return };
         match done {
-            // After the files, which may be on the network.
+            // The network goes after the files, which may be on it.
             PodStep::Undo => self.ask_pod_step(PodStep::UndoNetwork),
             PodStep::UndoNetwork => self.pod_undone(),
-            // DESTROYPOD came meanwhile, or the pod init died.
+            // DESTROYPOD came during the step, or the pod init died.
             _ if fault.is_some() => self.take_pod_down(),
             PodStep::Loopback => self.ask_pod_step(PodStep::Ports),
             PodStep::Ports => self.ask_pod_step(PodStep::Rescan),
@@ -102,7 +102,7 @@ impl Supervisor {
             PodStep::Routes => self.ask_pod_step(PodStep::Files),
             PodStep::Files => self.ask_pod_step(PodStep::Init),
             PodStep::Init => {
-                // It leaves its mount namespace then, which execd has kept.
+                // The pod init now leaves its mount namespace, which execd has kept.
                 self.actions.extend(init.map(|pid| Action::Release { pid }));
                 self.ask_pod_step(PodStep::Join);
             }
@@ -137,7 +137,7 @@ impl Supervisor {
 // ---- the containers that STARTPOD carried ----
 
 impl Supervisor {
-    /// The next container that STARTPOD carried, or its reply.
+    /// Starts the next container that STARTPOD carried, or sends STARTPOD's reply after the last.
     pub(super) fn open_next(&mut self) {
         let Pod::Running { opening, .. } = &mut self.pod else { return };
         let Some(container) = opening.as_mut().and_then(|opening| opening.rest.pop_front()) else {
@@ -149,7 +149,7 @@ impl Supervisor {
         match self.container_gate(Asker::Pod, &container) {
             Gate::Go(init) => self.prepare_container(Asker::Pod, Box::new(container), init),
             Gate::No(fault) => self.opening_failed(fault),
-            // An earlier one of that id is ending.
+            // An earlier container with that id is still ending.
             Gate::Wait => {
                 self.opening_failed(Fault::new(
                     "making container",
@@ -160,14 +160,14 @@ impl Supervisor {
         }
     }
 
-    /// One of the containers that STARTPOD carried could not be started: all of them end with the pod.
+    /// A container that STARTPOD carried could not be started: the pod ends, and all its containers with it.
     pub(super) fn opening_failed(&mut self, fault: Fault) {
         let Pod::Running { init, opening, .. } = &mut self.pod else { return };
         let Some(Opening { ticket, .. }) = opening.take() else { return };
         let init = *init;
         self.pod = Pod::Ending { init: Some(init), step: PodEnd::Containers, failed: Some((ticket, fault)) };
-        // The kernel then kills everything in its namespaces. Without containers the pod's end does that
-        // next.
+        // The kernel then kills everything in the pod's PID namespace. Without containers, the pod's end
+        // kills the init next anyway.
         if !self.containers_ended() {
             self.kill(init, Signal::KILL, false);
         }
@@ -177,7 +177,7 @@ impl Supervisor {
 // ---- undoing ----
 
 impl Supervisor {
-    /// What was done for STARTPOD is undone as soon as no step is under way.
+    /// Undoes what was done for STARTPOD, as soon as no step is under way.
     pub(super) fn undo_pod(&mut self, why: Fault) {
         let Pod::Starting { step, fault, .. } = &mut self.pod else { return };
         fault.get_or_insert(why);
@@ -186,7 +186,7 @@ impl Supervisor {
         }
     }
 
-    /// First the pod init, for it uses what mountd made.
+    /// Kills the pod init before mountd undoes its part, because the init uses what mountd made.
     fn take_pod_down(&mut self) {
         match self.pod.init() {
             Some(init) => self.kill(init, Signal::KILL, false),
@@ -194,7 +194,7 @@ impl Supervisor {
         }
     }
 
-    /// The pod init of a pod that is being started is gone.
+    /// The pod init died while STARTPOD was under way.
     fn starting_pod_lost_init(&mut self) {
         if let Pod::Starting { init, .. } = &mut self.pod {
             *init = None;
@@ -213,8 +213,8 @@ impl Supervisor {
 // ---- end ----
 
 impl Supervisor {
-    /// The pod init was reaped. It ends when it is killed at the end of the pod, or the pod ends with it: the
-    /// kernel has killed everything in its PID namespace.
+    /// The pod init was reaped. Either it was killed at the end of the pod, or the pod ends now because it
+    /// died: the kernel has killed everything in its PID namespace.
     pub(super) fn pod_init_exited(&mut self) {
         match &mut self.pod {
             Pod::None => {}
@@ -228,7 +228,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether nothing of the pod's containers is left to clean up.
+    /// Whether all containers of the pod have been cleaned up.
     fn containers_ended(&self) -> bool {
         let ended = |known: &Container| known.is_door() || matches!(known.state, ContainerState::Exited);
         self.containers.values().all(ended)
@@ -256,11 +256,11 @@ impl Supervisor {
         self.queues.ask(mountd::Request::DestroyPod, Purpose::DestroyFiles);
     }
 
-    /// mountd has undone everything of the pod.
+    /// mountd has undone everything of the pod, or has failed to.
     pub(super) fn pod_files_destroyed(&mut self, result: Result<Answer, Fault>) {
         warn(result);
         self.containers.retain(|_, known| known.is_door());
-        // Last: what mountd unmounts may be on the network.
+        // The network goes last: what mountd unmounted may have been on it.
         match std::mem::replace(&mut self.pod, Pod::None) {
             Pod::Ending { failed: Some((ticket, fault)), .. } => {
                 let purpose = Purpose::Failed(ticket, Box::new(fault.clone()));
@@ -297,15 +297,15 @@ fn pod_files(pod: &crate::spec::Pod, config: &Config) -> PodFiles {
     }
 }
 
-/// The first address that the pod gives to a link of its. Which words are addresses netd says: it refuses a
-/// pod with others.
+/// The first address that the pod gives to one of its links. This takes words that parse as an address; netd
+/// refuses a pod that has others.
 fn first_address(pod: &crate::spec::Pod) -> Option<IpAddr> {
     let mut words = pod.interfaces.iter().flat_map(|interface| {
         let listed = interface.ip_addresses.iter().map(|address| &address.ip_address);
-        // The old style's counts where there is no list.
+        // The old-style address counts only if there is no list.
         let old = Some(&interface.ip_address).filter(|_| interface.ip_addresses.is_empty());
         listed.chain(old)
     });
-    // One with a leading `-` is taken away.
+    // A word with a leading `-` is an address to remove, and does not parse.
     words.find_map(|word| word.parse().ok())
 }

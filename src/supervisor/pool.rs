@@ -1,9 +1,9 @@
-//! Several mountds: which of them does what is asked of mountd, and how many there are.
+//! Several mountds: which of them a request goes to, and how many run.
 //!
-//! A request goes to a mountd that has nothing to do, so that what waits for a disk, a server or the share's
-//! host holds up nothing else. Those of one lane (`wire::mountd::Lane`) stay in order on one mountd while
-//! that has any of them, or keeps something of them. When a request has waited for long for any of them,
-//! another is started; what has nothing to do for long is ended.
+//! A request goes to a mountd that is idle, so one that waits for a disk, a server or the share's host delays
+//! no others. Requests of one lane (`wire::mountd::Lane`) stay in order on one mountd, as long as it has any
+//! of them to do or keeps state for that lane. When a request has waited too long for a free mountd, another
+//! is started; a mountd that is idle for long is ended.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -14,39 +14,39 @@ use crate::fault::Fault;
 use crate::wire::mountd::{self, Lane};
 use crate::wire::{Instance, MOUNTDS, Request, Role};
 
-/// How long a request waits before another mountd is started. Most are done in a few milliseconds, and to
-/// start one costs as much; nobody is to be held up for a tenth of a second.
+/// How long a request waits before another mountd is started. Most requests take a few milliseconds, and
+/// starting a mountd takes about as long; no request should wait for a tenth of a second.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// How long until the next one is started when more requests wait than are coming up.
+/// The interval between two starts while more requests wait than mountds are starting.
 const NEXT: Duration = Duration::from_millis(10);
-/// How long until another one is started in the place of one that does not come up.
+/// How long a mountd may take to come up before another one is started in its place.
 const COMES_UP: Duration = Duration::from_millis(500);
-/// How long one that is not the first has nothing to do until it is ended.
+/// How long an extra mountd may be idle before it is ended.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// What is asked of mountd, and of none of them yet.
+/// The requests that no mountd has been given yet.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
-    /// In the order in which it was asked, but for what comes back from a mountd that died: that is first.
+    /// In order of arrival, except that requests taken back from a dead mountd are first.
     pub(super) queued: VecDeque<Pending>,
-    /// Who keeps something of a lane: the file that it reads, the volumes that it fills.
+    /// The mountds that keep state for a lane: a file that is being read, or volumes that are being filled.
     keepers: BTreeMap<Lane, Instance>,
-    /// When a request went to a mountd that had done another the last time: they take turns, and whoever
-    /// waits has his.
+    /// When a request last went to a mountd that had finished an earlier one. Then the mountds make progress,
+    /// and the waiting requests get their turn.
     moved: Duration,
-    /// When one was started the last time.
+    /// When a mountd was last started.
     started: Duration,
 }
 
 impl Pool {
-    /// What a mountd had to do and others can.
+    /// Puts the requests of a dead mountd back; others can do them.
     pub(super) fn take_back(&mut self, mountd: Instance, mut queued: VecDeque<Pending>) {
         queued.append(&mut self.queued);
         self.queued = queued;
         self.keepers.retain(|_, keeper| *keeper != mountd);
     }
 
-    /// A request was answered: whether its mountd keeps something.
+    /// A request was answered: records whether its mountd keeps state for the lane.
     pub(super) fn note(&mut self, mountd: Instance, pending: &Pending, result: &Result<Answer, Fault>) {
         let Request::Mountd(request) = &*pending.request else { return };
         let lane = request.lane();
@@ -61,8 +61,8 @@ impl Pool {
             Ok(Answer::Populating | Answer::Part { last: false, .. }) => {
                 self.keepers.insert(lane, mountd);
             }
-            // A fault may be init's own, and the mountd has not heard of it. It is asked the same again, or
-            // to forget all.
+            // The fault may be init's own, and the mountd has not seen the request. It will get the request
+            // again, or be told to forget everything.
             Err(_) | Ok(Answer::NotYet(_)) if matches!(request, mountd::Request::PrepareContainer { .. }) => {
             }
             _ => {
@@ -71,13 +71,14 @@ impl Pool {
         }
     }
 
-    /// The next request for a mountd of that number: what may be sent to more of them comes first.
+    /// The next request for the mountd with that number: requests that may go to more of the mountds come
+    /// first.
     fn next_for(&self, number: u8) -> Option<usize> {
         let mut lanes = BTreeSet::new();
         let mut best = None;
         for (at, pending) in self.queued.iter().enumerate() {
             let mountds = pending.mountds();
-            // The first of its lane.
+            // Only the first request of each lane counts.
             if !lanes.insert(pending.lane.as_ref()) || mountds <= number {
                 continue;
             }
@@ -94,7 +95,7 @@ impl Pool {
 }
 
 impl Queues {
-    /// The mountd that has something to do of a lane, or keeps something of it.
+    /// The mountd that has requests of a lane to do, or keeps state for it.
     pub(super) fn holder(&self, lane: &Lane) -> Option<Instance> {
         let alive = |mountd: &Instance| self.queues.get(mountd).is_some_and(|queue| !queue.killed);
         if let Some(keeper) = self.pool.keepers.get(lane).filter(|keeper| alive(keeper)) {
@@ -105,7 +106,7 @@ impl Queues {
         self.queues.iter().find(|(_, queue)| has(queue)).map(|(&mountd, _)| mountd)
     }
 
-    /// Gives every mountd that has nothing to do the next request, and what else there is of its lane.
+    /// Gives every idle mountd the next request, and the other requests of its lane.
     pub(super) fn deal(&mut self, now: Duration) {
         let is_new = |pending: &&mut Pending| pending.waits.is_none();
         let new = self.pool.queued.iter_mut().rev().take_while(is_new);
@@ -116,7 +117,7 @@ impl Queues {
             }
             let Some(at) = self.pool.next_for(mountd.number()) else { continue };
             let Some(next) = self.pool.queued.remove(at) else { continue };
-            // Seldom.
+            // This is rare.
             if self.pool.queued.iter().any(|pending| pending.lane == next.lane) {
                 let all = std::mem::take(&mut self.pool.queued).into_iter();
                 (queue.queued, self.pool.queued) = all.partition(|pending| pending.lane == next.lane);
@@ -128,16 +129,17 @@ impl Queues {
         }
     }
 
-    /// The mountds that could be started.
+    /// The mountds that can be started.
     fn startable(&self) -> impl Iterator<Item = Instance> + '_ {
-        // While the first one is down, it comes up by itself.
+        // While the first mountd is down, init restarts it, and no extra one is started.
         let first = self.queues.get(&Instance::first(Role::Mountd));
         let is_up = first.is_some_and(|queue| matches!(queue.state, State::Up(_)));
         let down = self.queues.iter().filter(|(_, queue)| queue.state == State::Down);
         down.map(|(&helper, _)| helper).filter(move |helper| is_up && helper.is_extra())
     }
 
-    /// When another mountd is to be started: a request has waited for long, and nothing has moved meanwhile.
+    /// When another mountd is to be started: a request has waited too long, and no mountd has made progress
+    /// meanwhile.
     pub(super) fn missing_at(&self) -> Option<Duration> {
         let next = self.pool.queued.front().and(self.startable().next())?;
         let waiting = self.pool.queued.iter().filter(|pending| pending.mountds() > next.number());
@@ -147,7 +149,7 @@ impl Queues {
         Some((since.max(self.pool.moved) + PATIENCE).max(self.pool.started + pause))
     }
 
-    /// The mountd that is to be started now.
+    /// The mountd that is to be started now, if any.
     pub(super) fn missing(&mut self, now: Duration) -> Option<Instance> {
         self.missing_at().filter(|&at| at <= now)?;
         let mountd = self.startable().next()?;
@@ -156,7 +158,7 @@ impl Queues {
         Some(mountd)
     }
 
-    /// Since when each mountd that is not the first has nothing to do.
+    /// For each extra mountd that is idle, since when it has been.
     fn idlers(&self) -> impl Iterator<Item = (Instance, Duration)> + '_ {
         let keeps = |mountd: &Instance| self.pool.keepers.values().any(|keeper| keeper == mountd);
         let idle = self.queues.iter().filter(|(_, queue)| queue.is_free());
@@ -164,12 +166,12 @@ impl Queues {
         idle.map(|(&mountd, queue)| (mountd, queue.heard))
     }
 
-    /// When the next of them is not needed any more.
+    /// When the next idle mountd is ended.
     pub(super) fn idle_at(&self) -> Option<Duration> {
         self.idlers().map(|(_, since)| since + IDLE).min()
     }
 
-    /// Those that are not needed any more. Nothing is sent to them from now on.
+    /// The mountds that have been idle for too long. Nothing is sent to them from now on.
     pub(super) fn idle(&mut self, now: Duration) -> Vec<Instance> {
         let idle = self.idlers().filter(|&(_, since)| since + IDLE <= now);
         let idle: Vec<Instance> = idle.map(|(mountd, _)| mountd).collect();
@@ -179,7 +181,7 @@ impl Queues {
 }
 
 impl Pending {
-    /// How many of the mountds it may be sent to.
+    /// How many of the mountds it may be sent to, counted from the first.
     fn mountds(&self) -> u8 {
         match &*self.request {
             Request::Mountd(request) => request.mountds(),
@@ -189,7 +191,7 @@ impl Pending {
 }
 
 impl Queue {
-    /// Whether it could begin something now.
+    /// Whether the mountd is up and has nothing to do.
     fn is_free(&self) -> bool {
         matches!(self.state, State::Up(_)) && !self.killed && self.sent.is_empty() && self.queued.is_empty()
     }

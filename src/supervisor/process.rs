@@ -1,4 +1,4 @@
-//! A process: its start, its release, and its end (its output, then its event).
+//! A process: its start, its release, and its end (first its output, then its event).
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use crate::frame::Message;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal, StreamId};
 use crate::wire::{execd, mountd, streamd};
 
-/// How long, and for how many finished processes, execd keeps duplicates if nothing is started. To throw some
-/// out it looks at all that it keeps, so there are to be as many as still run; the list of them travels in a
-/// message.
+/// How long at most, and for how many finished processes, execd keeps duplicates of their output while no
+/// start carries the release. To drop some, execd walks over all that it keeps, so a release waits for as
+/// many as still run; the list travels in one message, which limits it.
 const RELEASE: Duration = Duration::from_secs(1);
 const RELEASE_MIN: usize = 16;
 const RELEASE_MAX: usize = 512;
@@ -55,8 +55,8 @@ impl Supervisor {
         self.container_advances(container);
     }
 
-    /// A process exists, and executes as soon as what the host has sent for it is done. It may have ended
-    /// already.
+    /// A process exists. It executes as soon as the commands that the host sent for it are done. It may have
+    /// ended already.
     pub(super) fn started(&mut self, container: &ContainerId, process: &ProcessId, pid: Pid) {
         let Some(known) = self.containers.get_mut(container) else { return };
         let ends =
@@ -71,15 +71,15 @@ impl Supervisor {
             self.pids.remove(&pid);
             self.process_exited(container, process, status);
         } else if ending {
-            // Too late: everything that was there has been killed.
+            // The container or the pod is already ending, and what existed before has been killed.
             self.kill(pid, Signal::KILL, false);
         } else {
             self.held.push((container.clone(), process.clone()));
         }
     }
 
-    /// Lets those execute that wait for nothing more: commands that came behind their start and belong before
-    /// it have been carried out. True if there were some.
+    /// Lets the held processes execute that wait for nothing more: the commands that came after their start
+    /// and belong before it have been carried out. True if there were any.
     pub(super) fn release_held(&mut self) -> bool {
         let held = std::mem::take(&mut self.held);
         let before = held.len();
@@ -101,7 +101,7 @@ impl Supervisor {
         self.held.len() < before
     }
 
-    /// The tty of a process that is held has its size, or cannot have it.
+    /// The tty of a held process was resized, or could not be.
     pub(super) fn resized(
         &mut self,
         ticket: Ticket,
@@ -116,7 +116,7 @@ impl Supervisor {
         self.replies.close(ticket, result.map(|_| Vec::new()));
     }
 
-    /// Whoever asked for a container or a process hears what came of it.
+    /// Tells the asker the result of starting a container or a process.
     pub(super) fn tell(&mut self, asker: Asker, result: Result<(), Fault>) {
         match (asker, result) {
             (Asker::Host(ticket), result) => self.replies.close(ticket, result.map(|()| Vec::new())),
@@ -150,7 +150,7 @@ impl Supervisor {
         self.queues.ask(streamd::Request::Finish { stdio, pause: !self.host_reads_on }, purpose);
     }
 
-    /// Everything that an exited process wrote has left, or never will.
+    /// All output of an exited process has left, or never will.
     pub(super) fn output_left(
         &mut self,
         container: &ContainerId,
@@ -168,12 +168,12 @@ impl Supervisor {
                 self.wait_for_share(container, process);
             }
             Some((ProcessState::Exited(_), _)) => self.written(container, process),
-            // It was given up, and has left after all.
+            // The output was given up, and has left after all.
             Some(_) | None => {}
         }
     }
 
-    /// All that an exited process wrote is where it belongs.
+    /// Everything that an exited process wrote is where it belongs.
     pub(super) fn written(&mut self, container: &ContainerId, process: &ProcessId) {
         let Some(known) = self.containers.get_mut(container) else { return };
         if known.init.as_ref() == Some(process) {
@@ -205,13 +205,14 @@ impl Supervisor {
         }
     }
 
-    /// Whose duplicates execd may close: told with the next start, for each request costs it and init a turn.
+    /// The processes whose duplicates execd may close. A start carries them, because a separate request costs
+    /// execd and init one more turn each.
     pub(super) fn take_finished(&mut self) -> Vec<StreamId> {
         self.release_at = None;
         std::mem::take(&mut self.finished)
     }
 
-    /// The same without a start, when none comes.
+    /// Sends the release alone if no start has carried it in time.
     pub(super) fn release(&mut self) {
         let enough = self.pids.len().clamp(RELEASE_MIN, RELEASE_MAX);
         if self.release_at.is_some_and(|at| at <= self.now) || self.finished.len() >= enough {

@@ -1,17 +1,17 @@
-//! What the host is owed: exactly one reply for each command, in the order in which the commands came.
+//! The replies to the host: exactly one for each command, in the order of the commands.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::fault::Fault;
 use crate::frame::Message;
 
-/// How many commands may be under way, or have a reply that waits behind another's. runV has a few; a host
-/// that sends more is not read until some are answered.
+/// How many commands may be under way or wait for the reply of another. runV has a few at a time; init stops
+/// reading the control port at this limit, until some are answered.
 const COMMANDS_MAX: usize = 256;
 /// How many bytes of commands may be under way: one frame of the largest size, and what is read with it.
 const BYTES_MAX: usize = crate::frame::CONTROL_MAX;
 
-/// A command of the host, for as long as it is under way.
+/// Identifies a command of the host while it is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
@@ -22,9 +22,9 @@ type Reply = Option<(Message, Vec<u8>)>;
 #[derive(Debug, Default)]
 pub(super) struct Replies {
     last: u64,
-    /// Commands of this connection, oldest first.
+    /// The commands of this connection whose replies have not left, oldest first.
     owed: VecDeque<(Ticket, Reply)>,
-    /// Commands that are not done, of this and of earlier connections, and how many bytes each came with.
+    /// The commands that are not done, of this and of earlier connections, with the size in bytes of each.
     under_way: BTreeMap<Ticket, usize>,
 }
 
@@ -38,7 +38,7 @@ impl Replies {
         ticket
     }
 
-    /// A command is done. Its reply is nobody's if the connection it came on is gone.
+    /// A command is done. If its connection is gone, the reply is dropped.
     pub(super) fn close(&mut self, ticket: Ticket, result: Result<Vec<u8>, Fault>) {
         if self.under_way.remove(&ticket).is_none() {
             return;
@@ -52,8 +52,8 @@ impl Replies {
         }
     }
 
-    /// How many bytes of replies wait to leave. Those behind a command that all others wait for do not count
-    /// for it: they leave only after it.
+    /// How many bytes of replies wait to leave before this command's reply. If the command is the one that
+    /// all others wait for, the replies behind it do not count: they leave after it.
     pub(super) fn held_before(&self, ticket: Ticket) -> usize {
         let bytes = |(_, reply): &(Ticket, Reply)| reply.as_ref().map_or(0, |(_, payload)| payload.len());
         match self.owed.iter().position(|(_, reply)| reply.is_none()) {
@@ -73,7 +73,7 @@ impl Replies {
         leaving
     }
 
-    /// A new connection: nothing is owed to it yet.
+    /// A new connection is owed nothing yet.
     pub(super) fn forget(&mut self) {
         self.owed.clear();
     }
@@ -83,7 +83,7 @@ impl Replies {
         self.under_way.keys().copied().collect()
     }
 
-    /// How many more commands are taken.
+    /// How many more commands init accepts.
     pub(super) fn room(&self) -> usize {
         if self.under_way.values().sum::<usize>() >= BYTES_MAX {
             return 0;

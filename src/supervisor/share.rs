@@ -1,8 +1,8 @@
-//! What exited processes wrote to the share: it is at the host before the host hears of their end.
+//! What exited processes wrote to the share reaches the host before the host is told of their end.
 //!
-//! Only where the guest's kernel writes late (`Config::share_is_late`); elsewhere nothing here is done. One
-//! request to mountd serves all that have exited before it is sent. Who has nothing of the share does not
-//! wait for it, whatever its host does.
+//! This is needed only where the guest's kernel writes late (`Config::share_is_late`); elsewhere nothing here
+//! is used. One request to mountd serves all processes that have exited before it is sent. A container
+//! without the share does not wait, whatever the share's host does.
 
 use std::time::Duration;
 
@@ -16,15 +16,15 @@ use crate::wire::{MOUNT, mountd};
 /// The processes whose end waits for the share.
 #[derive(Debug, Default)]
 pub(super) struct Syncing {
-    /// In the order of their ends, with the time at which each is not held up any more: a host that does not
-    /// answer keeps mountd, and no signal ends that.
+    /// In the order of their ends, each with the time at which it stops waiting: a host that does not answer
+    /// blocks mountd in a way that no signal can interrupt.
     waiting: Vec<(Duration, ContainerId, ProcessId)>,
-    /// How many of them the request under way is for, if one is.
+    /// How many of them the request under way covers, if there is one.
     under_way: Option<usize>,
 }
 
 impl Syncing {
-    /// When the first is not held up any more.
+    /// When the first process stops waiting.
     pub(super) fn deadline(&self) -> Option<Duration> {
         self.waiting.first().map(|&(until, ..)| until)
     }
@@ -48,7 +48,7 @@ impl Supervisor {
         }
     }
 
-    /// mountd has synced the share, or cannot.
+    /// mountd has synced the share, or has failed to.
     pub(super) fn share_synced(&mut self, result: Result<Answer, Fault>) {
         warn(result);
         let count = self.syncing.under_way.take().unwrap_or(0);
@@ -56,7 +56,7 @@ impl Supervisor {
         self.sync_share();
     }
 
-    /// Whoever has waited for long enough goes on; the log says so.
+    /// Stops the wait of the processes that have waited too long, with a line in the log.
     pub(super) fn give_share_up(&mut self) {
         let late = self.syncing.waiting.iter().take_while(|&&(until, ..)| until <= self.now).count();
         if late > 0 {

@@ -11,31 +11,30 @@ use crate::fault::Fault;
 use crate::ids::{ContainerId, Pid, ProcessId, Signal};
 use crate::wire::{mountd, streamd};
 
-/// How long DESTROYPOD waits after the kill, and after each process whose output has left, for the next
-/// one's. runV gives up ten seconds after it has asked, so nothing here is waited for longer than [`END`]
-/// after the kill.
+/// How long DESTROYPOD waits for output after the kill, and again after each process whose output has left.
+/// runV gives up ten seconds after its request, so no wait goes beyond [`END`] after the kill.
 const OUTPUT: Duration = Duration::from_secs(2);
 
-/// How long files always have to be unmounted.
+/// The time that is always reserved for unmounting files.
 const FILES: Duration = Duration::from_millis(1500);
 
-/// How long after the kill everything is given up.
+/// The time after the kill at which everything is given up.
 const END: Duration = Duration::from_millis(5500);
 
 /// How long the last frame may take to leave.
 const LAST_FRAME: Duration = Duration::from_millis(500);
 
-/// How long mountd may sync after that, before the power goes off: a disk or a server that hangs would keep
-/// it for ever. What was written to a filesystem that is still mounted then, and has not left, is lost; what
-/// was unmounted in time is not.
+/// How long mountd may sync after that before the power goes off; a disk or a server that hangs would block
+/// it for ever. Unsynced data of a filesystem that is still mounted then is lost; a filesystem that was
+/// unmounted in time loses nothing.
 const SYNC: Duration = Duration::from_secs(10);
 
 impl Supervisor {
-    /// DESTROYPOD. A second one is answered with the first.
+    /// DESTROYPOD. A second DESTROYPOD is answered together with the first.
     pub(super) fn leave(&mut self, ticket: Ticket) {
         match &mut self.leaving {
             None => {}
-            // The first has been answered, and this one comes before the power goes.
+            // The first DESTROYPOD has been answered, and the power is still on.
             Some(Leaving { step: LeavingStep::Said { .. } | LeavingStep::Syncing { .. }, .. }) => {
                 return self.replies.close(ticket, Ok(Vec::new()));
             }
@@ -61,21 +60,21 @@ impl Supervisor {
         }
     }
 
-    /// To the group of every process that is known. What they have left behind in other sessions ends with
-    /// their container, when its init does.
+    /// Signals the process group of every known process. Processes in other sessions end with their
+    /// container, when its init does.
     fn signal_all(&mut self, signal: Signal) {
         let pids: Vec<Pid> = self.pids.keys().copied().collect();
         pids.into_iter().for_each(|pid| self.kill(pid, signal, true));
     }
 
-    /// Goes on with the ends of the pod and of the guest as far as they have come.
+    /// Carries the ends of the pod and of the guest on as far as they can go now.
     pub(super) fn advance_ends(&mut self) {
         self.advance_pod_end();
         self.advance_leaving();
     }
 
     fn advance_leaving(&mut self) {
-        // With the pod its containers are gone; what came by the debugging door may be left.
+        // The containers go with the pod; processes of the debugging door may be left.
         let idle = self.containers.values().all(|known| known.processes.is_empty());
         let Some(leaving) = &mut self.leaving else { return };
         let now = self.now;
@@ -99,8 +98,8 @@ impl Supervisor {
                 log::warn!("leaving before everything has ended");
                 self.say_goodbye();
             }
-            // What has come so far only now: the rest of a container's end is still to come, and needs its
-            // time.
+            // Gives up the output of processes that have reached this point only now, so that the rest of
+            // their container's end has time.
             LeavingStep::Abandoned => self.abandon_output(),
             LeavingStep::Said { until } if now >= until => self.sync(),
             LeavingStep::Syncing { until } if now >= until => {
@@ -115,14 +114,15 @@ impl Supervisor {
         }
     }
 
-    /// The host reads: what others wrote is not given up yet.
+    /// The host has read the output of a process: the output of the others is not given up yet.
     pub(super) fn output_moves(&mut self) {
         if let Some(Leaving { abandon_at, give_up_at, .. }) = &mut self.leaving {
             *abandon_at = (self.now + OUTPUT).max(*abandon_at).min(*give_up_at - FILES);
         }
     }
 
-    /// Of every process whose output is waited for, that of a container's init last: it waits for the others.
+    /// Gives up the output of every process that waits for it. The init of a container comes last, because it
+    /// waits for the container's other processes.
     fn abandon_output(&mut self) {
         while let Some((container, process)) = self.waits_for_output() {
             let fault =
@@ -142,13 +142,13 @@ impl Supervisor {
         })
     }
 
-    /// streamd has written everything, or cannot.
+    /// streamd has written everything, or has failed to.
     pub(super) fn flushed(&mut self, result: Result<Answer, Fault>) {
         warn(result);
         self.say_goodbye();
     }
 
-    /// Answers everything that is owed, DESTROYPOD last.
+    /// Answers every command that is under way, DESTROYPOD last.
     fn say_goodbye(&mut self) {
         let Some(leaving) = &mut self.leaving else { return };
         if matches!(leaving.step, LeavingStep::Said { .. } | LeavingStep::Syncing { .. }) {
@@ -163,7 +163,7 @@ impl Supervisor {
         tickets.into_iter().for_each(|ticket| self.replies.close(ticket, Ok(Vec::new())));
     }
 
-    /// Everything sent has left.
+    /// Everything that was sent has left.
     pub(super) fn drained(&mut self) {
         self.unsent = 0;
         if self.leaving.as_ref().is_some_and(|leaving| matches!(leaving.step, LeavingStep::Said { .. })) {
@@ -178,13 +178,13 @@ impl Supervisor {
         }
     }
 
-    /// mountd has synced, or cannot.
+    /// mountd has synced, or has failed to.
     pub(super) fn synced(&mut self, result: Result<Answer, Fault>) {
         warn(result);
         self.actions.push(Action::PowerOff);
     }
 
-    /// When the guest's end goes on by itself.
+    /// When the guest's end goes on without an event.
     pub(super) fn leaving_deadline(&self) -> Option<Duration> {
         let leaving = self.leaving.as_ref()?;
         Some(match leaving.step {

@@ -1,8 +1,8 @@
-//! How a helper comes up: what it inherits.
+//! What a helper inherits when it is started.
 //!
-//! The warden makes the sockets of both directions, so that a helper never holds init's ends: whoever does
-//! can fill them, and have PID 1 wait, or have the kernel add to what PID 1 receives. The helper inherits its
-//! ends at the fixed numbers below, as everything else; what is not there is closed.
+//! The warden makes the sockets of both directions, so that no helper ever holds init's ends. A process that
+//! held one could fill it and so block PID 1, or add control messages to what PID 1 receives. A helper
+//! inherits its ends, like everything else, at the fixed numbers below; all other descriptors are closed.
 
 use std::os::fd::OwnedFd;
 
@@ -12,8 +12,7 @@ use crate::fault::{Fault, OrFault};
 
 /// execd and streamd: their end of the SEQPACKET socket on which descriptors travel (src/wire/streamd.rs).
 pub const FD_SOCKET: i32 = 3;
-/// execd: one end of a socket pair in which it keeps duplicates of the processes' outputs, for its successors
-/// to find.
+/// execd: one end of a socket pair in which it keeps duplicates of the processes' outputs for its successors.
 pub const FD_VAULT_IN: i32 = 4;
 /// execd: the other end.
 pub const FD_VAULT_OUT: i32 = 5;
@@ -31,16 +30,16 @@ pub const FD_PORT: i32 = 8;
 pub const FD_CONNECTION_IN: i32 = 9;
 /// streamd: the other end.
 pub const FD_CONNECTION_OUT: i32 = 10;
-/// Every helper with `--ipc`: where init's requests come from.
+/// Every helper with `--ipc`: the socket on which it receives init's requests.
 pub const FD_REQUESTS: i32 = 11;
-/// Every helper with `--ipc`: where its replies go.
+/// Every helper with `--ipc`: the socket on which it sends its replies.
 pub const FD_REPLIES: i32 = 12;
 
-/// netd, mountd and execd with `--ipc`: the network namespace of the pod, which they enter. Missing where the
-/// guest has none of its own.
+/// netd, mountd and execd with `--ipc`: the network namespace of the pod, which they enter. Not inherited if
+/// the guest has no network namespace of its own.
 pub const FD_NETWORK: i32 = 13;
 
-/// A pair of connected sockets as ipc-channel's are.
+/// A pair of connected sockets of the kind that ipc-channel uses.
 pub fn socket_pair() -> Result<(OwnedFd, OwnedFd), Fault> {
     nix::sys::socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .fault("making", "a pair of sockets")

@@ -1,11 +1,11 @@
-//! Bytes of a file, in requests and replies.
+//! File contents in requests and replies.
 
 use std::fmt;
 
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Bytes that travel as bytes, and are nobody's to read in a log.
+/// Bytes that are encoded as bytes, not as a sequence, and that no log line shows.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Bytes(pub Vec<u8>);
 
@@ -44,7 +44,7 @@ impl<'de> Visitor<'de> for BytesVisitor {
         Ok(Bytes(bytes))
     }
 
-    /// As JSON has them, by hand. The length that a sequence claims is not believed.
+    /// JSON, as in hand-written requests, has a sequence. The length that it claims is not trusted.
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Bytes, A::Error> {
         let mut bytes = Vec::new();
         while let Some(byte) = sequence.next_element()? {

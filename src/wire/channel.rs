@@ -1,8 +1,8 @@
-//! ipc-channel, which nothing else touches: how requests go to helpers, and replies come from them.
+//! Requests to helpers and replies from them, over ipc-channel, which no other module uses.
 //!
-//! A request is encoded once. What is small travels in the packet, what is large in a memfd. Only init makes
-//! requests, and helpers believe it. Replies are small, and init believes none of them: it takes the packet
-//! from the socket itself (`init::inbox`) and has it decoded here.
+//! A request is encoded once. A small request travels in the packet, a large one in a memfd. Only init makes
+//! requests, and helpers trust them. Replies are small and init does not trust them: it receives the packets
+//! itself (`init::inbox`) and decodes them with `said`.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -29,19 +29,19 @@ use crate::fault::{Fault, OrFault};
 use crate::paths;
 use crate::sys::fd::send_fds;
 
-/// Requests of up to this many encoded bytes travel in the packet. With at most 16 requests under way a
-/// helper's socket (208 kB) cannot fill, so init never waits in a send.
+/// Requests of up to this many encoded bytes travel in the packet. With at most 16 requests under way they
+/// cannot fill a helper's socket (208 kB), so init never waits in a send.
 pub const INLINE_MAX: usize = 4096;
-/// Why shared memory cannot be had.
+/// The reason in a fault when shared memory cannot be had.
 const NO_MEMORY: &str = "no memory to share";
 
-/// A request as it travels: its envelope, in bincode.
+/// A request on the wire: its envelope, encoded with bincode.
 #[derive(Serialize, Deserialize)]
 enum Letter {
-    /// In the packet.
+    /// The envelope is in the packet itself.
     Inline(Bytes),
-    /// In a memfd. Never to init, which maps nothing that a helper has made: whoever has the memory can cut
-    /// it off under the reader.
+    /// The envelope is in a memfd. No such letter goes to init, which maps no memory that a helper has made:
+    /// the helper could truncate it while init reads (SIGBUS).
     Shared(IpcSharedMemory),
 }
 
@@ -59,32 +59,32 @@ impl Letter {
 
 // ---- init's side ----
 
-/// What PID 1 sends requests with. It is made before PID 1 is confined.
+/// The means by which PID 1 sends requests. It is made before PID 1 is confined.
 pub struct Post {
     ends: Adopter<OpaqueIpcSender>,
     memory: Adopter<IpcSharedMemory>,
 }
 
-/// Where the requests to one helper go.
+/// The destination of the requests to one helper.
 pub struct Outbox {
     to: Instance,
     sender: IpcSender<Letter>,
 }
 
-/// What became of a request.
+/// The result of sending a request.
 #[derive(Debug)]
 pub enum Sent {
-    /// The helper has it.
+    /// The whole request is in the helper's socket.
     Whole,
-    /// Nobody will ever read it: the helper's end is closed.
+    /// The helper's end is closed, so the request will never be read.
     Dying(String),
-    /// The helper lives and has not got it: it could not be encoded or sent, for want of memory or of
+    /// The helper lives and did not get the request: it could not be encoded or sent, for lack of memory or
     /// descriptors.
     Unsent(Fault),
 }
 
 impl Post {
-    /// For PID 1, before it is confined.
+    /// Opens the channels; PID 1 calls this before it is confined.
     pub fn new() -> Result<Post, Fault> {
         let (end, _other) = super::bootstrap::socket_pair()?;
         let (ends, _) = Adopter::open(&[end])?;
@@ -92,7 +92,7 @@ impl Post {
         Ok(Post { ends, memory })
     }
 
-    /// Takes init's end of a helper's socket for requests. The fault also says that it is not a socket.
+    /// Wraps init's end of a helper's request socket. Fails also if `end` is not a socket.
     pub fn outbox(&self, to: Instance, end: OwnedFd) -> Result<Outbox, Fault> {
         let kind = fstat(&end).fault("looking at", "a socket")?.st_mode & SFlag::S_IFMT.bits();
         if kind != SFlag::S_IFSOCK.bits() {
@@ -102,14 +102,14 @@ impl Post {
         Ok(Outbox { to, sender })
     }
 
-    /// Sends one request. It is small, or in shared memory, and few are under way at a time, so this does not
-    /// wait.
+    /// Sends one request. It never blocks, because requests are small or in shared memory and few are under
+    /// way at a time.
     pub fn send(&self, outbox: &Outbox, id: u64, request: &Request) -> Sent {
         let letter = match self.letter(&Envelope { id, body: request }) {
             Ok(letter) => letter,
             Err(fault) => return Sent::Unsent(fault),
         };
-        // ipc-channel asserts that shared memory can be mapped once more to put it into a message.
+        // ipc-channel panics if it cannot map the shared memory once more to put it into a message.
         let sent = catch_unwind(AssertUnwindSafe(|| outbox.sender.send(letter)));
         let unsent = |why: &str| Sent::Unsent(Fault::new("asking", outbox.to, why));
         match sent {
@@ -143,17 +143,17 @@ impl Post {
     }
 }
 
-/// What a request is written on: up to [`INLINE_MAX`] bytes of memory, and from then on a memfd. So a large
-/// request is not held a second time.
+/// The output of the encoder: up to [`INLINE_MAX`] bytes in memory, and anything longer in a memfd, so that a
+/// large request is not held twice.
 ///
-/// ipc-channel writes shared memory into a mapping, and where there is no memory that is the end of the
-/// writer (SIGBUS). A write to the file is an error then.
+/// ipc-channel itself would write shared memory through a mapping; without free memory that kills the writer
+/// (SIGBUS). A write to the file returns an error instead.
 #[derive(Default)]
 struct Sheet {
-    /// All of it, or what is still to be written to the file.
+    /// The whole request, or the bytes still to be written to the file.
     bytes: Vec<u8>,
     file: Option<File>,
-    /// Why the file could not be written: bincode's error has no room for it.
+    /// Why the file could not be written; bincode's error cannot carry it.
     fault: Option<Fault>,
 }
 
@@ -205,7 +205,7 @@ impl Writer for Sheet {
     }
 }
 
-/// A memfd with these bytes.
+/// A memfd that contains these bytes.
 fn memory(bytes: &[u8]) -> Result<File, Fault> {
     let mut file = File::from(memfd_create(c"request", MFdFlags::MFD_CLOEXEC).fault("sharing", "memory")?);
     write(&mut file, bytes)?;
@@ -216,9 +216,9 @@ fn write(file: &mut File, bytes: &[u8]) -> Result<(), Fault> {
     file.write_all(bytes).map_err(|error| Fault::io("sharing", "memory", &error))
 }
 
-/// What a helper says in a packet that came without descriptors; else what is wrong with it, for the log.
-/// What is allocated is bounded by the packet: a length that it claims for a part of itself is checked
-/// against what is there.
+/// Decodes a helper's message from a packet that came without descriptors; the error says what is wrong with
+/// it, for the log. The packet bounds what is allocated: every length inside the message is checked against
+/// the bytes that are there.
 pub fn said<R: Serialize + DeserializeOwned>(packet: &[u8]) -> Result<Said<R>, String> {
     decode(packet)
 }
@@ -230,25 +230,25 @@ fn decode<T: Serialize + DeserializeOwned>(packet: &[u8]) -> Result<T, String> {
 
 // ---- a helper's side ----
 
-/// Where init's requests come from.
+/// The receiving end of a helper for init's requests.
 pub struct Inbox<Q> {
     letters: IpcReceiver<Letter>,
-    /// A duplicate of its socket, for who waits for more than requests.
+    /// A duplicate of the request socket, for helpers that poll other descriptors too.
     socket: OwnedFd,
     edge: PhantomData<fn() -> Q>,
 }
 
-/// Where a helper's words go.
+/// The sending end of a helper for its messages to init.
 pub struct Voice<R>(IpcSender<Said<R>>);
 
-/// A helper's two ends.
+/// Both ends of a helper, as one message.
 #[derive(Serialize, Deserialize)]
 struct Ends {
     requests: OpaqueIpcReceiver,
     replies: OpaqueIpcSender,
 }
 
-/// Takes the two ends that a helper inherits.
+/// Wraps the two ends that a helper inherits.
 pub fn ends<Q, R>(requests: OwnedFd, replies: OwnedFd) -> Result<(Inbox<Q>, Voice<R>), Fault>
 where
     R: Serialize + DeserializeOwned,
@@ -258,20 +258,20 @@ where
     Ok((Inbox { letters: ends.requests.to(), socket, edge: PhantomData }, Voice(ends.replies.to())))
 }
 
-/// Takes the end for a helper's words alone, for a helper that takes its packets from the socket itself.
+/// Wraps only the reply end, for a helper that receives its packets from the socket itself.
 pub fn voice<R: Serialize + DeserializeOwned>(replies: OwnedFd) -> Result<Voice<R>, Fault> {
     let (_, sender) = Adopter::<OpaqueIpcSender>::open(&[replies])?;
     Ok(Voice(sender.to()))
 }
 
-/// The request in a packet that was taken from the socket, and is not in shared memory.
+/// Decodes the request in a packet that the helper received itself. Such a request is not in shared memory.
 pub fn request<Q: DeserializeOwned>(packet: &[u8]) -> Result<Envelope<Q>, Fault> {
     let letter: Letter = decode(packet).map_err(|why| Fault::new("hearing", "init", why))?;
     letter.open()
 }
 
 impl<Q: DeserializeOwned> Inbox<Q> {
-    /// The next request, which is waited for; none when init is gone.
+    /// Waits for the next request; none when init is gone, or when a request cannot be decoded.
     pub fn next(&self) -> Option<Envelope<Q>> {
         let letter = self.letters.recv().ok()?;
         letter.open().inspect_err(|fault| log::error!("{fault}")).ok()
@@ -285,7 +285,7 @@ impl<Q> AsFd for Inbox<Q> {
 }
 
 impl<R: Serialize> Voice<R> {
-    /// Says this to init.
+    /// Sends a message to init.
     pub fn say(&self, word: Said<R>) -> Result<(), Fault> {
         self.0.send(word).map_err(|error| Fault::new("telling", "init", error.to_string()))
     }
@@ -299,21 +299,21 @@ impl<R: Serialize> Clone for Voice<R> {
 
 // ---- descriptors that ipc-channel takes ----
 
-/// ipc-channel cannot wrap a descriptor, but it takes those that come in a message. So this is a channel to
-/// oneself, made while the process may still make sockets.
+/// Wraps descriptors for ipc-channel, which can only take descriptors that come in a message. So the process
+/// opens a channel to itself, while it may still make sockets.
 struct Adopter<T> {
     socket: OwnedFd,
     inside: IpcReceiver<T>,
-    /// Something was sent and could not be taken: it may still be there, and is not to be taken for what is
-    /// sent next.
+    /// Whether a descriptor was sent that could not be received. It may still be in the socket and must not
+    /// be mistaken for the next one.
     stale: Cell<bool>,
 }
 
 impl<T: Serialize + DeserializeOwned> Adopter<T> {
-    /// Opens the channel; the first message is the one of these sockets, as `adopt` has it.
+    /// Opens the channel. The first message carries these sockets, as in `adopt`.
     fn open(first: &[OwnedFd]) -> Result<(Adopter<T>, T), Fault> {
-        // ipc-channel makes a socket in the system's temporary directory; a helper's environment names none.
-        // It stays as it was set first.
+        // ipc-channel makes a socket in the temporary directory of the system, and a helper's environment
+        // names none. Only the first call to override it has an effect.
         if Path::new(paths::IPC).is_dir() {
             let _ = tempfile::env::override_temp_dir(Path::new(paths::IPC));
         }
@@ -329,7 +329,8 @@ impl<T: Serialize + DeserializeOwned> Adopter<T> {
         Ok((Adopter { socket, inside, stale: Cell::new(false) }, value))
     }
 
-    /// One descriptor, as ipc-channel has it. It asserts that what it needs can be had; then this is a fault.
+    /// Turns one descriptor into ipc-channel's type. ipc-channel panics if it lacks memory or descriptors;
+    /// the panic becomes a fault here.
     fn adopt(&self, fd: OwnedFd, what: &str, why: &str) -> Result<T, Fault> {
         while self.stale.get() {
             let taken = catch_unwind(AssertUnwindSafe(|| self.inside.try_recv()));
@@ -351,7 +352,7 @@ impl<T: Serialize + DeserializeOwned> Adopter<T> {
     }
 }
 
-/// The message of these sockets: each by its place.
+/// Sends a message in which each socket is named by its index.
 fn send(socket: &OwnedFd, sockets: &[OwnedFd]) -> Result<(), Fault> {
     let places: Vec<u8> = (0..).take(sockets.len()).collect();
     let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
@@ -368,7 +369,7 @@ mod tests {
 
     const MOUNTD: Instance = Instance::first(Role::Mountd);
 
-    /// init's ends and a helper's.
+    /// init's ends and the helper's ends of a channel.
     fn channel(post: &Post) -> (Outbox, OwnedFd, Inbox<mountd::Request>, Voice<mountd::Reply>) {
         let (inits_requests, requests) = socket_pair().unwrap();
         let (inits_replies, replies) = socket_pair().unwrap();
@@ -409,7 +410,7 @@ mod tests {
             let letter = post.letter(&Envelope { id: 1, body: &file(size) }).unwrap();
             assert_eq!(matches!(letter, Letter::Inline(_)), inline, "{size}");
         }
-        // Many small parts: what each chunk of the file is written from.
+        // Many small parts: the encoder fills the buffer and flushes it to the file again and again.
         let running: Vec<_> = (1..50_000).filter_map(crate::ids::StreamId::new).collect();
         let request = Request::from(execd::Request::JoinPod { running });
         let letter = post.letter(&Envelope { id: 1, body: &request }).unwrap();

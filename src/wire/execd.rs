@@ -1,6 +1,7 @@
-//! init ⇄ execd.
+//! The edge between init and execd.
 //!
-//! Starts are answered in any order, each when its process is ready or has failed; everything else at once.
+//! Starts are answered in any order, each when its process is ready or has failed; every other request is
+//! answered at once.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,39 +15,40 @@ use super::{Terms, WORK};
 /// What init asks of execd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Start the pod init in new PID, mount, IPC and UTS namespaces, as init's child, and keep these under
+    /// Start the pod init as init's child, in new PID, mount, IPC and UTS namespaces, and keep these under
     /// `paths::POD_NS`.
     StartPod {
-        /// The pod's UTS name.
+        /// The hostname in the pod's UTS namespace.
         hostname: String,
     },
-    /// A restarted execd: enter what is kept under `paths::POD_NS`, and take over what was kept of the
-    /// processes' outputs. Also sent after `StartPod`.
+    /// Sent to a restarted execd: enter the namespaces kept under `paths::POD_NS`, and take over the kept
+    /// duplicates of the processes' outputs. Also sent after `StartPod`.
     JoinPod {
         /// The stdio streams of the processes that are not finished.
         running: Vec<StreamId>,
     },
-    /// A restarted execd before there is a pod: take over what was kept of the outputs of what came by the
-    /// debugging door.
+    /// Sent to a restarted execd while there is no pod: take over the kept duplicates of the outputs of
+    /// processes that were started through the debugging door.
     Adopt {
         /// As with `JoinPod`.
         running: Vec<StreamId>,
     },
     /// Start a process in a prepared container, as init's child.
     StartProcess {
-        /// Whose mount namespace.
+        /// The container whose mount namespace the process enters.
         container: ContainerId,
         /// The process.
         process: Box<Process>,
-        /// Whether it is the container's init (its tty is then also `/dev/console`).
+        /// Whether it is the container's init, whose tty is also `/dev/console`.
         init: bool,
-        /// The pod's hostname, for `HOSTNAME`.
+        /// The pod's hostname, the value of `HOSTNAME`.
         hostname: String,
-        /// The container's sysctls, with its init's start: the process sets those that are not the network's
-        /// before it enters the container.
+        /// The container's sysctls, sent with the start of its init. The process sets those that do not
+        /// belong to the network namespace before it enters the container.
         #[serde(default)]
         sysctl: Sysctls,
-        /// The stdio streams of processes that have finished meanwhile: as `Release`, before the start.
+        /// The stdio streams of processes that have finished meanwhile. They are released, as by `Release`,
+        /// before the start.
         #[serde(default)]
         finished: Vec<StreamId>,
     },
@@ -68,14 +70,14 @@ pub enum Request {
         /// Columns.
         column: u16,
     },
-    /// Processes are finished: close the duplicates of their output.
+    /// Close the duplicates of the outputs of finished processes.
     Release {
         /// Their stdio streams.
         finished: Vec<StreamId>,
     },
-    /// streamd was restarted: send every duplicate again.
+    /// streamd was restarted: send it every duplicate again.
     Resend,
-    /// Answer `Done` at once: what was asked before has been taken from the socket.
+    /// Answer `Done` at once, which shows that every request sent before has been taken from the socket.
     Ping,
 }
 
@@ -91,7 +93,7 @@ impl Request {
             | Request::Resize { .. }
             | Request::Release { .. } => Terms::repeated(WORK),
             Request::Resend => Terms { tries: TRIES_FOR_OUTPUT, ..Terms::repeated(WORK) },
-            // A successor is alive.
+            // It is not repeated: a successor has just shown that it is alive.
             Request::Ping => Terms::once(WORK),
         }
     }
@@ -113,11 +115,11 @@ impl Request {
 /// What execd answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// It is done.
+    /// The request is done.
     Done,
-    /// The process exists, and waits: it executes when init, which knows of it now, sends it SIGCONT.
+    /// The process exists and waits. It executes when init, which knows it now, sends it SIGCONT.
     Started {
-        /// Its number in the guest's PID namespace; a child of init. For StartPod: the pod init's.
+        /// Its pid in the guest's PID namespace; it is a child of init. For StartPod this is the pod init.
         pid: Pid,
     },
 }

@@ -1,6 +1,6 @@
 //! The edges between init and its helpers: one request enum and one reply enum for each.
 //!
-//! There may be several mountd at once, each with an edge of its own (`Instance`).
+//! Several mountds may run at once, each with an edge of its own (`Instance`).
 //!
 //! A request carries a number, and its reply carries the same number. Helpers answer one request after the
 //! other, with two exceptions: streamd answers `Finish` when the process's output has left, and execd answers
@@ -29,22 +29,23 @@ pub use hyperinit_protocol::boot::Profile;
 /// A request or a reply, with its number.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Envelope<T> {
-    /// Of a request: chosen by init, and unique for the life of the helper. Of a reply: the request's.
+    /// Of a request: chosen by init, and unique for the life of the helper. Of a reply: the id of its
+    /// request.
     pub id: u64,
-    /// A request, or the result of one.
+    /// The request, or its result.
     pub body: T,
 }
 
 /// What a helper says to init.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Said<T> {
-    /// It is confined and takes requests. Its first words, and said once.
+    /// The helper is confined and takes requests. A helper says this first, and only once.
     Up,
-    /// The answer to the request of the same number.
+    /// The answer to the request with the same id.
     Reply(Envelope<Result<T, Fault>>),
 }
 
-/// A request to any helper. It travels as its edge's request alone.
+/// A request to any helper. On the wire it is encoded as the request of its edge alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 #[allow(missing_docs)]
@@ -56,7 +57,7 @@ pub enum Request {
 }
 
 impl Request {
-    /// The helpers that can carry it out.
+    /// The role of the helpers that can carry it out.
     pub fn role(&self) -> Role {
         match self {
             Request::Netd(_) => Role::Netd,
@@ -66,7 +67,7 @@ impl Request {
         }
     }
 
-    /// On what terms it is made.
+    /// The terms on which it is made.
     pub fn terms(&self) -> Terms {
         match self {
             Request::Netd(request) => request.terms(),
@@ -76,7 +77,7 @@ impl Request {
         }
     }
 
-    /// Whether both ask for the same, of whatever it may be.
+    /// Whether both are requests of the same kind, whatever they are about.
     pub fn is_like(&self, other: &Request) -> bool {
         match (self, other) {
             (Request::Netd(a), Request::Netd(b)) => discriminant(a) == discriminant(b),
@@ -92,7 +93,8 @@ impl Request {
         matches!(self, Request::Execd(request) if request.starts())
     }
 
-    /// It is sent to a successor of the helper that died over it. netd has to know that.
+    /// Marks a request that is sent to a successor, because a helper died over it. Only netd has to know
+    /// that.
     pub fn set_repeated(&mut self) {
         if let Request::Netd(request) = self {
             request.set_repeated();
@@ -110,7 +112,7 @@ pub enum Reply {
     Streamd(streamd::Reply),
 }
 
-/// Makes an edge's request one of [`Request`], and its reply one of [`Reply`].
+/// Implements the conversions from an edge's request to [`Request`] and from its reply to [`Reply`].
 macro_rules! edge {
     ($module:ident, $variant:ident) => {
         impl From<$module::Request> for Request {
@@ -131,31 +133,32 @@ edge!(mountd, Mountd);
 edge!(execd, Execd);
 edge!(streamd, Streamd);
 
-/// A helper that works on one request for this long without answering hangs. netd waits two seconds for a
-/// link that is being plugged; execd gives a process that is being started five.
+/// How long a helper may work on one request before it counts as hanging. netd waits two seconds for a link
+/// that is being plugged; execd gives a process that is being started five.
 pub const WORK: Duration = Duration::from_secs(10);
-/// As [`WORK`], for mountd: it waits for disks (2 s), replays journals, and syncs.
+/// The same for mountd, which waits for disks (2 s), replays journals, and syncs.
 pub const MOUNT: Duration = Duration::from_secs(30);
 
-/// How often a request that may be repeated is sent before it is given up: it may be what kills the helper.
+/// How often a request that may be repeated is sent before it is given up, because the request may be what
+/// kills the helper.
 const TRIES: u32 = 3;
 
-/// On what terms a request is made. Each edge says so beside its requests.
+/// The terms on which a request is made. Each edge defines them beside its requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
-    /// To how many helpers, one the successor of the other, it is sent when they die over it. One, unless a
-    /// second time comes to the same.
+    /// How many helpers, one after the other, the request is sent to if they die over it. One, unless doing
+    /// it twice has the same result as doing it once.
     pub tries: u32,
-    /// How long the helper may work on it; none where the host decides: a host that does not read the stream
-    /// port is slow, not wrong.
+    /// How long the helper may work on it; none if that depends on the host: a host that does not read the
+    /// stream port is slow, not wrong.
     pub limit: Option<Duration>,
-    /// Whether it is given up if it cannot be sent, and whoever asked for it is told. Otherwise the helper is
-    /// killed, and its successor gets the request.
+    /// Whether a request that cannot be sent is given up, with a fault for the asker. If not, the helper is
+    /// killed and its successor gets the request.
     pub may_fail: bool,
 }
 
 impl Terms {
-    /// Sent once.
+    /// Sent to one helper only.
     const fn once(limit: Duration) -> Terms {
         Terms { tries: 1, limit: Some(limit), may_fail: true }
     }
@@ -200,11 +203,11 @@ impl std::fmt::Display for Role {
     }
 }
 
-/// How many mountd there are at most. What waits for a disk, a server or the share's host holds one of them
-/// up, and the requests of other containers go to others; with all of them held up, those wait.
+/// How many mountds there may be. A request that waits for a disk, a server or the share's host blocks one of
+/// them, and requests of other containers go to the rest. If all are blocked, those requests wait.
 pub const MOUNTDS: u8 = 10;
 
-/// One helper: its role, and which of that role it is. Only mountd has more than the first.
+/// One helper: its role, and its number within the role. Only mountd has more than one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Instance {
     role: Role,
@@ -217,12 +220,12 @@ impl Instance {
         Instance { role, number: 0 }
     }
 
-    /// The mountd of that number, from 0 on; none from `MOUNTDS` on.
+    /// The mountd with that number, counted from 0; none if the number is `MOUNTDS` or more.
     pub fn mountd(number: u8) -> Option<Instance> {
         (number < MOUNTDS).then_some(Instance { role: Role::Mountd, number })
     }
 
-    /// Every helper that there may be.
+    /// Every helper that may exist.
     pub fn all() -> impl Iterator<Item = Instance> {
         Role::ALL.into_iter().map(Instance::first).chain((1..MOUNTDS).filter_map(Instance::mountd))
     }
@@ -232,23 +235,23 @@ impl Instance {
         self.role
     }
 
-    /// Its number among those of its role.
+    /// Its number within its role; 0 for the first.
     pub const fn number(self) -> u8 {
         self.number
     }
 
-    /// Whether it runs only while it is needed.
+    /// Whether it runs only while it is needed, as every mountd but the first does.
     pub const fn is_extra(self) -> bool {
         self.number > 0
     }
 
-    /// Its place in `all`, which stands for it in a packet of one byte.
+    /// Its index in `all`, which identifies it in a packet with one byte.
     pub fn place(self) -> u8 {
         let at = Instance::all().position(|other| other == self);
         at.and_then(|at| u8::try_from(at).ok()).unwrap_or(u8::MAX)
     }
 
-    /// The helper of that place.
+    /// The helper with that index.
     pub fn at(place: u8) -> Option<Instance> {
         Instance::all().nth(usize::from(place))
     }

@@ -1,4 +1,4 @@
-//! init ⇄ mountd.
+//! The edge between init and mountd.
 
 use std::net::IpAddr;
 
@@ -12,92 +12,93 @@ pub use hyperinit_protocol::boot::{NinePTransport, ShareCache, nine_p_options};
 
 use super::{Bytes, MOUNT, MOUNTDS, Terms};
 
-/// The largest file that READFILE answers with, in bytes: it has to fit a frame.
+/// The largest file that READFILE returns, in bytes: it has to fit one frame.
 pub const FILE_MAX: usize = CONTROL_MAX - CONTROL_HEADER;
-/// How much of a file one reply carries at most, in bytes: it fits the socket's buffer (208 kB by default),
-/// so that mountd has answered and is free for others.
+/// The largest part of a file that one reply carries, in bytes. It fits the socket's buffer (208 kB by
+/// default), so mountd never blocks on the reply and is free for other requests.
 pub const PART_MAX: usize = 64 << 10;
 
 /// What init asks of mountd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Look for devices that were plugged: the PCI bus.
+    /// Rescan the PCI bus for devices that were plugged.
     Rescan,
-    /// Set the clock from the RTC, and renew the random pool: the guest may have slept, or be a copy.
+    /// Set the clock from the RTC and reseed the random pool: the guest may have slept, or may be a copy.
     WakeUp,
-    /// Take processors and memory into use that were plugged. Nothing to do is no error.
+    /// Bring plugged processors and memory online. If there are none, that is no error.
     Online,
-    /// Unplug a NIC: its PCI device goes, and the link, its addresses and its routes with it.
+    /// Unplug a NIC: its PCI device is removed, and with it the link, its addresses and its routes.
     Unplug {
         /// The link's name.
         device: String,
     },
-    /// Mount the share, write hosts, hostname and resolv.conf, make the pod's shm. Undoes itself when it
+    /// Mount the share, write hosts, hostname and resolv.conf, and make the pod's shm. Undoes itself if it
     /// fails.
     PreparePod {
-        /// The pod's files.
+        /// What the pod's files contain.
         pod: PodFiles,
     },
-    /// Build a container's mount namespace and keep it as `paths::container_mount_ns`. Undoes itself when it
-    /// fails. It waits for a disk and fills a new volume only for a moment, and has to be asked again then:
-    /// the host may have given it up.
+    /// Build a container's mount namespace and keep it as `paths::container_mount_ns`. Undoes itself if it
+    /// fails. One request waits for a disk or fills a new volume only for a moment; then init has to ask
+    /// again, because the host may have given the container up.
     PrepareContainer {
-        /// What the host said of it.
+        /// The container as the host specified it.
         container: Box<Container>,
     },
-    /// Read a regular file of a container. The answer is its beginning; `ReadOn` reads on. A new ReadFile
-    /// forgets the last.
+    /// Read a regular file of a container. The answer is the first part; `ReadOn` reads the next. A new
+    /// ReadFile drops the file that was being read.
     ReadFile {
-        /// Whose.
+        /// The container.
         container: ContainerId,
-        /// Its path there.
+        /// The file's path in the container.
         file: String,
     },
-    /// The next part of the file that is being read.
+    /// Read the next part of the file that is being read.
     ReadOn {
-        /// Whose file it is.
+        /// The container of that file.
         container: ContainerId,
     },
-    /// Write a regular file of a container: what was in it is gone, one that is not there is made (0644).
+    /// Write a regular file of a container. An existing file is overwritten; a missing one is created (mode
+    /// 0644).
     WriteFile {
-        /// Whose.
+        /// The container.
         container: ContainerId,
-        /// Its path there.
+        /// The file's path in the container.
         file: String,
-        /// All that it shall contain.
+        /// The whole content of the file.
         data: Bytes,
     },
-    /// Kill everything that is left in the container, and answer when nothing of it runs (zombies are
-    /// init's).
+    /// Kill everything that is left in the container, and answer when nothing of it runs (init reaps the
+    /// zombies).
     KillContainer {
-        /// Which.
+        /// The container.
         container: ContainerId,
     },
-    /// Unmount and forget the container. One that is not there is no error: this is also the undo.
+    /// Unmount and forget the container. An unknown container is no error, because this is also the undo.
     RemoveContainer {
-        /// Which.
+        /// The container.
         container: ContainerId,
     },
-    /// Have everything that was written to the share at its host. Without a share there is nothing to do.
+    /// Flush everything that was written to the share to its host. Without a share there is nothing to do.
     SyncShare,
-    /// Have everything that was written to any filesystem on its disk or at its server.
+    /// Flush everything that was written to any filesystem to its disk or server.
     Sync,
     /// Undo everything since PreparePod, then sync.
     DestroyPod,
 }
 
-/// Requests to mountd that keep their order, and that one mountd does at a time.
+/// A lane: requests to mountd that keep their order and of which one mountd does one at a time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
-    /// Those about one container.
+    /// Requests about one container.
     Container(ContainerId),
-    /// Those about the pod. The clock is set before the pod's files are made.
+    /// Requests about the pod. The clock is set before the pod's files are made.
     Pod,
-    /// Those about devices.
+    /// Requests about devices.
     Devices,
-    /// The share.
+    /// Requests about the share.
     Share,
-    /// Every filesystem.
+    /// Requests about every filesystem.
     Everything,
 }
 
@@ -118,12 +119,12 @@ impl Request {
             | Request::PrepareContainer { .. }
             | Request::ReadFile { .. }
             | Request::WriteFile { .. } => Terms::once(MOUNT),
-            // mountd keeps the file open for it.
+            // mountd keeps the file open between the parts, so a successor could not read on.
             Request::ReadOn { .. } => Terms { may_fail: false, ..Terms::once(MOUNT) },
         }
     }
 
-    /// What it keeps its order with.
+    /// The lane in which the request keeps its order.
     pub fn lane(&self) -> Lane {
         match self {
             Request::PrepareContainer { container } => Lane::Container(container.id.clone()),
@@ -139,9 +140,9 @@ impl Request {
         }
     }
 
-    /// How many of the mountds it may be sent to, counted from the first. The last is for kills, and the one
-    /// before for requests that end something else, however many of the others are held up. A request that
-    /// may be sent to more of them comes first.
+    /// How many of the mountds the request may be sent to, counted from the first. The last mountd takes only
+    /// kills, and the one before it only kills and requests that end something; so these find a free mountd
+    /// however many of the others are blocked. A request that may be sent to more mountds comes first.
     pub fn mountds(&self) -> u8 {
         match self {
             Request::KillContainer { .. } => MOUNTDS,
@@ -160,14 +161,15 @@ impl Request {
     }
 }
 
-/// What the pod's containers share.
+/// The files that all containers of the pod share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodFiles {
-    /// The content of `hostname`, and a name in `hosts` unless it is empty.
+    /// The content of `hostname`. Unless it is empty, it is also a name in `hosts`.
     pub hostname: String,
-    /// The address of that name; with none it is 127.0.1.1.
+    /// The address of that name in `hosts`; 127.0.1.1 if there is none.
     pub address: Option<IpAddr>,
-    /// `nameserver` lines; with none (and no search, no options) there is no resolv.conf.
+    /// The `nameserver` lines. If these, the search line and the options are all empty, no resolv.conf is
+    /// written.
     pub dns: Vec<String>,
     /// The `search` line.
     pub dns_search: Vec<String>,
@@ -177,39 +179,41 @@ pub struct PodFiles {
     pub share: Option<Share>,
 }
 
-/// Where the share comes from.
+/// The source of the share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Share {
-    /// A 9p export with this mount tag; on virtio, a virtiofs if no 9p device offers it.
+    /// A 9p export with this mount tag. On virtio, the tag may also be that of a virtiofs device, if no 9p
+    /// device offers it.
     NineP {
         /// The mount tag.
         tag: String,
-        /// What it travels over.
+        /// The transport of the 9p protocol.
         transport: NinePTransport,
-        /// What the guest keeps of it.
+        /// What the guest caches of the share.
         cache: ShareCache,
     },
-    /// The directory bound at `paths::LOCAL_SHARE` (`--local`).
+    /// The directory that is bound at `paths::LOCAL_SHARE` (`--local`).
     Local,
 }
 
 /// What mountd answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// It is done.
+    /// The request is done.
     Done,
-    /// PrepareContainer: its disk has not been plugged yet. Ask again, or tell the host why not.
+    /// To PrepareContainer: the container's disk has not been plugged yet. init asks again, or tells the host
+    /// this fault.
     NotYet {
         /// What is missing.
         fault: Fault,
     },
-    /// PrepareContainer: a new volume is being filled from the image. Ask again: it goes on then.
+    /// To PrepareContainer: a new volume is being filled from the image. mountd goes on when init asks again.
     Populating,
-    /// ReadFile, ReadOn: a part of the file.
+    /// To ReadFile and ReadOn: a part of the file.
     Part {
-        /// At most `PART_MAX` of them; none only at the end.
+        /// At most `PART_MAX` bytes; empty only at the end of the file.
         bytes: Bytes,
-        /// Whether the file ends with it.
+        /// Whether this is the last part.
         last: bool,
     },
 }

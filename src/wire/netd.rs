@@ -1,4 +1,4 @@
-//! init ⇄ netd.
+//! The edge between init and netd.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,33 +14,33 @@ pub enum Request {
         /// The link's name.
         device: String,
     },
-    /// Name, size and bring up links, and give them addresses. A link that is not there is waited for. Undoes
-    /// itself when it fails.
+    /// Rename links, set their MTU, bring them up and give them addresses. Waits for a link that is not there
+    /// yet. Undoes itself if it fails.
     SetInterfaces {
-        /// Which, in order.
+        /// The interfaces, in order.
         interfaces: Vec<Interface>,
-        /// A predecessor died over it: what is there of it already is done, and no error.
+        /// An earlier netd died over this request, so changes that are already in place are no error.
         #[serde(default)]
         repeated: bool,
     },
-    /// Add routes. Undoes itself when it fails.
+    /// Add routes. Undoes itself if it fails.
     AddRoutes {
-        /// Which, in order.
+        /// The routes, in order.
         routes: Vec<Route>,
-        /// As for SetInterfaces.
+        /// As in SetInterfaces.
         #[serde(default)]
         repeated: bool,
     },
-    /// Let in what the white lists and the ports let in, and nothing else, in place of what was let in
+    /// Let in what the white lists and the mapped ports allow, and nothing else. This replaces the rules set
     /// before.
     SetPorts {
-        /// All of it.
+        /// The complete rules.
         mapping: PortMapping,
     },
-    /// Take back what the other requests did for a pod. What is not there is no error: this is the undo, of a
-    /// part too.
+    /// Take back what the other requests did for a pod. What is missing is no error: this is the undo, also
+    /// of a part.
     Reset {
-        /// What they were asked.
+        /// What those requests were asked to set up.
         network: Network,
     },
 }
@@ -57,11 +57,11 @@ impl Request {
         }
     }
 
-    /// A predecessor died over it.
+    /// Marks the request as one that an earlier netd died over.
     pub(super) fn set_repeated(&mut self) {
         match self {
             Request::SetInterfaces { repeated, .. } | Request::AddRoutes { repeated, .. } => *repeated = true,
-            // A second time comes to the same.
+            // Doing these twice has the same result as doing them once.
             Request::SetLinkUp { .. } | Request::SetPorts { .. } | Request::Reset { .. } => {}
         }
     }
@@ -72,43 +72,43 @@ pub use crate::spec::PORTS_MAX;
 /// What a pod lets in.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortMapping {
-    /// Who may reach what.
+    /// The networks that may reach the pod, and which of its ports they may reach.
     pub white_lists: PortmappingWhiteLists,
-    /// The mapped ports of all containers; a port that has no host port is not mapped.
+    /// The mapped ports of all containers. A port without a host port is not mapped.
     pub ports: Vec<Port>,
 }
 
-/// What was set up for a pod.
+/// What was set up for a pod, so that `Reset` can take it back.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
-    /// SetInterfaces.
+    /// The interfaces of SetInterfaces.
     pub interfaces: Vec<Interface>,
-    /// What its answer said; nothing, if there was none.
+    /// The reply to SetInterfaces; empty if there was none.
     #[serde(default)]
     pub before: Vec<Before>,
-    /// AddRoutes.
+    /// The routes of AddRoutes.
     pub routes: Vec<Route>,
-    /// Whether there was a SetPorts.
+    /// Whether SetPorts was sent.
     pub ports: bool,
 }
 
-/// What a link was before SetInterfaces.
+/// The state of a link before SetInterfaces.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Before {
-    /// Whether it was up.
+    /// Whether the link was up.
     pub up: bool,
-    /// How large its packets were, if that was changed.
+    /// Its MTU in bytes, if that was changed.
     pub mtu: Option<u32>,
 }
 
 /// What netd answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// The kernel did it.
+    /// The request is done.
     Done,
-    /// The same, to SetInterfaces.
+    /// SetInterfaces is done.
     Set {
-        /// What each of the interfaces was before, as far as that is known. netd itself remembers nothing.
+        /// The earlier state of each interface, as far as it is known. netd itself keeps no record of it.
         before: Vec<Before>,
     },
 }

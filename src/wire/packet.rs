@@ -1,20 +1,20 @@
-//! The packets of ipc-channel on its SEQPACKET sockets, as init receives them itself.
+//! The packets of ipc-channel on its SEQPACKET sockets, for processes that receive them themselves.
 //!
-//! ipc-channel's own receive believes what comes: a false size makes it allocate, wait or panic, and surplus
-//! descriptors stay open. So whoever listens to somebody that is not believed takes the packet from the
-//! socket with his own hands, checks here that it is one, and leaves to ipc-channel what is left to do: to
-//! decode it (`channel::decode`).
+//! ipc-channel's own receive trusts its input: a false size makes it allocate, wait or panic, and surplus
+//! descriptors stay open. So a process that does not trust its peer receives the packet from the socket
+//! itself, checks its form here, and leaves only the decoding to ipc-channel (`channel::decode`).
 //!
-//! A packet is two native words, its own length and the message's, and the message. (A message that does not
-//! fit a packet brings a socket for the rest; none of ours does, and here such a one is refused.)
+//! A packet consists of two native words, its own length and the message's length, and the message. (For a
+//! message that does not fit a packet, ipc-channel sends a socket for the rest. None of ours is that long,
+//! and such a packet is refused here.)
 
-/// The words in front.
+/// The size of the two words, in bytes.
 const HEADER: usize = 2 * size_of::<usize>();
-/// The longest packet that is received: more than ipc-channel puts into one (the default buffer of a socket,
-/// 208 kB).
+/// The longest packet that is received, in bytes: more than ipc-channel puts into one (208 kB, a socket's
+/// default buffer).
 pub const PACKET_MAX: usize = 256 << 10;
 
-/// The packet of a message that is encoded already.
+/// Wraps an encoded message into a packet.
 pub fn wrap(message: &[u8]) -> Vec<u8> {
     let mut packet = Vec::with_capacity(HEADER + message.len());
     packet.extend_from_slice(&(HEADER + message.len()).to_ne_bytes());
@@ -23,7 +23,7 @@ pub fn wrap(message: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// The message of a packet; else what is wrong with it, for the log.
+/// The message in a packet; the error says what is wrong with the packet, for the log.
 pub(super) fn unwrap(packet: &[u8]) -> Result<&[u8], String> {
     let words = packet.split_at_checked(HEADER).and_then(|(header, message)| {
         let (own, whole) = header.split_at_checked(size_of::<usize>())?;

@@ -1,4 +1,5 @@
-//! init ⇄ streamd, and the packets by which execd hands streamd the processes' descriptors.
+//! The edge between init and streamd, and the packets in which execd passes the processes' descriptors to
+//! streamd.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,33 +7,33 @@ use crate::ids::StreamId;
 
 use super::{Terms, WORK};
 
-/// How often a request is sent where giving up loses what a process wrote. While a host reads slowly, the end
-/// of a stream is under way for as long as it takes, and deaths of streamd meanwhile are hardly the request's
-/// doing.
+/// How often a request is sent if giving it up loses what a process wrote. While a host reads slowly, such a
+/// request is under way for a long time, and a streamd that dies meanwhile hardly dies of the request.
 pub(super) const TRIES_FOR_OUTPUT: u32 = 100;
 
 /// What init asks of streamd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// The process has exited: read its output until empty, give survivors a short time, write the EOF frame.
-    /// Answered with `Drained` once that frame has been written to the port. A stream that is not known
-    /// (its process's descriptors went with an earlier streamd) gets its EOF frame all the same.
+    /// The process has exited: read its output until it is empty, give surviving writers a short time, then
+    /// write the EOF frame. `Drained` follows once that frame has been written to the port. An unknown stream
+    /// (whose descriptors were lost with an earlier streamd) gets its EOF frame all the same.
     Finish {
         /// The process's stdio stream.
         stdio: StreamId,
-        /// Answer only after a pause in which the host's own readers can catch up: when it hears of the end,
-        /// it throws away what they have not read.
+        /// Answer only after a pause in which the host's own readers can catch up, because this host throws
+        /// away what they have not read when it is told of the end.
         #[serde(default)]
         pause: bool,
     },
     /// Answer `Drained` when everything accepted so far has been written to the port.
     Flush,
-    /// Answer `Alive` at once: whether it is the host that takes its time, or this helper.
+    /// Answer `Alive` at once. This tells a slow host from a hanging streamd.
     Ping,
 }
 
 impl Request {
-    /// See [`Terms`]. Whether it is the host or streamd that takes long, `Ping` tells.
+    /// See [`Terms`]. `Finish` and `Flush` have no limit: `Ping` finds out whether the host or streamd is
+    /// what takes long.
     pub fn terms(&self) -> Terms {
         match self {
             Request::Finish { .. } | Request::Flush => {
@@ -46,9 +47,9 @@ impl Request {
 /// What streamd answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// The EOF frame, or everything, is on the port.
+    /// The EOF frame, or everything for `Flush`, has been written to the port.
     Drained,
-    /// It is there.
+    /// The answer to `Ping`.
     Alive,
 }
 
@@ -65,20 +66,22 @@ pub struct Streams {
     pub terminal: bool,
     /// Whether a write end for stdin comes first; never with a tty, and not when sent again to a new streamd.
     pub stdin: bool,
-    /// Sent again to a new streamd: what is known of the stream's end stays known.
+    /// Whether it is sent again to a new streamd. What that streamd knows of the stream's end then stays as
+    /// it is.
     pub again: bool,
 }
 
 /// The size of an encoded `Streams`, exactly.
 pub const STREAMS_LEN: usize = 19;
 
-/// The other message from execd to streamd: a process that was handed over has never run, and will not.
-/// Whoever started it died before init heard of it, and the host was told that it failed.
+/// The other message from execd to streamd: a process whose descriptors were passed on has never executed,
+/// and will not. The execd that started it died before init knew the process, and the host was told that the
+/// start failed.
 pub fn forget(stdio: StreamId) -> [u8; 8] {
     stdio.get().to_be_bytes()
 }
 
-/// The stream of such a message, if it is one.
+/// The stream in such a message; none if the packet is not one.
 pub fn forgotten(packet: &[u8]) -> Option<StreamId> {
     StreamId::new(u64::from_be_bytes(packet.try_into().ok()?))
 }
@@ -89,7 +92,7 @@ impl Streams {
         1 + usize::from(self.stdin) + usize::from(self.stderr.is_some())
     }
 
-    /// As it travels: stdio, stderr (big-endian), the three flags.
+    /// The encoded form: stdio and stderr (big-endian), then the three flags.
     pub fn encode(&self) -> [u8; STREAMS_LEN] {
         let mut out = [0; STREAMS_LEN];
         out[..8].copy_from_slice(&self.stdio.get().to_be_bytes());
@@ -100,7 +103,7 @@ impl Streams {
         out
     }
 
-    /// The message, if every byte of it has a meaning.
+    /// The message; none unless every byte of the packet has a meaning.
     pub fn decode(packet: &[u8]) -> Option<Streams> {
         let packet: &[u8; STREAMS_LEN] = packet.try_into().ok()?;
         let number = |at: usize| u64::from_be_bytes(packet[at..at + 8].try_into().expect("8 bytes"));

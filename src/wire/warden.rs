@@ -1,4 +1,4 @@
-//! init ⇄ warden: the process that can still fork and execute once init cannot.
+//! The edge between init and the warden, the process that can still fork and execute once init cannot.
 
 use crate::ids::Pid;
 use crate::wire::Instance;
@@ -14,7 +14,7 @@ pub enum Request {
 pub const REQUEST_LEN: usize = 1;
 
 impl Request {
-    /// As it travels: the helper's place.
+    /// The encoded form: the index of the helper.
     pub fn encode(&self) -> [u8; REQUEST_LEN] {
         let Request::Spawn(helper) = self;
         [helper.place()]
@@ -30,17 +30,17 @@ impl Request {
 /// What the warden answers, one SEQPACKET message each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
-    /// The helper was executed. init's ends of its sockets come with it in `SCM_RIGHTS`: requests, replies,
-    /// log.
+    /// The helper was executed. The message carries init's ends of its sockets in `SCM_RIGHTS`: requests,
+    /// replies, log.
     Spawned {
-        /// Which.
+        /// The helper.
         helper: Instance,
-        /// Its number; a child of init.
+        /// Its pid; it is a child of init.
         pid: Pid,
     },
-    /// It could not be started; the warden has logged why.
+    /// The helper could not be started; the warden has logged why.
     Failed {
-        /// Which.
+        /// The helper.
         helper: Instance,
     },
 }
@@ -57,7 +57,7 @@ impl Reply {
         }
     }
 
-    /// As it travels: the helper's place, the number (big-endian), 0 for none.
+    /// The encoded form: the index of the helper, then the pid (big-endian), which is 0 for `Failed`.
     pub fn encode(&self) -> [u8; REPLY_LEN] {
         let (helper, pid) = match self {
             Reply::Spawned { helper, pid } => (*helper, pid.0),
@@ -67,7 +67,7 @@ impl Reply {
         [helper.place(), a, b, c, d]
     }
 
-    /// The message, if every byte of it has a meaning.
+    /// The message; none unless every byte of the packet has a meaning.
     pub fn decode(packet: &[u8]) -> Option<Reply> {
         let &[place, a, b, c, d] = packet else { return None };
         let helper = Instance::at(place)?;

@@ -1,5 +1,5 @@
-//! Compiles policy/**/*.json into what the binaries embed, and the table of system call names that a
-//! violation is told with.
+//! Compiles policy/**/*.json into what the binaries embed, and makes the table of system call names for the
+//! report of a violation.
 
 #![forbid(unsafe_code)]
 
@@ -38,7 +38,7 @@ fn sources(root: &Path) -> Result<Vec<Source>, Box<dyn Error>> {
     Ok(sources)
 }
 
-/// `netd` → netd.policy, `container/default` → container-default.policy.
+/// Writes a compiled file: `netd` → netd.policy, `container/default` → container-default.policy.
 fn write(out: &Path, name: &str, compiled: &Compiled) -> Result<(), Box<dyn Error>> {
     let bytes = match compiled {
         Compiled::Policy(policy) => encode(policy)?,
@@ -51,7 +51,7 @@ fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Box<dyn Error>> {
     Ok(bincode::serde::encode_to_vec(value, bincode::config::standard())?)
 }
 
-/// `&[(number, name)]`, sorted by number.
+/// Writes the table of system call names: `&[(number, name)]`, sorted by number.
 fn names(table: &Table, out: &Path) -> Result<(), Box<dyn Error>> {
     let mut all = table.all();
     all.sort_unstable();

@@ -1,9 +1,10 @@
-//! One BPF program for each policy: a binary search for the system call's number, and at its end an answer or
-//! the conditions on the arguments, which seccompiler compiles.
+//! Makes one BPF program for each policy: a binary search for the system call's number, which ends in an
+//! answer or in conditions on the arguments; seccompiler compiles these.
 //!
-//! The search is for speed. The kernel walks a program once for every number when it is loaded, to remember
-//! which calls need no filter (seccomp's action cache), and a container's process loads one at its start: a
-//! chain of comparisons costs that start a third of a fork and execve (policy/README.md has the figures).
+//! The search is for speed. When a program is loaded the kernel evaluates it once for every number, to
+//! remember which calls need no filter (seccomp's action cache), and a container's process loads one when it
+//! starts: with a chain of comparisons that would take a third of the time of a fork and execve
+//! (policy/README.md has the figures).
 
 use std::collections::BTreeMap;
 
@@ -15,33 +16,34 @@ use seccompiler::{
 use crate::compiled::Program;
 use crate::names::constant;
 
-/// x86_64 has a second set of numbers for the same calls (x32), with this bit set.
+/// x86_64 has a second set of numbers for its calls (x32), which have this bit set.
 const X32_BIT: u32 = 0x4000_0000;
 
-/// What a system call is answered with.
+/// The answer to a system call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// Any of these; empty: always.
+    /// The conditions; any one of them suffices. Empty: always.
     pub when: Vec<SeccompRule>,
-    /// The answer then.
+    /// The answer if a condition holds.
     pub then: SeccompAction,
-    /// The answer otherwise.
+    /// The answer if no condition holds.
     pub otherwise: SeccompAction,
 }
 
-/// Numbers from `first` to that of the next range, and the code that answers them.
+/// The numbers from `first` up to the next range, and the code that answers them.
 struct Range {
     first: u32,
     code: Program,
 }
 
-/// Where x32's numbers begin, which a list of what is denied would miss.
+/// The first x32 number, if the architecture has x32. A filter that lists what is denied would not cover
+/// these numbers.
 pub fn x32(arch: &str) -> Option<u32> {
     (arch == "x86_64").then_some(X32_BIT)
 }
 
-/// The program that answers each call by number, and every other with `otherwise`. The numbers from `beyond`
-/// on, which are none of `answers`, fail with ENOSYS as a whole.
+/// The program that answers each call by its number, and every other call with `otherwise`. All numbers from
+/// `beyond` on fail with ENOSYS; none of them may be in `answers`.
 pub fn program(
     answers: &BTreeMap<u32, Answer>,
     otherwise: &SeccompAction,
@@ -71,22 +73,22 @@ pub fn program(
     Ok(program)
 }
 
-/// The next range, or more of the last one.
+/// Adds a range, or extends the last one if the code is the same.
 fn add(ranges: &mut Vec<Range>, first: u32, code: Program) {
     if ranges.last().is_none_or(|last| last.code != code) {
         ranges.push(Range { first, code });
     }
 }
 
-/// Ends the process when the call is of another architecture; goes on after its last instruction otherwise.
+/// Code that ends the process if the call is of another architecture, and falls through otherwise.
 fn architecture(target: TargetArch) -> Result<Program, String> {
     let mut program = compile(BTreeMap::new(), SeccompAction::Allow, SeccompAction::Trap, target)?;
-    // What is left of a filter without rules: its answer.
+    // This drops the answer, the last instruction of a filter without rules.
     program.pop();
     Ok(program)
 }
 
-/// The number is in the accumulator: finds the range that it is in.
+/// Code that finds the range of the number in the accumulator and runs its code.
 fn search(ranges: &[Range]) -> Result<Program, String> {
     if let [Range { code, .. }] = ranges {
         return Ok(code.clone());
@@ -97,7 +99,7 @@ fn search(ranges: &[Range]) -> Result<Program, String> {
     let jump = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
     let mut program = match u8::try_from(below.len()) {
         Ok(over) => vec![instruction(jump, over, 0, pivot)],
-        // A conditional jump reaches 255 instructions, the other kind all.
+        // A conditional jump reaches 255 instructions, an unconditional one any number.
         Err(_) => {
             let over = u32::try_from(below.len()).map_err(|error| error.to_string())?;
             vec![instruction(jump, 0, 1, pivot), instruction(libc::BPF_JMP | libc::BPF_JA, 0, 0, over)]
@@ -108,14 +110,14 @@ fn search(ranges: &[Range]) -> Result<Program, String> {
     Ok(program)
 }
 
-/// The answer to one call.
+/// The code that answers one call.
 fn leaf(number: u32, answer: &Answer, target: TargetArch) -> Result<Program, String> {
     if answer.when.is_empty() {
         return Ok(ret(&answer.then));
     }
     let rules = BTreeMap::from([(i64::from(number), answer.when.clone())]);
     let program = compile(rules, answer.otherwise.clone(), answer.then.clone(), target)?;
-    // It looks at the architecture once more.
+    // The compiled filter begins with another check of the architecture, which is not needed here.
     let known = architecture(target)?;
     Ok(program.strip_prefix(known.as_slice()).map_or(program.clone(), <[u64]>::to_vec))
 }
@@ -140,14 +142,14 @@ fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> u64 {
     u64::from(code) << 48 | u64::from(jt) << 40 | u64::from(jf) << 32 | u64::from(k)
 }
 
-/// All of these conditions.
+/// The rule that holds if all of these conditions hold.
 pub fn all(conditions: &[String]) -> Result<SeccompRule, String> {
     let conditions = conditions.iter().map(|text| condition(text)).collect::<Result<Vec<_>, _>>()?;
     SeccompRule::new(conditions).map_err(|error| error.to_string())
 }
 
-/// `argN[:32] [& MASK] OP VALUE`: the whole argument, or its low 32 bits where that is what the kernel looks
-/// at.
+/// Parses `argN[:32] [& MASK] OP VALUE`. `:32` compares the low 32 bits, for arguments of which the kernel
+/// looks at no more; otherwise the whole argument counts.
 fn condition(text: &str) -> Result<SeccompCondition, String> {
     let bad = |why: &str| format!("the condition {text:?} {why}");
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -192,13 +194,13 @@ fn condition(text: &str) -> Result<SeccompCondition, String> {
         (">=", None) => SeccompCmpOp::Ge,
         _ => return Err(bad("has no such operator")),
     };
-    // A mask of low bits makes it a comparison of 32 bits, which is shorter.
+    // With a mask of low bits a comparison of 32 bits is enough, and shorter.
     let low = low || matches!(operator, SeccompCmpOp::MaskedEq(mask) if mask <= u64::from(u32::MAX));
     let width = if low { SeccompCmpArgLen::Dword } else { SeccompCmpArgLen::Qword };
     SeccompCondition::new(index, width, operator, value).map_err(|error| bad(&error.to_string()))
 }
 
-/// A number, a constant's name, or several of them with `|`.
+/// A number, the name of a constant, or several of these combined with `|`.
 fn number(word: &str) -> Option<u64> {
     word.split('|').try_fold(0, |all, word| {
         let one = match word.strip_prefix("0x") {

@@ -1,4 +1,5 @@
-//! What build.rs makes of a policy file and a binary embeds: shared by the compiler and by `sandbox`.
+//! The compiled form of a policy file, which build.rs makes and a binary embeds; the compiler and `sandbox`
+//! share it.
 
 use std::fmt;
 
@@ -11,20 +12,20 @@ use crate::names::CAPABILITIES;
 pub struct CapSet(pub u64);
 
 impl CapSet {
-    /// Every capability that this version knows.
+    /// Every capability that this version of hyperinit knows.
     pub const ALL: CapSet = CapSet((1 << CAPABILITIES.len()) - 1);
 
-    /// Both.
+    /// The capabilities that are in either set.
     pub fn union(self, other: CapSet) -> CapSet {
         CapSet(self.0 | other.0)
     }
 
-    /// What is in both.
+    /// The capabilities that are in both sets.
     pub fn intersection(self, other: CapSet) -> CapSet {
         CapSet(self.0 & other.0)
     }
 
-    /// Whether capability `bit` is in it.
+    /// Whether the set has capability `bit`.
     pub fn has(self, bit: usize) -> bool {
         self.0 >> bit & 1 == 1
     }
@@ -42,29 +43,30 @@ impl fmt::Display for CapSet {
     }
 }
 
-/// One BPF program: instructions as in `struct sock_filter`, packed big end first (code, jt, jf, k).
+/// A BPF program. Each instruction is a `struct sock_filter`, packed from the most significant bits on (code,
+/// jt, jf, k).
 pub type Program = Vec<u64>;
 
-/// A process's policy.
+/// The policy of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompiledPolicy {
     /// What the process is and why it may do what it may.
     pub about: String,
-    /// The user and group that it runs as.
+    /// The user that it runs as.
     pub uid: u32,
-    /// See `uid`.
+    /// The group that it runs as.
     pub gid: u32,
-    /// Whether it opens and makes files as root all the same.
+    /// Whether it opens and creates files as root all the same.
     pub root_files: bool,
-    /// Whether it and all that it executes may gain nothing by execve.
+    /// Whether no_new_privs is set, so that execve grants nothing to it and its descendants.
     pub no_new_privs: bool,
-    /// Whether it is in a mount namespace of its own with nothing in it.
+    /// Whether it is in a mount namespace of its own that contains nothing.
     pub empty_root: bool,
-    /// What it may do.
+    /// The capabilities that it has.
     pub capabilities: CapSet,
-    /// Its filter. With the ones that it inherits, the strictest answer counts.
+    /// Its seccomp filter. If it inherits others, the strictest answer counts.
     pub program: Program,
-    /// Every rule as a person reads it: (what, why).
+    /// Every rule in readable form: (rule, reason).
     pub rules: Vec<(String, String)>,
 }
 
@@ -72,7 +74,7 @@ pub struct CompiledPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Device {
-    /// Below /dev.
+    /// The path below /dev.
     pub name: String,
     /// The character device's major number.
     pub major: u32,
@@ -83,7 +85,7 @@ pub struct Device {
 /// What a container's processes get.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompiledProfile {
-    /// Capabilities, filter.
+    /// Their capabilities and filter.
     pub policy: CompiledPolicy,
     /// Paths hidden from the container.
     pub masked_paths: Vec<String>,
@@ -95,6 +97,6 @@ pub struct CompiledProfile {
     pub readonly_sys: bool,
     /// Whether the root filesystem is read-only, whatever the host says.
     pub readonly_root: bool,
-    /// Whether what is started is in a Landlock scope of its own.
+    /// Whether the container's processes are in a Landlock scope of their own.
     pub scoped: bool,
 }

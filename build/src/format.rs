@@ -1,4 +1,4 @@
-//! The files of policy/ as they are written, and where in them a rule is: policy/README.md describes them.
+//! The format of the files in policy/ (described in policy/README.md), and the places of rules in them.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -10,13 +10,13 @@ use crate::compiled::Device;
 pub struct Source {
     /// Its path below policy/ without the extension: `netd`, `container/default`, `lists/ceiling`.
     pub name: String,
-    /// As an error names it.
+    /// The file's path in error messages.
     pub file: String,
-    /// What it says.
+    /// The file's text.
     pub text: String,
 }
 
-/// policy/*.json and policy/container/*.json.
+/// A file policy/*.json or policy/container/*.json.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyFile {
@@ -25,139 +25,143 @@ pub struct PolicyFile {
     /// The policy whose filter and bounding set it inherits.
     #[serde(default)]
     pub below: Option<String>,
-    /// Root, if absent.
+    /// The user that the process runs as; root if absent.
     #[serde(default)]
     pub user: User,
-    /// Whether execve gains nothing.
+    /// Whether no_new_privs is set, so that execve grants nothing.
     pub no_new_privs: bool,
-    /// Whether it leaves every mount of the guest for an empty directory: it opens nothing by a path any
-    /// more.
+    /// Whether the process leaves every mount of the guest for an empty root directory, so that it can open
+    /// nothing by a path any more.
     #[serde(default)]
     pub empty_root: bool,
-    /// What it may do.
+    /// The capabilities that it has.
     pub capabilities: Vec<CapabilityRule>,
-    /// Which system calls it may make.
+    /// The system calls that it may make.
     pub seccomp: Seccomp,
-    /// A container's files: a profile has them, a process does not.
+    /// The files of a container. Only a container profile has this.
     #[serde(default)]
     pub container: Option<Container>,
 }
 
-/// Whom a process runs as.
+/// The user that a process runs as.
 #[derive(Debug, Deserialize, Default, Clone, Copy)]
 #[serde(deny_unknown_fields)]
 pub struct User {
-    /// Not 0: a process that is not root keeps its capabilities over setresuid.
+    /// The user's number, not 0. A process that is not root keeps its capabilities over setresuid.
     pub uid: u32,
-    /// See `uid`.
+    /// The group's number, not 0.
     pub gid: u32,
-    /// Whether it opens and makes files as root all the same (setfsuid(2)). The kernel's settings in
-    /// /proc/sys stay closed to it: the kernel looks at the effective user there.
+    /// Whether it still opens and creates files as root (setfsuid(2)). The kernel's settings in /proc/sys
+    /// stay closed to it, because the kernel checks the effective user there.
     #[serde(default)]
     pub root_files: bool,
 }
 
-/// One capability by its name, or all `of` another policy.
+/// A capability by its name, or all capabilities `of` another policy.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CapabilityRule {
-    /// capabilities(7).
+    /// The capability's name, as in capabilities(7).
     #[serde(default)]
     pub name: Option<String>,
-    /// A policy's name.
+    /// The name of the policy whose capabilities it has.
     #[serde(default)]
     pub of: Option<String>,
-    /// What for.
+    /// Why the policy has it.
     pub why: String,
-    /// As a rule's.
+    /// As in [`Rule`].
     #[serde(default)]
     pub unseen: Option<String>,
-    /// As a rule's.
+    /// As in [`Rule`].
     #[serde(default)]
     pub varies: Option<String>,
 }
 
 impl CapabilityRule {
-    /// What it is about.
+    /// The `name` or the `of`, whichever is there.
     pub fn key(&self) -> &str {
         self.name.as_deref().or(self.of.as_deref()).unwrap_or_default()
     }
 }
 
-/// A filter.
+/// A seccomp filter.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Seccomp {
-    /// What happens to a call without a rule.
+    /// The answer to a call without a rule.
     pub default: Default_,
-    /// Lists whose rules this policy has too: policy/lists/NAME.json.
+    /// Names of lists whose rules this policy has too: policy/lists/NAME.json.
     #[serde(default)]
     pub include: Vec<String>,
-    /// Its own rules that hold always, by what they are for.
+    /// Rules of its own without conditions, grouped by their reason.
     #[serde(default)]
     pub groups: Vec<Group>,
-    /// Its other rules.
+    /// The other rules of its own.
     pub rules: Vec<Rule>,
 }
 
-/// What happens to a call without a rule.
+/// The answer to a call without a rule.
 #[derive(Debug, Deserialize, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Default_ {
-    /// SIGSYS: the process names the call and dies. The rules allow.
+    /// SIGSYS: the process logs the call and dies. The rules allow calls.
     Trap,
-    /// It fails: with EPERM, and with ENOSYS where the build knows no call of its number. The rules allow.
+    /// The call fails with EPERM, or with ENOSYS if the build knows no call with that number. The rules allow
+    /// calls.
     Deny,
-    /// It passes. The rules deny.
+    /// The call passes. The rules deny calls.
     Allow,
 }
 
-/// One system call.
+/// A rule about one system call.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Its name.
+    /// The call's name.
     pub syscall: String,
-    /// Why the policy has the entry.
+    /// Why the policy has the rule.
     pub why: String,
-    /// Any of these lists, all of its conditions; absent: always.
+    /// Lists of conditions. The rule holds if all conditions of any one list hold; without lists it always
+    /// holds.
     #[serde(default)]
     pub when: Vec<Vec<String>>,
-    /// None of these lists, instead of `when`.
+    /// Instead of `when`: the rule holds if none of these lists holds.
     #[serde(default)]
     pub unless: Vec<Vec<String>>,
-    /// Deny with this error. The default of a denial is EPERM; in an allow-list it makes a rule a denial.
+    /// Deny the call with this error. In a filter that denies by default, only this makes a rule a denial; in
+    /// one that allows by default, EPERM is the default.
     #[serde(default)]
     pub errno: Option<String>,
-    /// Not every architecture has the call.
+    /// Whether some architectures do not have the call.
     #[serde(default)]
     pub optional: bool,
-    /// Why it stays although no test on a machine sees it used, or not all of it: tests/minimal reads it.
+    /// Why the rule stays although no test on a machine sees it used, or sees only a part of it used;
+    /// tests/minimal reads this.
     #[serde(default)]
     pub unseen: Option<String>,
-    /// Why it depends on the machine or on chance whether a test sees it used, instead of `unseen`.
+    /// Instead of `unseen`: why it depends on the machine or on chance whether a test sees the rule used.
     #[serde(default)]
     pub varies: Option<String>,
 }
 
-/// Calls with one reason.
+/// Calls that are allowed or denied for one reason.
 #[derive(Debug, Deserialize)]
 #[serde(from = "GroupFile")]
 pub struct Group {
-    /// A rule for each.
+    /// One rule for each call.
     pub rules: Vec<Rule>,
 }
 
-/// A group as it is written.
+/// A group as written in the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GroupFile {
-    /// Why the policy has the entry.
+    /// Why the policy has these rules.
     why: String,
-    /// As a rule's, for each.
+    /// As in [`Rule`], for each call.
     #[serde(default)]
     optional: bool,
-    /// The names.
+    /// The names of the calls.
     syscalls: Vec<String>,
 }
 
@@ -177,13 +181,13 @@ impl From<GroupFile> for Group {
     }
 }
 
-/// What a container's files are like.
+/// The files of a container.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Container {
-    /// Paths hidden from it.
+    /// Paths that are hidden from the container.
     pub masked_paths: Vec<String>,
-    /// Paths that it can only read.
+    /// Paths that the container can only read.
     pub readonly_paths: Vec<String>,
     /// The nodes of its /dev.
     pub devices: Vec<Device>,
@@ -192,20 +196,20 @@ pub struct Container {
     /// Whether the root filesystem is read-only, whatever the host says.
     #[serde(default)]
     pub readonly_root: bool,
-    /// Whether what is started is in a Landlock scope of its own.
+    /// Whether the container's processes are in a Landlock scope of their own.
     #[serde(default)]
     pub scoped: bool,
 }
 
-/// policy/lists/*.json: rules that several policies have.
+/// A file policy/lists/*.json: rules that several policies share.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct List {
-    /// What they have in common.
+    /// What the rules have in common.
     pub about: String,
-    /// As that of the policies that include it.
+    /// The default of the policies that include the list.
     pub default: Default_,
-    /// As a policy's.
+    /// As in [`Seccomp`].
     #[serde(default)]
     pub groups: Vec<Group>,
     /// The other rules.
@@ -217,7 +221,7 @@ pub fn parse<T: DeserializeOwned>(source: &Source) -> Result<T, String> {
     serde_json::from_str(&source.text).map_err(|error| format!("{}:{}: {error}", source.file, error.line()))
 }
 
-/// A place in a file, as an error begins: `policy/netd.json:12`.
+/// A place in a file, in the form in which an error message begins: `policy/netd.json:12`.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
     file: &'a str,
@@ -225,13 +229,13 @@ pub struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    /// The line of a key.
+    /// The line where a key first occurs.
     pub fn of_key(source: &'a Source, key: &str) -> Place<'a> {
         let at = source.text.find(&format!("{key:?}")).unwrap_or(0);
         Place { file: &source.file, line: line(&source.text, at) }
     }
 
-    /// The error here.
+    /// An error message about this place.
     pub fn error(&self, what: &str, why: &str) -> String {
         format!("{self}: {what}: {why}")
     }
@@ -243,7 +247,8 @@ impl std::fmt::Display for Place<'_> {
     }
 }
 
-/// Where the items of the list under `section` are, each told by its key, in the order of the file.
+/// The places of the items of the list under `section`. Each item is found by its key; the keys are in the
+/// order of the file.
 pub fn places<'a>(source: &'a Source, section: &str, keys: impl Iterator<Item = &'a str>) -> Vec<Place<'a>> {
     let mut at = source.text.find(&format!("{section:?}")).unwrap_or(0);
     keys.map(|key| {

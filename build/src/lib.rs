@@ -1,5 +1,5 @@
-//! The policies of policy/*.json: the compiled form that a guest embeds, and with the feature `compiler` what
-//! makes it.
+//! The policies of policy/*.json: the compiled form that a guest embeds, and, with the feature `compiler`,
+//! the compiler.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "compiler")]

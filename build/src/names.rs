@@ -1,4 +1,4 @@
-//! Names that policies use, and their numbers.
+//! The names that policies use, and their numbers.
 
 /// Capabilities in the order of their bits (linux/capability.h).
 pub const CAPABILITIES: [&str; 41] = [
@@ -48,7 +48,7 @@ pub const CAPABILITIES: [&str; 41] = [
 #[cfg(feature = "compiler")]
 macro_rules! constants {
     ($($name:ident)*) => {
-        /// The value of a constant of libc that policies may name.
+        /// The value of a constant of libc that policies may name; none for any other name.
         #[allow(clippy::cast_sign_loss)]
         pub fn constant(name: &str) -> Option<u64> {
             Some(match name {

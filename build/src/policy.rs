@@ -1,8 +1,8 @@
-//! The policy compiler: policy/**/*.json → capability masks and BPF. Pure; build.rs reads and writes the
-//! files.
+//! The policy compiler: policy/**/*.json → capability masks and BPF. It does no input or output; build.rs
+//! reads and writes the files.
 //!
-//! A rule that is unsorted, unexplained, misspelt, that can never hold, says nothing, or allows what a filter
-//! above denies is an error with the file's name and the line.
+//! A rule that is out of order, unexplained or misspelt, that can never hold, that adds nothing, or that
+//! allows what a filter above denies is an error with the file's name and the line.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,15 +15,15 @@ use crate::names::{CAPABILITIES, constant};
 
 /// The syscall table of the target.
 pub trait Syscalls {
-    /// The number of a call, if the target has it.
+    /// The number of a call, if the target has the call.
     fn number(&self, name: &str) -> Option<u32>;
-    /// Whether any architecture has it.
+    /// Whether any architecture has a call with this name.
     fn exists(&self, name: &str) -> bool;
-    /// The numbers that the target has calls for.
+    /// The numbers of all calls of the target.
     fn numbers(&self) -> BTreeSet<u32>;
 }
 
-/// What a file makes: a process's policy, or a container profile.
+/// The compiled form of a file: the policy of a process, or a container profile.
 #[derive(Debug, Clone)]
 pub enum Compiled {
     /// policy/*.json
@@ -32,8 +32,8 @@ pub enum Compiled {
     Profile(CompiledProfile),
 }
 
-/// Compiles all files for an architecture (as in `CARGO_CFG_TARGET_ARCH`): each policy and profile with its
-/// name, or everything that is wrong.
+/// Compiles all files for an architecture (as in `CARGO_CFG_TARGET_ARCH`). Returns each policy and profile
+/// with its name, or all errors.
 pub fn compile(
     sources: &[Source],
     arch: &str,
@@ -51,13 +51,13 @@ pub fn compile(
     if errors.is_empty() { Ok(compiled) } else { Err(errors) }
 }
 
-/// The files, parsed, and each checked for itself.
+/// The parsed files, each checked on its own.
 struct Files<'a> {
     policies: BTreeMap<&'a str, (PolicyFile, &'a Source)>,
     lists: BTreeMap<&'a str, (List, &'a Source)>,
 }
 
-/// A rule and where it is.
+/// A rule and its place in the file.
 type Placed<'a> = (&'a Rule, Place<'a>);
 
 impl<'a> Files<'a> {
@@ -156,7 +156,8 @@ impl<'a> Files<'a> {
         Ok(all)
     }
 
-    /// The rules of the file and of the lists that it includes, by system call. They add up.
+    /// The rules of the file and of the lists that it includes, by system call. Several rules for one call
+    /// add up.
     fn rules<'b>(
         &'b self,
         file: &'b PolicyFile,
@@ -183,7 +184,8 @@ impl<'a> Files<'a> {
         Ok(all)
     }
 
-    /// What is inherited counts as well: a policy has no use for what the ones above it deny.
+    /// Checks the file against the policies that it inherits: a rule that allows what one of them denies
+    /// would have no effect.
     fn check_above(
         &self,
         file: &PolicyFile,
@@ -219,7 +221,7 @@ impl<'a> Files<'a> {
                 }
             }
             if over.below.is_none() {
-                // Those between may grant more than they have in use.
+                // The policies in between may grant more than they have in use.
                 let had = self.capabilities(over, at)?;
                 if let Some(bit) = capabilities.keys().find(|bit| !had.contains_key(bit)) {
                     let missing = CAPABILITIES.get(*bit).copied().unwrap_or_default();
@@ -242,13 +244,13 @@ impl Default_ {
     }
 }
 
-/// The rules of groups, and the others.
+/// The rules of the groups, then the other rules.
 fn placed<'a>(groups: &'a [Group], rules: &'a [Rule], source: &'a Source) -> Vec<Placed<'a>> {
     let grouped = placed_in("groups", groups.iter().flat_map(|group| &group.rules), source);
     grouped.into_iter().chain(placed_in("rules", rules.iter(), source)).collect()
 }
 
-/// Rules in the order of the file, each with its place below a key.
+/// Rules in the order of the file, each with its place below the key.
 fn placed_in<'a>(
     key: &str,
     rules: impl Iterator<Item = &'a Rule> + Clone,
@@ -261,7 +263,7 @@ fn allows(default: Default_, rule: &Rule) -> bool {
     default != Default_::Allow && rule.errno.is_none()
 }
 
-/// Whether it holds whatever the arguments.
+/// Whether the rule holds for any arguments.
 fn always(rule: &Rule) -> bool {
     rule.when.is_empty() && rule.unless.is_empty()
 }
@@ -297,12 +299,12 @@ fn check_capabilities(rules: &[CapabilityRule], source: &Source) -> Result<(), S
     Ok(())
 }
 
-/// Whether a reason was left out that was begun.
+/// Whether a reason is given but blank.
 fn blank(reason: Option<&String>) -> bool {
     reason.is_some_and(|reason| reason.trim().is_empty())
 }
 
-/// Each group and the other rules, in themselves.
+/// Checks each group, and the other rules, separately.
 fn check_sorted(groups: &[Group], rules: &[Rule], source: &Source, default: Default_) -> Result<(), String> {
     let placed = placed(groups, rules, source);
     let mut rest = placed.as_slice();
@@ -345,7 +347,7 @@ fn check_rules(rules: &[Placed<'_>], default: Default_) -> Result<(), String> {
     Ok(())
 }
 
-/// Two rules for the same call, of the file and its lists: the later one has to add something.
+/// Checks two rules for the same call, from the file and its lists: the later one has to add something.
 fn check_pair((earlier, at): &Placed<'_>, (rule, place): &Placed<'_>) -> Result<(), String> {
     let error = |why: &str| Err(place.error(&rule.syscall, &format!("{why} {at}")));
     if earlier.errno != rule.errno {
@@ -363,7 +365,7 @@ fn check_pair((earlier, at): &Placed<'_>, (rule, place): &Placed<'_>) -> Result<
     Ok(())
 }
 
-/// The answer to each call that the target has.
+/// The answer to each call of the target.
 fn answers(
     rules: &BTreeMap<&str, Vec<Placed<'_>>>,
     default: Default_,
@@ -393,7 +395,7 @@ fn answers(
             }
         };
         match answers.get_mut(&number) {
-            // Without conditions it always holds, whatever else is said.
+            // One rule without conditions makes the answer unconditional.
             Some(answer) if answer.when.is_empty() || when.is_empty() => answer.when.clear(),
             Some(answer) => answer.when.extend(when),
             None => drop(answers.insert(number, Answer { when, then, otherwise })),
@@ -402,8 +404,9 @@ fn answers(
     Ok(answers)
 }
 
-/// Has each number without a known system call fail with ENOSYS, as an older kernel would: programs then fall
-/// back. Returns the first number above all known ones; every number from there on fails so too.
+/// Makes each number without a known system call fail with ENOSYS, as an older kernel would, so that programs
+/// fall back. Returns the first number above all known ones; the numbers from there on have to fail in the
+/// same way.
 fn answer_unknown(answers: &mut BTreeMap<u32, Answer>, syscalls: &dyn Syscalls) -> u32 {
     let known = syscalls.numbers();
     let beyond = known.last().map_or(0, |last| last.saturating_add(1));
@@ -414,7 +417,8 @@ fn answer_unknown(answers: &mut BTreeMap<u32, Answer>, syscalls: &dyn Syscalls) 
     beyond
 }
 
-/// Linux has errors up to 133; a misspelt one must not be 0.
+/// The errno with this name. Linux has errors from 1 to 133; no other value is accepted, because a denial
+/// with 0 would look like success.
 fn errno(name: &str) -> Option<SeccompAction> {
     let errno = constant(name).filter(|_| name.starts_with('E'))?;
     u32::try_from(errno).ok().filter(|errno| (1..=133).contains(errno)).map(SeccompAction::Errno)

@@ -1,4 +1,4 @@
-//! The tables of the `syscalls` crate, by architecture.
+//! The system call tables of the `syscalls` crate, by architecture.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use crate::policy::Syscalls;
 
 /// The system calls of one architecture.
 pub struct Table {
-    /// As in `CARGO_CFG_TARGET_ARCH`.
+    /// The architecture, as in `CARGO_CFG_TARGET_ARCH`.
     pub arch: String,
 }
 
@@ -31,7 +31,7 @@ impl Syscalls for Table {
 }
 
 impl Table {
-    /// (number, name) of every call. The crate's own iterators leave the last one out.
+    /// (number, name) of every call. The iterators of the crate omit the last one.
     pub fn all(&self) -> Vec<(i64, &'static str)> {
         match self.arch.as_str() {
             "x86_64" => (0..=x86_64::Sysno::last() as usize)

@@ -1,33 +1,33 @@
-//! What a host decides for a guest when it starts it: words of the kernel's command line, and settings of its
-//! network.
+//! What a host decides for a guest when it starts it: words of the kernel's command line, and settings of the
+//! guest's network.
 
 use serde::{Deserialize, Serialize};
 
-/// Settings of a network namespace of the guest's own, as Docker has them: every user may listen on any port,
-/// and ping. A container's sysctls come later and count.
+/// Settings of the guest's own network namespace, as in Docker: every user may listen on any port, and ping.
+/// A container's sysctls are set later and override them.
 pub const USERS_NETWORK: [(&str, &str); 2] = [
     ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
     ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
 ];
 
-/// Which container profile of policy/container the pod runs under.
+/// The container profile of policy/container under which the pod runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Profile {
     /// Docker's 14 capabilities, seccomp, masked paths.
     Default,
-    /// Everything execd has to give (kernel cmdline `hyper_profile=privileged`).
+    /// Everything that execd itself may grant (kernel cmdline `hyper_profile=privileged`).
     Privileged,
-    /// For code that nobody trusts: no capabilities, a short list of calls (kernel cmdline
+    /// For untrusted code: no capabilities and a short list of system calls (kernel cmdline
     /// `hyper_profile=restricted`).
     Restricted,
 }
 
 impl Profile {
-    /// All of them.
+    /// Every profile.
     pub const ALL: [Profile; 3] = [Profile::Default, Profile::Privileged, Profile::Restricted];
 
-    /// The profile of that name.
+    /// The profile with that name; the error lists the names.
     pub fn named(name: &str) -> Result<Profile, String> {
         let found = Profile::ALL.into_iter().find(|profile| profile.name() == name);
         found.ok_or_else(|| {
@@ -35,7 +35,7 @@ impl Profile {
         })
     }
 
-    /// As on the kernel cmdline and in policy/container.
+    /// The name on the kernel cmdline and in policy/container.
     pub fn name(self) -> &'static str {
         match self {
             Profile::Default => "default",
@@ -46,10 +46,10 @@ impl Profile {
 }
 
 /// The most that virtio's 9p transport moves at once with pages of 4 kB (net/9p/trans_virtio.c), in bytes.
-/// The kernel's default, 128 kB, makes four times as many round trips for a large file.
+/// With the kernel's default of 128 kB a large file takes four times as many round trips.
 const NINE_P_MSIZE: u32 = 512_000;
 
-/// What 9p travels over.
+/// The transport of the 9p protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NinePTransport {
     /// A virtio device.
@@ -68,19 +68,19 @@ impl NinePTransport {
     }
 }
 
-/// What the guest keeps of a share by 9p (`hyper_share_cache=`).
+/// What the guest caches of a 9p share (`hyper_share_cache=`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ShareCache {
-    /// Nothing that is not in use: the host and the guest see at once what the other writes, as with the
+    /// Nothing that is not in use: the host and the guest see each other's writes at once, as with the
     /// original.
     Coherent,
-    /// Files and names, for as long as there is memory: much faster, for a host that changes nothing below
-    /// the share.
+    /// Files and names, as long as there is memory. Much faster, for a host that changes nothing below the
+    /// share.
     Loose,
 }
 
 impl ShareCache {
-    /// Both.
+    /// Both modes.
     pub const ALL: [ShareCache; 2] = [ShareCache::Coherent, ShareCache::Loose];
 
     /// The value of `hyper_share_cache=`.
@@ -91,12 +91,12 @@ impl ShareCache {
         }
     }
 
-    /// The mode of the kernel (Documentation/filesystems/9p.rst).
+    /// The kernel's cache mode (Documentation/filesystems/9p.rst).
     ///
-    /// `mmap` is `none`, which reads and writes at the host and keeps no name, but has shared mappings:
-    /// without, databases and linkers fail. And it reads ahead in what is mapped; `none` gets each page of a
-    /// program in a round trip of its own. From Linux 6.4 on `mmap` also keeps what is read and written by
-    /// calls, unless `directio` is there; kernels before do not know that word and pass over it.
+    /// `mmap` works like `none`, which reads and writes at the host and caches no name, but it also supports
+    /// shared mappings, without which databases and linkers fail. It also reads ahead in mapped files, while
+    /// `none` fetches each page of a program in a round trip of its own. From Linux 6.4 on `mmap` also caches
+    /// what calls read and write, unless `directio` is given; earlier kernels ignore that word.
     fn mode(self) -> &'static str {
         match self {
             ShareCache::Coherent => "mmap,directio",
@@ -104,11 +104,11 @@ impl ShareCache {
         }
     }
 
-    /// Whether a process that has exited may have written what is not at the host yet.
+    /// Whether the writes of a process that has exited may not have reached the host yet.
     ///
-    /// In the coherent mode that can only be pages of a shared mapping. The kernel writes them when the
-    /// mapping goes, which is before the process is reaped. `release` (uname's) 6.8 and later only begin to
-    /// write them then.
+    /// In the coherent mode this concerns only pages of a shared mapping. The kernel writes them when the
+    /// mapping goes, which is before the process is reaped. Kernels whose `release` (of uname) is 6.8 or
+    /// later only begin to write them at that time.
     pub fn is_late(self, release: &str) -> bool {
         let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|word| word.parse().unwrap_or(0));
         let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
@@ -119,13 +119,13 @@ impl ShareCache {
     }
 }
 
-/// The mount options of a share by 9p.
+/// The mount options of a 9p share.
 ///
-/// `access=client`: what a user makes is his, for the host is told who he is, and each user has handles of
-/// his own. The guest's kernel checks the modes of files in any case. `user` would do the same; `client` is
-/// the kernel's default, and the only one that could have ACLs. With `any` everybody is root to the host, and
-/// all that he makes root's. Handles of his own cost a user one round trip for each directory that another
-/// user has just been in.
+/// `access=client`: files belong to the user who makes them, because the host is told which user that is, and
+/// each user has file handles of its own. The guest's kernel checks file modes in any case. `user` would do
+/// the same; `client` is the kernel's default, and the only mode that could have ACLs. With `any` every user
+/// is root to the host, and all files that users make are root's. Handles of its own cost a user one round
+/// trip for each directory that another user has just been in.
 pub fn nine_p_options(transport: NinePTransport, cache: ShareCache) -> String {
     let (trans, mode) = (transport.name(), cache.mode());
     format!("trans={trans},version=9p2000.L,msize={NINE_P_MSIZE},access=client,cache={mode}")

@@ -1,8 +1,8 @@
-//! From a control frame to a typed command (protocol.md «Control messages», «JSON»).
+//! Turns a control frame into a typed command (protocol.md «Control messages», «JSON»).
 //!
-//! This is where the host's bytes are read, by init: after it they are numbers, names and checked ids.
-//! Unknown keys are ignored with a warning; a wrong type or a missing key is a fault that names the key. A
-//! value is never printed: it may be an environment variable.
+//! init reads the host's bytes here and nowhere else; afterwards they are numbers, names and checked ids.
+//! Unknown keys are ignored with a warning; a wrong type or a missing key is a fault that names the key.
+//! Values are never printed: they may be environment variables.
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
@@ -18,23 +18,23 @@ mod objects;
 /// The longest JSON in bytes. The kernel takes 2 MiB of arguments and environment for one process (a quarter
 /// of the usual stack limit), and JSON's escapes make that longer.
 pub const JSON_MAX: usize = 4 << 20;
-/// How much more of init's memory a JSON may take than it has bytes, at worst, where objects are empty
-/// (tests/weight.rs has measured it). So much it is only while it is short, for the lists of
-/// protocol/src/spec/bounds.rs have ends: no 4 MiB take more than twelvefold.
+/// How many bytes of init's memory one byte of JSON may take at worst, which is for empty objects (measured
+/// by tests/weight.rs). Only short commands reach this ratio; the list limits of protocol/src/spec/bounds.rs
+/// keep a command of 4 MiB below 12×.
 pub const JSON_WEIGHT: usize = 48;
-/// How many unknown keys one command may have named in the log; there may be millions.
+/// How many unknown keys of one command the log names; a command may have millions.
 const UNKNOWN_NAMED: usize = 8;
-/// As much of each is named, in characters.
+/// How many characters of each such key the log quotes.
 const UNKNOWN_LEN: usize = 64;
 
-/// What a host asks for: one variant for each command of protocol.md.
+/// A request of the host: one variant for each command of protocol.md.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Which API the guest speaks.
+    /// Return the version of the API.
     GetVersion,
-    /// The same, asked by a host that knows more than this API: what else the guest can.
+    /// GETVERSION from a host newer than this API: also return what else the guest supports.
     Features,
-    /// Is anybody there.
+    /// Answer, to show that the guest is alive.
     Ping,
     /// The host's READY: rescan the PCI bus.
     Rescan,
@@ -95,58 +95,58 @@ impl From<&Command> for Message {
 /// EXECCMD's payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecCmd {
-    /// In which container.
+    /// The container.
     pub container: ContainerId,
-    /// What to start.
+    /// The process to start.
     pub process: Box<Process>,
 }
 
 /// WINSIZE's payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WinSize {
-    /// In which container.
+    /// The container.
     pub container: ContainerId,
-    /// Whose terminal.
+    /// The process with the terminal.
     pub process: ProcessId,
-    /// Rows of characters.
+    /// The height in characters.
     pub row: u16,
-    /// Columns of characters.
+    /// The width in characters.
     pub column: u16,
 }
 
 /// KILLCONTAINER's payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KillContainer {
-    /// Whose init.
+    /// The container whose init gets the signal.
     pub container: ContainerId,
-    /// What it gets.
+    /// The signal.
     pub signal: Signal,
 }
 
 /// SIGNALPROCESS's payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignalProcess {
-    /// In which container.
+    /// The container.
     pub container: ContainerId,
-    /// Whose process group.
+    /// The process whose process group gets the signal.
     pub process: ProcessId,
-    /// What it gets.
+    /// The signal.
     pub signal: Signal,
 }
 
 /// REMOVECONTAINER's payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoveContainer {
-    /// Which.
+    /// The container.
     pub container: ContainerId,
 }
 
 /// A file of a container: READFILE's payload, and the beginning of WRITEFILE's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct File {
-    /// In which container.
+    /// The container.
     pub container: ContainerId,
-    /// Its path there.
+    /// The file's path in the container.
     #[serde(deserialize_with = "crate::spec::text::<PATH_MAX, _>")]
     pub file: String,
 }
@@ -154,9 +154,9 @@ pub struct File {
 /// WRITEFILE's payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteFile {
-    /// Which file.
+    /// The file to write.
     pub file: File,
-    /// What it shall contain.
+    /// The new content of the file.
     pub data: Vec<u8>,
 }
 
@@ -168,7 +168,7 @@ pub struct SetupRoute {
     pub routes: Vec<Route>,
 }
 
-/// What a command counts for of what a host can have init hold, in bytes.
+/// How many bytes a command counts for towards the limit of what init holds for a host.
 pub fn weight(id: u32, payload: &[u8]) -> usize {
     match Message::from_id(id) {
         Some(Message::WriteFile) => payload.len(),
@@ -176,7 +176,7 @@ pub fn weight(id: u32, payload: &[u8]) -> usize {
     }
 }
 
-/// The command in a control frame; the fault is what ERROR tells the host.
+/// The command in a control frame. The fault is the text of the ERROR that the host gets.
 pub fn parse(id: u32, payload: &[u8]) -> Result<Command, Fault> {
     let unknown = || Fault::new("reading", format_args!("message {id}"), "there is no such command");
     let message = Message::from_id(id).ok_or_else(unknown)?;
@@ -206,36 +206,37 @@ pub fn parse(id: u32, payload: &[u8]) -> Result<Command, Fault> {
     Ok(command)
 }
 
-/// GETVERSION's payload, from a host that asks for more than the number.
+/// The payload of a GETVERSION that asks for more than the version number.
 #[derive(Debug, Deserialize)]
 struct VersionQuery {
     #[serde(default)]
     features: bool,
 }
 
-/// Whether GETVERSION asks for the guest's features. A payload that says anything else is none, as it always
+/// Whether GETVERSION asks for the guest's features. A payload without that question is ignored, as it always
 /// was.
 fn asks_for_features(payload: &[u8]) -> bool {
     json(Message::GetVersion, payload).is_ok_and(|query: VersionQuery| query.features)
 }
 
-/// What the guest can beyond the API's number: GETVERSION's reply, behind the number's four bytes.
+/// What the guest supports beyond the API's version: the part of GETVERSION's reply after the four bytes of
+/// the number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Features {
     /// The guest's name.
     pub name: String,
-    /// Its version.
+    /// The guest's version.
     pub version: String,
-    /// What it can, by name.
+    /// The supported features, by name.
     pub features: Vec<String>,
 }
 
 impl Features {
-    /// A host that knows this name hears of a process's end without the pause that runV's client needs
-    /// (protocol.md «Version»).
+    /// The guest tells a host that asked for features the end of a process without the pause that runV's
+    /// client needs (protocol.md «Version»).
     pub const PROMPT_EVENTS: &str = "prompt-events";
 
-    /// This guest's.
+    /// The features of this guest.
     pub fn own() -> Features {
         Features {
             name: "hyperinit".to_owned(),
@@ -245,7 +246,8 @@ impl Features {
     }
 }
 
-/// A command without argument: Go encodes none as `null`. Anything else is as harmless, and worth a warning.
+/// A command without an argument; Go encodes that as `null`. Any other payload is harmless too, and only
+/// logged.
 fn no_argument(message: Message, payload: &[u8], command: Command) -> Command {
     if !payload.is_empty() && payload != b"null" {
         log::warn!("{message}: ignoring {} bytes of argument", payload.len());
@@ -253,7 +255,7 @@ fn no_argument(message: Message, payload: &[u8], command: Command) -> Command {
     command
 }
 
-/// WRITEFILE: one JSON object, and every byte after it is the file's.
+/// WRITEFILE: one JSON object; every byte after it belongs to the file.
 fn write_file(payload: &[u8]) -> Result<WriteFile, Fault> {
     let mut values = serde_json::Deserializer::from_slice(payload).into_iter::<IgnoredAny>();
     match values.next() {
@@ -292,7 +294,7 @@ fn json<T: DeserializeOwned>(message: Message, payload: &[u8]) -> Result<T, Faul
     Ok(value)
 }
 
-/// The fault of a payload that says something else than it should.
+/// The fault of a payload that is not what its command needs.
 fn malformed(message: Message, key: &str, why: &str) -> Fault {
     match key {
         "" => Fault::new("reading", message, why),
@@ -300,8 +302,8 @@ fn malformed(message: Message, key: &str, why: &str) -> Fault {
     }
 }
 
-/// serde's text without the value it met: `invalid type: string "secret", expected u64` keeps what follows
-/// the last comma, so nothing that the host wrote can pass for it.
+/// serde's error text without the value that it quotes. Of `invalid type: string "secret", expected u64` only
+/// the part after the last `, expected ` is kept, so no text of the host can get into the result.
 fn without_value(text: &str) -> String {
     match text.rsplit_once(", expected ") {
         Some((_value, expected)) => format!("expected {expected}"),
@@ -309,7 +311,7 @@ fn without_value(text: &str) -> String {
     }
 }
 
-/// The keys that a command had and no field took.
+/// The keys of a command that no field took.
 #[derive(Default)]
 struct Unknown {
     named: Vec<String>,
@@ -528,7 +530,7 @@ mod tests {
         }
     }
 
-    /// Each with what it needs, in the order of its fields.
+    /// Each list has what the object needs, in the order of its fields.
     #[test]
     fn a_list_is_no_object_however_deep() {
         let container = r#"["c","","","","",[],[],{},{}]"#;
@@ -610,8 +612,8 @@ mod tests {
         assert!(read(Message::StartPod, &format!(r#"{{"dns":{}}}"#, "[".repeat(100_000))).is_err());
     }
 
-    /// However deep it is, in less than the stack that PID 1 has promised (sys/heap.rs): the rest is for what
-    /// calls. What nobody knows is passed over without going down into it.
+    /// Parsing the deepest JSON takes less stack than PID 1 has reserved (sys/heap.rs); the rest is for the
+    /// callers. Unknown values are skipped without recursion.
     #[test]
     fn the_deepest_json_needs_less_stack_than_there_is() {
         let deep = |key: &str, open: &str, close: &str, depth: usize| {

@@ -6,25 +6,26 @@ use std::io;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-/// The longest part of a fault in bytes: what it is about may be quoted, and the host's names can be as long
-/// as its messages. So an ERROR is below four of these, and a helper's fault below what its reader may hold.
+/// The longest part of a fault in bytes. A fault may quote its object, and the host's names can be as long as
+/// its messages. With this limit an ERROR is shorter than four parts, and a helper's fault is shorter than
+/// its reader's buffer.
 pub const PART_MAX: usize = 1 << 10;
 
-/// An error as a person reads it and as it travels between processes.
+/// An error in the form in which people read it and processes exchange it.
 ///
-/// `who` is a process of hyperinit (`mountd`), `doing` a verb phrase (`mounting the rootfs`), `to` the
-/// object (a path, a name; may be empty), `why` the reason, and `errno` the kernel's answer if it was one.
+/// `who` is a process of hyperinit (`mountd`), `doing` a verb phrase (`mounting the rootfs`), `to` the object
+/// (a path, a name; may be empty), `why` the reason, and `errno` the kernel's answer if there was one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// The process that failed.
     pub who: String,
     /// What it was doing.
     pub doing: String,
-    /// To what, or empty.
+    /// The object of `doing`; may be empty.
     pub to: String,
-    /// Why it could not be done.
+    /// The reason.
     pub why: String,
-    /// The errno behind `why`, if a system call said so.
+    /// The errno behind `why`, if a system call failed.
     pub errno: Option<i32>,
 }
 
@@ -41,18 +42,18 @@ impl Fault {
         .clipped()
     }
 
-    /// The same without what is too long of it. For who gets one that somebody else has made.
+    /// The fault with each part cut to [`PART_MAX`], for faults that another process made.
     pub fn clipped(mut self) -> Fault {
         [&mut self.who, &mut self.doing, &mut self.to, &mut self.why].into_iter().for_each(clip);
         self
     }
 
-    /// A fault whose reason is the kernel's.
+    /// A fault from an errno.
     pub fn errno(doing: impl Into<String>, to: impl fmt::Display, errno: Errno) -> Fault {
         Fault { errno: Some(errno as i32), ..Fault::new(doing, to, errno.desc()) }
     }
 
-    /// A fault from the standard library; keeps the errno if there is one.
+    /// A fault from an error of the standard library; keeps the errno if there is one.
     pub fn io(doing: impl Into<String>, to: impl fmt::Display, error: &io::Error) -> Fault {
         match error.raw_os_error() {
             Some(raw) => Fault::errno(doing, to, Errno::from_raw(raw)),
@@ -66,14 +67,14 @@ impl Fault {
     }
 }
 
-/// Cuts a text to [`PART_MAX`], and says so.
+/// Cuts a text to [`PART_MAX`] and marks the cut.
 fn clip(text: &mut String) {
     const MARK: &str = "…";
     if text.len() > PART_MAX {
         let end = (0..=PART_MAX - MARK.len()).rev().find(|&at| text.is_char_boundary(at));
         text.truncate(end.unwrap_or(0));
         text.push_str(MARK);
-        // The memory of what is gone, too.
+        // This frees the memory of the part that was cut off.
         text.shrink_to_fit();
     }
 }
@@ -90,7 +91,7 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
-/// Turns the errors of system calls into faults at the call: `open(p).fault("opening", p)?`.
+/// Turns the error of a system call into a fault at the call: `open(p).fault("opening", p)?`.
 pub trait OrFault<T> {
     /// The value, or a fault that says what was being done to what.
     fn fault(self, doing: &str, to: impl fmt::Display) -> Result<T, Fault>;

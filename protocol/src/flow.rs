@@ -1,44 +1,45 @@
 //! Flow control of single streams, for a host that asks for it (docs/streams.md «Flow control»).
 //!
-//! hyperstart has none: a host that does not read one process's output has to leave that of all, and one
-//! process that does not read its stdin keeps the host from writing to any. So the two have words of their
-//! own, in frames of a stream that no process can have. A host that does not begin (runV) hears none of them,
-//! and a guest that does not know them answers the first with the end of an unknown stream.
+//! hyperstart has none: a host that does not want the output of one process has to stop reading the output of
+//! all, and one process that does not read its stdin keeps the host from writing to any. So host and guest
+//! have messages of their own, in frames of a stream number that no process can have. A host that does not
+//! start flow control (runV) gets none of these messages, and a guest that does not support them answers the
+//! first one with the end of an unknown stream.
 
 use crate::frame;
 
-/// The stream of the words.
+/// The stream number that carries these messages.
 pub const STREAM: u64 = u64::MAX;
 
-/// What the host says.
+/// A message of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ask {
-    /// To be told from now on what becomes of stdin; the answer is [`BEGUN`].
+    /// Report from now on how much of the stdin data is used up; the answer is [`BEGUN`].
     Begin,
-    /// To take nothing from the process that writes to this stream, as if its pipe was full, as long as it
+    /// Read nothing from the process that writes to this stream, as if its pipe were full, while the process
     /// runs.
     Hold(u64),
-    /// To take from it again.
+    /// Read from that process again.
     Go(u64),
 }
 
-/// What the guest says: so many bytes of what the host has sent for this stdin wait no more.
+/// A message of the guest: this many bytes of what the host has sent for this stdin do not wait any longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Credit {
-    /// The stream.
+    /// The stdio stream of the process.
     pub stdio: u64,
-    /// How many, in bytes.
+    /// The number of bytes.
     pub bytes: u32,
 }
 
 /// The answer to [`Ask::Begin`].
 pub const BEGUN: Credit = Credit { stdio: 0, bytes: 0 };
 
-/// A word's length in bytes.
+/// The length of a message in bytes.
 const LENGTH: usize = 12;
 
 impl Ask {
-    /// As a whole frame.
+    /// The message as a whole frame.
     pub fn frame(self) -> Vec<u8> {
         whole(match self {
             Ask::Go(stream) => word(stream, 0),
@@ -47,7 +48,7 @@ impl Ask {
         })
     }
 
-    /// A frame's payload; none if it is no such word.
+    /// Decodes a frame's payload; none if it is not a message of the host.
     pub fn decode(payload: &[u8]) -> Option<Ask> {
         match numbers(payload)? {
             (stream, 0) => Some(Ask::Go(stream)),
@@ -59,19 +60,19 @@ impl Ask {
 }
 
 impl Credit {
-    /// As a frame's payload.
+    /// The message as the payload of a frame.
     pub fn encode(self) -> [u8; LENGTH] {
         word(self.stdio, self.bytes)
     }
 
-    /// A frame's payload; none if it is no such word.
+    /// Decodes a frame's payload; none if it is not a message of the guest.
     pub fn decode(payload: &[u8]) -> Option<Credit> {
         numbers(payload).map(|(stdio, bytes)| Credit { stdio, bytes })
     }
 }
 
 fn whole(word: [u8; LENGTH]) -> Vec<u8> {
-    // It is short.
+    // The encoding cannot fail, because the payload is short.
     frame::stream(STREAM, &word).unwrap_or_default()
 }
 

@@ -1,23 +1,24 @@
 //! The frames of both channels (protocol.md «Channels»), for the guest and for the host's client alike.
 //!
-//! A decoder is fed whatever a read returned and hands out whole frames. It never believes a declared length
-//! before it has checked it, and never allocates for bytes that have not come.
+//! A decoder is fed whatever a read returned and hands out whole frames. It checks a declared length before
+//! it relies on it, and never allocates for bytes that have not come.
 
 use std::fmt;
 use std::marker::PhantomData;
 
-/// The longest control frame in bytes, header included. NEWCONTAINER is the largest command without a file
-/// (some kilobytes); 16 MiB is what WRITEFILE and READFILE may carry at once, and what init can spare for one
-/// frame.
+/// The longest control frame in bytes, header included. Without a file, NEWCONTAINER is the largest command
+/// (a few kilobytes). 16 MiB is what WRITEFILE and READFILE may carry at once, and what init can spare for
+/// one frame.
 pub const CONTROL_MAX: usize = 16 << 20;
 /// The longest stream frame in bytes, header included. The C guest sends at most 512 payload bytes and runV
-/// 16; 1 MiB leaves room for large writes and bounds what one frame can hold of streamd's memory.
+/// 16; 1 MiB leaves room for large writes and bounds how much of streamd's memory one frame can hold.
 pub const STREAM_MAX: usize = 1 << 20;
 /// The bytes before a control frame's payload: type and length.
 pub const CONTROL_HEADER: usize = 8;
 /// The bytes before a stream frame's payload: stream number and length.
 pub const STREAM_HEADER: usize = 12;
-/// An emptied decoder gives back what it holds above this: a rare large frame must not cost memory for good.
+/// A decoder without pending bytes frees its buffer above this size in bytes, so that a rare large frame does
+/// not cost memory for good.
 const KEEP: usize = 64 << 10;
 
 /// The control messages that are in use (protocol.md «Control messages»).
@@ -80,7 +81,7 @@ impl Message {
         Message::ALL.into_iter().find(|message| message.id() == id)
     }
 
-    /// The id as it stands in a frame.
+    /// The id of the message in a frame.
     pub fn id(self) -> u32 {
         self as u32
     }
@@ -125,17 +126,18 @@ impl From<Message> for u32 {
     }
 }
 
-/// A declared length that no honest peer sends. The connection is of no further use: where the next frame
-/// would begin is unknown.
+/// A declared length that no correct peer sends. The connection cannot be used any longer, because the start
+/// of the next frame is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Violation {
     /// The channel: `control` or `stream`.
     pub channel: &'static str,
-    /// The length of the frame in bytes, header included, as declared (saturated when it is our own).
+    /// The declared length of the frame in bytes, header included. For a frame that is being encoded: its
+    /// length, or `u32::MAX` if it does not fit.
     pub length: u32,
-    /// The least a frame of this channel can be.
+    /// The smallest frame of this channel, in bytes.
     pub min: usize,
-    /// The most it may be.
+    /// The largest frame of this channel, in bytes.
     pub max: usize,
 }
 
@@ -148,25 +150,25 @@ impl fmt::Display for Violation {
 
 impl std::error::Error for Violation {}
 
-/// What differs between the two channels: the type-or-number in front of the length.
+/// What differs between the two channels: the field in front of the length.
 pub trait Channel {
-    /// What stands before the length: the message's id, or the stream's number.
+    /// The field in front of the length: the message's id, or the stream's number.
     type Tag: Copy + fmt::Debug + PartialEq;
-    /// The channel's name in errors.
+    /// The channel's name in error messages.
     const NAME: &'static str;
-    /// The header's size in bytes; its last four are the length.
+    /// The header's size in bytes; its last four bytes are the length.
     const HEADER: usize;
-    /// The cap on a frame, header included.
+    /// The largest frame in bytes, header included.
     const MAX: usize;
     /// Reads the tag from the header's first bytes.
     fn tag(header: &[u8]) -> Self::Tag;
 }
 
-/// Commands, replies and events.
+/// The control channel: commands, replies and events.
 #[derive(Debug)]
 pub enum Control {}
 
-/// The processes' bytes.
+/// The stream channel: the input and output of processes.
 #[derive(Debug)]
 pub enum Stream {}
 
@@ -197,11 +199,11 @@ impl Channel for Stream {
 pub struct Frame<'a, T> {
     /// The message's id, or the stream's number.
     pub tag: T,
-    /// What follows the header.
+    /// The bytes after the header.
     pub payload: &'a [u8],
 }
 
-/// Bytes in, whole frames out.
+/// Decodes bytes into whole frames.
 ///
 /// ```
 /// # use hyperinit_protocol::frame::{self, ControlDecoder, Message};
@@ -214,9 +216,9 @@ pub struct Frame<'a, T> {
 #[derive(Debug)]
 pub struct Decoder<C> {
     buffer: Vec<u8>,
-    /// Where the next frame begins in `buffer`; what is before it has been handed out.
+    /// Where the next frame begins in `buffer`; the bytes before it have been handed out.
     start: usize,
-    /// Set for good by the first violation.
+    /// Set by the first violation, and kept until `reset`.
     violation: Option<Violation>,
     channel: PhantomData<C>,
 }
@@ -233,9 +235,9 @@ impl<C> Default for Decoder<C> {
 }
 
 impl<C: Channel> Decoder<C> {
-    /// Takes what was read, in any portions. Call [`Decoder::next_frame`] until it has no more before the
-    /// next `push`: that keeps what is held below one frame and one portion. After a violation everything is
-    /// thrown away.
+    /// Takes what was read, in portions of any size. Call [`Decoder::next_frame`] until it returns none
+    /// before the next `push`; then the buffer never holds more than one frame and one portion. After a
+    /// violation all bytes are dropped.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.violation.is_some() {
             return;
@@ -274,7 +276,7 @@ impl<C: Channel> Decoder<C> {
         Ok(Some(Frame { tag, payload: &self.buffer[frame.start + C::HEADER..frame.end] }))
     }
 
-    /// Forgets what has been handed out.
+    /// Drops the bytes that have been handed out.
     fn discard(&mut self) {
         self.buffer.drain(..self.start);
         self.start = 0;
@@ -288,18 +290,18 @@ impl<C: Channel> Decoder<C> {
         self.buffer.len() - self.start
     }
 
-    /// Whether nothing is left that has been pushed, and all of it was frames.
+    /// Whether everything that was pushed has been handed out as whole frames.
     pub fn is_between_frames(&self) -> bool {
         self.violation.is_none() && self.pending() == 0
     }
 
-    /// Begins anew with a new connection: half a frame of the old one is thrown away.
+    /// Starts again for a new connection. Half a frame of the old one is dropped.
     pub fn reset(&mut self) {
         *self = Decoder::default();
     }
 }
 
-/// The length as a size, if a frame of the channel can be that long.
+/// The length as a size, if a frame of this channel can have it.
 fn check<C: Channel>(length: u32) -> Result<usize, Violation> {
     let violation = Violation { channel: C::NAME, length, min: C::HEADER, max: C::MAX };
     usize::try_from(length).ok().filter(|length| (C::HEADER..=C::MAX).contains(length)).ok_or(violation)
@@ -328,7 +330,8 @@ pub fn stream(number: u64, payload: &[u8]) -> Result<Vec<u8>, Violation> {
     Ok(frame)
 }
 
-/// The header of a stream frame with a payload of `payload` bytes, for those who have the payload elsewhere.
+/// The header of a stream frame with a payload of `payload` bytes, for a caller that keeps the payload
+/// elsewhere.
 pub fn stream_header(number: u64, payload: usize) -> Result<[u8; STREAM_HEADER], Violation> {
     let length = length::<Stream>(payload)?;
     let mut header = [0; STREAM_HEADER];

@@ -1,20 +1,20 @@
-//! Where a host begins on a port that it shares with hosts before it, when nothing tells that they came or
-//! left.
+//! How the two sides find the start of a new host's bytes, on a port where nothing reports that a host came
+//! or left.
 
 use std::time::Duration;
 
-/// Nothing tells who is at the other end of a serial line. After this much silence in the middle of a frame
-/// the next byte begins a frame: another host may have come. An honest host writes a frame at once and waits
-/// only for its credit, and runV waits no longer than this for anything.
+/// After this much silence in the middle of a frame on a serial line, the next byte begins a frame, because
+/// another host may have come: a serial line does not report who is at its other end. A correct host writes a
+/// frame at once and waits only for its credit, and runV waits no longer than this for anything.
 pub const LINE_PAUSE: Duration = Duration::from_secs(10);
 
-/// The first words of a host that shares its port with earlier hosts: a PING with this payload, which the ACK
-/// gives back.
+/// The first message of a host that shares its port with earlier hosts: a PING with this payload, which the
+/// ACK repeats.
 ///
-/// On virtio-serial and on serial lines one host's bytes follow another's, and nothing tells in time that the
-/// earlier host has left. A number that no host has used before shows both sides where the new host begins:
-/// what the guest read before the greeting was another host's, and so is what the host hears before the ACK.
-/// Until the ACK comes the host sends nothing more.
+/// On virtio-serial and on serial lines one host's bytes follow another's, and nothing reports in time that
+/// the earlier host has left. A number that no host has used before shows both sides where the new host
+/// begins: what the guest read before the greeting came from another host, and what the host reads before the
+/// ACK was meant for another host. The host sends nothing more until the ACK comes.
 pub fn greeting(number: u64) -> Vec<u8> {
     [GREETING, format!("{number:016x}").as_bytes(), GREETING_END].concat()
 }

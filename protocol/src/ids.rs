@@ -1,17 +1,18 @@
-//! Names and numbers that mean something, checked once where they enter.
+//! Names and numbers with a meaning, checked once on input.
 
 use std::fmt;
 use std::num::NonZeroU64;
 
-/// The users and groups of the guest's own processes (policy/*.json). The guest gives nobody in a container
-/// one of these numbers: the kernel lets a user signal his own processes, and counts what he has for all of
-/// them together. What a container's root has of one that it takes: docs/design.md «As built».
+/// The users and groups of the guest's own processes (policy/*.json). The guest gives no process in a
+/// container one of these numbers, because the kernel lets a user signal all of its own processes, and counts
+/// their resources together. For what a container's root gains by taking such a number see docs/design.md «As
+/// built».
 pub const HELPER_USERS: std::ops::RangeInclusive<u32> = 0xffff_f000..=0xffff_f0ff;
 
 use serde::{Deserialize, Serialize};
 
-/// The longest container or process id in bytes; the container's is a directory and a cgroup name (NAME_MAX
-/// is 255).
+/// The longest container or process id in bytes. A container's id is the name of a directory and of a cgroup
+/// (NAME_MAX is 255).
 pub const ID_MAX: usize = 128;
 
 /// What is wrong with an id, in words.
@@ -26,7 +27,7 @@ fn check(id: &str) -> Result<(), &'static str> {
     }
 }
 
-/// As much of an id as an error quotes: what is too long to be one is too long to be told.
+/// The part of an id that an error quotes; the rest of an id that is too long is cut off.
 fn shown(id: &str) -> String {
     id.chars().take(ID_MAX).collect()
 }
@@ -39,7 +40,7 @@ macro_rules! id {
         pub struct $name(String);
 
         impl $name {
-            /// The id as it came.
+            /// The id as the host sent it.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -68,7 +69,7 @@ macro_rules! id {
 }
 
 id!(
-    /// A container's id: also the name of its directory and cgroup, so never a path.
+    /// A container's id. It is also the name of a directory and a cgroup, so it can never be a path.
     ContainerId
 );
 id!(
@@ -76,12 +77,12 @@ id!(
     ProcessId
 );
 
-/// A stream number of protocol.md «Streams»: never zero.
+/// A stream number of protocol.md «Streams», which is never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StreamId(pub NonZeroU64);
 
 impl StreamId {
-    /// The stream of that number; none for zero, which means «no stream».
+    /// The stream with that number; none for zero, which means «no stream».
     pub fn new(number: u64) -> Option<StreamId> {
         NonZeroU64::new(number).map(StreamId)
     }
@@ -114,23 +115,23 @@ impl fmt::Display for Pid {
 pub struct Signal(u8);
 
 impl Signal {
-    /// `SIGHUP`: the terminal is gone, or read your configuration again.
+    /// `SIGHUP`: the terminal is gone, or: read the configuration again.
     pub const HUP: Signal = Signal(1);
     /// `SIGINT`: a terminal's ^C.
     pub const INT: Signal = Signal(2);
     /// `SIGQUIT`: a terminal's ^\\.
     pub const QUIT: Signal = Signal(3);
-    /// `SIGKILL`: end.
+    /// `SIGKILL`: end at once.
     pub const KILL: Signal = Signal(9);
-    /// `SIGPIPE`: nobody reads what is written.
+    /// `SIGPIPE`: written to a pipe without a reader.
     pub const PIPE: Signal = Signal(13);
-    /// `SIGTERM`: please end.
+    /// `SIGTERM`: a request to end.
     pub const TERM: Signal = Signal(15);
-    /// `SIGCONT`: go on.
+    /// `SIGCONT`: continue.
     pub const CONT: Signal = Signal(18);
     /// `SIGTSTP`: a terminal's ^Z.
     pub const TSTP: Signal = Signal(20);
-    /// `SIGWINCH`: the terminal has another size.
+    /// `SIGWINCH`: the terminal's size has changed.
     pub const WINCH: Signal = Signal(28);
     /// The last real-time signal of Linux.
     const MAX: u8 = 64;

@@ -1,6 +1,6 @@
-//! Log lines: `who: text`, one write each, to standard error. PID 1's is the log: in a VM `/dev/kmsg`, which
-//! never blocks. A helper's is its log channel, from which PID 1 takes the lines and puts the sender's name
-//! on them ([`relay`]).
+//! Log lines: `who: text`, each with one write to standard error. For PID 1 that is the log itself: in a VM
+//! `/dev/kmsg`, which never blocks. For a helper it is its log channel, from which PID 1 takes the lines and
+//! adds the sender's name ([`relay`]).
 
 use std::ffi::CString;
 use std::io::Write;
@@ -10,16 +10,16 @@ use std::sync::{PoisonError, RwLock};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 static WHO: RwLock<&str> = RwLock::new("hyperinit");
-/// Whether lines begin with a priority, as the kernel's log has it and init takes it from a log channel.
+/// Whether lines begin with a priority, as in the kernel's log and in a log channel.
 static PRIORITIES: AtomicBool = AtomicBool::new(false);
-/// How many lines a full log channel has cost since one was last written.
+/// How many lines a full log channel has lost since the last line was written.
 static LOST: AtomicU32 = AtomicU32::new(0);
 
 /// The longest line, in bytes: a kernel log record holds about 1 kB.
 const LINE_MAX: usize = 900;
 
-/// Names this process in its faults and log lines, and for ps(1): all of them are executed from one file. For
-/// a process that is not confined yet.
+/// Sets this process's name for its faults, its log lines and ps(1), because all processes execute one file.
+/// The process must not be confined yet.
 pub fn name(who: &'static str) {
     if let Ok(name) = CString::new(who) {
         let _ = nix::sys::prctl::set_name(&name);
@@ -27,17 +27,18 @@ pub fn name(who: &'static str) {
     *WHO.write().unwrap_or_else(PoisonError::into_inner) = who;
 }
 
-/// The name, for a signal handler: it may not wait for whoever is changing it.
+/// The name, for a signal handler, which must not wait for a lock. If the name is just being changed, the
+/// answer is `hyperinit`.
 pub fn who_in_signal() -> &'static str {
     WHO.try_read().map_or("hyperinit", |who| *who)
 }
 
-/// What goes before an error's line.
+/// The priority in front of an error's line; empty without priorities.
 pub fn error_priority() -> &'static [u8] {
     if PRIORITIES.load(Ordering::Relaxed) { priority(Level::Error).as_bytes() } else { b"" }
 }
 
-/// A level as the kernel's log has it (syslog(2)): of the facility of daemons, which is 3.
+/// The priority of a level in the kernel's log (syslog(2)), with facility 3, daemons.
 fn priority(level: Level) -> &'static str {
     match level {
         Level::Error => "<27>",
@@ -68,8 +69,8 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
-/// Writes one line as one write: several processes share the log. A log that cannot be written is no reason
-/// to stop, and what it costs is said as soon as it can be.
+/// Writes a line with one write, because several processes share the log. If the log cannot be written the
+/// process goes on, and the number of lost lines is logged as soon as possible.
 fn line(level: Level, text: &str) {
     let who = who();
     let write = |level, text: &str| {
@@ -81,20 +82,19 @@ fn line(level: Level, text: &str) {
     LOST.fetch_add(failed, Ordering::Relaxed);
 }
 
-/// A fault names its process itself: the text without the name.
+/// The text without the process's name in front: a fault names its process itself.
 fn own<'a>(who: &str, text: &'a str) -> &'a str {
     text.strip_prefix(who).and_then(|text| text.strip_prefix(": ")).unwrap_or(text)
 }
 
-/// PID 1: writes a line that came from a log channel, in the name of the channel's `sender`. `name` is what
-/// the sender calls itself, and is not said twice.
+/// PID 1: writes a line that came from a log channel, in the name of the channel's `sender`. `name` is the
+/// sender's own name for itself; if the text begins with it, it is dropped.
 pub fn relay(level: Level, sender: &str, name: &str, text: &[u8]) {
     let text = String::from_utf8_lossy(text);
     let _ = std::io::stderr().write_all(compose(level, sender, own(name, &text)).as_bytes());
 }
 
-/// A line's level and text, as its writer in a log channel has put them together. One without a priority is a
-/// warning.
+/// Splits a line of a log channel into its level and its text. A line without a priority is a warning.
 pub fn level(line: &[u8]) -> (Level, &[u8]) {
     let levels = [Level::Error, Level::Warn, Level::Info, Level::Debug];
     let found =
@@ -102,15 +102,15 @@ pub fn level(line: &[u8]) -> (Level, &[u8]) {
     found.unwrap_or((Level::Warn, line))
 }
 
-/// Whether a terminal, or who reads one, could take a character for something else than text: control
-/// characters, and those that end a line or turn its direction.
+/// Whether a terminal or a reader could take the character for something else than text: control characters,
+/// and characters that end a line or change its direction.
 fn is_deceptive(character: char) -> bool {
     let turns =
         matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     character.is_control() || turns
 }
 
-/// The line, whatever the text is.
+/// Composes a line from any text: one line of limited length.
 fn compose(level: Level, who: &str, text: &str) -> String {
     let priority = if PRIORITIES.load(Ordering::Relaxed) { priority(level) } else { "" };
     let mut out = format!("{priority}{who}: {}", text.replace(is_deceptive, " "));
@@ -122,14 +122,14 @@ fn compose(level: Level, who: &str, text: &str) -> String {
     out
 }
 
-/// Makes this process `who` in the log, with `level` from `hyper_log=` (quiet: warnings and errors).
-/// `priorities`: standard error is the kernel's log, or a log channel. Panics are logged as one line too, so
-/// that a helper's death is told by its last line.
+/// Sets up logging for this process, named `who`, with `level` from `hyper_log=` (quiet: warnings and
+/// errors). `priorities`: standard error is the kernel's log, or a log channel. A panic is logged as one line
+/// too, so that a helper's last line tells why it died.
 pub fn start(who: &'static str, level: LevelFilter, priorities: bool) {
     name(who);
     PRIORITIES.store(priorities, Ordering::Relaxed);
     log::set_max_level(level);
-    // A second logger in one process (a test) is refused; the first goes on.
+    // If a process sets a second logger (a test does), that is refused and the first one stays.
     let _ = log::set_logger(&Stderr);
     std::panic::set_hook(Box::new(|panic| line(Level::Error, &panic.to_string())));
 }
@@ -152,7 +152,7 @@ mod tests {
             let longer = compose(Level::Error, &format!("{fits}{}", "y".repeat(more)));
             assert_eq!(longer, format!("{who}: {fits}\n"), "{more} more");
         }
-        // Not in the middle of a character.
+        // The cut is not in the middle of a character.
         for character in ["ü", "…", "🦀"] {
             let line = compose(Level::Error, &character.repeat(LINE_MAX));
             let (text, end) = line.split_at(line.len() - 1);

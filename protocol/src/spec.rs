@@ -1,7 +1,7 @@
-//! The nouns of protocol.md «JSON»: what a host says about pods, containers and processes.
+//! The objects of protocol.md «JSON»: what a host says about pods, containers and processes.
 //!
-//! One set of types for the wire of the host and the edges to the helpers. Numbers that protocol.md calls
-//! optional have its defaults here; a wrong type or a missing required key names itself when parsed.
+//! The same types serve the host's channel and the edges to the helpers. A number that protocol.md calls
+//! optional gets its default here. A wrong type or a missing required key makes an error that names the key.
 
 use serde::{Deserialize, Serialize};
 
@@ -96,25 +96,25 @@ pub struct Container {
     /// Ignored.
     #[serde(default, deserialize_with = "null_is_default")]
     pub restart_policy: String,
-    /// Ports to open with the container.
+    /// Ports to open when the container starts.
     #[serde(default, deserialize_with = "list::<PORTS_MAX, _, _>")]
     pub ports: Vec<Port>,
 }
 
-/// A process: a container's init, or EXECCMD's.
+/// A process: a container's init, or the process of an EXECCMD.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Process {
     /// Unique in its container; `init` by convention for the container's init.
     #[serde(default = "init_id")]
     pub id: ProcessId,
-    /// Name or number; empty: 0.
+    /// The user's name or number; empty: 0.
     #[serde(default, deserialize_with = "null_is_default")]
     pub user: String,
-    /// Name or number; empty: the user's.
+    /// The group's name or number; empty: the user's group.
     #[serde(default, deserialize_with = "null_is_default")]
     pub group: String,
-    /// Names or numbers.
+    /// Names or numbers of groups.
     #[serde(default, deserialize_with = "list::<GROUPS_MAX, _, _>")]
     pub additional_groups: Vec<String>,
     /// Whether the process has a tty.
@@ -129,7 +129,7 @@ pub struct Process {
     /// The program and its arguments; at least one.
     #[serde(default, deserialize_with = "list::<ARGS_MAX, _, _>")]
     pub args: Vec<String>,
-    /// Environment over the defaults of protocol.md «EXECCMD».
+    /// Environment variables, which override the defaults of protocol.md «EXECCMD».
     #[serde(default, deserialize_with = "list::<ARGS_MAX, _, _>")]
     pub envs: Vec<Env>,
     /// The working directory; empty: `/`.
@@ -141,8 +141,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// The process's streams by the rules of protocol.md «Streams», or what is wrong with it. Users, paths
-    /// and programs are not looked at: only the container knows them.
+    /// The process's streams by the rules of protocol.md «Streams», or what is wrong with the process. Users,
+    /// paths and programs are not checked: only the container knows them.
     pub fn check(&self) -> Result<(StreamId, Option<StreamId>), String> {
         if self.args.is_empty() {
             return Err("args: there is no program".to_owned());
@@ -224,7 +224,7 @@ pub struct Volume {
     /// SCSI `target:lun`.
     #[serde(default, deserialize_with = "null_is_default")]
     pub addr: String,
-    /// Where in the container.
+    /// The mount point in the container.
     pub mount: String,
     /// The filesystem.
     #[serde(default, deserialize_with = "null_is_default")]
@@ -241,9 +241,9 @@ pub struct Volume {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Fsmap {
-    /// Below the share.
+    /// The path below the share.
     pub source: String,
-    /// Where in the container.
+    /// The path in the container.
     pub path: String,
     /// Bind read-only.
     #[serde(default)]
@@ -253,26 +253,26 @@ pub struct Fsmap {
     pub docker_volume: bool,
 }
 
-/// A NIC: SETUPINTERFACE, DELETEINTERFACE, STARTPOD.
+/// A NIC, as in SETUPINTERFACE, DELETEINTERFACE and STARTPOD.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Interface {
-    /// Its name now.
+    /// The link's current name.
     #[serde(deserialize_with = "text::<NAME_MAX, _>")]
     pub device: String,
-    /// Its name to be; empty or equal: unchanged.
+    /// The link's new name; empty or equal to `device`: unchanged.
     #[serde(deserialize_with = "text::<NAME_MAX, _>")]
     pub new_device_name: String,
-    /// Addresses to add, or with a leading `-` to remove.
+    /// Addresses to add. A leading `-` removes the address instead.
     #[serde(deserialize_with = "list::<ADDRESSES_MAX, _, _>")]
     pub ip_addresses: Vec<IpAddress>,
-    /// Old style: one address.
+    /// Old style: a single address.
     #[serde(deserialize_with = "null_is_default")]
     pub ip_address: String,
-    /// Old style: its mask.
+    /// Old style: the mask of `ip_address`.
     #[serde(deserialize_with = "null_is_default")]
     pub net_mask: String,
-    /// Bytes; 0: unchanged.
+    /// The MTU in bytes; 0: unchanged.
     #[serde(deserialize_with = "null_is_default")]
     pub mtu: u64,
 }
@@ -283,7 +283,7 @@ pub struct Interface {
 pub struct IpAddress {
     /// The address; a leading `-` removes it.
     pub ip_address: String,
-    /// Dotted or a prefix length.
+    /// The mask, dotted or as a prefix length.
     pub net_mask: String,
 }
 
@@ -296,7 +296,7 @@ pub struct Route {
     /// The next hop.
     #[serde(deserialize_with = "null_is_default")]
     pub gateway: String,
-    /// The NIC.
+    /// The link's name.
     #[serde(deserialize_with = "null_is_default")]
     pub device: String,
 }
@@ -315,7 +315,8 @@ pub struct Port {
 }
 
 impl Port {
-    /// What is mapped, if anything is: the protocol and the host's port. Or what is wrong with it.
+    /// The mapping: the protocol and the host's port; none if the port is not mapped. The error says what is
+    /// wrong with it.
     pub fn check(&self) -> Result<Option<(Protocol, u16)>, String> {
         if self.host_port == 0 {
             return Ok(None);
@@ -333,10 +334,10 @@ impl Port {
     }
 }
 
-/// What has ports.
+/// A transport protocol that has ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Protocol {
-    /// Also if none is named.
+    /// TCP, which is also the default.
     Tcp,
     /// UDP.
     Udp,

@@ -1,13 +1,13 @@
-//! What is an object in protocol.md «JSON» is one in a payload too: serde's derived types also take a list,
-//! for their fields in their order, and Go has none of that.
+//! Accepts only an object where protocol.md «JSON» has an object. serde's derived types would also take a
+//! list, with the fields in their order; Go accepts no such list.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::forward_to_deserialize_any;
 
-/// Reads JSON, each struct from an object, and wraps all that is handed on meanwhile: what is deeper is read
-/// likewise. No command has an enum, and none could be read.
+/// A deserializer that reads each struct from an object. It wraps everything that it passes on, so the rule
+/// holds at every depth. No command has an enum, and none could be read.
 pub(super) struct Objects<X>(pub(super) X);
 
 impl<'de, D: Deserializer<'de>> Deserializer<'de> for Objects<D> {
@@ -38,12 +38,12 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Objects<D> {
         self.0.deserialize_newtype_struct(name, Objects(visitor))
     }
 
-    /// As it is: serde_json passes it over without going down into it.
+    /// Passed on unwrapped, because serde_json skips ignored values without recursion.
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
         self.0.deserialize_ignored_any(visitor)
     }
 
-    // JSON says itself what comes.
+    // JSON itself says which type comes next.
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
         tuple_struct map enum identifier

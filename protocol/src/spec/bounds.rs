@@ -1,8 +1,8 @@
-//! How many there may be of what a host can list, and how long a name is. Whoever lists more gets an ERROR
-//! that names the list, before there is memory for it: an empty object is two bytes of JSON and a hundred
-//! bytes of init's.
+//! The limits of the lists and names that a host can send. A longer list gets an ERROR that names the list,
+//! before memory is allocated for it: an empty object is two bytes of JSON, and a hundred bytes of init's
+//! memory.
 //!
-//! docs/limits.md has these beside all others.
+//! docs/limits.md lists these limits together with all others.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,55 +11,57 @@ use std::marker::PhantomData;
 use serde::de::{DeserializeOwned, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// Containers that a guest remembers, those included that have exited and were not removed.
+/// Containers that a guest remembers, including those that have exited and were not removed.
 pub const CONTAINERS_MAX: usize = 1024;
-/// NICs of one STARTPOD: more than a PCI bus has places.
+/// NICs of one STARTPOD: more than a PCI bus has slots.
 pub const INTERFACES_MAX: usize = 256;
 /// Addresses of one NIC.
 pub const ADDRESSES_MAX: usize = 256;
 /// Routes of one command.
 pub const ROUTES_MAX: usize = 4096;
-/// Each of nameservers, search domains and options: resolv.conf(5) has a use for three, and six.
+/// Nameservers, search domains and options, for each of the three lists; resolv.conf(5) uses three
+/// nameservers and six search domains.
 pub const DNS_MAX: usize = 64;
-/// Networks of each white list: each is a rule that packets meet.
+/// Networks of each white list; each is a rule that packets are matched against.
 pub const NETWORKS_MAX: usize = 256;
-/// Mapped ports of a pod: so many fit one transaction of the kernel.
+/// Mapped ports of a pod; this many fit one transaction of the kernel.
 pub const PORTS_MAX: usize = 4096;
-/// Volumes of a container, and the same of fsmaps: each is a mount or two.
+/// Volumes of a container, and likewise fsmaps; each is a mount or two.
 pub const VOLUMES_MAX: usize = 1024;
-/// Sysctls of a container: more than namespaces have.
+/// Sysctls of a container: more than its namespaces have.
 pub const SYSCTLS_MAX: usize = 1024;
-/// Arguments of a process, and the same of variables: the kernel's 2 MiB for both have room for a few more
-/// that are empty.
+/// Arguments of a process, and likewise environment variables. The kernel's 2 MiB for both would hold a few
+/// more only if they are empty.
 pub const ARGS_MAX: usize = 128 << 10;
 /// Additional groups of a process: the kernel's NGROUPS_MAX.
 pub const GROUPS_MAX: usize = 65_536;
-/// Resource limits of a process: as many as there are, four times.
+/// Resource limits of a process: four times as many as exist.
 pub const RLIMITS_MAX: usize = 64;
 
 /// The pod's hostname in bytes: the kernel's HOST_NAME_MAX.
 pub const HOSTNAME_MAX: usize = 64;
-/// A path in bytes: the kernel's PATH_MAX. It travels to mountd in the message itself, which has to fit the
+/// A path in bytes: the kernel's PATH_MAX. It travels to mountd in the packet itself, which has to fit the
 /// socket.
 pub const PATH_MAX: usize = 4096;
-/// A link's name in bytes: more than the kernel's 15, which netd speaks of. It travels in the message, too.
+/// A link's name in bytes: more than the kernel's limit of 15, which netd reports. It travels in the packet
+/// too.
 pub const NAME_MAX: usize = 255;
 
-/// Go's encoder writes an empty slice, map or pointer as `null`; it means the default.
+/// Go's encoder writes an empty slice, map or pointer as `null`, which means the default.
 pub fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Default + Deserialize<'de>,
 {
     if !deserializer.is_human_readable() {
-        // Between processes a value is always there: postcard and bincode carry no nulls.
+        // Between processes a value is always present: postcard and bincode have no null.
         return T::deserialize(deserializer);
     }
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// The same of a list of at most `MAX`, which has grown by doubling and takes no more than it needs from now
-/// on.
+/// A list of at most `MAX` elements; `null` is the empty list. The list has grown by doubling, so its spare
+/// memory is freed.
 pub fn list<'de, const MAX: usize, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -70,7 +72,7 @@ where
     Ok(list)
 }
 
-/// The same of names and values, at most `MAX`.
+/// A map of at most `MAX` names and values; `null` is the empty map.
 pub fn map<'de, const MAX: usize, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>
 where
     D: Deserializer<'de>,
@@ -78,7 +80,7 @@ where
     null_is_default::<D, AtMost<MAX, BTreeMap<String, String>>>(deserializer).map(|AtMost(map)| map)
 }
 
-/// The same of a text of at most `MAX` bytes.
+/// A text of at most `MAX` bytes; `null` is the empty text.
 pub fn text<'de, const MAX: usize, D>(deserializer: D) -> Result<String, D::Error>
 where
     D: Deserializer<'de>,
@@ -90,7 +92,7 @@ where
     }
 }
 
-/// What holds at most `MAX`.
+/// A collection of at most `MAX` elements.
 #[derive(Default)]
 struct AtMost<const MAX: usize, T>(T);
 
@@ -119,7 +121,7 @@ impl<'de, const MAX: usize, T: DeserializeOwned> Visitor<'de> for Counter<MAX, V
         f.write_str("a sequence")
     }
 
-    /// The length that it claims is not believed.
+    /// Allocates as elements come: the length that the sequence claims is not trusted.
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Vec<T>, A::Error> {
         let mut list = Vec::new();
         while let Some(element) = sequence.next_element()? {
@@ -157,12 +159,12 @@ mod tests {
     use crate::command::parse;
     use crate::frame::Message;
 
-    /// `count` times `element`, as JSON has it.
+    /// A JSON list of `count` times `element`.
     fn repeated(element: &str, count: usize) -> String {
         format!("[{}]", vec![element; count].join(","))
     }
 
-    /// What is said of a command in whose JSON `@` stands for a list of so many.
+    /// The result of a command in whose JSON `@` stands for a list of `count` elements.
     fn said(message: Message, json: &str, element: &str, count: usize) -> Result<(), String> {
         let json = json.replace('@', &repeated(element, count));
         parse(message.id(), json.as_bytes()).map(drop).map_err(|fault| fault.to_string())

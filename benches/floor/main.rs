@@ -1,7 +1,7 @@
-//! What the machine itself costs: a bare PID 1 with the guest's kernel, modules and ports, and none of its
-//! work.
+//! Measures what the machine itself costs: a bare PID 1 with the guest's kernel, modules and ports, which
+//! does none of init's work.
 //!
-//! It boots as init does and is told what to measure by lines on the control port, each answered by one line:
+//! It boots as init does. Lines on the control port say what to measure, and each is answered by one line:
 //!
 //! | line | what is measured | answer |
 //! |---|---|---|
@@ -12,10 +12,11 @@
 //! | `read BYTES` | that many from the stream port, from the first to come | `ok NS` |
 //! | `quit` | nothing: powers off, or ends the namespace | |
 //!
-//! What cannot be done is answered `error WHY`. A start is std's `Command`: posix_spawn(3), which shares the
-//! parent's memory until the execution, so there is no faster one; standard streams are /dev/null and the
-//! environment is empty. With `--local` (the arguments of hyperinit) the ports are unix sockets, one host at
-//! a time, and `mount` has nothing to do: the namespace sees the machine's files.
+//! A line that cannot be carried out is answered `error WHY`. A program is started by std's `Command`:
+//! posix_spawn(3), which shares the parent's memory until the execution, so there is no faster way. Its
+//! standard streams are /dev/null and its environment is empty. With `--local` (the arguments of hyperinit)
+//! the ports are unix sockets with one host at a time, and `mount` does nothing, because the namespace sees
+//! the machine's files.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
@@ -37,16 +38,16 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::utsname::uname;
 
-/// Where `mount` puts the export.
+/// The mount point of `mount`.
 const SHARE: &str = "/share";
 /// The largest CHUNK, in bytes.
 const CHUNK_MAX: usize = 16 << 20;
-/// How much `read` takes at once, in bytes.
+/// How many bytes `read` reads at once at most.
 const READ_CHUNK: usize = 64 << 10;
 /// The longest line, in bytes.
 const LINE_MAX: u64 = 64 << 10;
-/// Between two looks for a host that is not there: a port without one has an end of file, not nothing to
-/// read.
+/// The pause between two attempts to read from a host that is not there. A port without a host reports an end
+/// of file, not that there is nothing to read.
 const HOST_WAIT: Duration = Duration::from_millis(5);
 
 fn main() -> ExitCode {
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// As init does, and no more: the kernel's filesystems, the modules, the ports.
+/// Boots as init does, and no further: the kernel's filesystems, the modules, the ports.
 fn boot(settings: &Settings) -> Result<ports::Ports, Fault> {
     if settings.local.is_none() {
         for (kind, at) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
@@ -86,13 +87,13 @@ fn boot(settings: &Settings) -> Result<ports::Ports, Fault> {
     let mut settings = settings.clone();
     if settings.local.is_none() {
         let cmdline = std::fs::read_to_string("/proc/cmdline").fault("reading", "/proc/cmdline")?;
-        // What of it makes no sense init says.
+        // init reports the words that make no sense.
         drop(settings.add_cmdline(&cmdline));
     }
     ports::open(&settings)
 }
 
-/// One host after the other, until one says `quit`.
+/// Serves one host after the other, until one sends `quit`.
 fn serve(ports: ports::Ports, local: bool) -> Result<(), Fault> {
     loop {
         let control = host(&ports.control)?;
@@ -136,7 +137,7 @@ fn host(port: &Port) -> Result<File, Fault> {
     Ok(File::from(fd))
 }
 
-/// Carries out one line; what is returned follows `ok`.
+/// Carries out one line. The words that it returns follow `ok`.
 fn handle(line: &str, stream: &mut File, local: bool) -> Result<Vec<String>, Fault> {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     let took = |time: Duration| vec![time.as_nanos().to_string()];
@@ -199,7 +200,7 @@ fn write(stream: &mut File, bytes: usize, chunk: usize) -> Result<Duration, Faul
     Ok(start.elapsed())
 }
 
-/// The clock starts with the first bytes: how soon the host begins is not the port's time.
+/// The clock starts with the first bytes, so that the host's delay before them does not count.
 fn read(stream: &mut File, bytes: usize) -> Result<Duration, Fault> {
     let mut buffer = vec![0; READ_CHUNK];
     let mut start = None;

@@ -1,5 +1,5 @@
-//! passwd and group files of an image's, and the words of a host's: whoever a process runs as is named by
-//! them.
+//! passwd and group files of any image, together with any user names of a host: they decide which user a
+//! process runs as.
 #![forbid(unsafe_code)]
 #![no_main]
 
@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
     });
     let terminal = choices.byte() % 2 == 1;
     let rest = choices.rest();
-    // A zero ends passwd: it can be in none of its fields.
+    // A zero byte, which no field can contain, ends passwd.
     let (passwd, groups) = rest.split_at(rest.iter().position(|&byte| byte == 0).unwrap_or(rest.len() / 2));
     let (passwd, groups) = (String::from_utf8_lossy(passwd), String::from_utf8_lossy(groups));
     let json = serde_json::json!({
@@ -43,7 +43,7 @@ fuzz_target!(|data: &[u8]| {
     let numbers = [identity.uid, identity.gid].into_iter().chain(identity.groups.iter().copied());
     assert!(numbers.into_iter().all(|number| number != u32::MAX), "leave it as it is");
     assert!(identity.groups.is_sorted_by(|a, b| a < b) && identity.groups.len() <= GROUPS_MAX);
-    // Nobody is root who was not named root, by number or by the image.
+    // A process is root only if the host named user 0, or a name that the image gives number 0.
     if identity.uid == 0 && !process.user.is_empty() && process.user.parse() != Ok(0_u32) {
         let named = |line: &str| {
             let mut fields = line.split(':');

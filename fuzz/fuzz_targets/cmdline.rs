@@ -1,5 +1,5 @@
-//! A kernel command line of anybody's: only our words change anything, every bad one is a warning, and the
-//! last good one counts.
+//! Any kernel command line: only hyperinit's words change anything, each bad one is a warning, and the last
+//! good one counts.
 #![forbid(unsafe_code)]
 #![no_main]
 

@@ -1,5 +1,6 @@
-//! Every command with any payload: what is understood is the same when it is said again, to init and over the
-//! edges; what is not makes a short ERROR; and neither takes more memory than it counts for.
+//! Every command with any payload. A payload that is understood has the same meaning when it is encoded
+//! again, for init and for the edges; one that is not understood gets a short ERROR; neither takes more
+//! memory than it counts for.
 #![forbid(unsafe_code)]
 #![no_main]
 
@@ -11,7 +12,8 @@ use libfuzzer_sys::fuzz_target;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The most that a byte of JSON may cost while it is read: a list that grows has its old half too.
+/// The memory that one byte of JSON may cost while it is parsed, in bytes: a list that grows also holds its
+/// old half.
 const GROWTH: usize = 96;
 
 fuzz_target!(|data: &[u8]| {
@@ -80,7 +82,7 @@ fn same(id: u32, body: &impl Serialize, command: &Command) {
     assert_eq!(command::parse(id, &json).as_ref(), Ok(command));
 }
 
-/// As it goes to a helper.
+/// Checks that a value survives the encoding in which it is sent to a helper.
 fn crosses<T: Serialize + DeserializeOwned + PartialEq>(value: &T) {
     let config = bincode::config::standard();
     let bytes = bincode::serde::encode_to_vec(value, config).expect("bytes");

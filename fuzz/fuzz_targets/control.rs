@@ -1,6 +1,6 @@
-//! The control channel over a socket, written in any portions to a guest that has room or not: every byte
-//! that was read is credited by NEXT, no more and no less, every frame comes once and in order, and so does
-//! every reply. On a port that hosts share the same holds until the bytes say that another one is there.
+//! The control channel over a socket, written in any portions to a guest that has room or not. NEXT credits
+//! exactly the bytes that were read; every frame and every reply comes once and in order. On a port that
+//! hosts share this holds until the bytes show that another host has come.
 #![forbid(unsafe_code)]
 #![no_main]
 
@@ -18,7 +18,7 @@ use nix::sys::socket::{
 };
 use nix::unistd::{read, write};
 
-/// More than a portion can need: a turn takes a frame at least.
+/// More turns than one portion can need: a turn takes at least one frame.
 const TURNS_MAX: usize = 1 << 16;
 
 const FLAGS: SockFlag = SockFlag::SOCK_NONBLOCK.union(SockFlag::SOCK_CLOEXEC);
@@ -27,13 +27,13 @@ struct Guest {
     control: Control,
     epoll: Epoll,
     host: OwnedFd,
-    /// Of what the guest says.
+    /// Decodes what the guest sends.
     decoder: ControlDecoder,
     credited: usize,
     frames: Vec<(u32, Vec<u8>)>,
     replies: Vec<Vec<u8>>,
     device: bool,
-    /// Another host has spoken.
+    /// Whether another host has come.
     another: bool,
 }
 
@@ -75,12 +75,13 @@ fn run(mut guest: Guest, sizes: [usize; 3], rooms: [usize; 3], bytes: &[u8]) {
         assert_eq!(&guest.frames, expected);
     }
     let said: Vec<Vec<u8>> = (0..guest.frames.len()).map(reply).collect();
-    // A violation ends a connection, and what was on its way there.
+    // A violation ends a connection, and the replies that were on their way are lost.
     let heard = if expected.is_ok() || guest.device { said.len() } else { guest.replies.len() };
     assert_eq!(Some(&guest.replies[..]), said.get(..heard), "one for each, in order");
 }
 
-/// The frames, or by which byte at the latest a guest may stop to listen.
+/// The frames in the bytes. The error is the number of bytes after which the guest may stop reading at the
+/// latest.
 fn expected(bytes: &[u8]) -> Result<Vec<(u32, Vec<u8>)>, usize> {
     let mut frames = Vec::new();
     let mut rest = bytes;
@@ -106,7 +107,7 @@ fn reply(at: usize) -> Vec<u8> {
 }
 
 impl Guest {
-    /// A port whose hosts follow each other.
+    /// A guest on a port whose hosts follow each other.
     fn device() -> Guest {
         let (host, port) = socketpair(AddressFamily::Unix, SockType::Stream, None, FLAGS).expect("a socket");
         let (guest, inputs) = Guest::new(Port::Device(port), host);
@@ -114,11 +115,11 @@ impl Guest {
         guest
     }
 
-    /// A host with a connection of its own.
+    /// A guest whose host has a connection of its own.
     fn connected() -> Guest {
         let new = || socket(AddressFamily::Unix, SockType::Stream, FLAGS, None).expect("a socket");
         let (listener, host) = (new(), new());
-        // The kernel names it.
+        // The kernel chooses the name.
         bind(listener.as_raw_fd(), &UnixAddr::new_unnamed()).expect("a name");
         listen(&listener, Backlog::new(1).expect("a number")).expect("it listens");
         let name: UnixAddr = getsockname(listener.as_raw_fd()).expect("its name");
@@ -148,7 +149,7 @@ impl Guest {
         (guest, inputs)
     }
 
-    /// Until nothing is left to do: as init's loop has it.
+    /// Turns the control channel, as init's loop does, until there is nothing left to do.
     fn turns(&mut self, room: usize) {
         for _ in 0..TURNS_MAX {
             let mut events = [EpollEvent::empty(); 4];
@@ -180,7 +181,7 @@ impl Guest {
         panic!("it never has enough");
     }
 
-    /// What the guest has said.
+    /// Decodes what the guest has sent.
     fn hear(&mut self) {
         let mut chunk = [0; 4096];
         while let Ok(count @ 1..) = read(self.host.as_fd(), &mut chunk) {

@@ -1,4 +1,5 @@
-//! A modules.dep of anybody's: every module once, and after what it needs unless that is a circle.
+//! Any modules.dep: the order has every module once, after the modules that it needs unless the needs form a
+//! circle.
 #![forbid(unsafe_code)]
 #![no_main]
 
@@ -15,7 +16,7 @@ fuzz_target!(|data: &[u8]| {
     let places: BTreeMap<&str, usize> = order.iter().enumerate().map(|(at, &module)| (module, at)).collect();
     assert_eq!(places.len(), order.len(), "a module twice");
 
-    // The last line of a module counts.
+    // If a module has several lines, the last one counts.
     let lines: BTreeMap<&str, Vec<&str>> = text
         .lines()
         .filter_map(|line| line.split_once(':'))
@@ -32,7 +33,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// Whether a module needs another, over whatever is between them.
+/// Whether a module needs another one, directly or through others.
 fn reaches(lines: &BTreeMap<&str, Vec<&str>>, from: &str, to: &str) -> bool {
     let mut seen = BTreeSet::new();
     let mut next = vec![from];

@@ -1,5 +1,6 @@
-//! What the kernel answers on netlink. It is trusted more than others, but its answers quote names and words
-//! that are not its own: whatever a datagram holds, reading it ends, and takes no more than it is long.
+//! The kernel's answers on netlink. They are trusted more than other input, but they quote names and words
+//! that are not the kernel's own. Whatever a datagram holds, reading it ends, and takes memory in proportion
+//! to its length.
 #![forbid(unsafe_code)]
 #![no_main]
 
@@ -23,7 +24,7 @@ mod links;
 #[allow(dead_code)]
 mod plan;
 
-/// As netd's.
+/// netd's limit.
 const ANSWER_MAX: usize = 32 << 10;
 
 fuzz_target!(|data: &[u8]| {
@@ -46,7 +47,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(datagram.len() >= 16, "an end without a message");
     }
     for message in all {
-        // What is given back to the kernel has to be sayable.
+        // It must be possible to encode what is given back to the kernel.
         for index in [0, 1, 2] {
             if let Some(step) = had::gives_back(message.clone(), index) {
                 let mut message =

@@ -1,5 +1,5 @@
-//! A host's words for links, addresses and routes: what netd makes of them is a message that says the same
-//! when it is read again, and taking it back is possible.
+//! A host's links, addresses and routes: netd turns them into messages that have the same meaning when they
+//! are parsed again, and that can be taken back.
 #![forbid(unsafe_code)]
 #![no_main]
 
@@ -66,7 +66,7 @@ fn step(step: &Step) {
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
-    // The kernel tells settings in another form than it is told them.
+    // The kernel reports these settings in a form that differs from the one in which it takes them.
     if let RouteNetlinkMessage::SetLink(link) = &step.message
         && link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::AfSpecUnspec(_)))
     {
@@ -76,7 +76,8 @@ fn step(step: &Step) {
     assert_eq!(back.payload, message.payload);
 }
 
-/// An address and a mask are the same when they are printed and read again; the mask is ones, then zeros.
+/// Checks that an address and its mask survive being printed and parsed again, and that the mask is ones
+/// followed by zeros.
 fn network(text: &str) {
     let Ok(network) = Network::parse(text) else { return };
     assert_eq!(Network::parse(&network.to_string()), Ok(network));

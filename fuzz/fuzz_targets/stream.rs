@@ -1,5 +1,5 @@
-//! What a host sends on the stream port, in any portions: the frames are the same however they are cut, and
-//! wherever one streamd stops the next one goes on.
+//! A host's bytes on the stream port, in any portions: the frames do not depend on the portions, and a new
+//! streamd continues wherever the old one stopped.
 #![forbid(unsafe_code)]
 #![no_main]
 
@@ -55,7 +55,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// A new streamd, which has the place alone: what it hears are the last of all frames.
+/// A new streamd that knows only the place reads the last of all the frames.
 fn succeed(place: &Place, portions: &[&[u8]], whole: &Frames) {
     let mut decoder = StreamDecoder::default();
     decoder.push(place.half_header());

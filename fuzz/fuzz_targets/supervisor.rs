@@ -1,6 +1,6 @@
-//! PID 1's state machine between a host that says anything, helpers that answer, fail, lie and die, and
-//! processes that exit: one reply for each command and in order, no signal for whom it does not know, nothing
-//! without bound, and the guest ends.
+//! PID 1's state machine between a host that sends anything, helpers that answer, fail, lie and die, and
+//! processes that exit. Every command gets one reply, in order; no unknown process gets a signal; nothing
+//! grows without bound; and the guest ends.
 #![forbid(unsafe_code)]
 #![no_main]
 
@@ -19,15 +19,15 @@ use hyperinit_fuzz::{Choices, measure};
 use libfuzzer_sys::fuzz_target;
 
 const WARDEN: Pid = Pid(2);
-/// The helpers have numbers below, the pod's processes from here on.
+/// The helpers' pids are below this, and the pids of the pod's processes begin here.
 const FIRST: i32 = 1000;
-/// As supervisor/replies.rs and queue.rs have them.
+/// The limits of supervisor/replies.rs and queue.rs.
 const COMMANDS_MAX: usize = 256;
 const WINDOW: usize = 16;
-/// What an input of a few kilobytes can have it hold at most, in bytes.
+/// The memory that an input of a few kilobytes may make the supervisor hold, in bytes.
 const HELD_MAX: usize = 16 << 20;
 
-/// What a command's reply is, if that is known beforehand.
+/// The expected reply to a command, if it is known beforehand.
 type Owed = Option<(Message, Vec<u8>)>;
 
 struct World {
@@ -38,7 +38,7 @@ struct World {
     released: BTreeSet<Pid>,
     next_pid: i32,
     helpers: BTreeMap<Instance, Pid>,
-    /// Mountds that were asked for and have not come up.
+    /// The mountds that the supervisor wants to start and that have not come up.
     wanted: BTreeSet<Instance>,
     doomed: BTreeSet<Instance>,
     owed: VecDeque<Owed>,
@@ -183,7 +183,7 @@ impl World {
         self.feed(Event::HelperGone(helper));
     }
 
-    /// A helper does the oldest thing it was asked, or cannot.
+    /// A helper carries out its oldest request, or fails.
     fn answer(&mut self, choices: &mut Choices<'_>) {
         let Some((helper, how)) = self.busy(choices.below(8)).zip(Some(choices.below(8))) else { return };
         let at = self.asked.iter().position(|(_, to, _)| *to == helper).expect("it is busy");
@@ -215,14 +215,14 @@ impl World {
         self.feed(Event::Reply { helper, id, result });
     }
 
-    /// A helper with something to do: of that number, or the next one.
+    /// A helper that has a request: the one with number `first`, or the next that has one.
     fn busy(&self, first: usize) -> Option<Instance> {
         let all: Vec<Instance> = Instance::all().collect();
         let mut helpers = all.iter().cycle().skip(first).take(all.len());
         helpers.find(|helper| self.asked.iter().any(|(_, to, _)| to == *helper)).copied()
     }
 
-    /// Somebody says what nobody asked for.
+    /// A helper sends a reply that fits no request.
     fn lie(&mut self, choices: &mut Choices<'_>) {
         let (role, as_role) = (Role::ALL[choices.below(4)], Role::ALL[choices.below(4)]);
         let helper = Instance::first(role);
@@ -236,14 +236,14 @@ impl World {
             2 => Ok(Reply::Mountd(mountd::Reply::Populating)),
             _ => Ok(done(as_role)),
         };
-        // A lie that happens to be what was asked for is an answer.
+        // A lie that happens to fit the request is an honest answer.
         if let Ok(Reply::Execd(execd::Reply::Started { pid })) = &result
             && (self.alive.contains(pid) || pid.0 <= FIRST)
             && self.asked.iter().any(|(asked, _, ask)| {
                 *asked == id && matches!(ask, Request::Execd(execd::Request::StartPod { .. }) | Request::Execd(execd::Request::StartProcess { .. }))
             })
         {
-            // init's loop does not believe in a child that is none (event_loop.rs).
+            // The event loop passes on no pid that is not a child of init (event_loop.rs).
             return;
         }
         self.asked.retain(|(asked, to, _)| *asked != id || *to != helper);
@@ -291,7 +291,7 @@ impl World {
         }
         for helper in self.helpers.keys() {
             let under_way = self.asked.iter().filter(|(_, to, _)| to == helper).count();
-            // Starts that execd has taken from its socket leave room for others, of which each is a command.
+            // Starts that execd has taken from its socket make room for others, each of which is a command.
             let most = if helper.role() == Role::Execd { WINDOW + COMMANDS_MAX } else { WINDOW };
             assert!(under_way <= most, "{under_way} requests to {helper}");
         }
@@ -313,7 +313,7 @@ impl World {
         }
     }
 
-    /// DESTROYPOD ends it, whatever has been; everything that is owed has been said then.
+    /// DESTROYPOD ends the guest, whatever came before, and by then every reply has been sent.
     fn end(&mut self) {
         if self.off {
             return;

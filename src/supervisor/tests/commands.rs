@@ -1,4 +1,4 @@
-//! Commands: what is legal when, replies in order, faults undone.
+//! The commands: which are legal in which state, the order of replies, and the undoing of faults.
 
 use super::*;
 
@@ -153,7 +153,7 @@ fn a_second_pod_waits_for_what_becomes_of_the_first() {
     assert_eq!(world.asked(Role::Netd), ["up lo"], "the second one begins");
 }
 
-/// Brings STARTPOD to its `steps`th request.
+/// Starts a pod and answers STARTPOD's first `steps` requests, so that the next one is under way.
 fn starting(steps: usize) -> (World, Role) {
     let mut world = World::new();
     world.tell(Message::StartPod, r#"{"hostname":"pod"}"#);
@@ -167,7 +167,7 @@ fn starting(steps: usize) -> (World, Role) {
     unreachable!("there are four steps")
 }
 
-/// The end of a STARTPOD that did not work, whatever step it came to.
+/// Checks that a failed STARTPOD is undone, whatever step it had reached.
 fn is_undone(world: &mut World, has_init: bool) {
     if has_init {
         assert_eq!(world.did(), [kill(POD_INIT.0, Signal::KILL, false)]);
@@ -213,7 +213,7 @@ fn a_pod_init_that_dies_in_the_middle_undoes_the_pod() {
     world.done(role);
     is_undone(&mut world, false);
     assert!(world.said().join("").ends_with("the pod init died"));
-    // Before execd's word of it is read.
+    // The exit comes before execd's reply.
     let (mut world, _) = starting(2);
     world.exits(POD_INIT, 1);
     world.started(POD_INIT);
@@ -253,7 +253,7 @@ fn a_container_that_cannot_start_is_undone() {
     assert_eq!(world.asked(Role::Mountd), ["prepare c"], "id and streams are free again");
 }
 
-/// `c` has exited; execd has nothing to do.
+/// A guest whose container `c` has exited, with no request to execd under way.
 fn exited() -> World {
     let mut world = World::with_container();
     world.exits(Pid(100), 0);
@@ -456,7 +456,7 @@ fn winsize_is_for_terminals() {
     assert_eq!(world.said(), ["ACK ", "ERROR execd: doing it: no"]);
 }
 
-/// The first that a process asks may be how large its terminal is.
+/// A process may ask for the size of its terminal first of all.
 #[test]
 fn a_process_executes_when_its_terminal_has_the_size_that_was_sent_behind_its_start() {
     let size = |process: &str, row: u16| {
@@ -480,7 +480,7 @@ fn a_process_executes_when_its_terminal_has_the_size_that_was_sent_behind_its_st
     world.done(Role::Execd);
     assert_eq!(world.asked(Role::Execd), ["resize 1 26x80"], "one that came late is still in time");
     assert!(world.released.is_empty() && world.did().is_empty());
-    // One that cannot be done holds up nobody.
+    // A WINSIZE that fails holds up no process.
     world.fails(Role::Execd);
     assert_eq!(world.released, [Pid(100)]);
     assert_eq!(world.did(), [kill(100, Signal::TERM, false)], "the signal comes behind it");
@@ -501,7 +501,7 @@ fn a_process_that_ends_before_it_executes_is_reported_and_never_released() {
     world.started(Pid(101));
     world.exits(Pid(101), 137);
     assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
-    // The successor of an execd that dies over it is asked again.
+    // If execd dies over the request, its successor gets it.
     world.dies(Role::Execd);
     world.comes_up(Role::Execd, 70);
     world.done(Role::Execd);

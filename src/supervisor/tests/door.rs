@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A guest without a pod, with a process `p` that came by the door: 100, with streams 1 and 2.
+/// A guest without a pod, with a process `p` that was started through the door: pid 100, streams 1 and 2.
 fn with_process() -> World {
     let mut world = World::with(true);
     world.exec("hyperstart", "p", 1);

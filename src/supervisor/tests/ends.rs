@@ -1,4 +1,4 @@
-//! Ends: processes, containers, the pod, the guest.
+//! The ends of processes, containers, the pod and the guest.
 
 use super::*;
 
@@ -22,7 +22,7 @@ fn the_event_follows_the_output() {
     );
 }
 
-/// runV's client throws away what its readers have not read when it hears of the end.
+/// When runV's client is told of the end, it throws away the output that its readers have not read.
 #[test]
 fn only_a_host_that_reads_on_behind_an_end_hears_of_it_without_a_pause() {
     let mut world = World::with_container();
@@ -80,7 +80,7 @@ fn execd_hears_of_ends_though_nothing_is_started() {
     assert_eq!(world.asked(Role::Execd).len(), 1, "sixteen are enough to be told at once");
 }
 
-/// For each time that it hears of some, execd looks at all that it keeps.
+/// Each release makes execd walk over all the duplicates that it keeps.
 #[test]
 fn execd_hears_of_many_ends_now_and_then() {
     let mut world = World::with_container();
@@ -197,7 +197,7 @@ fn signals_reach_only_who_runs() {
     assert!(world.did().is_empty());
 }
 
-/// The end of everything of a pod that has containers without running processes any more.
+/// Carries out the guest's end for a pod whose containers have no running processes any more.
 fn guest_ends(world: &mut World) {
     assert_eq!(world.asked(Role::Mountd), ["destroy pod"]);
     world.done(Role::Mountd);
@@ -213,7 +213,7 @@ fn no_pod_guest_ends(world: &mut World) {
     power_goes_off(world);
 }
 
-/// When the last frame has left, and what was written is on its disk.
+/// The last frame has left, and mountd has synced: the power goes off.
 fn power_goes_off(world: &mut World) {
     world.feed(Event::ControlDrained);
     assert_eq!(world.asked(Role::Mountd), ["sync"]);
@@ -360,7 +360,7 @@ fn destroypod_waits_for_output_that_moves() {
     world.now += GRACE;
     world.feed(Event::Tick);
     for number in 0..3 {
-        // A quiet host would be given up after two of these.
+        // If the host read nothing, its output would be given up after two of these waits.
         world.now += Duration::from_millis(1000);
         world.feed(Event::Tick);
         world.done(Role::Streamd);
@@ -396,7 +396,7 @@ fn destroypod_gives_output_up_that_nobody_reads() {
     assert_eq!(world.did(), [Action::PowerOff]);
 }
 
-/// Whatever its processes are called, and however late it comes so far.
+/// This holds whatever the process is called, and however late its exit is handled.
 #[test]
 fn destroypod_has_time_for_the_files_of_who_is_given_up() {
     for (process, late) in [("a", false), ("z", false), ("z", true)] {
@@ -458,7 +458,7 @@ fn a_dead_pod_init_ends_the_pod_in_order() {
     assert_eq!(world.asked(Role::Netd), ["up lo"], "the guest goes on");
 }
 
-/// A pod whose init is gone, and whose only container `c` has yet to be cleaned up.
+/// A pod whose init is gone, and whose only container `c` still has to be cleaned up.
 fn dying_pod() -> World {
     let mut world = World::with_container();
     world.exits(POD_INIT, 137);
@@ -525,7 +525,7 @@ fn destroypod_ends_what_waits_for_the_last_pods_end() {
     no_pod_guest_ends(&mut world);
 }
 
-/// Found by fuzzing: it had no reply.
+/// Found by fuzzing: the second DESTROYPOD had no reply.
 #[test]
 fn a_destroypod_behind_the_last_ack_has_its_own() {
     let mut world = World::new();

@@ -1,4 +1,5 @@
-//! READFILE and WRITEFILE: parts, their bound, and what else goes on meanwhile; volumes that take their time.
+//! READFILE and WRITEFILE: the parts, their limit, and what goes on meanwhile; also volumes that take long to
+//! fill.
 
 use super::*;
 use crate::wire::Bytes;
@@ -9,21 +10,21 @@ impl World {
         self.tell(Message::ReadFile, &format!(r#"{{"container":"{container}","file":"{file}"}}"#));
     }
 
-    /// mountd answers the oldest thing that it was asked with a part of a file.
+    /// mountd answers its oldest request with a part of a file.
     pub(super) fn part(&mut self, bytes: &[u8], last: bool) {
         let (id, _) = self.take(Role::Mountd);
         let reply = mountd::Reply::Part { bytes: Bytes(bytes.to_vec()), last };
         self.reply(Role::Mountd, id, Ok(Reply::Mountd(reply)));
     }
 
-    /// mountd has more to do for a container's volumes.
+    /// mountd answers that a container's volumes are not filled yet.
     pub(super) fn populating(&mut self, container: &str) {
         let (id, ask) = self.take(Role::Mountd);
         assert_eq!(short(&ask), format!("prepare {container}"));
         self.reply(Role::Mountd, id, Ok(Reply::Mountd(mountd::Reply::Populating)));
     }
 
-    /// More than the largest file.
+    /// Sends more parts than the largest file has.
     fn largest_but_not_the_last(&mut self) {
         let part = vec![b'x'; PART_MAX];
         for _ in 0..=FILE_MAX / PART_MAX {
@@ -31,7 +32,7 @@ impl World {
         }
     }
 
-    /// A file of the largest size, read to its end.
+    /// Sends a file of the largest size, to its end.
     fn largest(&mut self) {
         let part = vec![b'x'; PART_MAX];
         for _ in 0..FILE_MAX / PART_MAX {

@@ -1,4 +1,4 @@
-//! Helpers that die, hang and lie.
+//! Helpers that die, hang or lie.
 
 use super::super::STRAYS_MAX;
 use super::*;
@@ -52,7 +52,7 @@ fn what_the_helper_had_not_come_to_has_not_been_tried() {
     let mut world = World::with_container();
     world.new_container("d", 3);
     world.exits(Pid(100), 0);
-    // Once it stands behind another, and three times it is the first.
+    // The request stands behind another one once, and is the first three times.
     for pid in 70..73 {
         world.dies(Role::Mountd);
         world.comes_up(Role::Mountd, pid);
@@ -124,7 +124,7 @@ fn a_new_streamd_gets_the_descriptors_before_it_hears_of_ends() {
     assert_eq!(world.said(), [event("c", "p", 1)]);
 }
 
-/// A world whose process has ended, and whose new streamd, 70, does not have its output yet.
+/// A guest in which a process has ended, and whose new streamd (pid 70) does not have its descriptors yet.
 fn with_output_to_resend() -> World {
     let mut world = World::with_container();
     world.exec("c", "p", 3);
@@ -139,7 +139,7 @@ fn with_output_to_resend() -> World {
 #[test]
 fn a_streamd_that_dies_over_the_descriptors_has_not_given_them_to_the_next() {
     let mut world = with_output_to_resend();
-    // What it was to be given is still under way.
+    // execd's answer about the first streamd's descriptors is still under way.
     world.feed(Event::HelperGone(STREAMD));
     world.comes_up(Role::Streamd, 71);
     assert_eq!(world.asked(Role::Execd), ["resend", "resend"]);
@@ -188,7 +188,7 @@ fn a_new_execd_is_told_whose_output_it_keeps() {
     world.exec("c", "waits", 11);
     world.comes_up(Role::Execd, 70);
     assert_eq!(world.asked(Role::Execd), ["join 5 1 3"], "what is not finished, and has been started");
-    // One that dies over it leaves the next nothing old.
+    // If that execd dies too, the streams in the next request are up to date.
     world.exits(Pid(101), 0);
     world.done(Role::Streamd);
     world.done(Role::Streamd);
@@ -265,7 +265,7 @@ fn a_helper_that_hangs_is_killed_and_what_waited_behind_it_has_its_own_time() {
     assert_eq!(world.supervisor.next_deadline(), None, "once is enough");
 }
 
-/// A start takes as long as its container lets it, and no other start waits for it.
+/// A start takes as long as its container makes it take, and no other start waits for it.
 #[test]
 fn starts_are_answered_in_any_order_and_each_has_its_own_time() {
     let mut world = World::with_container();
@@ -284,7 +284,7 @@ fn starts_are_answered_in_any_order_and_each_has_its_own_time() {
     assert_eq!(world.supervisor.next_deadline(), Some(first), "the first has no more time than it had");
     world.started(Pid(101));
     assert_eq!(world.said(), ["ACK ", "ERROR execd: doing it: no", "ACK "]);
-    // What is no start is answered at once, and not before what was asked before it.
+    // A request that is not a start is answered at once, and after the requests that were sent before it.
     world.exec("c", "s", 9);
     world.exits(Pid(101), 0);
     world.done(Role::Streamd);
@@ -339,7 +339,7 @@ fn starts_that_hang_keep_no_others_from_being_asked_for() {
         world.reply(Role::Execd, ping, Ok(done(&ask)));
         assert_eq!(world.asked.len(), sent);
     }
-    // They still have the time that they had.
+    // The deadlines of the hanging starts have not moved.
     assert_eq!(world.supervisor.next_deadline(), Some(began + Duration::from_secs(10)));
     let (last, _) = world.asked.pop().unwrap();
     world.reply(Role::Execd, last, Ok(Reply::Execd(execd::Reply::Started { pid: Pid(300) })));
@@ -358,11 +358,11 @@ fn a_request_that_could_not_be_sent_fails_at_once_or_is_asked_of_a_successor() {
     world.feed(unsent(Role::Execd, id));
     assert!(world.said().join("").ends_with("asking execd: no memory"));
     assert!(world.did().is_empty());
-    // Its number and its streams are free.
+    // The id and the streams of the process that failed are free.
     world.exec("c", "p", 3);
     world.started(Pid(101));
     world.said();
-    // Nobody would ever hear of the end of a stream.
+    // If this request were given up, the host would never see the end of the stream.
     world.exits(Pid(101), 1);
     let (id, _) = world.take(Role::Streamd);
     world.feed(unsent(Role::Streamd, id));
@@ -373,7 +373,8 @@ fn a_request_that_could_not_be_sent_fails_at_once_or_is_asked_of_a_successor() {
     assert_eq!(world.asked(Role::Streamd), ["finish 3"]);
     world.done(Role::Streamd);
     assert_eq!(world.said(), [event("c", "p", 1)]);
-    // An execd outside of the pod starts nothing in it: its successor is asked again, and is no liar either.
+    // An execd that did not join the pod must not start anything, so its successor gets the request again. A
+    // failure to send is no lie of execd's.
     for pid in [71, 72] {
         world.dies(Role::Execd);
         world.comes_up(Role::Execd, pid);
@@ -446,7 +447,8 @@ fn no_more_is_under_way_than_a_socket_holds() {
     assert_eq!(world.asked.len(), 16);
 }
 
-/// A lie: the helper is killed, nothing more is believed, and what was under way fails.
+/// Checks what follows a lie: the helper is killed, nothing more that it says is believed, and its requests
+/// fail.
 fn lies(role: Role, id: impl FnOnce(u64) -> u64, reply: Reply) {
     let mut world = World::with_container();
     match role {
@@ -504,7 +506,7 @@ fn a_request_of_ours_that_cannot_be_sent_is_no_lie() {
     assert_eq!(world.said(), ["ACK ", "ERROR execd: doing it: no"]);
 }
 
-/// Any number of children may end that nobody has heard of: the last so many are remembered, which are more
+/// Any number of unreported children may end. The supervisor remembers the last `STRAYS_MAX`, which is more
 /// than an honest execd has under way.
 #[test]
 fn so_many_that_ended_before_they_were_reported_are_remembered_and_no_more() {
@@ -518,7 +520,7 @@ fn so_many_that_ended_before_they_were_reported_are_remembered_and_no_more() {
         assert!(world.supervisor.strays.len() <= STRAYS_MAX);
     }
     assert_eq!(world.supervisor.strays.len(), STRAYS_MAX);
-    // Starts that failed leave ends that nobody asks for: the one that is asked for came last.
+    // Failed starts leave exits that are never reported. The exit that is asked for is among the last.
     world.started(Pid(1000 + many + 9));
     assert_eq!(world.asked(Role::Streamd), ["finish 3"], "the last that ended");
     world.started(Pid(1000));
@@ -526,7 +528,7 @@ fn so_many_that_ended_before_they_were_reported_are_remembered_and_no_more() {
     assert!(!world.supervisor.has_ended(Pid(1000 + many + 9)), "it has been reported");
 }
 
-/// Numbers come again. A start that failed left an end; the next process has its number and runs.
+/// The kernel reuses pids. A failed start left an exit; the next process has the same pid and is alive.
 #[test]
 fn who_is_there_has_not_ended_before() {
     let mut world = World::with_container();

@@ -1,11 +1,11 @@
-//! What a host can have init hold has an end, and beyond it there is an ERROR.
+//! What a host can make init hold is limited, and beyond each limit the host gets an ERROR.
 
 use super::*;
 use crate::fault::PART_MAX;
 use crate::spec::CONTAINERS_MAX;
 use crate::supervisor::commands::PROCESSES_MAX;
 
-/// A container that has exited: it is remembered until it is removed.
+/// A container that has exited; it is remembered until it is removed.
 fn exited_container(world: &mut World, id: &str, pid: i32) {
     world.new_container(id, 1);
     world.done(Role::Mountd);
@@ -23,7 +23,7 @@ fn so_many_containers_and_no_more() {
     let mut world = World::with_pod();
     for at in 0..CONTAINERS_MAX {
         exited_container(&mut world, &format!("c{at}"), 100);
-        // What execd has released it has answered; here nobody does.
+        // No execd answers the releases here, so the list is emptied by hand.
         world.supervisor.finished.clear();
     }
     world.new_container("one-more", 1);
@@ -57,7 +57,7 @@ fn so_many_processes_and_no_more() {
     assert_eq!(streams, 2 * PROCESSES_MAX, "two for each");
 }
 
-/// The host has its reply at once, so nothing else holds it back.
+/// The host has its reply at once, so no other limit slows it down.
 #[test]
 fn a_host_that_asks_for_the_same_again_and_again_fills_no_queue() {
     let mut world = World::with_pod();

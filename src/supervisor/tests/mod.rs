@@ -1,4 +1,4 @@
-//! Every question of order, by value: a guest whose helpers, children and host are this test.
+//! Tests of every question of order: each is a guest whose helpers, children and host are played by the test.
 
 mod commands;
 mod door;
@@ -28,21 +28,22 @@ const MOUNTD: Instance = Instance::first(Role::Mountd);
 const EXECD: Instance = Instance::first(Role::Execd);
 const STREAMD: Instance = Instance::first(Role::Streamd);
 
-/// The guest, what it has asked and not been answered, and what it has said and done.
+/// A guest, with its unanswered requests, the frames that it has sent and the other actions that it has
+/// returned.
 struct World {
     supervisor: Supervisor,
     now: Duration,
     asked: Vec<(u64, Request)>,
-    /// Of whom each of these was asked.
+    /// The helper to which each request was sent.
     to: BTreeMap<u64, Instance>,
     said: Vec<(Message, String)>,
     did: Vec<Action>,
     released: Vec<Pid>,
-    /// How often mountd was asked to wake up. It answers at once: all else is the same as without.
+    /// How often mountd was asked to wake up. The test answers at once, so this request changes nothing else.
     woken: usize,
 }
 
-/// A VM whose kernel writes to the share at once.
+/// The configuration of a VM whose kernel writes to the share at once.
 fn config() -> Config {
     Config {
         local: false,
@@ -56,7 +57,7 @@ fn config() -> Config {
 }
 
 impl World {
-    /// All helpers are up, a host is connected.
+    /// A guest with all helpers up and a host connected.
     fn new() -> World {
         World::with(false)
     }
@@ -84,7 +85,7 @@ impl World {
         world
     }
 
-    /// With a pod.
+    /// A guest with a pod.
     fn with_pod() -> World {
         let mut world = World::new();
         world.tell(Message::StartPod, r#"{"hostname":"pod","shareDir":"s"}"#);
@@ -93,7 +94,7 @@ impl World {
         world
     }
 
-    /// The steps of STARTPOD of a pod without a network.
+    /// Answers the steps of STARTPOD for a pod without a network.
     fn pod_starts(&mut self) {
         self.done(Role::Netd);
         self.done(Role::Mountd);
@@ -101,7 +102,7 @@ impl World {
         self.done(Role::Execd);
     }
 
-    /// With a pod and a container `c`, whose init is 100 with streams 1 and 2.
+    /// A guest with a pod and a container `c`, whose init has pid 100 and streams 1 and 2.
     fn with_container() -> World {
         let mut world = World::with_pod();
         world.new_container("c", 1);
@@ -151,22 +152,22 @@ impl World {
         self.tell(Message::ExecCmd, &json);
     }
 
-    /// What was said since the last time.
+    /// The frames sent since the last call.
     fn said(&mut self) -> Vec<String> {
         self.said.drain(..).map(|(message, text)| format!("{message} {text}")).collect()
     }
 
-    /// What was done since the last time.
+    /// The actions since the last call.
     fn did(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.did)
     }
 
-    /// Asks for what is under way with one helper, in words.
+    /// The requests under way to the helpers of a role, in short form.
     fn asked(&self, role: Role) -> Vec<String> {
         self.asked.iter().filter(|(_, ask)| ask.role() == role).map(|(_, ask)| short(ask)).collect()
     }
 
-    /// The same with one mountd.
+    /// The requests under way to one mountd, in short form.
     fn asked_of(&self, mountd: u8) -> Vec<String> {
         let to = Instance::mountd(mountd);
         self.asked
@@ -176,32 +177,33 @@ impl World {
             .collect()
     }
 
-    /// The oldest request to a helper.
+    /// Takes the oldest request to a helper of the role.
     fn take(&mut self, role: Role) -> (u64, Request) {
         let at = self.asked.iter().position(|(_, ask)| ask.role() == role);
         self.asked.remove(at.unwrap_or_else(|| panic!("{role} has nothing to do; {:?}", self.said)))
     }
 
-    /// Whoever was asked that answers; a number that nobody was asked is answered by the first of the role.
+    /// Sends the reply of the helper that has the request. If no request has that id, the reply comes from
+    /// the first helper of the role.
     fn reply(&mut self, role: Role, id: u64, result: Result<Reply, Fault>) {
         let helper = self.to.get(&id).copied().unwrap_or(Instance::first(role));
         self.feed(Event::Reply { helper, id, result });
     }
 
-    /// The helper did the oldest thing it was asked.
+    /// The helper carries out its oldest request.
     fn done(&mut self, role: Role) {
         let (id, ask) = self.take(role);
         self.reply(role, id, Ok(done(&ask)));
     }
 
-    /// execd started the oldest thing it was asked.
+    /// execd carries out its oldest request, a start.
     fn started(&mut self, pid: Pid) {
         let (id, ask) = self.take(Role::Execd);
         assert!(ask.starts(), "{ask:?}");
         self.reply(Role::Execd, id, Ok(Reply::Execd(execd::Reply::Started { pid })));
     }
 
-    /// The helper could not do the oldest thing it was asked.
+    /// The helper fails to carry out its oldest request.
     fn fails(&mut self, role: Role) {
         let (id, _) = self.take(role);
         self.reply(role, id, Err(failure(role)));
@@ -224,14 +226,14 @@ impl World {
         self.feed(Event::HelperUp { helper: Instance::first(role), pid: Pid(pid) });
     }
 
-    /// Time passes until the next deadline.
+    /// Lets time pass until the next deadline.
     fn wait(&mut self) {
         self.now = self.supervisor.next_deadline().expect("something is due").max(self.now);
         self.feed(Event::Tick);
     }
 }
 
-/// What every link was.
+/// The state of every link before it was set up.
 const BEFORE: netd::Before = netd::Before { up: true, mtu: Some(1500) };
 
 fn done(ask: &Request) -> Reply {
@@ -266,7 +268,7 @@ fn failure(role: Role) -> Fault {
     }
 }
 
-/// A request as a test writes it.
+/// The short form of a request in which the tests compare it.
 fn short(ask: &Request) -> String {
     match ask {
         Request::Netd(netd::Request::SetLinkUp { device }) => format!("up {device}"),

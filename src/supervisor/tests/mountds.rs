@@ -1,4 +1,4 @@
-//! Several mountds: nobody waits for what another's disk, server or files hold up.
+//! Several mountds: a disk, a server or a file that blocks one request does not hold up the others.
 
 use super::*;
 use crate::wire::MOUNTDS;
@@ -8,7 +8,7 @@ fn mountd(number: u8) -> Instance {
 }
 
 impl World {
-    /// The mountds that were asked for come up.
+    /// The mountds that the supervisor wants to start come up; returns their numbers.
     pub(super) fn grow(&mut self) -> Vec<u8> {
         let mut grown = Vec::new();
         for action in self.did() {
@@ -23,7 +23,7 @@ impl World {
         grown
     }
 
-    /// A mountd did the oldest thing it was asked.
+    /// A mountd carries out its oldest request.
     fn mountd_does(&mut self, number: u8) {
         let of = Instance::mountd(number);
         let at = self.asked.iter().position(|(id, _)| self.to.get(id).copied() == of).unwrap();
@@ -32,13 +32,13 @@ impl World {
     }
 }
 
-/// Time passes.
+/// Lets time pass.
 fn pass(world: &mut World, milliseconds: u64) {
     world.now += Duration::from_millis(milliseconds);
     world.feed(Event::Tick);
 }
 
-/// With a container `c` that runs, and a first mountd whose request for `slow` does not come to an end.
+/// A guest with a running container `c`, whose first mountd never finishes a request for `slow`.
 fn held_up() -> World {
     let mut world = World::with_container();
     world.new_container("slow", 11);
@@ -68,7 +68,7 @@ fn another_mountd_is_started_only_when_nothing_has_moved_for_a_while() {
     world.new_container("d", 21);
     pass(&mut world, 49);
     assert!(world.did().is_empty());
-    // The first one goes on: whoever waits has his turn.
+    // The first mountd makes progress, so the waiting request has its turn.
     world.done(Role::Mountd);
     assert_eq!(world.asked_of(0), ["prepare d"]);
     world.new_container("e", 31);
@@ -80,7 +80,7 @@ fn another_mountd_is_started_only_when_nothing_has_moved_for_a_while() {
         (world.asked_of(0), world.asked_of(1)),
         (vec!["prepare d".to_owned()], vec!["prepare e".to_owned()])
     );
-    // Nobody waits, so there is nothing more to start.
+    // No request waits, so no further mountd is started.
     pass(&mut world, 1000);
     assert!(world.did().is_empty());
 }
@@ -112,7 +112,7 @@ fn what_one_container_asks_keeps_its_order_on_one_mountd() {
     assert!(written.len() == 2 && written[0].contains("/1") && written[1].contains("/2"), "{written:?}");
     world.exits(Pid(100), 9);
     assert_eq!(world.asked_of(1).last().unwrap(), "kill c", "behind them");
-    // It dies over the first: that one fails, the others are done by somebody else, in order.
+    // That mountd dies: its first request fails, and another mountd does the rest in order.
     world.goes(mountd(1));
     assert_eq!(world.asked_of(1), [""; 0]);
     world.done(Role::Mountd);
@@ -127,12 +127,12 @@ fn the_next_part_is_asked_of_the_mountd_that_has_the_file() {
     world.wait();
     assert_eq!(world.grow(), [1]);
     let (id, _) = world.asked.remove(1);
-    // Now the first one is free too.
+    // The first mountd is free now, too.
     world.done(Role::Mountd);
     let part = mountd::Reply::Part { bytes: crate::wire::Bytes(b"part".to_vec()), last: false };
     world.reply(Role::Mountd, id, Ok(Reply::Mountd(part)));
     assert_eq!(world.asked_of(1), ["read on"]);
-    // The container ends: the file is closed where it is open.
+    // The container ends: its requests go to the mountd that has the file open.
     world.exits(Pid(100), 9);
     assert_eq!(world.asked_of(1), ["read on", "kill c"]);
 }
@@ -208,7 +208,7 @@ fn one_that_is_not_needed_any_more_is_ended_and_its_place_is_free() {
     assert!(world.did().is_empty());
     pass(&mut world, 1);
     assert_eq!(world.did(), [Action::DismissHelper { helper: mountd(1) }]);
-    // Nothing is sent to it any more.
+    // Nothing is sent to a dismissed mountd.
     world.exits(Pid(100), 9);
     pass(&mut world, 50);
     assert_eq!(world.grow(), [2]);
@@ -228,14 +228,15 @@ fn one_that_hangs_in_the_kernel_is_given_up_and_its_place_stays_taken() {
     pass(&mut world, 30_000);
     assert!(matches!(world.did().as_slice(), [Action::KillHelper { helper: MOUNTD, lied: false, .. }]));
     world.asked.clear();
-    // It is not dead yet, and may never be: the host is told, what is left is undone by another.
+    // The killed mountd is not dead yet, and may never die: the host is told, and another mountd undoes what
+    // is left.
     pass(&mut world, 50);
     assert_eq!(world.grow(), [1]);
     assert_eq!(world.asked_of(1), ["kill slow", "remove slow"]);
     world.done(Role::Mountd);
     world.done(Role::Mountd);
     assert!(world.said().concat().contains("mountd: it took too long"));
-    // What it says now is nothing.
+    // A reply of the killed mountd is ignored.
     world.feed(Event::Reply { helper: MOUNTD, id: 1, result: Err(failure(Role::Mountd)) });
     world.new_container("d", 21);
     assert_eq!(world.asked_of(1), ["prepare d"]);

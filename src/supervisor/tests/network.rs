@@ -5,7 +5,7 @@ use super::*;
 pub const POD: &str = r#"{"hostname":"pod","interfaces":[{"device":"eth0","ipAddresses":[{"ipAddress":"10.0.0.2","netMask":"24"}]}],
     "routes":[{"dest":"default","gateway":"10.0.0.1"}],"portmappingWhiteLists":{"internalNetworks":["10.0.0.0/8"]}}"#;
 
-/// STARTPOD's requests for that pod, in order.
+/// The requests of STARTPOD for `POD`, in order.
 const STEPS: [(Role, &str); 8] = [
     (Role::Netd, "up lo"),
     (Role::Netd, "let in"),
@@ -18,7 +18,7 @@ const STEPS: [(Role, &str); 8] = [
 ];
 const INIT: usize = 6;
 
-/// What is taken back when a step fails: not that step itself.
+/// What is taken back if step `steps` fails. The failed step has undone itself.
 fn taken_back(steps: usize) -> Option<&'static str> {
     match steps {
         0 | 1 => None,
@@ -28,7 +28,7 @@ fn taken_back(steps: usize) -> Option<&'static str> {
     }
 }
 
-/// Brings STARTPOD to its `steps`th request.
+/// Starts a pod and answers STARTPOD's first `steps` requests, so that the next one is under way.
 fn starting(steps: usize) -> World {
     let mut world = World::new();
     world.tell(Message::StartPod, POD);
@@ -42,7 +42,7 @@ fn starting(steps: usize) -> World {
     world
 }
 
-/// The end of a STARTPOD that did not work.
+/// Checks that a failed STARTPOD is undone.
 fn is_undone(world: &mut World, has_init: bool, taken_back: Option<&str>) {
     if has_init {
         assert_eq!(world.did(), [kill(POD_INIT.0, Signal::KILL, false)]);
@@ -77,7 +77,7 @@ pub fn with_ports(world: &mut World, id: &str, stdio: u64, ports: &str) {
 const WEB: &str =
     r#"[{"hostPort":8080,"containerPort":80,"protocol":"tcp"},{"containerPort":9,"protocol":"tcp"}]"#;
 
-/// A container `c` with `WEB`, whose init is 100 with streams 1 and 2.
+/// A guest with a container `c` that has the ports `WEB`, and whose init has pid 100 and streams 1 and 2.
 fn web() -> World {
     let mut world = pod();
     with_ports(&mut world, "c", 1, WEB);
@@ -343,7 +343,7 @@ fn an_interface_is_looked_for_on_the_bus_first() {
     world.tell(Message::SetupRoute, r#"{"routes":[{"dest":"default"}]}"#);
     world.dies(Role::Netd);
     world.comes_up(Role::Netd, 70);
-    // That it did not come to; a part of the first may be done.
+    // netd had not begun the second request; a part of the first may have been done.
     assert_eq!(world.asked(Role::Netd), ["set up eth1, again", "add routes default"]);
     for pid in 71..73 {
         world.dies(Role::Netd);
@@ -356,7 +356,7 @@ fn an_interface_is_looked_for_on_the_bus_first() {
     assert_eq!(world.said(), ["ERROR netd: doing it: no"], "what was not even sent is not repeated");
 }
 
-/// What the first one has done of it nobody has undone.
+/// What the first netd has done of the step has not been undone.
 #[test]
 fn a_step_of_a_pods_network_that_fails_again_is_taken_back() {
     for sent in [true, false] {

@@ -1,9 +1,10 @@
-//! A STARTPOD of the old style, which carries its containers: they start one after the other, or nothing is
-//! left.
+//! An old-style STARTPOD, which carries its containers: they start one after the other, or everything is
+//! undone.
 
 use super::*;
 
-/// A pod with containers of those ids; the first one's streams are `stdio` and the next number, and so on.
+/// The payload for a pod with containers of these ids. The first has the streams `stdio` and `stdio` + 1, the
+/// next has the next two, and so on.
 pub fn pod(ids: &[&str], stdio: u64) -> String {
     let containers: Vec<String> = (0..)
         .zip(ids)
@@ -15,7 +16,7 @@ pub fn pod(ids: &[&str], stdio: u64) -> String {
     format!(r#"{{"hostname":"pod","containers":[{}]}}"#, containers.join(","))
 }
 
-/// A guest whose pod runs, and whose containers `a` and `b` are to come.
+/// A guest whose pod runs, and whose containers `a` and `b` have not started yet.
 fn opening() -> World {
     let mut world = World::new();
     world.tell(Message::StartPod, &pod(&["a", "b"], 1));
@@ -25,7 +26,8 @@ fn opening() -> World {
     world
 }
 
-/// The pod that could not be opened goes, with `running` that had been started, and the host hears why.
+/// Checks that a pod whose containers could not all be started ends, together with its container `running`,
+/// and that the host is told why.
 fn is_undone(world: &mut World, running: Option<(Pid, &str)>, why: &str) {
     assert_eq!(world.did(), [kill(POD_INIT.0, Signal::KILL, false)]);
     assert!(world.said().is_empty(), "the reply comes when everything is undone");

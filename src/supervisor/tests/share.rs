@@ -1,4 +1,4 @@
-//! What processes wrote to the share is at its host before the host hears of their ends.
+//! What processes wrote to the share reaches its host before the host is told of their ends.
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn late() -> World {
     world
 }
 
-/// Starts processes of a container by their names, with pids from 200 on.
+/// Starts processes with these ids in a container, with pids from 200 on.
 fn start(world: &mut World, container: &str, processes: &[&str]) {
     for (number, process) in (0..).zip(processes) {
         world.exec(container, process, 11 + 2 * u64::try_from(number).unwrap());
@@ -73,7 +73,7 @@ fn a_share_that_cannot_be_synced_holds_nobody_up() {
     world.fails(Role::Mountd);
     assert_eq!(world.said(), [event("c", "p", 1)]);
 
-    // Its successor is asked.
+    // If mountd dies, its successor gets the request.
     world.exits(Pid(201), 2);
     world.done(Role::Streamd);
     world.dies(Role::Mountd);
@@ -109,7 +109,7 @@ fn a_host_that_does_not_answer_holds_nobody_up_who_has_nothing_of_the_share() {
         world.done(Role::Streamd);
     }
     assert_eq!(world.said(), [event("disk", "p", 0)]);
-    // mountd is killed for it, which may be in vain; the ends are told.
+    // mountd is killed for the delay, which may not end it; the ends have been reported.
     world.wait();
     let is_mountd = |action: &Action| matches!(action, Action::KillHelper { helper, .. } if helper.role() == Role::Mountd);
     while !world.did().iter().any(is_mountd) {
@@ -122,7 +122,7 @@ fn a_host_that_does_not_answer_holds_nobody_up_who_has_nothing_of_the_share() {
     assert!(world.said().is_empty() && world.asked(Role::Mountd).is_empty(), "{:?}", world.asked);
 }
 
-/// DESTROYPOD gives up what the host does not read, once.
+/// DESTROYPOD gives up unread output only once.
 #[test]
 fn output_that_is_given_up_waits_for_the_share_too() {
     let mut world = late();
@@ -140,7 +140,7 @@ fn output_that_is_given_up_waits_for_the_share_too() {
     assert!(world.said().is_empty());
     world.done(Role::Mountd);
     assert_eq!(world.said(), [event("c", "p", 1)]);
-    // streamd has written it after all.
+    // streamd has written the output after all.
     world.done(Role::Streamd);
     assert!(world.said().is_empty());
 }

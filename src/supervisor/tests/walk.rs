@@ -1,11 +1,11 @@
-//! A long walk: a host that says anything at any time, helpers that answer, fail, hang and die, processes
-//! that exit. At the end everything that was owed has been said, once and in order.
+//! A long random walk: a host that sends anything at any time; helpers that answer, fail, hang and die;
+//! processes that exit. At the end every command has been answered, once and in order.
 
 use std::collections::BTreeSet;
 
 use super::*;
 
-/// xorshift64*: the same walk for the same seed.
+/// The random numbers (xorshift64*): the same seed gives the same walk.
 struct Dice(u64);
 
 impl Dice {
@@ -20,12 +20,12 @@ impl Dice {
 struct Walk {
     world: World,
     dice: Dice,
-    /// Children of init that run, the pod init among them.
+    /// The running children of init, the pod init among them.
     alive: BTreeSet<Pid>,
     next_pid: i32,
     next_stream: u64,
     down: BTreeSet<Instance>,
-    /// The mountds that run beside the first.
+    /// The running mountds other than the first.
     extra: BTreeSet<Instance>,
     commands: usize,
     replies: usize,
@@ -103,7 +103,7 @@ impl Walk {
         }
     }
 
-    /// A helper does what it was asked, or fails.
+    /// A helper carries out a request, or fails.
     fn work(&mut self) {
         let roles: Vec<Role> =
             Role::ALL.into_iter().filter(|role| !self.world.asked(*role).is_empty()).collect();
@@ -151,7 +151,7 @@ impl Walk {
         self.world.started(pid);
     }
 
-    /// Any of the mountds is the next to answer: the oldest that it was asked comes first.
+    /// Lets a random mountd be the next to answer, by moving its oldest request to the front.
     fn choose_mountd(&mut self) {
         let mut seen = BTreeSet::new();
         let asked = self.world.asked.iter().enumerate().filter(|(_, (_, ask))| ask.role() == Role::Mountd);
@@ -169,7 +169,8 @@ impl Walk {
         self.end(alive[nth]);
     }
 
-    /// The first of a role has a successor; another one is started when it is asked for.
+    /// A helper ends. The first helper of a role gets a successor; an extra mountd is started only on
+    /// request.
     fn end(&mut self, helper: Instance) {
         if self.extra.remove(&helper) || (!helper.is_extra() && self.down.insert(helper)) {
             self.world.goes(helper);
@@ -190,7 +191,7 @@ impl Walk {
         self.world.feed(Event::HelperUp { helper, pid: Pid(self.next_pid) });
     }
 
-    /// Somebody exits, of his own will or killed.
+    /// A process exits, by itself or killed.
     fn exit(&mut self) {
         let nth = usize::try_from(self.dice.roll(self.alive.len().max(1) as u64)).unwrap();
         if let Some(&pid) = self.alive.iter().nth(nth) {
@@ -199,11 +200,12 @@ impl Walk {
         }
     }
 
-    /// What was done and said since: kills are obeyed later, in any order; replies and events are counted.
+    /// Handles what the supervisor has done and sent: kills take effect later, in any order; replies and
+    /// events are counted.
     fn settle(&mut self) {
         for action in self.world.did() {
             match action {
-                // What hangs in the kernel dies later, or never.
+                // A helper that hangs in the kernel dies later, or never.
                 Action::KillHelper { helper, .. } if helper.is_extra() && self.dice.roll(4) == 0 => {
                     self.world.asked.retain(|(id, _)| self.world.to.get(id) != Some(&helper));
                 }
@@ -242,7 +244,7 @@ impl Walk {
         self.settle();
     }
 
-    /// Everybody answers and everybody exits, until nothing is left to do.
+    /// All requests are answered and all processes exit, until nothing is left to do.
     fn finish(&mut self) {
         self.world.tell(Message::DestroyPod, "null");
         self.commands += 1;

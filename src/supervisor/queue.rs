@@ -299,7 +299,7 @@ impl Queues {
             }
         }
         failed.reverse();
-        // Whoever sees the successor come up asks for these again.
+        // These are asked again when the successor comes up.
         queue.queued.retain(|pending| !pending.purpose.comes_first());
         if helper.role() == Role::Mountd {
             let queued = std::mem::take(&mut queue.queued);

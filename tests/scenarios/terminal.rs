@@ -1,6 +1,6 @@
 //! Terminals as the host meets them (protocol.md «Streams», WINSIZE).
 
-use hyperinit::frame::Message;
+use hyperinit::command::Command;
 use serde_json::{Value, json};
 
 use super::streams::pattern;
@@ -44,29 +44,24 @@ pub fn an_empty_frame_does_not_close_it(guest: &Guest) {
 pub fn its_size_may_be_sent_behind_the_start(guest: &Guest) {
     const ROUNDS: u64 = 40;
     let main = guest.sleeper("tty-first");
-    let size = |container: &str, process: &str| {
-        let size = json!({"container": container, "process": process, "row": 43, "column": 132}).to_string();
-        guest.client().send_raw(Message::WinSize.id(), size.as_bytes())
-    };
     for round in 0..ROUNDS {
         let (stdio, id) = (50_001 + round, format!("first-{round}"));
         let process = json!({"id": id, "args": ["stty", "size"], "stdio": stdio, "terminal": true});
         let streams = guest.client().streams(stdio, 0);
         // Each fourth is a container's init.
-        let (container, process_id, started) = if round % 4 == 0 {
+        let (container, start) = if round % 4 == 0 {
             let json = json!({"id": id, "image": "image", "rootfs": "rootfs", "process": process});
-            let json = json.to_string();
-            let started = guest.client().send_raw(Message::NewContainer.id(), json.as_bytes());
-            (id.as_str(), id.as_str(), started)
+            (id.as_str(), Command::NewContainer(parse(json)))
         } else {
-            ("tty-first", id.as_str(), guest.client().send(parse_exec("tty-first", process)))
+            ("tty-first", parse_exec("tty-first", process))
         };
-        let resized = size(container, process_id);
+        let size = json!({"container": container, "process": id, "row": 43, "column": 132});
+        let [started, resized] = guest.client().send_with_size(&start, parse(size));
         let said = streams.stdout.read_to_end(PATIENCE).unwrap();
         assert_eq!(String::from_utf8_lossy(&said), "43 132\r\n", "round {round}");
         started.wait(PATIENCE).unwrap();
         resized.wait(PATIENCE).unwrap();
-        let process = parse(json!(process_id));
+        let process = parse(json!(id));
         assert_eq!(guest.client().finished(&container_id(container), &process, PATIENCE), Ok(0));
         if round % 4 == 0 {
             guest.remove(container);

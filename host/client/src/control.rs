@@ -97,11 +97,20 @@ impl Control {
 
     /// Queues a message.
     pub(super) fn send(&self, id: u32, payload: &[u8]) -> Pending {
+        self.queue(&mut self.state(), id, payload)
+    }
+
+    /// Queues two messages; the writer sees either both of them or none.
+    pub(super) fn send_both(&self, messages: [(u32, &[u8]); 2]) -> [Pending; 2] {
+        let mut state = self.state();
+        messages.map(|(id, payload)| self.queue(&mut state, id, payload))
+    }
+
+    fn queue(&self, state: &mut State, id: u32, payload: &[u8]) -> Pending {
         let frame = match frame::control(id, payload) {
             Ok(frame) => frame,
             Err(violation) => return Pending::failed(CallError::Refused(format!("not sent: {violation}"))),
         };
-        let mut state = self.state();
         if let Some(why) = &state.broken {
             return Pending::failed(CallError::Broken(why.clone()));
         }

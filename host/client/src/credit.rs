@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use hyperinit_protocol::frame::Message;
+
 /// runV writes no more than this many control bytes before it waits for NEXT.
 pub const CONTROL_CHUNK: usize = 512;
 
@@ -11,12 +13,20 @@ pub(super) struct Outgoing {
     /// How much may be written before it is credited, in bytes.
     chunk: usize,
     /// Frames that have not left yet; of the first one, `sent` bytes have.
-    queue: VecDeque<Vec<u8>>,
+    queue: VecDeque<Unit>,
     sent: usize,
     /// All bytes ever queued, written, and credited by NEXT.
     queued: u64,
     written: u64,
     credited: u64,
+}
+
+/// A frame, with the sizes of terminals behind it.
+#[derive(Debug)]
+struct Unit {
+    bytes: Vec<u8>,
+    /// How many bytes at the end leave in one chunk: the sizes, and one byte of the frame in front of them.
+    together: usize,
 }
 
 impl Default for Outgoing {
@@ -32,9 +42,19 @@ impl Outgoing {
     }
 
     /// Queues a frame. Returns where it ends in all that was ever sent, in bytes.
+    ///
+    /// A WINSIZE leaves in the chunk in which the frame in front of it ends, if that frame still waits. The guest starts a
+    /// process when it has the whole frame: a size that came a round trip later could miss the start.
     pub(super) fn push(&mut self, frame: Vec<u8>) -> u64 {
         self.queued += frame.len() as u64;
-        self.queue.push_back(frame);
+        let is_size = frame.starts_with(&Message::WinSize.id().to_be_bytes());
+        match self.queue.back_mut() {
+            Some(last) if is_size && last.together.max(1) + frame.len() <= self.chunk => {
+                last.together = last.together.max(1) + frame.len();
+                last.bytes.extend(frame);
+            }
+            _ => self.queue.push_back(Unit { bytes: frame, together: 0 }),
+        }
         self.queued
     }
 
@@ -43,11 +63,14 @@ impl Outgoing {
         if self.credited != self.written {
             return None;
         }
-        let frame = self.queue.front()?;
-        let end = frame.len().min(self.sent + self.chunk);
-        let chunk = frame.get(self.sent..end)?.to_vec();
+        let Unit { bytes, together } = self.queue.front()?;
+        let end = match self.sent + self.chunk {
+            all if all >= bytes.len() => bytes.len(),
+            part => part.min(bytes.len() - together),
+        };
+        let chunk = bytes.get(self.sent..end)?.to_vec();
         self.sent = end;
-        if end == frame.len() {
+        if end == bytes.len() {
             self.queue.pop_front();
             self.sent = 0;
         }
@@ -81,5 +104,48 @@ impl Outgoing {
     /// How many bytes were written, and how many of them were credited.
     pub(super) fn credit(&self) -> (u64, u64) {
         (self.written, self.credited)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyperinit_protocol::frame;
+
+    use super::*;
+
+    /// The chunks of what is queued, each credited at once.
+    fn chunks(mut outgoing: Outgoing) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| {
+            outgoing.credited = outgoing.written;
+            outgoing.next_chunk()
+        })
+        .collect()
+    }
+
+    #[test]
+    fn the_size_of_a_terminal_leaves_with_the_end_of_the_command_in_front_of_it() {
+        let size = frame::control(Message::WinSize, &[b's'; 40]).unwrap();
+        for length in 0..2 * CONTROL_CHUNK {
+            let start = frame::control(Message::ExecCmd, &vec![b'x'; length]).unwrap();
+            let mut outgoing = Outgoing::default();
+            outgoing.push(start.clone());
+            outgoing.push(size.clone());
+            let end = outgoing.push(size.clone());
+            let chunks = chunks(outgoing);
+            let all = [&start[..], &size, &size].concat();
+            assert_eq!((chunks.concat(), end), (all.clone(), all.len() as u64));
+            assert!(chunks.iter().all(|chunk| (1..=CONTROL_CHUNK).contains(&chunk.len())));
+            assert!(chunks.last().unwrap().len() > 2 * size.len(), "a command of {length} bytes ends before");
+        }
+    }
+
+    #[test]
+    fn the_size_of_a_terminal_behind_a_command_that_has_left_is_a_chunk_of_its_own() {
+        let size = frame::control(Message::WinSize, b"size").unwrap();
+        let mut outgoing = Outgoing::default();
+        outgoing.push(frame::control(Message::ExecCmd, b"start").unwrap());
+        outgoing.next_chunk().unwrap();
+        outgoing.push(size.clone());
+        assert_eq!(chunks(outgoing), [size]);
     }
 }

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use hyperinit_protocol::command::{Command, Features};
+use hyperinit_protocol::command::{Command, Features, WinSize};
 use hyperinit_protocol::fault::Fault;
 use hyperinit_protocol::ids::{ContainerId, ProcessId};
 
@@ -250,6 +250,17 @@ impl Client {
         match encode(&command) {
             Ok((message, payload)) => self.control.send(message.id(), &payload),
             Err(fault) => Pending::failed(CallError::Broken(fault.to_string())),
+        }
+    }
+
+    /// Sends the start of a process (EXECCMD, NEWCONTAINER) and the size of its terminal (WINSIZE), so that the guest has
+    /// the size before the process executes.
+    pub fn send_with_size(&self, start: &Command, size: WinSize) -> [Pending; 2] {
+        match encode(start).and_then(|start| Ok((start, encode(&Command::WinSize(size))?))) {
+            Ok(((message, payload), (size, sizes))) => {
+                self.control.send_both([(message.id(), &payload), (size.id(), &sizes)])
+            }
+            Err(fault) => [0, 1].map(|_| Pending::failed(CallError::Broken(fault.to_string()))),
         }
     }
 

@@ -125,8 +125,7 @@ pub fn attend(target: &Target, queue: &Receiver<Event>) -> Result<End, Fault> {
             Event::Unread => return Ok(End::Left(Signal::PIPE, client)),
             Event::Start { client: connected, command, sent } => {
                 // It waits for it, unless it has panicked.
-                let _ = sent.send(connected.send(command));
-                target.resize(&connected);
+                let _ = sent.send(target.start(&connected, command));
                 for signal in std::mem::take(&mut early) {
                     drop(target.signal(&connected, signal));
                 }
@@ -168,12 +167,28 @@ impl Target {
         }))
     }
 
+    /// Starts it, with a terminal as large as the caller's. The reply to the size is nobody's business.
+    fn start(&self, client: &Client, command: Command) -> Pending {
+        match self.size() {
+            None => client.send(command),
+            Some(size) => {
+                let [started, _] = client.send_with_size(&command, size);
+                started
+            }
+        }
+    }
+
     /// Makes its terminal as large as the caller's.
     fn resize(&self, client: &Client) {
-        if let (true, Some((row, column))) = (self.tty, terminal::size()) {
-            let (container, process) = (self.container.clone(), self.process.clone());
-            drop(client.send(Command::WinSize(WinSize { container, process, row, column })));
+        if let Some(size) = self.size() {
+            drop(client.send(Command::WinSize(size)));
         }
+    }
+
+    /// The size of the caller's terminal, for a program that has one.
+    fn size(&self) -> Option<WinSize> {
+        let (row, column) = terminal::size().filter(|_| self.tty)?;
+        Some(WinSize { container: self.container.clone(), process: self.process.clone(), row, column })
     }
 }
 

@@ -57,7 +57,7 @@ fn a_file_is_what_was_written() {
         write(&mut pod, "/tmp/exactly", exactly).unwrap();
         assert!(read(&mut pod, "/tmp/exactly").unwrap() == exactly);
         let fault = pod.mountd.ask::<_, Reply>(&Request::ReadOn { container: id("web") }).unwrap_err();
-        assert!(fault.to_string().contains("no file is being read"), "{fault}");
+        assert!(fault.to_string().contains("none is being read"), "{fault}");
         // What is mounted in the container is the container's.
         assert_eq!(read(&mut pod, "/etc/hostname").unwrap(), b"thepod\n");
         write(&mut pod, "/etc/hostname", b"x").unwrap();
@@ -84,13 +84,13 @@ fn a_container_that_is_gone_has_no_file_open() {
             Ok(Reply::Part { last: false, .. })
         ));
         let fault = pod.mountd.ask::<_, Reply>(&Request::ReadOn { container: id("other") }).unwrap_err();
-        assert_eq!(fault.why, "no file is being read", "another container's request");
+        assert_eq!(fault.why, "none is being read", "another container's request");
         pod.mountd(&Request::RemoveContainer { container: id("web") }).unwrap();
         let open = fs::read_dir(format!("/proc/{}/fd", pod.mountd.pid())).unwrap().flatten();
         let files: Vec<_> = open.filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
         assert!(!files.iter().any(|file| file.ends_with("large")), "{files:?}");
         let fault = pod.mountd.ask::<_, Reply>(&Request::ReadOn { container: id("web") }).unwrap_err();
-        assert_eq!(fault.why, "no file is being read");
+        assert_eq!(fault.why, "none is being read");
         disk.detach();
     });
 }

@@ -1,14 +1,16 @@
-//! The output buffer: a memfd in which the kernel keeps the books (docs/streams.md).
+//! The output buffer: a memfd whose file offsets record what was taken and what was sent (docs/streams.md).
 //!
-//! A kill arrives at the end of a system call, before a program can note what the call did. So the two
-//! positions that matter are file offsets of two descriptions of the memfd, which every streamd inherits:
-//! splice(2) moves bytes from a process to the first and advances it, sendfile(2) from the second to the port
-//! and advances it, each in one call. What else a successor has to know stands in the first page.
+//! A kill can take effect as a system call ends, before the program can record what the call did. So the two
+//! positions that matter are the file offsets of two open file descriptions of the memfd, which every streamd
+//! inherits. splice(2) moves bytes from a process into the buffer and advances the first offset; sendfile(2)
+//! moves bytes from the buffer to the port and advances the second. Each call does both at once. The first
+//! page holds everything else that a successor needs.
 //!
-//! Places only grow. Where the port copies what it takes, they are in a ring, whose pages stay; a socket
-//! refers to pages until its other end has read them, so there the file grows with the places, and whole
-//! pages behind are given back. A taken payload's frame begins with a page: virtio-serial hands the host each
-//! piece of a page by itself.
+//! A place is a logical offset, and places only grow. If the port copies what it takes, places map onto a
+//! ring whose pages stay allocated. A socket instead refers to the pages until its other end has read them,
+//! so there the file grows with the places, and whole pages that have been sent are given back. The frame of
+//! a taken payload begins at a page boundary, because virtio-serial hands the host each piece of a page
+//! separately.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,75 +26,76 @@ use nix::sys::sendfile::sendfile64;
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{Whence, ftruncate, lseek64};
 
-/// While this much waits for the port, nothing more is taken from processes: their pipes fill, and they wait.
+/// While this many bytes wait for the port, no more output is taken from processes: their pipes fill, and
+/// their writes block.
 pub const ROOM: u64 = 512 << 10;
-/// Besides, this much may wait of answers to frames of unknown streams. While more waits, the host is not
-/// read.
+/// Answers to frames of unknown streams may take this many bytes beyond [`ROOM`]. While more waits, nothing
+/// is read from the host.
 const ANSWERS: u64 = 256 << 10;
-/// Behind the room for output and answers the ring has some for ends, and for the frame that is being taken.
+/// The size of the ring in bytes. Beyond the room for output and answers, it has room for end-of-stream
+/// frames and for the frame that is being taken.
 const RING: u64 = 1 << 20;
-/// What the largest frame needs, with the gap before it.
+/// The bytes that the largest frame needs, with the gap before it.
 const SLACK: u64 = CHUNK as u64 + 3 * DATA;
 const _: () = assert!(ROOM + ANSWERS + 2 * SLACK <= RING);
-/// The stream of no process: such a frame fills a gap, and is not sent.
+/// A stream number that no process has: a frame with it fills a gap and is not sent.
 const GAP: u64 = 0;
-/// A ring that never comes round.
+/// A ring size so large that places never wrap.
 const ENDLESS: u64 = 1 << 62;
-/// The largest payload of a frame. A pipe holds 64 KiB by default, so one splice empties it.
+/// The largest payload of a frame, in bytes. A pipe holds 64 KiB by default, so one splice empties it.
 pub const CHUNK: usize = 64 << 10;
-/// The most that one read of a tty returns: its line discipline holds no more.
+/// The most bytes that one read of a tty returns: its line discipline holds no more.
 const TTY_CHUNK: usize = 4 << 10;
-/// A tty holds little at once. A process that has written this much without a pause is writing more, so it
-/// may run before its frame is sent.
+/// A tty holds little at once. A process that has written this many bytes without a pause is likely to write
+/// more, so it gets a chance to run before its frame is published.
 const TTY_BULK: usize = 2 << 10;
-/// How much that has left is given back at once.
+/// How many sent bytes are given back in one call.
 const PUNCH: u64 = 256 << 10;
-/// How much that has left is kept: a socket refers to these pages until the host has read them, and where
-/// tmpfs uses huge pages, giving a part of one back overwrites it with zeros. More than the sending side of a
+/// How many sent bytes are kept. A socket refers to these pages until the host has read them, and where tmpfs
+/// uses huge pages, giving back part of one overwrites it with zeros. This exceeds what the sending side of a
 /// socket holds (wmem_default).
 const KEPT: u64 = 256 << 10;
-/// Where frames begin: behind the page of numbers.
+/// The file offset at which frames begin: after the page of numbers.
 const DATA: u64 = PAGE as u64;
 const HEADER: u64 = STREAM_HEADER as u64;
 
-/// «hyperin1»: the page means what this version says.
+/// The bytes "hyperin1": the page has the layout of this version.
 const MAGIC: u64 = u64::from_be_bytes(*b"hyperin1");
 const SLOT_MAGIC: usize = 0;
-/// The end of the last whole frame.
+/// The place where the last whole frame ends.
 const SLOT_PUBLISHED: usize = 1;
-/// The stream whose payload is being taken, 0 for none, and where its header belongs.
+/// The stream whose payload is being taken (0 for none); the next slot holds the place of its frame.
 const SLOT_PENDING: usize = 2;
 const SLOT_PENDING_AT: usize = 3;
-/// Where the last frame ends that has wholly left.
+/// The place where the last completely sent frame ends.
 const SLOT_BOUNDARY: usize = 4;
-/// How far the streams that ended were recorded.
+/// How many ended streams have been recorded.
 const SLOT_ENDS: usize = 5;
-/// How well it is known where the host is in its frames, and three numbers that say where
-/// (stream_channel.rs).
+/// Whether the host's position in its frames is known (stream_channel.rs); SLOT_PLACE holds the position.
 pub const SLOT_INPUT: usize = 6;
-/// The first of the three.
+/// The first of the three numbers that give the host's position in its frames.
 pub const SLOT_PLACE: usize = 7;
-/// Whether the host has asked to be told what becomes of stdin.
+/// Whether the host has asked for flow control of stdin.
 pub const SLOT_FLOW: usize = 10;
-/// Pairs of (stream, where its end-of-stream frame begins), in a ring. init has at most 16 ends under way.
+/// A ring of pairs (stream, place of its end-of-stream frame). init has at most 16 ends in progress.
 const SLOT_FIRST_END: usize = 16;
 const ENDS: usize = 64;
 const _: () = assert!(SLOT_FIRST_END + 2 * ENDS <= SLOTS);
 
-/// What came of an attempt to take output.
+/// The result of an attempt to take output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Taken {
-    /// This many bytes.
+    /// This many bytes were taken.
     Bytes(usize),
-    /// There is nothing now.
+    /// There is no output now.
     Nothing,
-    /// There will never be more.
+    /// The source is at its end: there will never be more output.
     End,
     /// No process has the tty open. A process may open it again.
     HungUp,
 }
 
-/// The buffer.
+/// The output buffer.
 pub struct Buffer {
     input: OwnedFd,
     output: OwnedFd,
@@ -100,22 +103,22 @@ pub struct Buffer {
     pipe_in: OwnedFd,
     page: Page,
     inherited: bool,
-    /// After how much places come round.
+    /// The number of bytes after which places wrap to the start of the ring.
     ring: u64,
-    /// Where in the file `input` is.
+    /// The file offset of `input`.
     at: u64,
-    /// Where in the file `output` is.
+    /// The file offset of `output`.
     sent: u64,
     published: u64,
-    /// Start and end of the frames that have not wholly left, in order.
+    /// The places of the start and end of each frame that is not completely sent, in order.
     frames: VecDeque<(u64, u64)>,
     boundary: u64,
     punched: u64,
 }
 
 impl Buffer {
-    /// The buffer of these inherited descriptors: a new one, or what a predecessor left. `copied` says that
-    /// the port, a device that all hosts use, copies what it takes.
+    /// Opens the buffer of these inherited descriptors: a new one, or the one that a predecessor left.
+    /// `copied` is true if the port is a device, which copies what it takes.
     pub fn open(
         input: OwnedFd,
         output: OwnedFd,
@@ -150,29 +153,30 @@ impl Buffer {
             published,
             frames: VecDeque::new(),
             boundary,
-            // How much a predecessor gave back is not known, and giving it back again costs little.
+            // How much a predecessor gave back is unknown, and giving the same pages back again costs little.
             punched: DATA,
         };
-        // If the writer died before an end's frame was there, the end was not appended.
+        // An end whose frame would start at or after the published place was never appended: its writer died
+        // before.
         (0..ENDS)
             .map(|end| SLOT_FIRST_END + 2 * end)
             .filter(|&slot| buffer.page.get(slot + 1) >= buffer.published)
             .for_each(|slot| buffer.page.set(slot, 0));
         buffer.find_frames()?;
         match buffer.finish_pending() {
-            // Whatever is taken or appended next tries it again.
+            // The next take or append tries again.
             Err(fault) if is_no_memory(&fault) => log::warn!("{fault}; output waits"),
             finished => finished?,
         }
         Ok(buffer)
     }
 
-    /// The numbers that outlive this process.
+    /// The page of numbers that outlive this process.
     pub fn page(&self) -> &Page {
         &self.page
     }
 
-    /// Whether there was a predecessor.
+    /// Whether a predecessor left this buffer.
     pub fn is_inherited(&self) -> bool {
         self.inherited
     }
@@ -182,7 +186,7 @@ impl Buffer {
         self.published - self.boundary < ROOM
     }
 
-    /// Whether the host may be listened to, for it may have to be answered.
+    /// Whether frames may be read from the host: each may need an answer, which takes room.
     pub fn has_room_for_answers(&self) -> bool {
         self.published - self.boundary < ROOM + ANSWERS
     }
@@ -192,24 +196,24 @@ impl Buffer {
         !self.frames.is_empty()
     }
 
-    /// Where everything accepted so far ends.
+    /// The place where everything accepted so far ends.
     pub fn end(&self) -> u64 {
         self.published
     }
 
-    /// Whether everything before a place has left for the port.
+    /// Whether everything before the place `end` has been sent to the port.
     pub fn has_left(&self, end: u64) -> bool {
         self.boundary >= end
     }
 
-    /// Where in the file a frame is that starts at a place. Its end is behind that, also where the ring comes
-    /// round.
+    /// The file offset of a frame that starts at a place. A frame is contiguous in the file, even if it runs
+    /// past the point where the ring wraps.
     fn in_file(&self, start: u64) -> u64 {
         DATA + start % self.ring
     }
 
-    /// Where the next frame with a payload starts: at a page's start, with room for a header in the gap
-    /// before.
+    /// The place where the next frame with a payload starts: at a page boundary. A gap before it has room for
+    /// a header.
     fn next_start(&self) -> u64 {
         match self.published.next_multiple_of(DATA) {
             start if start - self.published >= HEADER || start == self.published => start,
@@ -217,7 +221,8 @@ impl Buffer {
         }
     }
 
-    /// A payload was taken and its header was not written: by a predecessor that died, or for want of memory.
+    /// Publishes a payload that was taken without its header being written, because a predecessor died or
+    /// memory ran out.
     fn finish_pending(&mut self) -> Result<(), Fault> {
         let Some(stream) = StreamId::new(self.page.get(SLOT_PENDING)) else { return Ok(()) };
         if self.page.get(SLOT_PENDING_AT) == self.published {
@@ -226,7 +231,7 @@ impl Buffer {
             if end < payload {
                 return Err(Fault::new("reading", "the output buffer", "its books do not add up"));
             }
-            // The tty's bytes that are still in the pipe.
+            // Bytes of a tty may still be in the pipe.
             end += self.empty_pipe()?;
             self.publish(stream, usize::try_from(end - payload).unwrap_or(usize::MAX))?;
         }
@@ -234,7 +239,7 @@ impl Buffer {
         Ok(())
     }
 
-    /// Moves the content of the tty's pipe to the buffer; returns how many bytes.
+    /// Moves the content of the tty's pipe to the buffer; returns the number of bytes moved.
     fn empty_pipe(&self) -> Result<u64, Fault> {
         let mut moved = 0;
         loop {
@@ -246,7 +251,7 @@ impl Buffer {
         }
     }
 
-    /// Finds the frames that a predecessor left, from the last end that it noted.
+    /// Finds the frames that a predecessor left, starting at the boundary that it recorded.
     fn find_frames(&mut self) -> Result<(), Fault> {
         let mut at = self.boundary;
         while at < self.published {
@@ -267,8 +272,8 @@ impl Buffer {
         Ok(())
     }
 
-    /// Takes what a process has written, as one frame. After a fault that is [`is_no_memory`] nothing is
-    /// lost, and the next attempt goes on where this one stopped.
+    /// Takes the output that a process has written, as one frame. A fault for which [`is_no_memory`] holds
+    /// loses nothing: the next attempt continues where this one stopped.
     pub fn take(&mut self, stream: StreamId, from: BorrowedFd<'_>, tty: bool) -> Result<Taken, Fault> {
         self.finish_pending()?;
         self.seek_payload()?;
@@ -292,8 +297,8 @@ impl Buffer {
         Ok(taken)
     }
 
-    /// One end of a splice has to be a pipe, so a tty's bytes take the way through one. They come in small
-    /// portions, and several make one frame.
+    /// Moves a tty's output through a pipe, because one end of a splice must be a pipe. A tty delivers small
+    /// portions, so several make one frame.
     fn take_tty(&self, from: BorrowedFd<'_>) -> Result<Result<usize, Errno>, Fault> {
         let (mut taken, mut since) = (0, 0);
         let last = loop {
@@ -312,7 +317,7 @@ impl Buffer {
         if taken == 0 {
             return Ok(last);
         }
-        // An end or an error will be there again.
+        // If the last attempt met an end or an error, the next take will meet it again.
         let mut left = taken;
         while left > 0 {
             match splice_to(self.pipe_out.as_fd(), self.input.as_fd(), left) {
@@ -323,7 +328,7 @@ impl Buffer {
         Ok(Ok(taken))
     }
 
-    /// Leaves room for the next frame's header.
+    /// Moves the input offset to where the next payload belongs, leaving room for its header.
     fn seek_payload(&mut self) -> Result<(), Fault> {
         let payload = self.in_file(self.next_start()) + HEADER;
         if self.at != payload {
@@ -333,7 +338,8 @@ impl Buffer {
         Ok(())
     }
 
-    /// Makes a frame of a payload that stands behind the place of its header. None is no frame.
+    /// Turns a payload that is already in place behind its header's position into a frame. An empty payload
+    /// makes no frame.
     fn publish(&mut self, stream: StreamId, payload: usize) -> Result<(), Fault> {
         if payload == 0 {
             return Ok(());
@@ -354,7 +360,7 @@ impl Buffer {
             .map_err(|violation| Fault::new("writing", "a frame", violation.to_string()))?;
         let written = pwrite(&self.input, &header, self.in_file(at).cast_signed())
             .fault("writing to", "the output buffer")?;
-        // At the edge of a page of which there was no memory for the next.
+        // A short write stops at a page boundary: there was no memory for the next page.
         if written == header.len() { Ok(()) } else { Err(no_memory()) }
     }
 
@@ -373,7 +379,7 @@ impl Buffer {
     pub fn append(&mut self, stream: StreamId, payload: &[u8]) -> Result<(), Fault> {
         self.finish_pending()?;
         if self.published - self.boundary >= RING - SLACK {
-            // So many ends, and a host that does not read.
+            // The host does not read, and end-of-stream frames have filled the ring.
             return Err(no_memory());
         }
         if !payload.is_empty() {
@@ -389,13 +395,14 @@ impl Buffer {
         Ok(())
     }
 
-    /// Appends a stream's end-of-stream frame; returns where it ends. A successor finds that it was.
+    /// Appends a stream's end-of-stream frame; returns the place where it ends. A successor can see that it
+    /// was appended.
     pub fn append_end(&mut self, stream: StreamId) -> Result<u64, Fault> {
         self.finish_pending()?;
         let count = self.page.get(SLOT_ENDS);
         let slot = SLOT_FIRST_END + 2 * (usize::try_from(count).unwrap_or(0) % ENDS);
-        // The stream is noted last: until then the pair says nothing, and until `advance` the place is not
-        // there yet. The count grows before, for the next end must not take this one's slot.
+        // The stream is recorded last: until then the pair is void, and until `advance` the recorded place is
+        // not yet published. The count grows before that, so that the next end does not take this end's slot.
         self.page.set(slot, 0);
         self.page.set(slot + 1, self.published);
         self.page.set(slot, stream.get());
@@ -403,32 +410,33 @@ impl Buffer {
         match self.append_empty(stream) {
             Ok(()) => Ok(self.published),
             Err(fault) => {
-                // Another frame will stand there.
+                // Another frame will take that place.
                 self.page.set(slot, 0);
                 Err(fault)
             }
         }
     }
 
-    /// Where a stream's end-of-stream frame ends, if one was appended since the stream was begun.
+    /// The place where a stream's end-of-stream frame ends, if one was appended since the stream began.
     pub fn find_end(&self, stream: StreamId) -> Option<u64> {
         self.ends()
             .find(|&slot| self.page.get(slot) == stream.get())
             .map(|slot| self.page.get(slot + 1) + HEADER)
     }
 
-    /// A stream of this number begins: the end of an earlier stream of the number is forgotten.
+    /// Forgets the recorded end of an earlier stream with this number: a new stream with it begins.
     pub fn forget_end(&self, stream: StreamId) {
         let slots: Vec<usize> = self.ends().filter(|&slot| self.page.get(slot) == stream.get()).collect();
         slots.into_iter().for_each(|slot| self.page.set(slot, 0));
     }
 
-    /// The slots of ends that were really appended.
+    /// The slots of ends whose frames were published.
     fn ends(&self) -> impl Iterator<Item = usize> + '_ {
         (0..ENDS).map(|end| SLOT_FIRST_END + 2 * end).filter(|&slot| self.page.get(slot + 1) < self.published)
     }
 
-    /// Sends what waits to the port; returns whether all of it went. EAGAIN is no error: the port is full.
+    /// Sends waiting frames to the port; returns whether all of them were sent. EAGAIN from the port means
+    /// that it is full: the result is false, not an error.
     pub fn send(&mut self, port: BorrowedFd<'_>) -> Result<bool, Errno> {
         while let Some((start, end)) = self.next_part() {
             if self.sent != start {
@@ -449,16 +457,17 @@ impl Buffer {
         Ok(true)
     }
 
-    /// Where in the file the part of the first frame is that has not left: from, to.
+    /// The file offsets of the unsent part of the first frame: its start and its end.
     fn next_part(&self) -> Option<(u64, u64)> {
         let &(start, end) = self.frames.front()?;
         let (first, last) = (self.in_file(start), self.in_file(start) + (end - start));
-        // The port's position is in this frame, or at the end of the one before.
+        // The send offset is either inside this frame, or at the end of the frame before it.
         let start = if (first..=last).contains(&self.sent) { self.sent } else { first };
         Some((start, last))
     }
 
-    /// The host is gone: the next one gets the frame that it had a part of from its start.
+    /// Prepares for the next host: a frame that the departed host received in part is sent again from its
+    /// start.
     pub fn rewind(&mut self) -> Result<(), Fault> {
         if let Some(&(start, _)) = self.frames.front() {
             let first = self.in_file(start);
@@ -470,7 +479,7 @@ impl Buffer {
         Ok(())
     }
 
-    /// Notes the frame that has wholly left, if one has, and gives back what is behind it.
+    /// Records that the first frame is completely sent, if it is, and gives back the memory behind it.
     fn note_sent(&mut self) {
         if let Some((part, last)) = self.next_part()
             && part == last
@@ -491,7 +500,7 @@ impl Buffer {
     }
 }
 
-/// Moves up to `count` bytes; never waits (EAGAIN).
+/// Moves up to `count` bytes without blocking; returns EAGAIN if it would have to wait.
 fn splice_to(from: BorrowedFd<'_>, to: BorrowedFd<'_>, count: usize) -> Result<usize, Errno> {
     loop {
         match splice(from, None, to, None, count, SpliceFFlags::SPLICE_F_NONBLOCK) {
@@ -501,8 +510,9 @@ fn splice_to(from: BorrowedFd<'_>, to: BorrowedFd<'_>, count: usize) -> Result<u
     }
 }
 
-/// Keeps other streamds out for as long as this process lives: one that the warden had started, and whose
-/// start PID 1 never heard of, may be on its way beside its successor, and a step of both spoils the books.
+/// Locks the buffer against other streamds for as long as this process lives. The warden may have started a
+/// streamd of whose start PID 1 never heard, and it may run beside its successor; steps of both would corrupt
+/// the records.
 fn alone(buffer: &OwnedFd) -> Result<(), Fault> {
     let whole = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
@@ -524,7 +534,7 @@ fn no_memory() -> Fault {
     Fault::errno("writing to", "the output buffer", Errno::ENOSPC)
 }
 
-/// Whether a fault of the buffer is want of memory, which may pass.
+/// Whether a fault of the buffer is a lack of memory (ENOSPC or ENOMEM), which may pass.
 pub fn is_no_memory(fault: &Fault) -> bool {
     fault.is(Errno::ENOSPC) || fault.is(Errno::ENOMEM)
 }

@@ -1,5 +1,5 @@
-//! The processes' side: their descriptors come from execd, their output goes into the buffer in turns, their
-//! stdin is written as fast as they read, and their ends are brought about.
+//! The processes' side of streamd. Descriptors arrive from execd; output is taken into the buffer in turns;
+//! stdin is written as fast as processes read it; and the end of each exited process is written.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,30 +23,31 @@ use super::input::{QUEUE_MAX, QUEUES_MAX, is_want};
 use super::process::{End, Process, SURVIVOR_GRACE};
 use super::waiting::{self, Waiting};
 
-/// How long nothing is taken when there was no memory for it.
+/// How long output waits after memory ran out.
 pub const PAUSE: Duration = Duration::from_millis(100);
 
-/// How many finished processes may have survivors whose output is read and thrown away. Of more the
-/// oldest's pipes are closed: init has forgotten these processes, so nothing else would bound them.
+/// How many finished processes may have survivors (processes that still hold their pipes), whose output is
+/// read and discarded. Beyond this number the pipes of the oldest are closed: init has forgotten these
+/// processes, so nothing else bounds their number.
 pub const SURVIVORS_MAX: usize = 256;
-/// How many of execd's packets are taken at once: more than an honest execd can have sent, so that every
-/// process that init or the host speaks of has come. Packets behind these wait for the next round, and
-/// nothing else waits longer for them.
+/// How many of execd's packets are taken in one round. This is more than an honest execd can have sent, so
+/// every process that init or the host names has arrived. Further packets wait for the next round, so that a
+/// flood of them delays nothing else for long.
 const PACKETS_MAX: usize = 4 * 4096;
 /// How many malformed packets are logged.
 const TOLD_MAX: usize = 100;
 
-/// What the kernel says when it has no room to take or watch a descriptor.
+/// The errors of a kernel that lacks the resources to receive or watch a descriptor.
 const WANT: [Errno; 4] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOSPC];
 
-/// Ends this process. Without its descriptors a process would have no output, unnoticed; a successor gets all
-/// descriptors again.
+/// Exits, so that a successor receives all descriptors again. Without its descriptors a process would
+/// silently have no output.
 fn give_up(fault: &Fault) -> ! {
     log::error!("{fault}: a successor is needed");
     std::process::exit(1)
 }
 
-/// A source of output by process and place.
+/// A source of output: its process, and its index among the process's sources.
 type SourceId = (StreamId, usize);
 
 /// What an epoll token watches.
@@ -60,38 +61,38 @@ enum Watched {
 pub struct Processes {
     epoll: Rc<Epoll>,
     socket: Option<OwnedFd>,
-    /// The socket may have more.
+    /// Whether the socket may have more packets.
     more: bool,
-    /// How many of its packets were none.
+    /// How many malformed packets have arrived on the socket.
     refused: usize,
     by_stdio: BTreeMap<StreamId, Process>,
-    /// What each epoll token stands for: tokens are never used again.
+    /// The descriptor that each epoll token stands for. Tokens are never reused.
     tokens: HashMap<u64, (StreamId, Watched)>,
     next_token: u64,
-    /// Sources that may have something, in turn.
+    /// Sources that may have output, in the order of their turns.
     ready: VecDeque<SourceId>,
     /// The sources in `ready`, so that each is there once.
     is_ready: BTreeSet<SourceId>,
-    /// Processes that have something waiting for their stdin.
+    /// Processes with bytes queued for their stdin.
     behind: BTreeSet<StreamId>,
-    /// Processes whose stdin may have taken bytes of which the host was not told.
+    /// Processes whose stdin may have taken bytes that have not been reported to the host.
     untold: BTreeSet<StreamId>,
-    /// Processes that have exited, and whose end has not been written.
+    /// Processes that have exited and whose end-of-stream frame has not been written.
     finishing: BTreeSet<StreamId>,
     /// Processes whose end has been written and which have survivors, oldest first.
     over: VecDeque<StreamId>,
-    /// Which requests are to be answered.
+    /// The requests that await an answer.
     pub waiting: Waiting,
-    /// Until when no output is taken, because there was no memory.
+    /// The time until which no output is taken, because there was no memory.
     paused: Option<Duration>,
-    /// Until when stdin is not written, because there was no memory.
+    /// The time until which stdin is not written, because there was no memory.
     starved: Option<Duration>,
-    /// What survivors' output is read into.
+    /// The scratch space into which survivors' output is read.
     discarded: Vec<u8>,
 }
 
 impl Processes {
-    /// None yet; they come over the socket, if there is one.
+    /// Starts without processes; they arrive over the socket, if there is one.
     pub fn new(epoll: Rc<Epoll>, socket: Option<OwnedFd>) -> Processes {
         Processes {
             epoll,
@@ -116,29 +117,29 @@ impl Processes {
 
     // ---- descriptors ----
 
-    /// The socket on which they come.
+    /// The socket on which execd hands over processes.
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(AsFd::as_fd)
     }
 
-    /// Takes every process that execd has handed over. It is called before anything that init or the host
-    /// says is acted on: both speak of a process only after the process was handed over.
+    /// Takes every process that execd has handed over. It runs before any message of init or the host is
+    /// acted on: both name a process only after execd has handed it over.
     pub fn receive(&mut self, buffer: &mut Buffer) {
-        // An empty packet cannot be told from the end of the socket, which never comes in a guest.
+        // An empty packet looks like the end of the socket. In a guest the socket never ends.
         let mut empty = 0;
         self.more = false;
         for _ in 0..PACKETS_MAX {
             let Some(socket) = self.socket.as_ref().filter(|_| empty < 2) else { return };
-            // One byte more than a packet has: a longer one is cut, and refused.
+            // One byte longer than a packet, so that a longer packet is recognised and refused.
             let mut packet = [0; STREAMS_LEN + 1];
-            // If a kill comes between taking a packet and acting on it, the new process must not have the end
-            // of an older one.
+            // The recorded end of an older process with this number is forgotten before the packet is taken:
+            // if a kill came between the two, the successor would give the new process that end.
             let peeked = peek(socket, &mut packet).map(|count| packet.get(..count).and_then(Packet::decode));
             match peeked {
                 Ok(Some(packet)) if !packet.again => buffer.forget_end(packet.stdio),
                 Ok(_) => {}
                 Err(Errno::EAGAIN) => return,
-                // A process whose packet is not taken would be treated as if it did not exist.
+                // If its packet were not taken, a process would be treated as if it did not exist.
                 Err(errno) if is_want(errno) => give_up(&Fault::errno("hearing from", "execd", errno)),
                 Err(errno) => return self.refuse(&Fault::errno("hearing from", "execd", errno)),
             }
@@ -160,7 +161,7 @@ impl Processes {
         self.more = true;
     }
 
-    /// Takes what was left in the socket; true if there was something.
+    /// Takes the packets that the last round left in the socket; returns true if there may have been any.
     pub fn receive_more(&mut self, buffer: &mut Buffer) -> bool {
         let more = self.more;
         if more {
@@ -169,7 +170,7 @@ impl Processes {
         more
     }
 
-    /// A faulty execd must not fill the log.
+    /// Logs a malformed packet, up to [`TOLD_MAX`] of them: a faulty execd must not fill the log.
     fn refuse(&mut self, fault: &Fault) {
         self.refused += 1;
         match self.refused {
@@ -179,10 +180,10 @@ impl Processes {
         }
     }
 
-    /// Acts on one packet of execd's.
+    /// Acts on one packet from execd.
     fn take(&mut self, packet: &[u8], fds: Vec<OwnedFd>, buffer: &Buffer) -> Result<(), Fault> {
         if let Some(stdio) = forgotten(packet) {
-            // The output of a process that has ended, and of its survivors, is still taken.
+            // If the process has exited, its output and that of its survivors is still taken.
             if self.by_stdio.get(&stdio).is_some_and(|process| process.end == End::Running) {
                 self.remove(stdio);
             }
@@ -201,11 +202,11 @@ impl Processes {
         let stdio = packet.stdio;
         let running = |process: &Process| process.end != End::Finished;
         if packet.again && self.by_stdio.get(&stdio).is_some_and(running) {
-            // Sent again to a streamd that has it: the descriptors are duplicates.
+            // This streamd already has the process: the descriptors are duplicates.
             return Ok(());
         }
         let refused = |why| Err(Fault::new("adding", format!("stream {stdio}"), why));
-        // init waits for its end, and starts nothing with its number before that.
+        // init waits for the end of the earlier process and starts nothing with its number before that.
         if self.finishing.contains(&stdio) {
             return refused("the one before has not ended");
         }
@@ -260,7 +261,7 @@ impl Processes {
         self.over.retain(|other| *other != stdio);
     }
 
-    /// A process has finished, and a survivor can still write to its pipes.
+    /// Records a finished process whose pipes a survivor can still write to.
     fn has_survivors(&mut self, stdio: StreamId) {
         self.over.push_back(stdio);
         if self.over.len() > SURVIVORS_MAX
@@ -271,7 +272,7 @@ impl Processes {
         }
     }
 
-    /// Closes a source. execd has a duplicate of it, so closing alone would leave it in the epoll set.
+    /// Closes a source. execd holds a duplicate, so closing alone would leave the source in the epoll set.
     fn close(&self, fd: OwnedFd) {
         if let Err(errno) = self.epoll.delete(&fd) {
             log::info!("{}", Fault::errno("leaving", "a stream", errno));
@@ -289,12 +290,12 @@ impl Processes {
         (0..sources).for_each(|place| self.mark_ready((stdio, place)));
     }
 
-    /// Something happened to a descriptor.
+    /// Handles an epoll event of a process's descriptor.
     pub fn event(&mut self, token: u64) {
         match self.tokens.get(&token) {
             Some(&(stdio, Watched::Source(place))) => {
                 self.mark_ready((stdio, place));
-                // A tty is also where its stdin goes.
+                // A tty also takes the process's stdin.
                 self.flush_if_behind(stdio);
             }
             Some(&(stdio, Watched::Stdin)) => self.flush_if_behind(stdio),
@@ -304,9 +305,10 @@ impl Processes {
 
     // ---- output ----
 
-    /// One chunk from each source that may have something, while there is room; true if anything was taken.
+    /// Takes one chunk from each source that may have output, while there is room; returns true if any was
+    /// taken.
     pub fn take_turns(&mut self, buffer: &mut Buffer) -> bool {
-        // The tick ends a pause: ends are tried again with it.
+        // Only the tick ends a pause, because it also retries the ends.
         if self.paused.is_some() {
             return false;
         }
@@ -330,7 +332,7 @@ impl Processes {
         let Some(source) = process.sources.get_mut(place) else { return false };
         let Some(fd) = &source.fd else { return false };
         if source.held && end == End::Running {
-            // It is ready again when the host wants it.
+            // [`Processes::hold`] marks it ready when the host wants the stream again.
             return false;
         }
         let taken = if end == End::Finished {
@@ -349,7 +351,7 @@ impl Processes {
                 source.owed = 0;
                 false
             }
-            // While it runs, a process may close its tty and open it again.
+            // A running process may close its tty and open it again.
             Ok(Taken::HungUp) if end == End::Running => false,
             Ok(Taken::End | Taken::HungUp) => {
                 self.end_source(id);
@@ -386,8 +388,8 @@ impl Processes {
         self.paused = Some(now() + PAUSE);
     }
 
-    /// The host wants no output of this stream for now, or wants it again. The process's end does not wait
-    /// for the host.
+    /// Holds the output of a stream or lets it go again, as the host asked. The end of the process does not
+    /// wait for the host.
     pub fn hold(&mut self, stream: u64, held: bool) {
         let sources = self.by_stdio.iter_mut().flat_map(|(&stdio, process)| {
             process.sources.iter_mut().enumerate().map(move |(place, source)| ((stdio, place), source))
@@ -400,7 +402,7 @@ impl Processes {
         found.into_iter().for_each(|id| self.mark_ready(id));
     }
 
-    /// The host that held them has left: all streams are taken from again.
+    /// Lets all held streams go: the host that held them has left.
     pub fn hold_none(&mut self) {
         let streams = self.by_stdio.values().flat_map(|process| &process.sources);
         let held: Vec<u64> = streams.filter(|source| source.held).map(|source| source.stream.get()).collect();
@@ -409,10 +411,11 @@ impl Processes {
 
     // ---- ends ----
 
-    /// Brings about the end of a process that has exited.
+    /// Begins the end of a process that has exited: its remaining output is taken, then its end-of-stream
+    /// frame is written.
     pub fn finish(&mut self, stdio: StreamId, id: u64, pause: bool, buffer: &mut Buffer) {
         self.receive(buffer);
-        // A predecessor wrote it, and died before it could say so.
+        // A predecessor wrote the end and died before it could answer.
         if let Some(end) = buffer.find_end(stdio) {
             self.waiting.add(id, end, unknown_pause(pause));
             return;
@@ -429,7 +432,7 @@ impl Processes {
         self.advance_end(stdio, buffer);
     }
 
-    /// Writes the end of an exited process once it has nothing more to say.
+    /// Writes the end of an exited process once all of its output has been taken.
     fn advance_end(&mut self, stdio: StreamId, buffer: &mut Buffer) {
         let Some(process) = self.by_stdio.get_mut(&stdio) else { return };
         let End::Finishing { id, deadline, pause } = process.end else { return };
@@ -463,17 +466,17 @@ impl Processes {
         }
     }
 
-    /// Brings about the ends that are due.
+    /// Writes the ends that are due, and ends pauses that are over.
     pub fn tick(&mut self, buffer: &mut Buffer) {
         if self.deadline().is_none_or(|deadline| now() < deadline) {
             return;
         }
         self.paused = self.paused.filter(|&until| now() < until);
-        // Each round tries.
+        // Every round of the engine flushes stdin, so nothing more is needed here.
         self.starved = self.starved.filter(|&until| now() < until);
         let due: Vec<StreamId> = self.finishing.iter().copied().collect();
         for stdio in due {
-            // The other ends would find no memory either.
+            // There would be no memory for the other ends either.
             if self.paused.is_some() {
                 return;
             }
@@ -484,7 +487,7 @@ impl Processes {
     /// When [`Processes::tick`] has something to do.
     pub fn deadline(&self) -> Option<Duration> {
         if self.paused.is_some() {
-            // Ends are put off with everything else.
+            // A pause postpones ends too.
             return self.paused.into_iter().chain(self.starved).min();
         }
         let ends = self.finishing.iter().filter_map(|stdio| match self.by_stdio.get(stdio)?.end {
@@ -501,17 +504,17 @@ impl Processes {
 
     // ---- stdin ----
 
-    /// Whether the host has to wait: a process has too much unread, or all together have.
+    /// Whether the host must wait because one process, or all together, have too much unread stdin.
     pub fn input_is_full(&self) -> bool {
         self.unread().any(|(_, unread)| unread >= QUEUE_MAX) || self.inputs_are_full()
     }
 
-    /// Whether all together have too much unread.
+    /// Whether all processes together have too much unread stdin.
     fn inputs_are_full(&self) -> bool {
         self.unread().map(|(_, unread)| unread).sum::<usize>() >= QUEUES_MAX
     }
 
-    /// The processes that have unread stdin, and how much, in bytes.
+    /// The processes with unread stdin, and the number of unread bytes of each.
     fn unread(&self) -> impl Iterator<Item = (StreamId, usize)> + '_ {
         self.behind.iter().filter_map(|stdio| Some((*stdio, self.by_stdio.get(stdio)?.waiting())))
     }
@@ -527,8 +530,8 @@ impl Processes {
         }
     }
 
-    /// Queues one frame's payload; false if no process has this stream. It is written by
-    /// [`Processes::flush`].
+    /// Queues the payload of one stdin frame; returns false if no process has this stream.
+    /// [`Processes::flush`] writes what is queued.
     pub fn push(&mut self, stdio: StreamId, payload: &[u8]) -> bool {
         let Some(process) = self.by_stdio.get_mut(&stdio) else { return self.is_stderr(stdio) };
         process.push(payload);
@@ -553,7 +556,7 @@ impl Processes {
         self.by_stdio.values().any(|process| process.sources.iter().any(|source| source.stream == stream))
     }
 
-    /// Writes to every stdin what waits for it, until EAGAIN.
+    /// Writes the queued bytes to every stdin, until EAGAIN.
     pub fn flush(&mut self) {
         let behind: Vec<StreamId> = self.behind.iter().copied().collect();
         behind.into_iter().for_each(|stdio| self.flush_if_behind(stdio));
@@ -576,11 +579,12 @@ impl Processes {
         self.untold.insert(stdio);
     }
 
-    /// Tells a host that has asked how many bytes of stdin wait no more; true if there was something to tell.
+    /// Reports to a host that has asked for flow control how many bytes of stdin no longer wait; returns true
+    /// if there was anything to report.
     pub fn tell(&mut self, buffer: &mut Buffer) -> Result<bool, Fault> {
         let mut told = false;
         if buffer.page().get(SLOT_FLOW) == 0 {
-            // A host that begins later is told of what comes later.
+            // A host that begins flow control later is told only of bytes from then on.
             for stdio in std::mem::take(&mut self.untold) {
                 if let Some(process) = self.by_stdio.get_mut(&stdio) {
                     process.tell(process.untold());
@@ -610,18 +614,18 @@ impl Processes {
         Ok(told)
     }
 
-    /// Some bytes of the host were lost, and nothing tells which process they were for: every stdin ends,
-    /// because a gap is worse than an end.
+    /// Ends every stdin: some bytes from the host were lost, it is unknown which process they were for, and a
+    /// gap in stdin is worse than its end.
     pub fn end_inputs(&mut self) {
         self.by_stdio.values_mut().for_each(Process::drop_input);
         self.untold.extend(self.by_stdio.keys());
         self.behind.clear();
-        // The lost bytes may have let a held stream go.
+        // The lost bytes may have been a request to let a held stream go.
         self.hold_none();
     }
 }
 
-/// Says a word of flow control to the host.
+/// Appends a flow control message for the host. Fails as [`Buffer::append`] does.
 pub fn say(credit: Credit, buffer: &mut Buffer) -> Result<(), Fault> {
     match StreamId::new(flow::STREAM) {
         Some(stream) => buffer.append(stream, &credit.encode()),
@@ -629,12 +633,13 @@ pub fn say(credit: Credit, buffer: &mut Buffer) -> Result<(), Fault> {
     }
 }
 
-/// The pause for a process whose output an earlier streamd has moved: how much it was is not known.
+/// The pause for a process whose output an earlier streamd moved: the amount is unknown, so the longest pause
+/// applies.
 fn unknown_pause(pause: bool) -> Duration {
     if pause { waiting::pause(usize::MAX) } else { Duration::ZERO }
 }
 
-/// Reads and throws away: a survivor must not get SIGPIPE.
+/// Reads and discards output, because a survivor must not get SIGPIPE.
 fn discard(fd: &OwnedFd, to: &mut [u8]) -> Taken {
     match read(fd, to) {
         Ok(0) => Taken::End,
@@ -654,7 +659,7 @@ mod tests {
 
     const ID: u64 = 5;
 
-    /// A process that has exited and has nothing more to say; if its survivors have, their time is over.
+    /// An exited process without further output. `deadline` is when the grace period of its survivors ends.
     fn finishing(deadline: Option<Duration>) -> Processes {
         let epoll = Rc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap());
         let mut processes = Processes::new(epoll, None);
@@ -666,8 +671,8 @@ mod tests {
         processes
     }
 
-    /// There was no memory for its end, and whatever else is done when the pause is over, that is tried
-    /// again.
+    /// There was no memory for the end of the process. The end is tried again after the pause, whatever else
+    /// happens then.
     #[test]
     fn an_end_is_not_lost_by_a_pause() {
         let mut buffer = own_buffer(true).unwrap();
@@ -688,7 +693,7 @@ mod tests {
         processes.paused = Some(until);
         processes.tick(&mut buffer);
         assert_eq!(processes.deadline(), Some(until), "that would be a loop that never waits");
-        // But what waits for a stdin is.
+        // A retry of stdin is due even in a pause.
         processes.starved = Some(now());
         assert!(processes.deadline().is_some_and(|deadline| deadline <= now()));
         processes.tick(&mut buffer);

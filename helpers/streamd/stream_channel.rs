@@ -1,5 +1,5 @@
-//! The stream channel: what the host sends, what is sent to the host, and how both go on when hosts or
-//! streamds change.
+//! The stream channel: it reads the host's frames, sends frames to the host, and continues both across a
+//! change of host or of streamd.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -22,13 +22,13 @@ use super::processes::{PAUSE, Processes, say};
 
 /// How much is read from the host at once, in bytes.
 const CHUNK: usize = 64 << 10;
-/// A host that is not understood has to be silent for this long until its next byte is believed to begin a
-/// frame. An honest host writes a frame at once, and streamd keeps reading meanwhile.
+/// After a loss of frame boundaries, the host must be silent for this long before its next byte is taken for
+/// the start of a frame. An honest host writes a frame without a pause, and streamd keeps reading meanwhile.
 const QUIET: Duration = Duration::from_secs(1);
 /// A successor may not have been sent every process again for this long. Until then it does not answer a
 /// frame of an unknown stream: the answer would be the end of a process that runs.
 const RESEND: Duration = Duration::from_secs(10);
-/// A host that connects waits this long for the processes to read what the host before has sent them.
+/// How long a host that connects waits for the processes to read the stdin that the previous host sent.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// SLOT_INPUT: [`Hearing::Frames`], and SLOT_PLACE says where in its frames the host is.
@@ -49,19 +49,20 @@ pub struct StreamChannel {
     readiness: Readiness,
     decoder: StreamDecoder,
     place: Place,
-    /// The rest of a frame whose beginning a predecessor read, in bytes: it is thrown away.
+    /// The bytes left of a frame whose beginning a predecessor read: they are discarded.
     skip: usize,
-    /// Until when the next host waits for the processes to read what the last one has sent.
+    /// The time until which the next host waits for the processes to read what the last one sent.
     patience: Option<Duration>,
-    /// When sending is tried again: the kernel had no memory, and no event will tell when it has.
+    /// The time when sending is tried again after the kernel ran out of memory. No event reports that memory
+    /// is available again.
     starved: Option<Duration>,
-    /// Until when unknown streams are not answered ([`RESEND`]).
+    /// The time until which frames of unknown streams are not answered ([`RESEND`]).
     unsure: Option<Duration>,
     chunk: Vec<u8>,
 }
 
 impl StreamChannel {
-    /// Goes on where a predecessor stopped.
+    /// Opens the channel and continues where a predecessor stopped.
     pub fn open(epoll: Rc<Epoll>, port: Port, buffer: &mut Buffer) -> Result<StreamChannel, Fault> {
         if let Some(listener) = port.listener() {
             nonblocking(listener)?;
@@ -114,23 +115,24 @@ impl StreamChannel {
         Ok(channel)
     }
 
-    /// Something happened to the port or to the connection.
+    /// Handles an epoll event of the port or the connection.
     pub fn event(&mut self, events: EpollFlags) {
         self.readiness.note(events);
         self.presence.on(now(), port::told(events));
     }
 
-    /// Somebody may wait at the listening socket.
+    /// Handles an event of the listening socket: a host may be waiting there.
     pub fn called(&mut self) {
         self.presence.on(now(), Event::Told { gone: false, input: false });
     }
 
-    /// Takes the next connection, if there is none and one waits; true if another may wait.
+    /// Accepts the next connection if none is open and one waits; returns true if another may wait.
     pub fn accept(&mut self, buffer: &mut Buffer) -> Result<bool, Fault> {
         if !self.presence.may_accept() {
             return Ok(false);
         }
-        // Before accepting: a successor that finds the connection must not go on in the middle of a frame.
+        // Start over before accepting: a successor that finds the connection must not continue in the middle
+        // of a frame.
         self.start_over(buffer)?;
         let event = match self.port.accept() {
             Accepted::Nobody => Event::NoCaller,
@@ -146,8 +148,9 @@ impl StreamChannel {
         Ok(false)
     }
 
-    /// Takes leave of a host that has left, once all that it sent has been read; true if that changed
-    /// something. On a device what the processes have no room for is left to the next host.
+    /// Ends the session of a host that has left, once all that it sent has been read; returns true if that
+    /// changed something. On a device, bytes for which the processes have no room stay for the next host's
+    /// session.
     pub fn part(&mut self, processes: &mut Processes, buffer: &mut Buffer) -> Result<bool, Fault> {
         if !self.presence.is_leaving() || self.may_read(processes, buffer) {
             return Ok(false);
@@ -163,9 +166,9 @@ impl StreamChannel {
         Ok(true)
     }
 
-    /// The processes do not read what a host that left has sent them, and without its connection the rest
-    /// would be lost. But the next host does not wait for ever; true if the stdin of these processes has
-    /// ended.
+    /// Limits how long the next host waits while processes do not read what the last host sent. Closing the
+    /// last host's connection would lose the rest, but a waiting host does not wait beyond [`PATIENCE`]: then
+    /// the stdin of these processes ends. Returns true if it has ended.
     fn lose_patience(&mut self, processes: &mut Processes) -> bool {
         if !self.port.has_caller() {
             self.patience = None;
@@ -184,7 +187,7 @@ impl StreamChannel {
         self.patience = None;
     }
 
-    /// The next host gets whole frames, and its first byte begins one.
+    /// Prepares for the next host: it gets whole frames, and its first byte begins one.
     fn start_over(&mut self, buffer: &mut Buffer) -> Result<(), Fault> {
         buffer.rewind()?;
         buffer.page().set(SLOT_FLOW, 0);
@@ -192,7 +195,7 @@ impl StreamChannel {
         Ok(())
     }
 
-    /// The host's next byte begins a frame.
+    /// Resets the decoder: the host's next byte begins a frame.
     fn hear_frames(&mut self, buffer: &Buffer) {
         self.decoder.reset();
         self.skip = 0;
@@ -207,13 +210,13 @@ impl StreamChannel {
         self.note_known(buffer);
     }
 
-    /// The place that is noted is where the host is.
+    /// Records that the place on the page is the host's position.
     fn note_known(&self, buffer: &Buffer) {
         let known = if self.presence.hearing() == Hearing::Guessed { GUESSED } else { KNOWN };
         buffer.page().set(SLOT_INPUT, known);
     }
 
-    /// Sends what waits; true if anything went.
+    /// Sends waiting frames; returns true if the port took them or took a part.
     pub fn send(&mut self, buffer: &mut Buffer) -> Result<bool, Fault> {
         let Some(fd) = self.port.fd().filter(|_| self.readiness.writable && buffer.waits()) else {
             return Ok(false);
@@ -244,19 +247,19 @@ impl StreamChannel {
             && (buffer.has_room_for_answers() || self.is_gone())
     }
 
-    /// Whether this host will not come back: the next one has a connection of its own.
+    /// Whether this host has left for good: on a socket, the next host has a connection of its own.
     fn is_gone(&self) -> bool {
         self.presence.is_leaving() && self.presence.kind() == Kind::Socket
     }
 
-    /// Reads a chunk from the host, if all its processes have room; true if something came, or may now.
+    /// Reads a chunk from the host if all processes have room; returns true if bytes came or may come now.
     pub fn read(&mut self, processes: &mut Processes, buffer: &mut Buffer) -> Result<bool, Fault> {
         let mut total = 0;
         while total < CHUNK
             && self.may_read(processes, buffer)
             && let Some(fd) = self.port.fd()
         {
-            // The host speaks of a process only after execd has handed the process over.
+            // The host names a process only after execd has handed it over.
             processes.receive(buffer);
             let frames = self.presence.hears_frames();
             if frames {
@@ -288,7 +291,7 @@ impl StreamChannel {
             }
         }
         processes.flush();
-        // What has just made room for more may have no event of its own.
+        // The flush may have made room, and no event reports that.
         Ok(total > 0 || self.port.fd().is_some() && self.may_read(processes, buffer))
     }
 
@@ -300,8 +303,8 @@ impl StreamChannel {
             return Ok(());
         }
         let bytes = self.chunk.get(..count).unwrap_or_default();
-        // Before everything else: until the place is noted, a kill makes the successor throw away what it
-        // reads.
+        // Record the place before anything else: until it is recorded, a kill makes the successor discard
+        // what it reads.
         if self.place.pass(bytes) {
             self.note_place(buffer);
         } else if self.presence.hearing() != Hearing::Guessed {
@@ -310,8 +313,8 @@ impl StreamChannel {
         let skip = self.skip.min(bytes.len());
         self.skip -= skip;
         self.decoder.push(bytes.get(skip..).unwrap_or_default());
-        // Nobody takes the answers to a host that is gone, and for want of room for them its last words must
-        // not be lost.
+        // A host that is gone receives no answers, and a lack of room for answers must not lose its last
+        // frames.
         let gone = self.is_gone();
         loop {
             match self.decoder.next_frame() {
@@ -335,7 +338,7 @@ impl StreamChannel {
         }
     }
 
-    /// The host's bytes are no frames.
+    /// Handles bytes from the host that are not frames.
     fn violated(&mut self, violation: &Violation, processes: &mut Processes) {
         let guessed = self.presence.hearing() == Hearing::Guessed;
         let action = self.presence.on(now(), Event::Violation);
@@ -343,7 +346,7 @@ impl StreamChannel {
         let until = if lost { "pauses" } else { "connects again" };
         log::warn!("the host sent {violation}: not listening until it {until}");
         if guessed {
-            // What was misunderstood was some process's.
+            // The bytes that were misread belonged to some process.
             processes.end_inputs();
         } else {
             processes.hold_none();
@@ -358,7 +361,7 @@ impl StreamChannel {
         [self.starved, self.presence.deadline(), self.patience].into_iter().flatten().min()
     }
 
-    /// Acts on the time that has passed.
+    /// Acts on deadlines that have passed.
     pub fn tick(&mut self, processes: &mut Processes, buffer: &Buffer) {
         if self.starved.is_some_and(|until| now() >= until) {
             self.starved = None;
@@ -377,8 +380,9 @@ impl StreamChannel {
         }
     }
 
-    /// The host has paused, and where its frames begin is a guess. A frame for nobody that it is in the
-    /// middle of is a wrong guess, and would swallow what comes next.
+    /// Checks a guess about where the host's frames begin, after the host has paused. If the host seems to be
+    /// in the middle of a frame for a stream that no process has, the guess is wrong, and that frame would
+    /// swallow what comes next.
     fn paused(&mut self, processes: &mut Processes, buffer: &Buffer) {
         let known = |number| is_known(number, processes, buffer);
         if !self.place.is_inside_nobodys(known) {
@@ -389,31 +393,31 @@ impl StreamChannel {
             return;
         }
         log::warn!("the host has paused in a frame for nobody: taken for no frame");
-        // What the frame swallowed was some process's.
+        // The bytes that the frame swallowed belonged to some process.
         processes.end_inputs();
         self.hear_frames(buffer);
     }
 }
 
-/// One frame from the host; false if nobody has or had its stream.
+/// Handles one stdin frame from the host; returns false if no process has or had its stream.
 fn stdin(number: u64, payload: &[u8], processes: &mut Processes, buffer: &Buffer) -> bool {
     StreamId::new(number)
         .is_none_or(|stdio| processes.push(stdio, payload) || buffer.find_end(stdio).is_some())
 }
 
-/// Whether somebody has or had this stream.
+/// Whether some process has or had this stream, or it is the flow control stream.
 fn is_known(number: u64, processes: &Processes, buffer: &Buffer) -> bool {
     number == flow::STREAM
         || StreamId::new(number)
             .is_some_and(|stream| processes.knows(stream) || buffer.find_end(stream).is_some())
 }
 
-/// Whether a frame is a word of flow control.
+/// Whether a frame is a flow control message.
 fn is_word(number: u64, payload: &[u8]) -> bool {
     number == flow::STREAM && Ask::decode(payload).is_some()
 }
 
-/// Heeds one.
+/// Acts on a flow control message from the host.
 fn heed(payload: &[u8], processes: &mut Processes, buffer: &mut Buffer) -> Result<(), Fault> {
     match Ask::decode(payload) {
         Some(Ask::Hold(stream)) => processes.hold(stream, true),
@@ -421,7 +425,7 @@ fn heed(payload: &[u8], processes: &mut Processes, buffer: &mut Buffer) -> Resul
         Some(Ask::Begin) => {
             buffer.page().set(SLOT_FLOW, 1);
             match say(BEGUN, buffer) {
-                // It asks again (host/client/src/mux).
+                // The host asks again (host/client/src/mux).
                 Err(fault) if is_no_memory(&fault) => log::warn!("{fault}; the host is not answered"),
                 said => said?,
             }
@@ -431,7 +435,7 @@ fn heed(payload: &[u8], processes: &mut Processes, buffer: &mut Buffer) -> Resul
     Ok(())
 }
 
-/// An unknown stream is answered by its end.
+/// Answers a frame of an unknown stream with the end of that stream.
 fn answer(number: u64, buffer: &mut Buffer) -> Result<(), Fault> {
     let Some(stdio) = StreamId::new(number) else { return Ok(()) };
     match buffer.append_empty(stdio) {
@@ -457,8 +461,8 @@ mod tests {
     use super::super::engine::own_buffer;
     use super::*;
 
-    /// A device whose hosts are only told apart by what a test says of them, as virtio-serial's are by the
-    /// kernel.
+    /// A device whose hosts are told apart only by the events that a test reports, as the kernel does for
+    /// virtio-serial.
     struct World {
         outside: OwnedFd,
         channel: StreamChannel,
@@ -481,7 +485,7 @@ mod tests {
             self.round(EpollFlags::EPOLLIN);
         }
 
-        /// As the engine has it; true if the host has left.
+        /// One round of the engine; returns true if the host has left.
         fn round(&mut self, events: EpollFlags) -> bool {
             self.channel.event(events);
             while self.channel.read(&mut self.processes, &mut self.buffer).unwrap() {}
@@ -489,7 +493,8 @@ mod tests {
             self.channel.part(&mut self.processes, &mut self.buffer).unwrap()
         }
 
-        /// Nobody has any stream, so each frame that was understood is answered by its end: of which streams.
+        /// The streams that were answered. No process has any stream, so each frame that was understood is
+        /// answered with its stream's end.
         fn answered(&mut self) -> Vec<u64> {
             let (mut decoder, mut chunk) = (StreamDecoder::default(), [0; 4096]);
             while let Ok(count @ 1..) = read(&self.outside, &mut chunk) {
@@ -504,8 +509,8 @@ mod tests {
         }
     }
 
-    /// Where the kernel had no memory to write to a stdin, nothing tells when it has: the next attempt is all
-    /// there is.
+    /// When the kernel had no memory to write to a stdin, no event reports that it has some again: only the
+    /// next attempt shows it.
     #[test]
     fn the_host_is_read_when_its_stdin_could_be_written_without_an_event() {
         let mut world = World::new();
@@ -527,7 +532,7 @@ mod tests {
         assert!(!world.channel.read(&mut world.processes, &mut world.buffer).unwrap());
     }
 
-    /// A host leaves in the middle of a frame, and is reported gone before the next one speaks.
+    /// A host leaves in the middle of a frame and is reported gone before the next one writes.
     #[test]
     fn half_a_frame_of_a_host_that_left_is_no_part_of_anothers() {
         let (first, second) = (frame::stream(5, &[b'x'; 40]).unwrap(), frame::stream(6, b"").unwrap());
@@ -543,8 +548,8 @@ mod tests {
         }
     }
 
-    /// The report says for as long as no host is there that none is. What a next host says before it is known
-    /// is heard.
+    /// EPOLLHUP is reported for as long as no host is connected. What the next host writes before its arrival
+    /// is reported is heard.
     #[test]
     fn a_host_leaves_once() {
         let frame = frame::stream(5, &[b'x'; 40]).unwrap();

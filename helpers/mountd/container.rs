@@ -1,4 +1,4 @@
-//! A container's mount namespace: put together, pivoted into, kept as a file.
+//! A container's mount namespace: it is built, entered with pivot_root(2), and kept as a file.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -28,15 +28,15 @@ use super::tree::{Home, Reach, directory, fault, kind, libc_flags, make_director
 use super::volumes::{self, Bind};
 use super::{layer, null, scratch};
 
-/// How long a disk that is being plugged is awaited, or a volume filled, at once; init asks again.
+/// How long one request waits for a disk that is being plugged, or fills volumes; init asks again.
 const SLICE: Duration = Duration::from_millis(100);
-/// A container's own /dev: nodes, links, and little else.
+/// The size of a container's own /dev: it holds nodes, links, and little else.
 const DEV_SIZE: &str = "1m";
 /// The group of ttys in every distribution.
 const TTY_GROUP: &str = "5";
-/// How many terminals a container has at once: a third of what the kernel has for all containers (3,072:
+/// How many terminals a container may have at once: a third of the kernel's number for all containers (3,072:
 /// `kernel.pty.max` less `kernel.pty.reserve`, the kernel's Documentation/filesystems/devpts.rst), so that
-/// one container cannot keep another's from it.
+/// one container cannot use up the terminals of the others.
 const TERMINALS: &str = "1024";
 
 const NOSUID: u64 = nix::libc::MOUNT_ATTR_NOSUID;
@@ -44,17 +44,19 @@ const NODEV: u64 = nix::libc::MOUNT_ATTR_NODEV;
 const NOEXEC: u64 = nix::libc::MOUNT_ATTR_NOEXEC;
 const RDONLY: u64 = nix::libc::MOUNT_ATTR_RDONLY;
 
-/// What this guest's containers may have.
+/// What containers of this guest may have.
 pub struct Rules {
-    /// What the container profile allows.
+    /// The container profile.
     pub profile: ContainerProfile,
-    /// Settings that are not a namespace's own are the machine's, and stay as they are.
+    /// Whether this is a local guest: settings that are not per namespace belong to its machine and are not
+    /// changed.
     pub local: bool,
-    /// The kernel's release, in a guest that kept its modules.
+    /// The kernel's release, in a guest that kept its kernel modules.
     pub release: Option<String>,
 }
 
-/// Everything of PrepareContainer, or nothing of it; or a part of what comes before.
+/// Carries out PrepareContainer completely or not at all. If a disk is missing or volumes are still being
+/// filled, the reply says so, and init asks again.
 pub fn prepare(
     home: &Home,
     rules: &Rules,
@@ -73,13 +75,13 @@ pub fn prepare(
     if container.initialize && !populations.advance(home, &container.id, &source, &binds, until)? {
         return Ok(Reply::Populating);
     }
-    // What an earlier container of this id, or a mountd that died, left.
+    // Remove leftovers of an earlier container with this id, or of a mountd that died.
     remove(&container.id)?;
     let directory = paths::container(&container.id);
     fs::create_dir_all(&directory).fault("making", directory.display())?;
     let build = |layered| home.in_new_namespace(|| build(home, rules, container, layered, &source, &binds));
     let built = match build(false) {
-        // It lacks a mount point. Under Docker that is made in the container's layer, and so it is here; the
+        // The image lacks a mount point. As under Docker, it is made in a layer of the container's, and the
         // image stays as it is.
         Err(fault) if container.read_only && fault.is(Errno::EROFS) => build(true),
         built => built,
@@ -94,8 +96,8 @@ pub fn prepare(
     prepared.map(|()| Reply::Done)
 }
 
-/// Puts the root together, step by step, and makes it the namespace's root. `layered`: what a read-only image
-/// lacks is made in a layer over it.
+/// Builds the container's root step by step and makes it the namespace's root. `layered`: mount points that a
+/// read-only image lacks are made in a layer over it.
 fn build(
     home: &Home,
     rules: &Rules,
@@ -107,8 +109,8 @@ fn build(
     let profile = &rules.profile;
     let read_only = container.read_only;
     let scratch = scratch::make()?;
-    // Where nothing is gained by execve the files' capabilities are not to be in the way of it either: the
-    // kernel refuses to execute a program whose capabilities the bounding set lacks.
+    // With no_new_privs, execve gains nothing from file capabilities, and NOSUID also keeps them from
+    // preventing it: the kernel refuses to execute a program with capabilities that the bounding set lacks.
     let attributes = NODEV | if profile.no_new_privs() { NOSUID } else { 0 };
     let mut root = root(source, attributes | if read_only { RDONLY } else { 0 })?;
     if layered {
@@ -117,13 +119,13 @@ fn build(
     let proc = self::proc(&root)?;
     let sys = self::sys(profile, &root)?;
     dev(profile, &root)?;
-    // Before anything that the host places, or an image by its links, could be in their way.
+    // Before the host's mounts, or links of the image, could get in the way of these covers.
     cover(home, profile, &proc, &sys)?;
     if container.initialize && !read_only {
         layer::make_mtab(&root)?;
     }
     layer::bind_modules(rules.release.as_deref(), &root)?;
-    // Before the volumes: whoever names one of their places, or what is above it, has his own there.
+    // Before the volumes: a volume at one of these paths, or above one, takes precedence.
     layer::bind_pod_files(&scratch, &root, read_only, read_only && !layered)?;
     for bind in binds {
         volumes::bind(home, &root, bind)?;
@@ -143,7 +145,7 @@ fn build(
     chdir("/").fault("entering", "/")
 }
 
-/// Hides and protects what of /proc and /sys is not a container's.
+/// Hides or makes read-only the parts of /proc and /sys that containers may not use.
 fn cover(home: &Home, profile: &ContainerProfile, proc: &OwnedFd, sys: &OwnedFd) -> Result<(), Fault> {
     let mut covers = Covers { home, directory: None };
     for path in profile.masked_paths() {
@@ -157,25 +159,25 @@ fn cover(home: &Home, profile: &ContainerProfile, proc: &OwnedFd, sys: &OwnedFd)
     Ok(())
 }
 
-/// The root filesystem, mounted at the stage.
+/// Mounts the root filesystem at the stage.
 fn root(source: &Source<'_>, attributes: u64) -> Result<OwnedFd, Fault> {
     let stage = || directory(paths::STAGE);
     let image = source.open_at(Some(&stage()?))?;
-    // A copy of the mount's part below the directory: the rest of the share is not in the container's
+    // Clone only the part of the mount below the directory: the rest of the share is not in the container's
     // namespace.
     let tree = clone_tree(&image, false).fault("cloning", "the root filesystem")?;
-    // An image's device nodes are nobody's way to the guest's devices.
+    // With NODEV (in `attributes`), device nodes in an image give no access to the guest's devices.
     set_attributes(&tree, attributes, false).fault("setting up", "the root filesystem")?;
     move_mount(&tree, &stage()?).fault("attaching", "the root filesystem")?;
     stage()
 }
 
-/// A root filesystem with a layer over it that can be written to; the root itself where the kernel has no
-/// layers.
+/// Mounts a writable layer over the root filesystem; returns the root itself if the layer cannot be made (a
+/// kernel without overlayfs).
 fn layer_over(scratch: &OwnedFd, image: OwnedFd, attributes: u64) -> Result<OwnedFd, Fault> {
     match scratch::layered(scratch, &image) {
         Ok(tree) => {
-            // Private, as all are.
+            // This also makes it private, as all mounts of a container are.
             set_attributes(&tree, attributes, false).fault("setting up", "the layer over the image")?;
             move_mount(&tree, &image).fault("attaching", "the layer over the image")?;
             directory(paths::STAGE)
@@ -187,7 +189,8 @@ fn layer_over(scratch: &OwnedFd, image: OwnedFd, attributes: u64) -> Result<Owne
     }
 }
 
-/// The pod's proc: only a process inside the pod's PID namespace could mount one, and the pod init has.
+/// Binds the pod's proc. Only a process inside the pod's PID namespace can mount one, and the pod init has
+/// done so.
 fn proc(root: &OwnedFd) -> Result<OwnedFd, Fault> {
     let tree = clone_tree(pods_proc()?, false).fault("cloning", "the pod's /proc")?;
     attach(&tree, root, "proc", NOSUID | NODEV | NOEXEC)?;
@@ -211,12 +214,11 @@ fn attach(tree: &OwnedFd, root: &OwnedFd, path: &str, attributes: u64) -> Result
     move_mount(tree, mount_point(root, path)?).fault("mounting", format!("/{path}"))
 }
 
-/// A private /dev with the profile's nodes: the control port, the disks and the terminals of the guest are
-/// not in it.
+/// Makes a private /dev with the profile's nodes. It lacks the guest's control port, disks and terminals.
 ///
-/// A container's root may have CAP_MKNOD, so what it makes there must be no device: only the profile's nodes,
-/// each on a mount of its own, are. That also keeps them in their places, for a mount point cannot be
-/// removed.
+/// A container's root may have CAP_MKNOD, so nodes that it makes in /dev must not work as devices. Only the
+/// profile's nodes work, because each is on a mount of its own. That also keeps them in place, since a mount
+/// point cannot be removed.
 fn dev(profile: &ContainerProfile, root: &OwnedFd) -> Result<(), Fault> {
     let dev = new_mount("tmpfs", &[("mode", "755"), ("size", DEV_SIZE)], NOSUID | NOEXEC)
         .fault("making", "/dev")?;
@@ -233,7 +235,7 @@ fn dev(profile: &ContainerProfile, root: &OwnedFd) -> Result<(), Fault> {
     dev_files(&dev)
 }
 
-/// A device node: its place, and a mount of it on which it works.
+/// Makes a device node; returns its place, and a detached mount of it on which it works.
 fn node(dev: &OwnedFd, device: &Device) -> Result<(OwnedFd, OwnedFd), Fault> {
     let name = device.name.as_str();
     let doing = |errno| Fault::errno("making", format!("/dev/{name}"), errno);
@@ -245,7 +247,7 @@ fn node(dev: &OwnedFd, device: &Device) -> Result<(OwnedFd, OwnedFd), Fault> {
     Ok((place, tree))
 }
 
-/// The rest of /dev: links, ttys, the pod's shared memory.
+/// Makes the rest of /dev: links, the console, devpts and the pod's shared memory.
 fn dev_files(dev: &OwnedFd) -> Result<(), Fault> {
     let links = [
         ("pts/ptmx", "ptmx"),
@@ -257,7 +259,7 @@ fn dev_files(dev: &OwnedFd) -> Result<(), Fault> {
     for (to, name) in links {
         symlinkat(to, dev, name).fault("making", format!("/dev/{name}"))?;
     }
-    // Where execd binds the tty of a container's init.
+    // execd binds the tty of a container's init here.
     mknodat(dev, "console", SFlag::S_IFREG, Mode::from_bits_truncate(0o620), 0)
         .fault("making", "/dev/console")?;
     let options =
@@ -270,8 +272,8 @@ fn dev_files(dev: &OwnedFd) -> Result<(), Fault> {
     move_mount(&shm, mount_point(dev, "shm")?).fault("mounting", "/dev/shm")
 }
 
-/// What is at a path of /proc or /sys, below the mount just made: nothing of the image is on the way. None:
-/// the kernel has no such file.
+/// Opens a path of /proc or /sys below the mounts just made, so that the image cannot interfere with the
+/// lookup. None: the kernel has no such file.
 fn kernel_file(proc: &OwnedFd, sys: &OwnedFd, path: &str) -> Result<Option<OwnedFd>, Fault> {
     let (root, below) = match (path.strip_prefix("/proc/"), path.strip_prefix("/sys/")) {
         (Some(below), _) => (proc, below),
@@ -287,7 +289,7 @@ fn kernel_file(proc: &OwnedFd, sys: &OwnedFd, path: &str) -> Result<Option<Owned
     }
 }
 
-/// What hides: /dev/null a file, one empty directory all directories.
+/// The covers that hide paths: /dev/null hides a file, and one empty directory hides every directory.
 struct Covers<'a> {
     home: &'a Home,
     directory: Option<OwnedFd>,
@@ -319,7 +321,7 @@ fn make_read_only(proc: &OwnedFd, sys: &OwnedFd, path: &str) -> Result<(), Fault
     move_mount(&tree, &target).fault("making read-only", path)
 }
 
-/// Keeps the namespace by a bind mount of its file, in the guest's own namespace.
+/// Keeps the namespace by a bind mount of its file in the guest's own mount namespace.
 fn keep(namespace: &OwnedFd, id: &ContainerId) -> Result<(), Fault> {
     let file = paths::container_mount_ns(id);
     fs::write(&file, "").fault("making", file.display())?;
@@ -328,7 +330,7 @@ fn keep(namespace: &OwnedFd, id: &ContainerId) -> Result<(), Fault> {
         .fault("keeping the namespace", file.display())
 }
 
-/// The container's cgroup, where the kernel has cgroup v2 (its root was made at boot).
+/// Makes the container's cgroup if the kernel has cgroup v2 (boot made the parent cgroup).
 fn make_cgroup(id: &ContainerId) -> Result<(), Fault> {
     match cgroups::make_container(id) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -338,8 +340,8 @@ fn make_cgroup(id: &ContainerId) -> Result<(), Fault> {
     }
 }
 
-/// Forgets a container; what is not there is no error. One in which something runs is left as it is: the
-/// kernel does not remove its cgroup, and that is tried first.
+/// Removes what is kept of a container; a missing part is no error. A container in which a process runs stays
+/// as it is: the kernel refuses to remove its cgroup, and that is tried first.
 pub fn remove(id: &ContainerId) -> Result<(), Fault> {
     let gone = |result: std::io::Result<()>, doing: &str| match result {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Fault::io(doing, id, &error)),

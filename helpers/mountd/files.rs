@@ -1,11 +1,11 @@
 //! READFILE and WRITEFILE: regular files of a running container, in its own namespace and root.
 //!
-//! What is at the path is looked at before it is opened (O_PATH opens nothing), and then opened itself,
-//! whatever is at the path by then: no FIFO, no device and no directory is ever opened.
+//! The inode at the path is inspected before it is opened (O_PATH opens nothing), and then that same inode is
+//! opened, whatever is at the path by then. So no FIFO, device or directory is ever opened.
 //!
-//! Nor is what the kernel makes up (proc, sysfs, cgroups, …): mountd would read and write there with its own
-//! powers. The one exception is the host's: it may read files of /proc and /sys by paths that lead there
-//! through no link (protocol.md «READFILE»).
+//! Files that the kernel synthesises (proc, sysfs, cgroups, …) are not opened either: mountd would read and
+//! write them with its own privileges. The one exception is for the host: it may read files of /proc and /sys
+//! by paths that lead there through no link (protocol.md «READFILE»).
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
@@ -23,23 +23,25 @@ use nix::unistd::{UnlinkatFlags, ftruncate, read, unlinkat, write};
 
 use super::tree::{Home, Reach, fault, kind, libc_flags};
 
-/// Some of procfs's files wait for what they have to say.
+/// The flags for opening files. O_NONBLOCK, because some files of procfs block until there is something to
+/// read.
 const FLAGS: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY);
-/// Beside a file that is replaced.
+/// The temporary name beside a file that is replaced.
 const SCRATCH: &str = ".hyperinit-written";
 
-/// A file that init has not read to its end.
+/// A file that init has not yet read to its end.
 pub struct Reading {
-    /// Whose it is.
+    /// The container that the file belongs to.
     pub container: ContainerId,
     file: OwnedFd,
     path: String,
-    /// What was handed out, in bytes.
+    /// The number of bytes handed out so far.
     count: usize,
 }
 
 impl Reading {
-    /// Opens a container's file.
+    /// Opens a file of a container for reading. Fails if it is not a regular file, belongs to the kernel, or
+    /// is larger than [`FILE_MAX`].
     pub fn begin(home: &Home, container: &ContainerId, path: &str) -> Result<Reading, Fault> {
         let file = home.in_namespace(container, || {
             let at = Path::new(path);
@@ -49,7 +51,7 @@ impl Reading {
             if !is_named(at) {
                 not_the_kernels(&file, path)?;
             }
-            // Of most files of procfs the size is 0, and not known.
+            // Most files of procfs report size 0, so [`Reading::part`] checks the size again.
             if usize::try_from(stat.st_size).is_ok_and(|size| size > FILE_MAX) {
                 return Err(too_large(path));
             }
@@ -58,7 +60,7 @@ impl Reading {
         Ok(Reading { container: container.clone(), file, path: path.to_owned(), count: 0 })
     }
 
-    /// The next part.
+    /// Reads the next part. Fails if a read fails, or if the file turns out larger than [`FILE_MAX`].
     pub fn part(&mut self) -> Result<Reply, Fault> {
         let mut bytes = vec![0; PART_MAX];
         let mut filled = 0;
@@ -83,10 +85,10 @@ impl Reading {
     }
 }
 
-/// Writes a container's file.
+/// Replaces the content of a container's file, and creates the file if it is missing.
 pub fn write_file(home: &Home, container: &ContainerId, path: &str, data: &[u8]) -> Result<(), Fault> {
     home.in_namespace(container, || {
-        // A link does not lead it to a setting of the kernel's.
+        // This reach keeps a link from leading to one of the kernel's settings.
         let (reach, at) = (Reach::Volumes(home), Path::new(path));
         let file = match reach.open(root()?, at, OFlag::O_PATH) {
             Ok(file) => match open_to_write(home, &file, path) {
@@ -99,7 +101,7 @@ pub fn write_file(home: &Home, container: &ContainerId, path: &str, data: &[u8])
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | FLAGS;
                 let file =
                     reach.make(root()?, at, flags, 0o644).map_err(|errno| fault("making", at, errno))?;
-                // Somebody may have made another thing there meanwhile, or a file with something in it.
+                // Another process may have made something else there meanwhile, or a file that is not empty.
                 regular(&file, path)?;
                 not_the_kernels(&file, path)?;
                 ftruncate(&file, 0).fault("emptying", path)?;
@@ -117,11 +119,11 @@ fn open_to_write(home: &Home, file: &OwnedFd, path: &str) -> Result<OwnedFd, Fau
     home.reopen(file, OFlag::O_WRONLY | OFlag::O_TRUNC | FLAGS).fault("opening", path)
 }
 
-/// Writes a file that the share's host has removed while the guest's kernel knows it, because somebody has it
-/// open or because of `hyper_share_cache=loose`. The kernel makes no other of that name; but it lets one be
-/// moved there.
+/// Writes a file that the host has removed from the share while the guest's kernel still caches it, because a
+/// process has it open or because of `hyper_share_cache=loose`. The kernel does not create a new file of that
+/// name, but allows one to be renamed to it.
 fn replace(home: &Home, gone: &OwnedFd, path: &str, data: &[u8]) -> Result<(), Fault> {
-    // Links of `path` have been followed.
+    // This is the path after links of `path` have been followed.
     let place = readlinkat(&home.proc, format!("self/fd/{}", gone.as_raw_fd()).as_str());
     let place = place.fault("looking up", path)?;
     let (Some(directory), Some(name)) = (Path::new(&place).parent(), Path::new(&place).file_name()) else {
@@ -131,7 +133,7 @@ fn replace(home: &Home, gone: &OwnedFd, path: &str, data: &[u8]) -> Result<(), F
     let directory = reach.open(root()?, directory, OFlag::O_PATH | OFlag::O_DIRECTORY);
     let directory = directory.fault("opening the directory of", path)?;
     match unlinkat(&directory, SCRATCH, UnlinkatFlags::NoRemoveDir) {
-        // That of a mountd that died.
+        // A mountd that died may have left one.
         Ok(()) | Err(Errno::ENOENT) => {}
         Err(errno) => return Err(Fault::errno("making", path, errno)),
     }
@@ -143,7 +145,7 @@ fn replace(home: &Home, gone: &OwnedFd, path: &str, data: &[u8]) -> Result<(), F
         renameat2(&directory, SCRATCH, &directory, name, RenameFlags::empty()).fault("making", path)
     });
     if moved.is_err() {
-        // The first fault says it.
+        // The first fault is the one reported.
         let _ = unlinkat(&directory, SCRATCH, UnlinkatFlags::NoRemoveDir);
     }
     moved
@@ -161,7 +163,7 @@ fn write_all(file: &OwnedFd, mut data: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// The root of the namespace that mountd is in now.
+/// Opens the root of mountd's current namespace.
 fn root() -> Result<OwnedFd, Fault> {
     open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .fault("opening", "the container's root")
@@ -179,14 +181,14 @@ fn regular(file: &OwnedFd, path: &str) -> Result<FileStat, Fault> {
     Err(Fault::new("opening", path, format!("it is {what}, not a regular file")))
 }
 
-/// Whether the host itself has named a file of /proc or /sys. A link on the way there is refused by
-/// [`Reach::Volumes`].
+/// Whether the host itself has named a path of /proc or /sys. [`Reach::Volumes`] refuses a link on the way
+/// there.
 fn is_named(path: &Path) -> bool {
     let below = path.strip_prefix("/").unwrap_or(path);
     ["proc", "sys"].iter().any(|made| below.starts_with(made))
 }
 
-/// Filesystems whose files are the kernel's own, by their numbers (statfs(2), linux/magic.h).
+/// The magic numbers of filesystems whose files are the kernel's own (statfs(2), linux/magic.h).
 const KERNELS: [i64; 20] = [
     0x9fa0,      // proc
     0x6265_6572, // sysfs
@@ -210,7 +212,8 @@ const KERNELS: [i64; 20] = [
     0x0765_5821, // resctrl
 ];
 
-/// A container's root may mount these elsewhere, if its profile lets it.
+/// Refuses a file of the kernel's filesystems, wherever it is: a container's root may mount them elsewhere,
+/// if its profile allows it.
 fn not_the_kernels(file: &OwnedFd, path: &str) -> Result<(), Fault> {
     let kind = fstatfs(file).fault("looking at", path)?.filesystem_type().0;
     match KERNELS.contains(&kind) {

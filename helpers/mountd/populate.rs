@@ -1,14 +1,14 @@
-//! A new volume gets what the image has at its place (protocol.md «Volumes»).
+//! A new volume is filled with the image's files at the volume's path (protocol.md «Volumes»).
 //!
-//! It takes as long as it takes, so it is done in slices: the host may give it up in between. What is copied
-//! is put together in a directory of our own beside the data (`SCRATCH`), gets another name when all of it is
-//! there (`WHOLE`), and is moved to the data then. A mountd that dies leaves the one, which its successor
-//! removes, or the other, which it moves on: a volume is new, or whole.
+//! Copying has no time limit, so it is done in slices, between which the host may cancel it. The copy is
+//! assembled in a directory of mountd's own beside the data (`SCRATCH`). When the copy is complete, the
+//! directory is renamed (`WHOLE`), and its content is moved to the data. If mountd dies, its successor
+//! removes a `SCRATCH` that it finds, or finishes moving a `WHOLE`: a volume is either new or whole.
 //!
-//! Somebody may change the image meanwhile, and a volume too. So every name is resolved once, right below a
-//! descriptor, through no link; what is found is looked at (O_PATH opens nothing), and then it is that which
-//! is opened, if it is a file. Memory is bounded: a descriptor or two for each level, one buffer, so much for
-//! links.
+//! Other processes may change the image and the volume meanwhile. So every name is resolved once, directly
+//! below a descriptor and through no link. The result is inspected first (O_PATH opens nothing), and then
+//! that same inode is opened, if it is a file. Memory is bounded: a few descriptors for each directory level,
+//! one buffer, and a fixed amount for links.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsStr};
@@ -39,39 +39,39 @@ use super::source::Source;
 use super::tree::{Home, kind, libc_flags};
 use super::volumes::{Bind, Content, SCRATCH, Volume, WHOLE, content};
 
-/// How deep an image's directory may be.
+/// The deepest nesting of directories that is copied.
 const DEPTH: usize = 128;
-/// How much is remembered of files with more links than were met, in bytes of their paths; beyond that each
-/// link is a file of its own.
+/// The limit, in bytes of their paths, on remembered files that have more links still to be found. Beyond it,
+/// each further link becomes a file of its own.
 const LINKS: usize = 2 << 20;
-/// The longest path that the kernel takes, in bytes, with its end (limits.h).
+/// The longest path that the kernel accepts, in bytes, with its terminating zero (limits.h).
 const PATH_MAX: usize = 4096;
-/// How long undoing may take at once. What is left then is removed before the volume is populated the next
-/// time.
+/// How long undoing may take. Anything left after that is removed before the volume is next populated.
 const UNDO: Duration = Duration::from_secs(1);
-/// How often a name may be met that was copied already: a directory that changes while it is read shows some
-/// twice, and one that never stops changing may never end.
+/// How often a name that was already copied may appear again. A directory that changes while it is read can
+/// show a name twice, and one that never stops changing may never end.
 const REPEATS: usize = 1024;
-/// How many volumes one mountd fills beside each other; more wait for one of these. Each remembers links and
-/// has descriptors for its depth, and the host may ask for as many as there are commands under way.
+/// How many volumes one mountd fills concurrently; further ones wait. Each remembers links and holds
+/// descriptors for its depth, and the host may ask for as many as it has commands in progress.
 const AT_ONCE: usize = 8;
-/// How much is copied at once, in bytes. A hole is at least as large.
+/// How many bytes are copied at once. Holes in the copy consist of whole chunks.
 const CHUNK: usize = 64 << 10;
 
-/// The volumes that are being populated, for whom.
+/// The volumes that are being populated, by container.
 #[derive(Default)]
 pub struct Populations(BTreeMap<ContainerId, Progress>);
 
-/// How far the volumes of one container are.
+/// The progress of one container's volumes.
 #[derive(Default)]
 struct Progress {
-    /// How many need nothing more.
+    /// How many volumes are done.
     done: usize,
     current: Option<Population>,
 }
 
 impl Populations {
-    /// Goes on until then; whether all of a container's volumes are ready.
+    /// Works until the deadline `until`; returns whether all of the container's volumes are ready. After a
+    /// fault, an unfinished volume is undone.
     pub fn advance(
         &mut self,
         home: &Home,
@@ -108,7 +108,7 @@ impl Populations {
                 }
                 let volume = bind.open()?;
                 let Some(lock) = lock(&volume)? else {
-                    // Another container's start fills it, which this mountd or another works on.
+                    // This mountd or another is filling it for the start of another container.
                     let left = until.saturating_duration_since(Instant::now());
                     let _ = poll(&mut [], PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
                     return Ok(false);
@@ -126,28 +126,28 @@ impl Populations {
         Ok(true)
     }
 
-    /// What is filled for other containers.
+    /// The volumes in progress. While one container is worked on, those of the others.
     fn under_way(&self) -> impl Iterator<Item = &Population> {
         self.0.values().filter_map(|progress| progress.current.as_ref())
     }
 
-    /// Undoes what was begun for a container.
+    /// Undoes the unfinished volume of a container.
     pub fn forget(&mut self, container: &ContainerId) {
         if let Some(population) = self.0.remove(container).and_then(|progress| progress.current) {
             population.undo();
         }
     }
 
-    /// The same for all.
+    /// Undoes the unfinished volumes of all containers.
     pub fn forget_all(&mut self) {
         let all = std::mem::take(&mut self.0).into_values();
         all.filter_map(|progress| progress.current).for_each(Population::undo);
     }
 }
 
-/// Holds a volume for whoever fills it, until the descriptor is closed or its mountd dies; none if somebody
-/// holds it. The lock is a byte of our own file whose place comes from the volume's device and inode: two
-/// volumes with the same place only wait for one another.
+/// Locks a volume for filling, until the returned descriptor is closed or its mountd dies; none if it is
+/// already locked. The lock is on one byte of mountd's own file, at an offset derived from the volume's
+/// device and inode. Two volumes that share an offset merely wait for one another.
 fn lock(volume: &Volume) -> Result<Option<OwnedFd>, Fault> {
     let stat = fstat(&volume.data).fault("looking at", "a volume")?;
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC;
@@ -167,40 +167,41 @@ fn lock(volume: &Volume) -> Result<Option<OwnedFd>, Fault> {
     }
 }
 
-/// One volume.
+/// One volume that is being populated.
 struct Population {
-    /// For faults.
+    /// The volume's path in the container, for faults.
     at: PathBuf,
     volume: Volume,
-    /// The image's directory, if it has one there.
+    /// The image's directory at that path, if it has one.
     image: Option<OwnedFd>,
     stage: Stage,
-    /// Nobody else fills it.
+    /// The lock that keeps others from filling it.
     _lock: OwnedFd,
 }
 
-/// What is done with it now.
+/// The current stage of populating a volume.
 enum Stage {
-    /// What a mountd that died has left is removed.
+    /// Leftovers of a mountd that died are removed.
     Clear,
     /// The image is copied.
     Copy(Box<Tree>),
-    /// The copy is moved to its place, by passes over its directory; whether this one has moved anything.
+    /// The copy is moved to its place, in passes over its directory. `moved`: whether this pass has moved
+    /// anything.
     Move { from: OwnedFd, names: OwningIter, moved: bool },
-    /// All is in its place, and the rest is removed.
+    /// Everything is in its place, and the leftover directory is removed.
     Tidy,
 }
 
-/// A copy that is made.
+/// A copy in progress.
 struct Tree {
     scratch: OwnedFd,
     levels: Vec<Level>,
     file: Option<Copy>,
-    /// Files that will be met again, by device and inode: where the first is, below the scratch.
+    /// Copied files that may have further links, by device and inode: the path of the copy below the scratch.
     links: BTreeMap<(u64, u64), PathBuf>,
-    /// How long these paths are together.
+    /// The total length of these paths, in bytes.
     links_size: usize,
-    /// How many names were met again.
+    /// How many names appeared again.
     repeats: usize,
 }
 
@@ -223,8 +224,8 @@ struct Copy {
 }
 
 impl Population {
-    /// Begins, if the volume is new and the image has a directory at its place; or goes on with one that is
-    /// nearly whole.
+    /// Begins to populate a volume if it is new and the image has a directory at its path, or resumes moving
+    /// a complete copy. None: there is nothing to do.
     fn begin(
         source: &Source<'_>,
         bind: &Bind<'_>,
@@ -236,7 +237,7 @@ impl Population {
         };
         let is_new = match content(&volume.data) {
             Ok(content) => content == Content::New,
-            // A file of the share.
+            // The volume is a file of the share.
             Err(Errno::ENOTDIR) => return Ok(None),
             Err(errno) => return Err(fault("looking into")(errno)),
         };
@@ -248,7 +249,7 @@ impl Population {
         if !is_new && whole.is_none() {
             return Ok(None);
         }
-        // The image as it is: what is mounted over it in a container is not the image's.
+        // The image as it is: mounts over it in a container are not part of the image.
         let image = match openat2(source.open()?, bind.at, directory(), 0, Resolve::InRoot) {
             Ok(image) => Some(image),
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => None,
@@ -262,7 +263,7 @@ impl Population {
         Ok(Some(Population { at: bind.at.to_owned(), volume, image, stage, _lock: lock }))
     }
 
-    /// Goes on until then; whether it is whole.
+    /// Works until the deadline `until`; returns whether the volume is whole.
     fn advance(&mut self, home: &Home, until: Instant) -> Result<bool, Fault> {
         loop {
             let step = match &mut self.stage {
@@ -298,15 +299,15 @@ impl Population {
         Ok(())
     }
 
-    /// From here on it is moved to its place, whatever dies.
+    /// Renames the complete copy. From then on it is moved to its place, even if this mountd dies.
     fn complete(&mut self) -> Result<(), Errno> {
         let (root, Stage::Copy(tree)) = (&self.volume.root, &self.stage) else { return Ok(()) };
         rename(root, SCRATCH, root, WHOLE)?;
         let whole = openat2(root, Path::new(WHOLE), directory(), 0, Resolve::Name)?;
         let id = |file: &OwnedFd| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
         if id(&whole)? != id(&tree.scratch)? {
-            // Of two guests that fill one export, or one container that plays with the share: this is
-            // another's.
+            // The directory is not our copy: another guest fills the same export, or a container tampers with
+            // the share.
             rename(root, WHOLE, root, SCRATCH)?;
             self.stage = Stage::Clear;
             return Err(Errno::EBUSY);
@@ -315,7 +316,7 @@ impl Population {
         Ok(())
     }
 
-    /// The next name.
+    /// Moves the next name of the copy to its place.
     fn move_on(&mut self) -> Result<(), Errno> {
         let Stage::Move { from, names, moved } = &mut self.stage else { return Ok(()) };
         match names.next() {
@@ -327,12 +328,12 @@ impl Population {
                 }
                 match rename(from, name, &self.volume.data, name) {
                     Ok(()) => *moved = true,
-                    // What another container has made there meanwhile is not overwritten.
+                    // Another container has made this name meanwhile; it is not overwritten.
                     Err(Errno::EEXIST) => {}
                     Err(errno) => return Err(errno),
                 }
             }
-            // What is moved while it is read may hide others.
+            // Moving names while the directory is read may hide others, so a further pass follows.
             None if *moved => self.stage = Stage::moving(clone(from)?)?,
             None => {
                 let image = self.image.as_ref().unwrap_or(from);
@@ -344,9 +345,10 @@ impl Population {
         Ok(())
     }
 
-    /// The volume is as it was, or will be whole.
+    /// Undoes an unfinished copy. Afterwards the volume is as it was, or its complete copy will be moved on
+    /// later.
     fn undo(self) {
-        // What there is to clear is not of our making.
+        // In the other stages, nothing that this population made needs to be removed.
         let Stage::Copy(tree) = self.stage else { return };
         drop(tree);
         if let Err(errno) = remove(&self.volume.root, SCRATCH.as_ref(), 0, Instant::now() + UNDO) {
@@ -383,7 +385,7 @@ impl Tree {
         self.levels.is_empty() && self.file.is_none()
     }
 
-    /// The next chunk of a file, or the next name. A fault's path is that below the volume.
+    /// Copies the next chunk of a file, or the next name. The path of an error is relative to the volume.
     fn advance(&mut self, home: &Home, at: &Path) -> Result<(), (PathBuf, Errno)> {
         let done = match self.file {
             Some(_) => self.copy_on(),
@@ -392,7 +394,7 @@ impl Tree {
         done.map_err(|(name, errno)| (self.path(&name), errno))
     }
 
-    /// The path below the scratch of what has this name in the directory that is being copied.
+    /// The path, below the scratch, of a name in the directory that is being copied.
     fn path(&self, name: &CStr) -> PathBuf {
         let names = self.levels.iter().map(|level| level.name.as_c_str()).chain([name]);
         let names = names.filter(|name| !name.is_empty());
@@ -406,7 +408,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The next name of the directory, or its end.
+    /// Copies the next name of the current directory, or finishes the directory.
     fn step(&mut self, home: &Home, at: &Path) -> Result<(), (CString, Errno)> {
         let Some(level) = self.levels.last_mut() else { return Ok(()) };
         match level.entries.next() {
@@ -436,7 +438,7 @@ impl Tree {
         let look = libc_flags(OFlag::O_PATH | OFlag::O_NOFOLLOW);
         let found = match openat2(&level.from, as_path, look, 0, Resolve::Name) {
             Ok(found) => found,
-            // It has gone meanwhile.
+            // It was removed meanwhile.
             Err(Errno::ENOENT) => return Ok(()),
             Err(errno) => return Err(errno),
         };
@@ -460,7 +462,7 @@ impl Tree {
                 keep_owner_and_times(&level.to, name, &stat)
             }
             _ => {
-                // A volume's devices would not work: it is mounted with nodev.
+                // Devices would not work on a volume: it is mounted with nodev.
                 log::info!("{}: the device {} is left out", at.display(), path.display());
                 Ok(())
             }
@@ -494,7 +496,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The next chunk of the file. One that grows meanwhile is copied as long as it was.
+    /// Copies the next chunk of the file. A file that grows meanwhile is copied up to its original size.
     fn copy_on(&mut self) -> Result<(), (CString, Errno)> {
         let Some(mut copy) = self.file.take() else { return Ok(()) };
         match copy.chunk() {
@@ -509,7 +511,7 @@ impl Tree {
 }
 
 impl Copy {
-    /// Copies a chunk; whether it was the last.
+    /// Copies a chunk; returns whether it was the last.
     fn chunk(&mut self) -> Result<bool, Errno> {
         let size = u64::try_from(self.stat.st_size).unwrap_or(0);
         let mut bytes = vec![0; usize::try_from(size - self.count).unwrap_or(CHUNK).min(CHUNK)];
@@ -520,7 +522,7 @@ impl Copy {
         let mut bytes = bytes.get(..count).unwrap_or_default();
         let mut at = self.count;
         self.count += count as u64;
-        // What is not written is a hole.
+        // A chunk of zeros is not written, which leaves a hole.
         if bytes.iter().any(|&byte| byte != 0) {
             while !bytes.is_empty() {
                 let written = pwrite(&self.to, bytes, i64::try_from(at).map_err(|_| Errno::EFBIG)?)?;
@@ -537,22 +539,23 @@ impl Copy {
         keep_metadata(&self.from, &self.to, &self.stat).map(|()| true)
     }
 
-    /// Goes on where there are data again: a hole takes as long to read as data do, and costs nobody anything
-    /// to make. On a filesystem that does not tell where its holes are (9p) all are data.
+    /// Jumps to where data begin again: a hole takes as long to read as data, and a huge one costs nothing to
+    /// make. A filesystem that does not report its holes (9p) reports only data.
     fn jump(&mut self, size: u64) -> Result<(), Errno> {
         let at = i64::try_from(self.count).map_err(|_| Errno::EFBIG)?;
         match lseek(&self.from, at, Whence::SeekData) {
             Ok(next) => self.count = u64::try_from(next).unwrap_or(size).clamp(self.count, size),
-            // To the end there are none.
+            // There are no data up to the end.
             Err(Errno::ENXIO) => self.count = size,
-            // It is where it was, and read on.
+            // The offset is unchanged, and reading continues there.
             Err(_) => {}
         }
         Ok(())
     }
 }
 
-/// Of a name only where there is none yet; not every filesystem has that.
+/// Renames without replacing an existing name, where the filesystem supports RENAME_NOREPLACE; else a plain
+/// rename.
 fn rename<P: ?Sized + nix::NixPath>(from: &OwnedFd, name: &P, to: &OwnedFd, new: &P) -> Result<(), Errno> {
     match renameat2(from, name, to, new, RenameFlags::RENAME_NOREPLACE) {
         Err(Errno::EINVAL) => renameat(from, name, to, new),
@@ -564,7 +567,8 @@ fn mode(stat: &FileStat) -> Mode {
     Mode::from_bits_truncate(stat.st_mode)
 }
 
-/// Owner, mode, attributes and times of a file or directory, in the order in which none undoes another.
+/// Copies the owner, mode, attributes and times of a file or directory, in an order in which no step undoes
+/// another.
 fn keep_metadata(from: &OwnedFd, to: &OwnedFd, stat: &FileStat) -> Result<(), Errno> {
     fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
     fchmod(to, mode(stat))?;
@@ -573,7 +577,7 @@ fn keep_metadata(from: &OwnedFd, to: &OwnedFd, stat: &FileStat) -> Result<(), Er
     futimens(to, &accessed, &modified)
 }
 
-/// The same of a link, a FIFO or a socket, which are not opened.
+/// Copies the owner and times of a link, a FIFO or a socket, which are not opened.
 fn keep_owner_and_times(directory: &OwnedFd, name: &CStr, stat: &FileStat) -> Result<(), Errno> {
     let (user, group) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     fchownat(directory, name, Some(user), Some(group), AtFlags::AT_SYMLINK_NOFOLLOW)?;
@@ -585,8 +589,8 @@ fn times(stat: &FileStat) -> (TimeSpec, TimeSpec) {
     (TimeSpec::new(stat.st_atime, stat.st_atime_nsec), TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec))
 }
 
-/// The attributes that are the file's own: the user's, its capabilities, its access list. A filesystem that
-/// has none keeps none.
+/// Copies the extended attributes that belong to the file itself: user attributes, capabilities and ACLs. If
+/// the image's filesystem has no attributes, none are copied.
 fn keep_attributes(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
     let names = match xattr::list(from) {
         Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return Ok(()),
@@ -609,19 +613,19 @@ fn keep_attributes(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Removes what has a name in a directory, with all that is in it, until then; whether it is gone. What is
-/// not there is no error.
+/// Removes a name of a directory and everything below it, until the deadline `until`; returns whether it is
+/// gone. A missing name is no error.
 fn remove(parent: impl AsFd, name: &OsStr, depth: usize, until: Instant) -> Result<bool, Errno> {
     match unlinkat(parent.as_fd(), name, UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => return Ok(true),
-        // Which of them it is differs by filesystem.
+        // Filesystems differ in which of the two errors they return for a directory.
         Err(Errno::EISDIR | Errno::EPERM) if depth <= DEPTH => {}
         Err(errno) => return Err(errno),
     }
     let opened = openat2(parent.as_fd(), Path::new(name), directory(), 0, Resolve::Name)?;
     loop {
         let again = openat2(&opened, Path::new("."), directory(), 0, Resolve::Name)?;
-        // Removing while reading may skip some, so it is read again until nothing is left.
+        // Removing names while reading may skip some, so the directory is read again until it is empty.
         let mut entries = Dir::from_fd(again)?;
         let names = some_names(entries.iter().map(|entry| Ok(entry?.file_name().to_owned())))?;
         if names.is_empty() {
@@ -629,7 +633,7 @@ fn remove(parent: impl AsFd, name: &OsStr, depth: usize, until: Instant) -> Resu
         }
         for name in names {
             let gone = remove(&opened, OsStr::from_bytes(name.to_bytes()), depth + 1, until)?;
-            // At least one is gone each time.
+            // At least one name is removed in each call.
             if !gone || Instant::now() >= until {
                 return Ok(false);
             }
@@ -637,8 +641,8 @@ fn remove(parent: impl AsFd, name: &OsStr, depth: usize, until: Instant) -> Resu
     }
 }
 
-/// The first names of a directory that is removed. What cannot be read fails again and again, so the first
-/// error is the last.
+/// The first names of a directory that is being removed. An unreadable directory returns the same error
+/// forever, so the first error ends the reading.
 fn some_names(names: impl Iterator<Item = Result<CString, Errno>>) -> Result<Vec<CString>, Errno> {
     let dots = |name: &CString| name.as_c_str() == c"." || name.as_c_str() == c"..";
     let inside = |name: &Result<CString, Errno>| !name.as_ref().is_ok_and(dots);

@@ -1,4 +1,4 @@
-//! Inside a container's root: every path is resolved there, by descriptor, and looked up once.
+//! Lookups inside a container's root: every path is resolved relative to the root's descriptor, once.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, makedev, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-/// What mountd must reach while it is in a namespace where none of it can be seen.
+/// Descriptors that mountd needs while it is in a namespace in which their paths are not visible.
 pub struct Home {
     /// The guest's mount namespace.
     namespace: OwnedFd,
@@ -27,7 +27,7 @@ pub struct Home {
 }
 
 impl Home {
-    /// Opens it all. The log keeps working, for it is a descriptor too.
+    /// Opens all of them. The log keeps working in any namespace, because it is a descriptor too.
     pub fn open() -> Result<Home, Fault> {
         let path =
             |path: &str| open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", path);
@@ -40,8 +40,9 @@ impl Home {
         Ok(Home { namespace: own_namespace(&proc)?, proc, null })
     }
 
-    /// Runs `work` in a new mount namespace, a copy of the pod's, and comes back whatever happens. Returns
-    /// the namespace with what `work` made of it; without its descriptor it is gone, and all its mounts.
+    /// Runs `work` in a new mount namespace, a copy of the pod's, and returns to the guest's in every case.
+    /// Returns the namespace as `work` left it. When its descriptor is closed, the namespace and all its
+    /// mounts are gone.
     pub fn in_new_namespace(&self, work: impl FnOnce() -> Result<(), Fault>) -> Result<OwnedFd, Fault> {
         let pod = format!("{}/mnt", paths::POD_NS);
         self.inside(&pod, || {
@@ -51,7 +52,7 @@ impl Home {
         })
     }
 
-    /// Runs `work` in a container's mount namespace, and comes back whatever happens.
+    /// Runs `work` in a container's mount namespace, and returns to the guest's in every case.
     pub fn in_namespace<T>(
         &self,
         container: &ContainerId,
@@ -66,19 +67,20 @@ impl Home {
         setns(&namespace, CloneFlags::CLONE_NEWNS).fault("entering", path)?;
         let result = work();
         if let Err(errno) = setns(&self.namespace, CloneFlags::CLONE_NEWNS) {
-            // In a container's namespace mountd is of no use and a danger: its successor starts at home.
+            // A mountd stuck in a container's namespace is useless and dangerous. Its successor starts in the
+            // guest's.
             log::error!("{}", Fault::errno("returning to", "the guest's mount namespace", errno));
             std::process::exit(1);
         }
         result
     }
 
-    /// Where in the namespace that mountd is in now a descriptor's file is.
+    /// The path of a descriptor's file in mountd's current namespace.
     fn path_of(&self, file: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
         readlinkat(&self.proc, format!("self/fd/{}", file.as_raw_fd()).as_str()).map(PathBuf::from)
     }
 
-    /// Opens what an O_PATH descriptor is of, and nothing else: no path is walked again.
+    /// Opens the inode of an O_PATH descriptor, without walking a path again.
     pub fn reopen(&self, file: &OwnedFd, flags: OFlag) -> Result<OwnedFd, Errno> {
         let link = format!("self/fd/{}", file.as_raw_fd());
         nix::fcntl::openat(&self.proc, link.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
@@ -95,32 +97,34 @@ pub fn directory(path: &str) -> Result<OwnedFd, Fault> {
     open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", path)
 }
 
-/// How far links inside a container's root may lead to a place that is mounted over or written to.
+/// How far links inside a container's root may lead, for a path that is mounted over or written to.
 ///
-/// An image is somebody's, and its links are: `/etc/hostname -> /dev/null` would make a file of the device.
+/// Images and their links are untrusted: with `/etc/hostname -> /dev/null`, mountd would cover or write the
+/// device.
 #[derive(Clone, Copy)]
 pub enum Reach<'a> {
-    /// Not out of the image's own filesystem. For what the guest puts there by itself.
+    /// Not out of the image's own filesystem. For files that the guest adds on its own.
     Image,
-    /// Also to volumes, but to nothing that the guest has made. For places that the host names.
+    /// Also to volumes, but not to anything that the guest has made. For paths that the host names.
     Volumes(&'a Home),
 }
 
 impl Reach<'_> {
-    /// Opens what is at `path` inside `root`. EXDEV: a link leads too far.
+    /// Opens `path` inside `root`. Fails with EXDEV if a link leads too far.
     pub fn open(self, root: impl AsFd, path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
         self.make(root, path, flags, 0)
     }
 
-    /// The same, and makes it with that mode if `flags` have O_CREAT.
+    /// Opens `path` inside `root` as [`Reach::open`] does, and creates it with `mode` if `flags` have
+    /// O_CREAT.
     pub fn make(self, root: impl AsFd, path: &Path, flags: OFlag, mode: u32) -> Result<OwnedFd, Errno> {
         let open = |path, resolve| openat2(root.as_fd(), path, libc_flags(flags), mode, resolve);
         let home = match self {
             Reach::Image => return open(path, Resolve::InMount),
             Reach::Volumes(home) => home,
         };
-        // Without a link the host has named the place itself, whatever is there. A slash at the end says that
-        // it is a directory, and stays.
+        // If no link is on the way, the host itself has named the place, whatever it is. A trailing slash
+        // requires a directory, so it is kept.
         let below = path.as_os_str().as_bytes();
         let start = below.iter().position(|&byte| byte != b'/').unwrap_or(below.len());
         let below = Path::new(OsStr::from_bytes(below.get(start..).unwrap_or_default()));
@@ -136,7 +140,7 @@ impl Reach<'_> {
     }
 }
 
-/// A fault at a path of a container, which says what EXDEV means there.
+/// A fault at a path of a container; for EXDEV it explains that a link leads too far.
 pub fn fault(doing: &str, path: &Path, errno: Errno) -> Fault {
     match errno {
         Errno::EXDEV => Fault {
@@ -147,14 +151,14 @@ pub fn fault(doing: &str, path: &Path, errno: Errno) -> Fault {
     }
 }
 
-/// Whether what is at a path of a container, relative to its root, is of the guest's making. What is in the
-/// shared memory is the containers' own.
+/// Whether a path of a container, relative to its root, is in a mount that the guest has made. The shared
+/// memory counts as the containers' own.
 fn is_guests(path: &Path) -> bool {
     ["proc", "sys", "dev"].iter().any(|made| path.starts_with(made)) && !path.starts_with("dev/shm")
 }
 
-/// A directory of the container's root that is mounted over, made if it is missing. Here an image has no say:
-/// a link in the place of /proc or /dev is refused.
+/// Opens a directory of the container's root that is to be mounted over, and makes it if it is missing. No
+/// link of the image is followed: a link in place of /proc or /dev is refused.
 pub fn mount_point(root: impl AsFd, path: &str) -> Result<OwnedFd, Fault> {
     let flags = libc_flags(OFlag::O_PATH | OFlag::O_DIRECTORY);
     let open = || openat2(root.as_fd(), Path::new(path), flags, 0, Resolve::NoLinks);
@@ -169,7 +173,7 @@ pub fn mount_point(root: impl AsFd, path: &str) -> Result<OwnedFd, Fault> {
     .fault("opening in the image", format!("/{path}"))
 }
 
-/// A directory inside `root`, with all that leads to it, made where it is missing.
+/// Opens a directory inside `root`, and makes it and its parents where they are missing.
 pub fn make_directories(root: impl AsFd, path: &Path, reach: Reach<'_>) -> Result<OwnedFd, Errno> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
     let mut done = PathBuf::new();
@@ -177,7 +181,8 @@ pub fn make_directories(root: impl AsFd, path: &Path, reach: Reach<'_>) -> Resul
     for component in path.components() {
         match component {
             Component::RootDir | Component::CurDir | Component::Prefix(_) => continue,
-            // As the kernel has it: after links have been followed. So from the root again, with all so far.
+            // `..` applies after links have been followed, as in the kernel. So the path so far is resolved
+            // from the root again.
             Component::ParentDir => done.push(".."),
             Component::Normal(name) => done.push(name),
         }
@@ -195,8 +200,8 @@ pub fn make_directories(root: impl AsFd, path: &Path, reach: Reach<'_>) -> Resul
     Ok(at)
 }
 
-/// A directory inside `root` that is to be mounted over, with all that leads to it, made where it is missing.
-/// A dead link in its place gives way.
+/// Opens a directory inside `root` that is to be mounted over, and makes it and its parents where they are
+/// missing. A dead link in its place is removed.
 pub fn directory_to_mount_over(root: impl AsFd, path: &Path, reach: Reach<'_>) -> Result<OwnedFd, Errno> {
     let errno = match make_directories(root.as_fd(), path, reach) {
         Err(errno) if is_dead(errno) => errno,
@@ -209,8 +214,8 @@ pub fn directory_to_mount_over(root: impl AsFd, path: &Path, reach: Reach<'_>) -
     }
 }
 
-/// A file inside `root` that is to be mounted over; made empty, with its directory, if it is missing. A dead
-/// link in its place gives way.
+/// Opens a file inside `root` that is to be mounted over; if it is missing, it is made empty, with its
+/// directory. A dead link in its place is removed.
 pub fn file_to_mount_over(root: impl AsFd, path: &Path, reach: Reach<'_>) -> Result<OwnedFd, Errno> {
     match reach.open(root.as_fd(), path, OFlag::O_PATH) {
         Err(errno) if is_dead(errno) => {}
@@ -224,8 +229,7 @@ pub fn file_to_mount_over(root: impl AsFd, path: &Path, reach: Reach<'_>) -> Res
     reach.open(root, path, OFlag::O_PATH)
 }
 
-/// Whether nothing can be reached at a path: there is nothing, or a link leads nowhere, round and round, or
-/// too far.
+/// Whether nothing can be reached at a path: it does not exist, or a link dangles, loops or leads too far.
 fn is_dead(errno: Errno) -> bool {
     matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV)
 }
@@ -235,7 +239,7 @@ fn parent_and_name(path: &Path) -> Result<(&Path, &Path), Errno> {
     Ok((parent.unwrap_or(Path::new("/")), Path::new(path.file_name().ok_or(Errno::EINVAL)?)))
 }
 
-/// Removes what has that name if it is a link; whether it was one.
+/// Removes a name if it is a link; returns whether it was one.
 fn remove_link(directory: &OwnedFd, name: &Path) -> Result<bool, Errno> {
     let look = libc_flags(OFlag::O_PATH | OFlag::O_NOFOLLOW);
     let found = match openat2(directory, name, look, 0, Resolve::NoLinks) {
@@ -248,17 +252,17 @@ fn remove_link(directory: &OwnedFd, name: &Path) -> Result<bool, Errno> {
     }
 }
 
-/// What kind of file it is.
+/// The file type bits of a file's mode.
 pub fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
-/// nix's flags as openat2 takes them.
+/// The flags of nix as [`openat2`] takes them.
 pub fn libc_flags(flags: OFlag) -> i32 {
     flags.bits()
 }
 
-/// Detaches what is mounted at a path, all of it; what still uses it keeps it.
+/// Detaches every mount at a path. A process that still uses one of the mounts keeps it.
 pub fn unmount(path: &Path) -> Result<(), Fault> {
     loop {
         match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {

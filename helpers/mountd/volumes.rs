@@ -1,5 +1,5 @@
-//! Volumes and parts of the share: where each comes from, what of it is bound, and where (protocol.md
-//! «Volumes»).
+//! Volumes and parts of the share: the source of each, the part of it that is bound, and its place in the
+//! container (protocol.md «Volumes»).
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
@@ -19,51 +19,53 @@ use super::tree::{Home, Reach, directory_to_mount_over, fault, file_to_mount_ove
 
 const NODEV: u64 = nix::libc::MOUNT_ATTR_NODEV;
 const RDONLY: u64 = nix::libc::MOUNT_ATTR_RDONLY;
-/// A volume in memory is docker's --tmpfs: for every user, and for files only.
+/// The mount attributes of a volume in memory, as for Docker's --tmpfs: usable by every user, and without
+/// devices, set-user-ID or execution.
 const MEMORY: u64 = NODEV | nix::libc::MOUNT_ATTR_NOSUID | nix::libc::MOUNT_ATTR_NOEXEC;
 const MEMORY_MODE: &str = "1777";
 /// The directory of a volume that is bound. Any user of a container may write to a new one, as in the C
 /// original.
 const DATA: &str = "_data";
 const DATA_MODE: Mode = Mode::from_bits_truncate(0o777);
-/// Beside the data: the directory in which a copy of the image's files is put together.
+/// The directory, beside the data, in which a copy of the image's files is assembled.
 pub const SCRATCH: &str = ".hyperinit-new";
-/// Beside the data: the name of that directory from when the copy is complete until all of it is in its
+/// The name of the `SCRATCH` directory once the copy is complete, until all of it has been moved to its
 /// place.
 pub const WHOLE: &str = ".hyperinit-whole";
-/// The one file of a volume that is a file.
+/// The name of the single file in a volume that stands for one file.
 const FILE: &str = ".hyper_file_volume_data_do_not_create_on_your_own";
-/// What a new filesystem has (fsck(8)).
+/// The directory that a new filesystem already contains (fsck(8)).
 const LOST_AND_FOUND: &str = "lost+found";
 
 /// Something that is bound into a container.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Bind<'a> {
-    /// Where it comes from.
+    /// Its source.
     pub from: From<'a>,
-    /// Its place in the container.
+    /// Its path in the container.
     pub at: &'a Path,
     /// Whether the container may not write to it.
     pub read_only: bool,
-    /// Whether a new one gets what the image has at its place.
+    /// Whether a new volume is filled with the image's files at its path.
     pub docker: bool,
 }
 
-/// Where a volume comes from.
+/// The source of a volume.
 #[derive(Debug, PartialEq, Eq)]
 pub enum From<'a> {
     /// A filesystem on a disk.
     Disk { disk: Disk<'a>, fstype: &'a str },
     /// An NFS export.
     Nfs(Export<'a>),
-    /// Nowhere: an empty filesystem in memory, which goes with its container.
+    /// An empty filesystem in memory, which ends with its container.
     Memory,
-    /// What is at a path of the share.
+    /// A path of the share.
     Share(&'a Path),
 }
 
-/// What the host wants bound, in order: volumes, then parts of the share, and what is further up before what
-/// is below it.
+/// The host's volumes and parts of the share, in the order in which they are bound: paths with fewer
+/// components first, and of equal depth volumes before parts of the share. Fails on a value of the host's
+/// that cannot be used, and names its key.
 pub fn plan(container: &Container) -> Result<Vec<Bind<'_>>, Fault> {
     let mut binds = Vec::new();
     for volume in &container.volumes {
@@ -78,7 +80,7 @@ pub fn plan(container: &Container) -> Result<Vec<Bind<'_>>, Fault> {
             }
         };
         let at = place("mount", &volume.mount)?;
-        // What is in memory is new whenever it is asked for: there is nothing to fill beforehand.
+        // A volume in memory is new each time it is opened, so there is nothing to fill beforehand.
         let docker = volume.docker_volume && from != From::Memory;
         binds.push(Bind { from, at, read_only: volume.read_only, docker });
     }
@@ -87,12 +89,13 @@ pub fn plan(container: &Container) -> Result<Vec<Bind<'_>>, Fault> {
         let from = From::Share(Path::new(&map.source));
         binds.push(Bind { from, at, read_only: map.read_only, docker: map.docker_volume });
     }
-    // What is mounted later covers what is below it. Of the same depth, or place, the host's order counts.
+    // A later mount covers everything below its path. The sort is stable: at equal depth, or for the same
+    // path, the host's order counts.
     binds.sort_by_key(|bind| depth(bind.at));
     Ok(binds)
 }
 
-/// How many names below the root a path is.
+/// The number of components of a path below the root.
 fn depth(path: &Path) -> usize {
     path.components().fold(0, |depth, component| match component {
         Component::Normal(_) => depth + 1,
@@ -108,16 +111,16 @@ fn place<'a>(key: &str, path: &'a str) -> Result<&'a Path, Fault> {
     }
 }
 
-/// A volume that was opened, and is mounted nowhere unless the share is.
+/// An opened volume. It is not attached anywhere, unless it is part of the share.
 pub struct Volume {
-    /// Its own root; for a file of the share, the file.
+    /// The root of the volume; for a file of the share, that file.
     pub root: OwnedFd,
-    /// What is bound of it: a directory, or a file of the share.
+    /// The part that is bound: a directory, or a file of the share.
     pub data: OwnedFd,
 }
 
 impl Bind<'_> {
-    /// The disk that it is on.
+    /// The disk that the volume is on, if it is on one.
     pub fn disk(&self) -> Option<Disk<'_>> {
         match self.from {
             From::Disk { disk, .. } => Some(disk),
@@ -125,7 +128,7 @@ impl Bind<'_> {
         }
     }
 
-    /// Opens it in the namespace that mountd is in now. Its data's directory is made if it is missing.
+    /// Opens the volume in mountd's current namespace. The directory of its data is made if it is missing.
     pub fn open(&self) -> Result<Volume, Fault> {
         let root = match &self.from {
             From::Disk { disk, fstype } => {
@@ -140,7 +143,7 @@ impl Bind<'_> {
         let data = match self.from {
             From::Disk { .. } => Some(self.data(&root)?),
             From::Share(_) if self.docker && is_directory(&root) => Some(self.data(&root)?),
-            // An export is the data itself: the server's own path has it.
+            // An export is the data itself: the server's path names it.
             From::Memory | From::Nfs(_) | From::Share(_) => None,
         };
         let data = match data {
@@ -161,12 +164,12 @@ impl Bind<'_> {
     }
 }
 
-/// What is at a path of the share, through no link: what one container may write to is not to lead another
-/// elsewhere.
+/// Opens a path of the share, through no link: a container that may write there must not redirect another's
+/// mount.
 fn share(source: &Path) -> Result<OwnedFd, Fault> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let share = open(paths::SHARE, flags, Mode::empty()).fault("opening", "the share")?;
-    // Absolute or not, it is meant below the share.
+    // The path is relative to the share, even if it is written as absolute.
     let below = source.strip_prefix("/").unwrap_or(source);
     let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
     openat2(&share, below, libc_flags(OFlag::O_PATH), 0, Resolve::NoLinks)
@@ -177,12 +180,12 @@ fn is_directory(file: &OwnedFd) -> bool {
     fstat(file).is_ok_and(|stat| kind(&stat) == SFlag::S_IFDIR)
 }
 
-/// Whether it is the null device, and no other.
+/// Whether `file` is the null device.
 fn is_null(file: &OwnedFd) -> bool {
     fstat(file).is_ok_and(|stat| kind(&stat) == SFlag::S_IFCHR && stat.st_rdev == makedev(1, 3))
 }
 
-/// A directory right below another, made with a mode if it is missing.
+/// Opens a directory directly below another. With a mode in `make`, it is made if it is missing.
 fn directory(parent: impl AsFd, name: &str, make: Option<Mode>) -> Result<OwnedFd, Errno> {
     let flags = libc_flags(OFlag::O_PATH | OFlag::O_DIRECTORY);
     let open = || openat2(parent.as_fd(), Path::new(name), flags, 0, Resolve::NoLinks);
@@ -195,18 +198,18 @@ fn directory(parent: impl AsFd, name: &str, make: Option<Mode>) -> Result<OwnedF
     }
 }
 
-/// What a volume holds.
+/// The kind of content of a volume.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Content {
     /// Nothing yet.
     New,
     /// One file, which is the volume.
     File,
-    /// Something.
+    /// Anything else.
     Data,
 }
 
-/// Looks into a volume's data. Two names tell.
+/// Inspects a volume's data. Two names of it are enough to decide.
 pub fn content(data: &OwnedFd) -> Result<Content, Errno> {
     let names = names(data, 2)?;
     match names.as_slice() {
@@ -226,7 +229,7 @@ pub fn content(data: &OwnedFd) -> Result<Content, Errno> {
     }
 }
 
-/// The first names of a directory, without our own.
+/// The first `count` names of a directory, without `SCRATCH` and `WHOLE`.
 fn names(directory: &OwnedFd, count: usize) -> Result<Vec<String>, Errno> {
     let flags = libc_flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
     let readable = openat2(directory, Path::new("."), flags, 0, Resolve::NoLinks)?;
@@ -241,7 +244,7 @@ pub fn is_empty(directory: &OwnedFd) -> Result<bool, Errno> {
     Ok(names(directory, 1)?.is_empty())
 }
 
-/// Binds it into a container's root, in the namespace that is to be the container's.
+/// Binds a volume into a container's root, in the namespace that becomes the container's.
 pub fn bind(home: &Home, root: &OwnedFd, bind: &Bind<'_>) -> Result<(), Fault> {
     let at = bind.at.display();
     let volume = bind.open()?;
@@ -257,7 +260,8 @@ pub fn bind(home: &Home, root: &OwnedFd, bind: &Bind<'_>) -> Result<(), Fault> {
         false => None,
     };
     let what = file.as_ref().unwrap_or(&volume.data);
-    // The host's /dev/null, by which it hides a file, is no device where no device of the share is one.
+    // The host hides a file by its own /dev/null. Devices of the share do not work in a container, so the
+    // guest's /dev/null takes its place.
     let null = matches!(bind.from, From::Share(_)) && is_null(what);
     let (tree, attributes) = match null {
         true => (clone_tree(null::open_checked(home)?, false), null::COVER),
@@ -274,20 +278,21 @@ pub fn bind(home: &Home, root: &OwnedFd, bind: &Bind<'_>) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The file that a volume is, if it is one. Any user of a container may use it.
+/// The volume's single file, if the volume stands for one file; none otherwise. Any user of a container may
+/// use it.
 fn file(home: &Home, data: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
     if content(data)? != Content::File {
         return Ok(None);
     }
     let file = openat2(data, Path::new(FILE), libc_flags(OFlag::O_PATH), 0, Resolve::NoLinks)?;
     match fchmod(home.reopen(&file, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?, DATA_MODE) {
-        // One that cannot be written to is as it is.
+        // On a read-only filesystem its mode stays as it is.
         Ok(()) | Err(Errno::EROFS) => Ok(Some(file)),
         Err(errno) => Err(errno),
     }
 }
 
-/// The place to mount over; made if it is missing.
+/// Opens the place to mount over, and makes it if it is missing.
 fn target(home: &Home, root: &OwnedFd, at: &Path, directory: bool) -> Result<OwnedFd, Fault> {
     let reach = Reach::Volumes(home);
     let target = match directory {
@@ -296,7 +301,7 @@ fn target(home: &Home, root: &OwnedFd, at: &Path, directory: bool) -> Result<Own
     }
     .map_err(|errno| fault("making in the image", at, errno))?;
     let same = |one: &OwnedFd| fstat(one).map(|stat| (stat.st_dev, stat.st_ino));
-    // The container's root itself, by way of a link: what would be mounted there is not what it would see.
+    // A link may lead to the container's root itself. The container would not see a mount there.
     match (same(&target), same(root)) {
         (Ok(target), Ok(root)) if target == root => {
             Err(Fault::new("making in the image", at.display(), "it is the root"))

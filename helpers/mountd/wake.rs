@@ -1,6 +1,6 @@
-//! The start of a pod may be the end of a long sleep, and the guest a copy: its VM was paused, saved or
-//! cloned. So the clock is set from the RTC, which ran on, and the random pool is given what its copies do
-//! not have.
+//! Waking up at the start of a pod: the VM may have been paused, saved or cloned before it. So the clock is
+//! set from the RTC, which kept running, and the random pool gets input that copies of this guest do not
+//! have.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -14,23 +14,25 @@ use nix::poll::poll;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 
-/// The RTC in seconds since 1970, UTC. Reading takes no ioctl.
+/// The RTC's time in seconds since 1970, UTC. Reading this file needs no ioctl.
 const RTC: &str = "/sys/class/rtc/rtc0/since_epoch";
 /// The kernel's random pool.
 const POOL: &str = "/dev/urandom";
-/// The host's randomness, where it gives any (virtio-rng).
+/// The host's randomness, if it provides any (virtio-rng).
 const HOST: &str = "/dev/hwrng";
-/// How much of it may have been there when the guest was copied, in bytes: the driver and the kernel's
-/// hw_random hold a cache line each that the host gave before (drivers/char/hw_random: virtio-rng.c, core.c).
+/// How many bytes from [`HOST`] may date from before the guest was copied: the driver and the kernel's
+/// hw_random each hold one cache line that the host gave earlier (drivers/char/hw_random: virtio-rng.c,
+/// core.c).
 const STALE: usize = 128;
-/// How long the host may take, which is asked for a cache line at a time.
+/// How long the host may take in all. It is asked for one cache line at a time.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// How long it is left alone in between, in milliseconds.
+/// The pause between two attempts to read [`HOST`], in milliseconds.
 const PAUSE: u8 = 2;
-/// How many times the clocks are read for what their last digits are worth.
+/// How many times the clocks are read for the randomness of their last digits.
 const READINGS: usize = 64;
 
-/// Both; the first fault is the answer.
+/// Sets the clock and renews the random pool. The pool is renewed even if setting the clock fails; a fault of
+/// the pool is returned in preference to one of the clock.
 pub fn wake_up() -> Result<(), Fault> {
     let clock = set_clock();
     renew_pool()?;
@@ -41,7 +43,7 @@ fn set_clock() -> Result<(), Fault> {
     let rtc = match fs::read_to_string(RTC) {
         Ok(text) => text.trim().parse().map_err(|_| Fault::new("reading", RTC, "it is not a number"))?,
         Err(error) => {
-            // No RTC, or one that was never set: the clock is as good as it gets.
+            // There is no RTC, or it was never set: there is no better time than the clock's.
             log::info!("{}", Fault::io("reading", RTC, &error));
             return Ok(());
         }
@@ -53,17 +55,17 @@ fn set_clock() -> Result<(), Fault> {
     Ok(())
 }
 
-/// What the clock is to be set to; nothing while it agrees with the RTC, which counts whole seconds.
+/// The time to set the clock to; none while it agrees with the RTC, which counts whole seconds.
 fn corrected(now: Duration, rtc: u64) -> Option<Duration> {
     // A clock that is less than a second away may be the better one of the two.
     let near = rtc.saturating_sub(1)..=rtc.saturating_add(1);
-    // In the middle of the second, as the kernel does it at boot.
+    // The middle of the second, as the kernel does at boot.
     (!near.contains(&now.as_secs())).then(|| Duration::new(rtc, 500_000_000))
 }
 
 fn renew_pool() -> Result<(), Fault> {
     let mut pool = fs::OpenOptions::new().write(true).open(POOL).fault("opening", POOL)?;
-    // Worth little, so it is not counted; but two copies differ in it.
+    // The readings have little entropy, so none is credited; but they differ between two copies.
     pool.write_all(&readings()).fault("writing to", POOL)?;
     let seed = host_seed();
     if let Some(seed) = &seed {
@@ -76,7 +78,7 @@ fn renew_pool() -> Result<(), Fault> {
     Ok(())
 }
 
-/// The clocks, many times over.
+/// Many readings of the clocks, as bytes.
 fn readings() -> Vec<u8> {
     let clocks = [ClockId::CLOCK_REALTIME, ClockId::CLOCK_MONOTONIC];
     let mut bytes = Vec::with_capacity(READINGS * clocks.len() * size_of::<u32>());
@@ -90,14 +92,15 @@ fn readings() -> Vec<u8> {
     bytes
 }
 
-/// What the host gives now, if it gives it soon.
+/// Fresh randomness of the host, if it arrives within [`PATIENCE`].
 fn host_seed() -> Option<[u8; SEED]> {
     let nonblock = OFlag::O_NONBLOCK.bits();
     let mut host = fs::OpenOptions::new().read(true).custom_flags(nonblock).open(HOST).ok()?;
     fresh(&mut host, Instant::now() + PATIENCE)
 }
 
-/// What comes after what may be old.
+/// The bytes after the first [`STALE`] ones, which may be old. None: the deadline `until` passed or a read
+/// failed.
 fn fresh(host: &mut impl Read, until: Instant) -> Option<[u8; SEED]> {
     let mut bytes = [0; STALE + SEED];
     let mut filled = 0;
@@ -107,7 +110,7 @@ fn fresh(host: &mut impl Read, until: Instant) -> Option<[u8; SEED]> {
             Ok(count) => filled += count,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < until => {
-                // The device has no poll(2) of its own and is always said to be ready: this is a pause.
+                // The device does not implement poll(2) and always counts as ready, so this only pauses.
                 let _ = poll(&mut [], PAUSE);
             }
             Err(_) => return None,
@@ -133,7 +136,7 @@ mod tests {
         assert_eq!(corrected(at(5, 0), u64::MAX), Some(Duration::new(u64::MAX, 500_000_000)));
     }
 
-    /// A device that gives so much at once, and says first that it is not ready.
+    /// A device that gives `at_once` bytes per read, and reports EAGAIN before each.
     struct Device {
         next: u8,
         reads: usize,

@@ -1,4 +1,5 @@
-//! passwd(5) and group(5) of a container: untrusted text, read once and only as far as needed.
+//! Reads passwd(5) and group(5) of a container. Their text is untrusted, and group is read only if it is
+//! needed.
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -12,31 +13,31 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
-/// The largest file that is read, in bytes: a thousand times what a distribution has.
+/// The largest file that is read, in bytes: a thousand times the size of a distribution's.
 const FILE_MAX: u64 = 4 << 20;
 /// The kernel's NGROUPS_MAX.
 const GROUPS_MAX: usize = 65_536;
-/// The group of ttys where /etc/group does not say.
+/// The group of ttys if /etc/group does not name one.
 const TTY_GROUP: u32 = 5;
 
-/// Whom a process runs as.
+/// The user and groups of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The user.
+    /// The user's number.
     pub uid: u32,
-    /// The group.
+    /// The primary group's number.
     pub gid: u32,
     /// The supplementary groups.
     pub groups: Vec<u32>,
     /// `USER`, if passwd knows the user.
     pub name: Option<String>,
-    /// `HOME`, likewise.
+    /// `HOME`, if passwd knows the user and gives a directory.
     pub home: Option<String>,
-    /// The group that its tty belongs to.
+    /// The group of the process's tty.
     pub tty_group: u32,
 }
 
-/// One line of passwd that means something.
+/// One well-formed line of passwd.
 struct User<'a> {
     name: &'a str,
     uid: u32,
@@ -44,14 +45,14 @@ struct User<'a> {
     home: &'a str,
 }
 
-/// One line of group that means something.
+/// One well-formed line of group.
 struct Group<'a> {
     name: &'a str,
     gid: u32,
     members: &'a str,
 }
 
-/// A user's or group's number: digits only, and not the one that setresuid(2) takes for «leave it as it is».
+/// Parses the number of a user or group: digits only, and not -1, which setresuid(2) takes for "unchanged".
 fn number(word: &str) -> Option<u32> {
     let digits = word.bytes().all(|byte| byte.is_ascii_digit());
     word.parse().ok().filter(|&number| digits && number != u32::MAX)
@@ -75,8 +76,8 @@ fn groups(group: &str) -> impl Iterator<Item = Group<'_>> {
     })
 }
 
-/// Whom `process` is to run as, by the container's two files. `group` is only called where its text is
-/// needed.
+/// Works out the user and groups of `process` from the container's two files. `group` is called only if its
+/// text is needed. Fails if a name is unknown, or if a number belongs to one of the guest's own processes.
 pub fn identify(
     process: &Process,
     passwd: &str,
@@ -93,8 +94,8 @@ pub fn identify(
         (None, Some(uid)) => (uid, 0),
         (None, None) => return Err(Fault::new("looking up the user", &process.user, "no such user")),
     };
-    // Who is asked for has the groups that the container gives it, as in Docker; who is nobody in particular
-    // has none.
+    // A user that the host names gets the groups that the container's files list for it, as in Docker.
+    // Without a named user there are none.
     let member = user.as_ref().filter(|_| !process.user.is_empty());
     let mut names = [&process.group].into_iter().chain(&process.additional_groups);
     let needed =
@@ -114,8 +115,8 @@ pub fn identify(
         let is_member = |group: &Group<'_>| group.members.split(',').any(|member| member == user.name);
         supplementary.extend(groups(&text).filter(is_member).map(|group| group.gid).take(GROUPS_MAX));
     }
-    // A program that may set its group would otherwise leave its own behind, and what that is refused
-    // (CVE-2022-36109).
+    // The primary group is also a supplementary one. Otherwise a program that may change its group could
+    // leave its group, and with it any access that is denied to that group (CVE-2022-36109).
     supplementary.push(gid);
     supplementary.sort_unstable();
     supplementary.dedup();
@@ -134,7 +135,7 @@ pub fn identify(
     })
 }
 
-/// Refuses the numbers of the guest's own processes, whoever names them: the host by number, or the image by
+/// Refuses the numbers of the guest's own processes, whether the host gives them by number or the image in
 /// its files.
 fn no_helpers(what: &str, name: &str, numbers: &[u32]) -> Result<(), Fault> {
     match numbers.iter().find(|number| HELPER_USERS.contains(number)) {
@@ -147,8 +148,8 @@ fn no_helpers(what: &str, name: &str, numbers: &[u32]) -> Result<(), Fault> {
     }
 }
 
-/// Reads one of the two files, and says what it is; an image without it has no names. Whatever is in its
-/// place, this does not block.
+/// Reads one of the two files; returns its text and its metadata. An image without the file has no names.
+/// This does not block, whatever kind of file is there.
 pub fn read(path: &str) -> Result<(String, Option<FileStat>), Fault> {
     let flags = (OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
     let file = match openat2(AT_FDCWD, Path::new(path), flags, 0, Resolve::InRoot) {
@@ -160,7 +161,8 @@ pub fn read(path: &str) -> Result<(String, Option<FileStat>), Fault> {
     if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
         return Err(Fault::new("reading", path, "it is not a regular file"));
     }
-    // Read in one piece, and once more for its end; what the size says is believed no further than that.
+    // The capacity allows reading the file in one piece plus one read for its end. The reported size is
+    // trusted for nothing else.
     let size = u64::try_from(stat.st_size).unwrap_or(0).min(FILE_MAX);
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
     let count =

@@ -1,8 +1,9 @@
-//! The process's side of a start, from the clone to execve: it enters the container, becomes what it is to
-//! be, and gives up what it may not have.
+//! The process's side of a start, from the clone to execve: it enters the container, sets up its streams and
+//! identity, and drops the privileges that it may not keep.
 //!
-//! It becomes root first of all. It is not dumpable (execd is not, and a clone inherits that), so nothing in
-//! the container can trace it or take its descriptors while it still has execd's.
+//! After taking descriptors of its own, it becomes root. It is not dumpable (execd is not, and a clone
+//! inherits that), so no process of the container can trace it or take its descriptors while it still holds
+//! any of execd's.
 
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -27,43 +28,43 @@ use super::accounts::{self, Identity};
 use super::remembered::{self, Copy, Files, GROUP, PASSWD};
 use super::{report, setup};
 
-/// statfs(2)'s number of a devpts.
+/// The magic number of devpts (statfs(2)).
 const DEVPTS_MAGIC: FsType = FsType(0x1cd1);
 
-/// The ends of the pipes that become 0, 1 and 2; what is missing is a tty.
+/// The pipe ends that become descriptors 0, 1 and 2. The tty takes the place of a missing one.
 pub struct Stdio {
-    /// 0.
+    /// The read end that becomes descriptor 0.
     pub stdin: Option<OwnedFd>,
-    /// 1.
+    /// The write end that becomes descriptor 1.
     pub stdout: Option<OwnedFd>,
-    /// 2.
+    /// The write end that becomes descriptor 2.
     pub stderr: Option<OwnedFd>,
 }
 
 impl Stdio {
-    /// Those that are there.
+    /// The pipe ends that are present.
     pub fn all(&self) -> impl Iterator<Item = &OwnedFd> {
         [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten()
     }
 }
 
-/// Where a process is to be.
+/// Where a process runs.
 pub enum Place<'a> {
     /// In a container.
     Container {
-        /// Its id.
+        /// The container's id.
         id: &'a ContainerId,
-        /// Its mount namespace.
+        /// The container's mount namespace.
         namespace: OwnedFd,
-        /// Whether the process's tty is the container's /dev/console too.
+        /// Whether the process's tty also becomes the container's /dev/console.
         console: bool,
     },
-    /// In the guest's own namespaces: the debugging door. It has what execd has, and no profile.
+    /// In the guest's own namespaces: the debugging door. The process has execd's privileges and no profile.
     Guest,
 }
 
 impl Place<'_> {
-    /// The container.
+    /// The id of the container, if the process runs in one.
     pub fn container(&self) -> Option<&ContainerId> {
         match self {
             Place::Container { id, .. } => Some(id),
@@ -88,11 +89,11 @@ impl Place<'_> {
     }
 }
 
-/// Everything that a start needs, worked out before the clone.
+/// Everything that a start needs, computed before the clone.
 pub struct Start<'a> {
-    /// The highest descriptor of execd's that it needs.
+    /// The highest number among execd's descriptors that the process needs.
     pub last: RawFd,
-    /// Where.
+    /// Where the process runs.
     pub place: &'a Place<'a>,
     /// The container's profile.
     pub profile: &'a ContainerProfile,
@@ -104,24 +105,24 @@ pub struct Start<'a> {
     pub wide: bool,
     /// The guest's /proc.
     pub proc: &'a OwnedFd,
-    /// What the host said.
+    /// The host's description of the process.
     pub process: &'a Process,
-    /// What execd remembers of the container's passwd and group.
+    /// The container's passwd and group files as far as execd remembers them.
     pub remembered: Option<&'a Files>,
-    /// Its limits, by resource: (soft, hard).
+    /// The process's resource limits: resource, soft limit, hard limit.
     pub limits: &'a [(Resource, rlim_t, rlim_t)],
     /// The container's sysctls that this process sets: names and values.
     pub sysctls: &'a [(&'a String, &'a String)],
     /// The pod's hostname.
     pub hostname: &'a str,
-    /// The ends of its pipes.
+    /// The process's ends of its pipes.
     pub stdio: Stdio,
 }
 
-/// The descriptors that a process keeps, beside its standard streams, when it has closed all others of
+/// The descriptors that the process keeps beside its standard streams, after it has closed all others of
 /// execd's.
 struct Own {
-    /// The way back to execd.
+    /// The report socket to execd.
     report: OwnedFd,
     /// The guest's /proc.
     proc: OwnedFd,
@@ -130,21 +131,21 @@ struct Own {
 }
 
 impl Start<'_> {
-    /// Never returns: executes, or exits. So nothing that execd owned at the clone is dropped here.
+    /// Executes the program or exits; it never returns. So nothing that execd owned at the clone is dropped
+    /// here.
     pub fn run(&self, report: OwnedFd) -> ! {
         let Own { report, proc, namespace } = match self.own(&report) {
             Ok(own) => own,
             Err(fault) => leave(&report, &fault),
         };
-        // As root: the kernel's settings are open to nobody else, and what is made on the way is nobody
-        // else's.
+        // As root: only root may change the kernel's settings, and anything made on the way belongs to root.
         let begun = caps::become_root().and_then(|()| sysctl::set_all(&proc, self.sysctls));
         let program = match begun.and_then(|()| enter(proc, namespace)).and_then(|()| self.prepare(&report)) {
             Ok(program) => program,
             Err(fault) => leave(&report, &fault),
         };
         if !report::released(report::RELEASE_TIMEOUT) {
-            // Without a word: the host was told that this start failed, and knows of no stream for it.
+            // Exit without a message: the host was told that this start failed, and knows no stream for it.
             exit(125)
         }
         let (errno, path) = program.execute();
@@ -152,10 +153,11 @@ impl Start<'_> {
         exit(exit_code(errno))
     }
 
-    /// The process gets descriptors of its own, and gives up all of execd's but what it needs: other starts
-    /// have theirs open there, and whoever stops this process must not keep their streams from ending.
+    /// Gives the process a descriptor table of its own and closes all of execd's descriptors that it does not
+    /// need. Those include pipe ends of other starts: otherwise stopping this process would keep the streams
+    /// of those starts from ending.
     fn own(&self, report: &OwnedFd) -> Result<Own, Fault> {
-        // First of all: until now execd's descriptors are its own too, and it must change none.
+        // This comes first: until now the process shares execd's descriptor table and must not change it.
         own_descriptors(self.last).fault("taking", "descriptors of its own")?;
         let Stdio { stdin, stdout, stderr } = &self.stdio;
         for (number, pipe) in [(0, stdin), (1, stdout), (2, stderr)] {
@@ -171,7 +173,7 @@ impl Start<'_> {
         Ok(Own { report, proc, namespace: kept.next() })
     }
 
-    /// Everything else that can fail, then «ready».
+    /// Does everything else that can fail, then reports that the process is ready.
     fn prepare(&self, report: &OwnedFd) -> Result<Program, Fault> {
         let (identity, read) = self.identity()?;
         let environment = setup::environment(self.process, &identity, self.hostname);
@@ -185,7 +187,7 @@ impl Start<'_> {
         }
         self.enter_workdir()?;
         default_sigpipe();
-        // Late: a low limit is the process's, not its start's.
+        // Limits are set late: a low one is meant for the program and must not hinder its start.
         for &(resource, soft, hard) in self.limits {
             setrlimit(resource, soft, hard).fault("setting", format!("{resource:?}"))?;
         }
@@ -194,7 +196,7 @@ impl Start<'_> {
         Ok(program)
     }
 
-    /// Whom it is to be, by the container's files, and what of them it had to read.
+    /// The process's identity by the container's files, and those of the files that it had to read.
     fn identity(&self) -> Result<(Identity, Files), Fault> {
         let known = |file: fn(&Files) -> Option<&Copy>| self.remembered.and_then(file);
         let (text, passwd) = remembered::read(PASSWD, known(|files| files.passwd.as_ref()))?;
@@ -207,7 +209,8 @@ impl Start<'_> {
         Ok((identity, Files { passwd, group }))
     }
 
-    /// 0, 1 and 2 are pipes by now, or become the tty. Returns the tty's master, if there is one.
+    /// Completes the standard streams: each is a pipe by now, or becomes the tty. Returns the tty's master,
+    /// if there is one.
     fn standard_streams(&self, identity: &Identity) -> Result<Option<OwnedFd>, Fault> {
         let Stdio { stdin, stdout, stderr } = &self.stdio;
         let terminal = if self.process.terminal { Some(self.terminal(identity)?) } else { None };
@@ -216,7 +219,7 @@ impl Start<'_> {
         let streams = [(zero.as_fd(), 0, stdin), (one.as_fd(), 1, stdout), (two.as_fd(), 2, stderr)];
         for (stream, number, pipe) in streams {
             match (pipe, &slave) {
-                // It is execd's. With this the process may open /dev/stdout again.
+                // The pipe belongs to execd's user. Its new owner may open it again as /dev/stdout.
                 (Some(_), _) => {
                     let (user, group) = (Uid::from_raw(identity.uid), Gid::from_raw(0));
                     fchown(stream, Some(user), Some(group)).fault("giving away", "a pipe")?;
@@ -230,11 +233,12 @@ impl Start<'_> {
         Ok(master)
     }
 
-    /// The kernel's own links of /proc lead out of a directory, and are followed nowhere.
+    /// Enters the working directory. The kernel's magic links in /proc could lead out of the root, so they
+    /// are not followed.
     fn enter_workdir(&self) -> Result<(), Fault> {
         let workdir = self.process.workdir.as_str();
         if matches!(workdir, "" | "/") {
-            // Where setns(2) has left it.
+            // setns(2) has already set the working directory to the root.
             return Ok(());
         }
         let flags = (OFlag::O_PATH | OFlag::O_DIRECTORY).bits();
@@ -243,8 +247,8 @@ impl Start<'_> {
             .fault("entering the workdir", workdir)
     }
 
-    /// A tty of the container's own devpts, whatever else may be at its path; the other end is opened by
-    /// descriptor.
+    /// Opens a tty of the container's own devpts; returns its master and slave. Anything else at the path is
+    /// refused, and the slave is opened by descriptor, without a path.
     fn terminal(&self, identity: &Identity) -> Result<(OwnedFd, OwnedFd), Fault> {
         let path = "/dev/pts/ptmx";
         let flags = (OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits();
@@ -269,10 +273,10 @@ impl Start<'_> {
         Ok((master, slave))
     }
 
-    /// The filter while CAP_SYS_ADMIN is held (so no_new_privs is not needed), the user, then the
-    /// capabilities: a root process keeps the profile's, any other none. Nothing is inheritable
-    /// (CVE-2022-29162); the bounding set is the profile's since execd was confined, if the debugging door is
-    /// closed.
+    /// Drops privileges in this order: the filter is loaded while CAP_SYS_ADMIN is held (so no_new_privs is
+    /// not needed), then the user is set, then the capabilities. A root process keeps the profile's
+    /// capabilities, any other process none. No capability is inheritable (CVE-2022-29162). If the debugging
+    /// door is closed, the bounding set has been the profile's since execd was confined.
     fn give_up(&self, identity: &Identity) -> Result<(), Fault> {
         let groups: Vec<Gid> = identity.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
         let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
@@ -295,14 +299,14 @@ impl Start<'_> {
         setresuid(uid, uid, uid).fault("becoming user", uid)?;
         let keep = if uid.is_root() { keep } else { CapSet::default() };
         caps::set(keep, keep, CapSet::default())?;
-        // The change of user has set it to what fs.suid_dumpable says. The program will be dumpable, as any
-        // is.
+        // The change of user has set dumpability to the value of fs.suid_dumpable. After execve the program
+        // is dumpable like any other.
         caps::not_dumpable()
     }
 }
 
-/// Enters the container. Nothing that leads out of it is open any more before the first path of an image is
-/// followed: `/proc/self/fd/N/..` is a path too (CVE-2024-21626).
+/// Enters the container. It consumes both descriptors, so that none that leads out of the container is open
+/// when the first path of an image is followed: `/proc/self/fd/N/..` is a path too (CVE-2024-21626).
 fn enter(proc: OwnedFd, namespace: Option<OwnedFd>) -> Result<(), Fault> {
     be_killable(&proc)?;
     match namespace {
@@ -311,8 +315,9 @@ fn enter(proc: OwnedFd, namespace: Option<OwnedFd>) -> Result<(), Fault> {
     }
 }
 
-/// execd is the last thing that the memory killer takes; what it starts is not, nor can it become that again:
-/// who writes with CAP_SYS_RESOURCE sets the least that a process without it may write later.
+/// Makes the process an ordinary candidate for the OOM killer, unlike execd, which is its last choice. The
+/// process cannot lower the value again: a write with CAP_SYS_RESOURCE also sets the minimum that a process
+/// without that capability may write later.
 fn be_killable(proc: &OwnedFd) -> Result<(), Fault> {
     let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
     nix::fcntl::openat(proc, "self/oom_score_adj", flags, Mode::empty())
@@ -321,19 +326,19 @@ fn be_killable(proc: &OwnedFd) -> Result<(), Fault> {
         .fault("setting", "oom_score_adj")
 }
 
-/// A file of the container's /dev, which mountd made: through no link.
+/// Opens a file of the container's /dev, which mountd made, through no link.
 fn inside(path: &str, flags: i32) -> Result<OwnedFd, Fault> {
     let below = Path::new(path.trim_start_matches('/'));
     openat2(AT_FDCWD, below, flags, 0, Resolve::NoLinks).fault("opening", path)
 }
 
-/// Says why, and is gone.
+/// Reports a fault to execd and exits.
 fn leave(report: &OwnedFd, fault: &Fault) -> ! {
     report::fault(report, fault);
     exit(125)
 }
 
-/// What a shell would say: 127 not found, 126 not executable, 125 anything else.
+/// The exit status that a shell would give: 127 for not found, 126 for not executable, 125 for anything else.
 fn exit_code(errno: Errno) -> i32 {
     match errno {
         Errno::ENOENT | Errno::ENOTDIR => 127,
@@ -342,7 +347,7 @@ fn exit_code(errno: Errno) -> i32 {
     }
 }
 
-/// The reason, on the process's own stderr.
+/// Writes a message to the process's own stderr.
 fn complain(text: &[u8]) {
     let _ = write(std::io::stderr(), text);
 }

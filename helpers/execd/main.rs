@@ -33,11 +33,11 @@ use start::Becoming;
 use streams::Streams;
 use vault::Vault;
 
-/// What execd opens before it is confined, and the output that it keeps.
+/// execd's state: descriptors opened before it was confined, and the kept output of processes.
 struct Execd {
     profile: ContainerProfile,
     scoped: Scoped,
-    /// What a container's root process keeps: the profile's capabilities, as far as execd has them.
+    /// The capabilities that a container's root process keeps: those of the profile that execd itself has.
     keep: CapSet,
     podinit: Policy,
     home: Namespaces,
@@ -45,13 +45,15 @@ struct Execd {
     streams: Streams,
     /// The containers' passwd and group files.
     remembered: Remembered,
-    /// Whether it is in the pod's namespaces: a process of a container is never started outside.
+    /// Whether execd is in the pod's namespaces. A process of a container is never started outside them.
     joined: bool,
-    /// Whether processes may be started in the guest's own namespaces: said at boot, for init could be lying.
+    /// Whether processes may be started in the guest's own namespaces. This is fixed at boot, because a
+    /// compromised init could lie about it.
     debug_door: bool,
-    /// Settings that are not a namespace's own are the machine's, and stay as they are.
+    /// Whether this is a local guest: settings that are not per namespace belong to its machine and are not
+    /// changed.
     local: bool,
-    /// The hard limit of open files that execd has itself.
+    /// execd's own hard limit of open files.
     files: rlim_t,
 }
 
@@ -61,7 +63,7 @@ pub fn main() -> ExitCode {
         Role::Execd,
         embedded_policy!("execd"),
         |options| match options.debug {
-            // What comes through the door may have all that there is to have.
+            // Processes started through the debugging door may have every capability.
             true => caps::permitted(),
             false => Ok(ContainerProfile::of(options.profile)?.capabilities()),
         },
@@ -69,11 +71,11 @@ pub fn main() -> ExitCode {
             let socket = inherited(FD_SOCKET).fault("taking", "descriptor 3, the socket to streamd")?;
             let vault = match (inherited(FD_VAULT_IN), inherited(FD_VAULT_OUT)) {
                 (Ok(put), Ok(take)) => Vault::new(put, take),
-                // By hand.
+                // execd was started by hand, without an inherited vault.
                 _ => Vault::own()?,
             };
             check_single_threaded().fault("looking for", "other threads")?;
-            // What every process inherits.
+            // Every process inherits these settings.
             ignore_nothing().fault("restoring", "signals")?;
             umask(Mode::from_bits_truncate(0o022));
             let profile = ContainerProfile::of(options.profile)?;
@@ -104,7 +106,7 @@ pub fn main() -> ExitCode {
 
 /// The result of a request: it is done, or a start has begun.
 enum Outcome {
-    /// It is done.
+    /// The request is done.
     Done,
     /// A process has been cloned; the answer is its number, once it is ready.
     Begun(report::Start, Becoming),

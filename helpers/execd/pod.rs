@@ -1,4 +1,4 @@
-//! The pod init: PID 1 of the pod's namespaces. It reaps what is orphaned there, and does nothing else.
+//! The pod init: PID 1 of the pod's namespaces. It reaps orphaned processes there, and does nothing else.
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -29,7 +29,7 @@ const KINDS: [(&str, CloneFlags); 3] =
 pub struct Namespaces(Vec<(OwnedFd, CloneFlags)>);
 
 impl Namespaces {
-    /// Opens them.
+    /// Opens execd's own namespaces.
     pub fn own() -> Result<Namespaces, Fault> {
         KINDS
             .into_iter()
@@ -38,7 +38,7 @@ impl Namespaces {
             .map(Namespaces)
     }
 
-    /// Enters them: what is cloned next is born there.
+    /// Enters the guest's namespaces: the next clone is born there.
     pub fn enter(&self) -> Result<(), Fault> {
         self.0.iter().try_for_each(|(fd, kind)| setns(fd, *kind).fault("entering", "a namespace"))
     }
@@ -48,13 +48,13 @@ fn file(path: &str) -> Result<OwnedFd, Fault> {
     open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", path)
 }
 
-/// The guest's /proc, for what a process must say of itself before it is in a container.
+/// Opens the guest's /proc, through which a process changes its own settings before it enters a container.
 pub fn guest_proc() -> Result<OwnedFd, Fault> {
     open("/proc", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .fault("opening", "/proc")
 }
 
-/// Enters what mountd keeps of the pod: every process that is cloned from now on is in it.
+/// Enters the kept namespaces of the pod: every process cloned from now on is in them.
 pub fn join() -> Result<(), Fault> {
     let kept = KINDS
         .into_iter()
@@ -63,8 +63,8 @@ pub fn join() -> Result<(), Fault> {
     Namespaces(kept).enter()
 }
 
-/// Keeps the namespaces of the pod init as files: they outlive execd, mountd works in them, and `nsenter`
-/// finds them.
+/// Keeps the namespaces of the pod init as files. So they outlive execd, mountd can work in them, and
+/// `nsenter` finds them.
 pub fn keep(namespaces: &[OwnedFd]) -> Result<(), Fault> {
     if namespaces.len() != paths::POD_NAMESPACES.len() {
         return Err(Fault::new("keeping", "the pod's namespaces", "the pod init has not handed them over"));
@@ -84,7 +84,7 @@ pub fn start(home: &Namespaces, policy: &Policy, hostname: &str) -> Result<repor
     if hostname.len() > HOSTNAME_MAX || hostname.contains('\0') {
         return Err(Fault::new("reading", "hostname", "it is longer than 64 bytes, or contains a zero"));
     }
-    // An execd that has served an earlier pod is still in that one's.
+    // An execd that has served an earlier pod is still in that pod's namespaces.
     home.enter()?;
     let (ours, theirs) = report::pair()?;
     let namespaces = nix::libc::CLONE_NEWPID | nix::libc::CLONE_NEWNS | nix::libc::CLONE_NEWUTS;
@@ -106,7 +106,7 @@ pub fn start(home: &Namespaces, policy: &Policy, hostname: &str) -> Result<repor
 
 fn live(policy: &Policy, hostname: &str, report: &OwnedFd) -> Result<Infallible, Fault> {
     caps::become_root()?;
-    // As root: the root of the pod's message queues (mq_overview(7)) belongs to whoever makes this namespace.
+    // As root: the root of the pod's message queues (mq_overview(7)) belongs to the maker of this namespace.
     unshare(CloneFlags::CLONE_NEWIPC).fault("making", "the pod's IPC namespace")?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).fault("making private", "/")?;
@@ -116,21 +116,21 @@ fn live(policy: &Policy, hostname: &str, report: &OwnedFd) -> Result<Infallible,
     system_v::bound();
     let children = SigSet::from(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&children), None).fault("blocking", "SIGCHLD")?;
-    // Of its own, which it may always open; nobody else may open them who has no CAP_SYS_PTRACE.
+    // The pod init may always open its own namespaces. Any other process would need CAP_SYS_PTRACE.
     for name in paths::POD_NAMESPACES {
         let namespace = file(&format!("/proc/self/ns/{name}"))?;
         report::namespace(report, namespace.as_fd()).fault("handing over", "a namespace")?;
     }
     report::ready(report, Files::default()).fault("reporting to", "execd")?;
-    // Its mount namespace has been kept by then: it is the template of every container's, and nothing for the
-    // pod to see.
+    // Once the pod init is released, its mount namespace has been kept. It is the template of every
+    // container's, and the pod must not see it.
     if !report::released(report::RELEASE_TIMEOUT) {
         return Err(Fault::new("waiting for", "init", "it was not told of this process"));
     }
-    // Nothing of execd's is used, or dropped, from here on.
+    // From here on nothing of execd's is used or dropped.
     process::close_all_but_log().fault("closing", "execd's descriptors")?;
-    // PID 1 of the pod can be seen from every container: by its number anybody reads which mounts it has, and
-    // whoever may trace it gets to what is in them. So its policy leaves it none.
+    // Every container sees PID 1 of the pod: any process can read its list of mounts, and one that may trace
+    // it can reach their content. So its policy leaves it no mounts.
     policy.confine(CapSet::default())?;
     loop {
         match signal::reap() {

@@ -1,8 +1,8 @@
-//! The containers' passwd and group files, remembered: to open one again costs several round trips to the
-//! host when it is on the share, and a start needs little else of it.
+//! Remembers the containers' passwd and group files. Opening one on the share costs several round trips to
+//! the host, and a start needs little else from the share.
 //!
-//! The process reads the files, for only it is in the container; execd keeps the texts for the next one,
-//! which asks for the files' times and sizes, and those are in the guest.
+//! The process reads the files, because only it is in the container. execd keeps the texts for the next
+//! process, which only checks the files' times and sizes; the guest has those cached.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,36 +18,37 @@ use super::accounts;
 pub const PASSWD: &str = "/etc/passwd";
 /// The container's groups.
 pub const GROUP: &str = "/etc/group";
-/// Whose files are remembered, at most; the texts of one are below a report's 4 kB each.
+/// The largest number of containers whose files are remembered. The texts of a container fit into one report
+/// (4 kB).
 const FILES_MAX: usize = 64;
-/// A file that was changed less than this ago may be changed again without its times telling.
+/// A file that changed less than this ago might change again without a change of its times.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// A text, and the file that it is the text of.
+/// A text, and the version of the file that it was read from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Copy {
     version: Version,
     text: String,
 }
 
-/// Those of one container's two files that are remembered, or that a process had to read.
+/// The two files of one container, as far as they are remembered or a process had to read them.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Files {
-    /// Of [`PASSWD`].
+    /// The copy of [`PASSWD`].
     pub passwd: Option<Copy>,
-    /// Of [`GROUP`].
+    /// The copy of [`GROUP`].
     pub group: Option<Copy>,
 }
 
 #[cfg(test)]
 impl Copy {
-    /// Of some file.
+    /// A copy of an arbitrary file version, for tests.
     pub fn of_text(text: String) -> Copy {
         Copy { version: Version { device: 1, inode: 2, size: 3, modified: (4, 5), changed: (6, 7) }, text }
     }
 }
 
-/// What tells two files, or two states of one file, apart.
+/// Distinguishes two files, or two states of one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Version {
     device: u64,
@@ -68,15 +69,16 @@ impl Version {
         }
     }
 
-    /// Whether the next change will be another version.
+    /// Whether the file is old enough that a later change is certain to change its version.
     fn is_settled(&self, now: Duration) -> bool {
         let last = self.modified.0.max(self.changed.0);
         u64::try_from(last).is_ok_and(|last| Duration::from_secs(last) + SETTLED <= now)
     }
 }
 
-/// The text of one of the two files, in the container: what execd remembered if it is still that, else the
-/// file's, with what execd is to remember.
+/// Returns the text of one of the two files, called in the container. If the remembered version is current,
+/// its text is returned; else the file is read, and the second value is the copy for execd to remember, if
+/// the file is settled.
 pub fn read(path: &str, remembered: Option<&Copy>) -> Result<(String, Option<Copy>), Fault> {
     let now = stat(path).ok().map(|stat| Version::of(&stat));
     if let (Some(now), Some(copy)) = (now, remembered)
@@ -91,17 +93,17 @@ pub fn read(path: &str, remembered: Option<&Copy>) -> Result<(String, Option<Cop
     Ok((text, copy))
 }
 
-/// What execd remembers.
+/// The files that execd remembers, by container.
 #[derive(Default)]
 pub struct Remembered(BTreeMap<ContainerId, Files>);
 
 impl Remembered {
-    /// A container's, if there is something.
+    /// The remembered files of a container, if there are any.
     pub fn of(&self, container: &ContainerId) -> Option<&Files> {
         self.0.get(container)
     }
 
-    /// A process has read these.
+    /// Remembers files that a process has read.
     pub fn keep(&mut self, container: &ContainerId, read: Files) {
         if read == Files::default() {
             return;
@@ -114,7 +116,7 @@ impl Remembered {
         known.group = read.group.or(known.group.take());
     }
 
-    /// A container of that id begins.
+    /// Forgets a container's files: a new container with that id begins.
     pub fn forget(&mut self, container: &ContainerId) {
         self.0.remove(container);
     }
@@ -137,7 +139,8 @@ mod tests {
 
     #[test]
     fn the_same_file_is_not_read_again_and_another_is() {
-        // A file that is there, and old: below the working directory, which is the root of what is looked up.
+        // An existing, old file. Its path is relative to the working directory, which serves as the root of
+        // the lookup.
         let path = "Cargo.toml";
         let version = Version::of(&stat(path).unwrap());
         let remembered = Copy { version, text: "remembered".to_owned() };

@@ -1,4 +1,5 @@
-//! The way back from a process that execd starts: «ready» or a fault. It executes when init releases it.
+//! Reports from a process that execd starts: ready, or a fault. The process executes its program when init
+//! releases it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -13,41 +14,42 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::remembered::Files;
 
-/// How long a process may take until it is ready. It reads a container's files, from a share that the host
-/// may serve slowly; init's own limit is twice as long.
+/// How long a process may take until it is ready. It reads files of the container, possibly from a share that
+/// the host serves slowly. init's own limit is twice as long.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long init may take to release a process: it has been told, or execd died before it told.
+/// How long init may take to release a process. If init does not, execd died before it told init of the
+/// process.
 pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest report in bytes; a fault is cut to its first words before it would be longer.
+/// The longest report in bytes. A longer fault is shortened.
 const REPORT_MAX: usize = 4096;
 const READY: u8 = b'R';
 const TTY: u8 = b'T';
 const NAMESPACE: u8 = b'N';
 const FAULT: u8 = b'F';
 
-/// A new pair: execd's end, the process's end.
+/// Makes a new socket pair: execd's end, then the process's end.
 pub fn pair() -> Result<(OwnedFd, OwnedFd), Fault> {
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .fault("making", "a socket pair")
 }
 
-/// What a process that is ready has to say.
+/// The report of a process that is ready.
 #[derive(Debug, Default)]
 pub struct Ready {
     /// The master of its tty.
     pub tty: Option<OwnedFd>,
     /// The namespaces of the pod init, in the order of `paths::POD_NAMESPACES`.
     pub namespaces: Vec<OwnedFd>,
-    /// What it had to read of its container's passwd and group.
+    /// The container's passwd and group files, as far as the process had to read them.
     pub read: Files,
 }
 
-/// A process that has been cloned, until it is ready.
+/// A process that has been cloned and is not ready yet.
 pub struct Start {
     pid: Pid,
     pidfd: OwnedFd,
-    /// execd's end of the pair, and the process's: until it is ready it may not have descriptors of its own
-    /// yet.
+    /// execd's end of the pair, then the process's end. The latter stays open until the process is ready,
+    /// because it may still share execd's descriptors.
     ours: OwnedFd,
     _theirs: OwnedFd,
     tty: Option<OwnedFd>,
@@ -56,13 +58,13 @@ pub struct Start {
 }
 
 impl Start {
-    /// One that has just been cloned.
+    /// Begins to track a process that has just been cloned.
     pub fn new(pid: Pid, pidfd: OwnedFd, (ours, theirs): (OwnedFd, OwnedFd)) -> Start {
         let until = Instant::now() + READY_TIMEOUT;
         Start { pid, pidfd, ours, _theirs: theirs, tty: None, namespaces: Vec::new(), until }
     }
 
-    /// The process.
+    /// The process's number.
     pub fn pid(&self) -> Pid {
         self.pid
     }
@@ -73,14 +75,14 @@ impl Start {
         [self.ours.as_fd(), self.pidfd.as_fd()]
     }
 
-    /// When it has taken too long.
+    /// The time at which the start is too late.
     pub fn until(&self) -> Instant {
         self.until
     }
 
     /// The outcome of the start; none while the process is not ready. `dead`: its pidfd was readable before
-    /// this was called. One that failed or is late is killed: it must not go on. This waits for nobody, also
-    /// where it hangs in the kernel and dies later.
+    /// this call. A process that failed or is late is killed, so that it does not go on. This call does not
+    /// wait for its death: a process that hangs in the kernel dies later.
     pub fn look(&mut self, dead: bool) -> Option<Result<Ready, Fault>> {
         let outcome = self.hear(dead).or_else(|| {
             let late = Instant::now() >= self.until;
@@ -92,7 +94,7 @@ impl Start {
         Some(outcome)
     }
 
-    /// It must not go on. It may be dead already.
+    /// Kills the process, which may be dead already.
     pub fn kill(&self) {
         let _ = process::kill(&self.pidfd);
     }
@@ -102,7 +104,7 @@ impl Start {
             let mut packet = [0; REPORT_MAX];
             let (count, fds) = match receive_fds(&self.ours, &mut packet) {
                 Err(Errno::EAGAIN) if !dead => return None,
-                // execd has heard everything that the process said.
+                // The process is dead, and all of its reports have been received.
                 Err(Errno::EAGAIN) => (0, Vec::new()),
                 Err(errno) => return Some(Err(Fault::errno("hearing from", self.name(), errno))),
                 Ok(received) => received,
@@ -133,9 +135,9 @@ impl Start {
     }
 }
 
-/// The process's side: gives execd the master of its tty. Before it gives up anything: the kernel counts
-/// descriptors on their way by user, and who has a low limit of open files and no capability can send none
-/// while others of that user have some under way.
+/// The process's side: gives execd the master of its tty. This must come before the process drops privileges.
+/// The kernel counts descriptors in flight by user, and a process with a low limit of open files and no
+/// capability can send none while other processes of that user have some in flight.
 pub fn tty(socket: &OwnedFd, master: BorrowedFd<'_>) -> Result<(), Errno> {
     send_fds(socket, &[TTY], &[master])
 }
@@ -145,8 +147,8 @@ pub fn namespace(socket: &OwnedFd, namespace: BorrowedFd<'_>) -> Result<(), Errn
     send_fds(socket, &[NAMESPACE], &[namespace])
 }
 
-/// The process's side: says that it is ready to be released, with what it has read. What does not fit the
-/// report the next reads again.
+/// The process's side: reports that it is ready to be released, with the files that it has read. A file that
+/// does not fit into the report is left out, and the next process reads it again.
 pub fn ready(socket: &OwnedFd, read: Files) -> Result<(), Errno> {
     process::await_release()?;
     send_fds(socket, &ready_packet(read), &[])
@@ -160,13 +162,13 @@ fn ready_packet(read: Files) -> Vec<u8> {
     packets.find(|packet| packet.len() <= REPORT_MAX).unwrap_or_else(|| vec![READY])
 }
 
-/// The process's side: waits until init lets it execute. Init does that once it knows of it, so a process
-/// that runs is known, whenever execd dies. False: init was never told.
+/// The process's side: waits until init releases it to execute. init does so once it knows of the process, so
+/// every running program is known to init, whenever execd dies. False: init was not told in time.
 pub fn released(limit: Duration) -> bool {
     process::wait_for_release(limit).is_ok()
 }
 
-/// The process's side: says why it cannot be started.
+/// The process's side: reports why it cannot be started.
 pub fn fault(socket: &OwnedFd, fault: &Fault) {
     let encode = |fault: &Fault| {
         let mut packet = vec![FAULT];

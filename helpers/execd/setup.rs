@@ -1,4 +1,4 @@
-//! What a process is to be, worked out from the host's words before anything is done: pure.
+//! Computes the environment, program paths and limits of a process from the host's request. Pure functions.
 
 use hyperinit::fault::Fault;
 use hyperinit::spec::{Process, Rlimit};
@@ -6,7 +6,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, rlim_t};
 
 use super::accounts::Identity;
 
-/// Where a program without a slash is looked for (protocol.md «EXECCMD»).
+/// The search path of a program without a slash (protocol.md «EXECCMD»).
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin:.";
 /// OCI's names of the limits.
 const LIMITS: [(&str, Resource); 16] = [
@@ -28,7 +28,8 @@ const LIMITS: [(&str, Resource); 16] = [
     ("RLIMIT_STACK", Resource::RLIMIT_STACK),
 ];
 
-/// The environment, each name once: the defaults, then passwd's, then the host's over all of these.
+/// The environment, with each name once. The host's variables override those from passwd, which override the
+/// defaults.
 pub fn environment(process: &Process, identity: &Identity, hostname: &str) -> Vec<String> {
     let mut variables: Vec<(&str, &str)> = vec![("HOME", "/"), ("HOSTNAME", hostname)];
     if process.terminal {
@@ -52,7 +53,7 @@ pub fn environment(process: &Process, identity: &Identity, hostname: &str) -> Ve
     unique.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
-/// The paths to try for a program: itself if it has a slash, else each of `PATH`.
+/// The paths to try for a program: its own if it has a slash, else one for each directory of `PATH`.
 pub fn candidates(program: &str, environment: &[String]) -> Vec<String> {
     if program.is_empty() {
         return Vec::new();
@@ -67,15 +68,15 @@ pub fn candidates(program: &str, environment: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// How many files a process of a container may have open if the host says nothing, as under Docker: (soft,
-/// hard). Programs that use select(2) or close all that they may have open count on a low one.
+/// The default limit of open files of a container's process, as under Docker: (soft, hard). Programs that use
+/// select(2), or that close every possible descriptor, rely on a low soft limit.
 const FILES: (rlim_t, rlim_t) = (1024, 524_288);
 
 /// A limit: (soft, hard).
 pub type Limit = (Resource, rlim_t, rlim_t);
 
-/// The limits of a process of a container. `most`: the hard limit of open files that it has without; this
-/// does not raise it.
+/// The limits of a container's process. `most` is the hard limit of open files that the process inherits; the
+/// default does not raise it. Fails on an unknown resource.
 pub fn limits(rlimits: &[Rlimit], most: rlim_t) -> Result<Vec<Limit>, Fault> {
     let mut limits = named_limits(rlimits)?;
     if !limits.iter().any(|&(resource, ..)| resource == Resource::RLIMIT_NOFILE) {
@@ -85,7 +86,7 @@ pub fn limits(rlimits: &[Rlimit], most: rlim_t) -> Result<Vec<Limit>, Fault> {
     Ok(limits)
 }
 
-/// The limits that the host has named.
+/// The limits that the host has named. Fails on an unknown resource.
 pub fn named_limits(rlimits: &[Rlimit]) -> Result<Vec<Limit>, Fault> {
     rlimits
         .iter()
@@ -96,7 +97,7 @@ pub fn named_limits(rlimits: &[Rlimit]) -> Result<Vec<Limit>, Fault> {
             if limit.soft > limit.hard {
                 return Err(fault("soft is above hard"));
             }
-            // OCI writes «unlimited» as the largest number, or as the largest signed one.
+            // OCI writes "unlimited" as the largest unsigned or the largest signed number.
             let value = |value: u64| if value >= i64::MAX.cast_unsigned() { RLIM_INFINITY } else { value };
             Ok((resource, value(limit.soft), value(limit.hard)))
         })

@@ -1,4 +1,5 @@
-//! execd's side of a start: the pipes and the clone, and when the process is ready the way to streamd.
+//! execd's side of a start: it makes the pipes, clones the process and, when that is ready, hands its streams
+//! to streamd.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -21,7 +22,7 @@ use super::streams::Ends;
 use super::{Execd, setup};
 use super::{pod, report};
 
-/// What a process under way will be: the pod init, or a process of a container or of the guest.
+/// What a start in progress will become: the pod init, or a process of a container or of the guest.
 pub enum Becoming {
     /// The pod init.
     PodInit,
@@ -37,7 +38,8 @@ pub struct Beginning {
     stdin: Option<OwnedFd>,
     output: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
-    /// The process may not have descriptors of its own yet: what it needs stays open here.
+    /// Descriptors that the process needs. They stay open here, because it may still share execd's
+    /// descriptors.
     _needed: (Stdio, Option<OwnedFd>),
 }
 
@@ -58,33 +60,33 @@ impl Execd {
         if init {
             self.remembered.forget(container);
         }
-        // Kept by the guest, as the cgroup is: no file of the container's can hold this up.
+        // The guest keeps the namespace, as it does the cgroup, so no file of the container's can delay this.
         let kept = paths::container_mount_ns(container);
         let namespace = open(&kept, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
             .fault("opening the container's namespace", kept.display())?;
         let place = Place::Container { id: container, namespace, console: init && process.terminal };
-        // Here, for the process's standard error is not the log any more.
+        // This logs, so it runs here: the process's standard error is no longer the log.
         let sysctls = sysctl::others(sysctls, self.local);
         self.start_at(place, process, hostname, &sysctls)
     }
 
-    /// Begins the start of a process where execd is itself: the debugging door.
+    /// Begins the start of a process in the guest's own namespaces: the debugging door.
     pub fn start_in_guest(&mut self, process: &Process) -> Result<(report::Start, Becoming), Fault> {
         if !self.debug_door {
             return Err(Fault::new("starting", &process.id, "the debugging door is closed"));
         }
         let hostname = uname().fault("asking for", "the guest's name")?;
-        // What is cloned next is to be the guest's, and whatever comes of it, what comes after it the pod's
+        // The next clone belongs to the guest. Whether it succeeds or fails, later clones belong to the pod
         // again.
         self.home.enter()?;
         let started = self.start_at(Place::Guest, process, &hostname.nodename().to_string_lossy(), &[]);
         match self.joined.then(pod::join) {
             None | Some(Ok(())) => {}
-            // The pod has ended, and nobody has told.
+            // The pod has ended, and execd was not told.
             Some(Err(fault)) if fault.is(Errno::ENOENT) => self.joined = false,
             Some(Err(fault)) => {
-                // What it has started is known to nobody, is never released, and ends. A successor begins in
-                // the pod.
+                // init does not know the process just started and never releases it, so it exits. execd's
+                // successor begins in the pod.
                 log::error!("{fault}");
                 process::exit(1)
             }
@@ -109,12 +111,12 @@ impl Execd {
         let pair = report::pair()?;
         let needs = [&self.proc, &pair.1].into_iter().chain(place.namespace()).chain(pipes.theirs.all());
         let last = needs.map(AsRawFd::as_raw_fd).max().unwrap_or_default();
-        // It shares execd's descriptors until it has its own: to copy and close what is kept for streamd
-        // would make each start slower than the one before. Until it says that it is ready nothing of theirs
-        // may be closed here.
+        // The process shares execd's descriptor table until it makes its own: copying and closing the outputs
+        // kept for streamd would make each start slower than the one before. Until the process reports that
+        // it is ready, nothing that it needs may be closed here.
         let cgroup = cgroup.as_ref().map(AsFd::as_fd);
         match clone_sibling(CLONE_FILES, cgroup).fault("cloning for", &process.id)? {
-            // The process closes its copies of execd's ends itself: it must see it when execd is gone.
+            // The process closes its copies of execd's ends itself, so that it notices when execd is gone.
             Cloned::Child => {
                 let start = child::Start {
                     last,
@@ -143,8 +145,8 @@ impl Execd {
         }
     }
 
-    /// A process is ready: its streams are handed over, or the pod init's namespaces kept, and init may be
-    /// told.
+    /// Completes the start of a process that is ready: hands its streams over, or keeps the pod init's
+    /// namespaces. Afterwards init may be told.
     pub fn is_ready(&mut self, becoming: Becoming, ready: report::Ready) -> Result<(), Fault> {
         let Becoming::Process(beginning) = becoming else { return pod::keep(&ready.namespaces) };
         let Beginning { id, container, packet, stdin, output, stderr, .. } = *beginning;
@@ -157,7 +159,7 @@ impl Execd {
     }
 }
 
-/// What streamd is told. init has checked the numbers; this is their meaning again.
+/// The packet for streamd. init has checked the stream numbers, and execd checks them again.
 fn packet(process: &Process) -> Result<Packet, Fault> {
     let fault = |why| Fault::new("starting", &process.id, why);
     let stdio = StreamId::new(process.stdio).ok_or_else(|| fault("stdio is 0"))?;
@@ -171,7 +173,7 @@ fn packet(process: &Process) -> Result<Packet, Fault> {
     Ok(Packet { stdio, stderr, terminal: process.terminal, stdin: !process.terminal, again: false })
 }
 
-/// The container's cgroup; none where the kernel has no cgroup v2.
+/// Opens the container's cgroup; none if the kernel has no cgroup v2.
 fn cgroup(container: &ContainerId) -> Result<Option<OwnedFd>, Fault> {
     let path = paths::container_cgroup(container);
     match open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
@@ -181,7 +183,7 @@ fn cgroup(container: &ContainerId) -> Result<Option<OwnedFd>, Fault> {
     }
 }
 
-/// The pipes of a process; a tty is made by the process itself, in its container.
+/// The pipes of a process. The process itself makes its tty, in its container.
 struct Pipes {
     stdin: Option<OwnedFd>,
     output: Option<OwnedFd>,

@@ -1,5 +1,5 @@
-//! The processes' output as execd keeps it: duplicates of what streamd reads, for a streamd that comes after
-//! it.
+//! The processes' outputs as execd keeps them: duplicates of the descriptors that streamd reads, for a
+//! successor of streamd.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -16,18 +16,19 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::vault::{Entry, Vault};
 
-/// How long streamd may leave its socket full: it does nothing that takes long.
+/// How long streamd may leave its socket full. streamd does nothing that takes long.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Duplicates have numbers from here on. Below, where the descriptors of starts are, there is room for those
-/// of some fifty: a process that is started takes over all numbers up to its own ones.
+/// The lowest number of a duplicate. The numbers below are for the descriptors of starts, with room for about
+/// fifty starts: a started process copies all descriptors up to the highest that it needs.
 const KEPT_FROM: RawFd = 512;
 
-/// The ends of one process that streamd works with.
+/// The ends of one process's streams that streamd works with.
 pub struct Ends {
-    /// What it is, as streamd is told.
+    /// The packet about the process for streamd.
     pub packet: Packet,
-    /// The write end of its stdin, gone once streamd has it: a duplicate would hide its EOF.
+    /// The write end of its stdin. It is closed once streamd has it: a duplicate would keep the process from
+    /// seeing EOF.
     pub stdin: Option<OwnedFd>,
     /// The read end of its stdout, or the master of its tty.
     pub output: OwnedFd,
@@ -35,14 +36,14 @@ pub struct Ends {
     pub stderr: Option<OwnedFd>,
 }
 
-/// What is kept of a process.
+/// What execd keeps of a process.
 struct Kept {
-    /// The number of its entry in the vault, 0 if it has none.
+    /// The number of its entry in the vault; 0 if it has none.
     number: u64,
     ends: Ends,
 }
 
-/// All of them, and the way to streamd.
+/// The kept outputs of all processes, and the socket to streamd.
 pub struct Streams {
     socket: OwnedFd,
     vault: Vault,
@@ -50,28 +51,29 @@ pub struct Streams {
 }
 
 impl Ends {
-    /// Outputs that are kept, with high numbers.
+    /// Moves the outputs to high descriptor numbers, for keeping.
     fn out_of_the_way(mut self) -> Ends {
         self.output = out_of_the_way(self.output);
         self.stderr = self.stderr.map(out_of_the_way);
         self
     }
 
-    /// The outputs, in a packet's order.
+    /// The outputs, in the order of a packet.
     fn outputs(&self) -> Vec<BorrowedFd<'_>> {
         [Some(&self.output), self.stderr.as_ref()].into_iter().flatten().map(AsFd::as_fd).collect()
     }
 }
 
 impl Streams {
-    /// None yet.
+    /// Starts without kept outputs.
     pub fn new(socket: OwnedFd, vault: Vault) -> Streams {
         Streams { socket, vault, kept: BTreeMap::new() }
     }
 
-    /// Takes over what earlier execds have kept of the processes that run, and keeps its own: one that came
-    /// by the debugging door may have been started after that list was made. The others have ended, or were
-    /// never known to init, for whoever started them died: streamd need not wait for those.
+    /// Takes over the outputs that earlier execds have kept of the running processes. This execd's own
+    /// entries stay, because a process of the debugging door may have started after the list `running` was
+    /// made. Other entries belong to processes that have ended, or of which init never knew because the execd
+    /// that started them died: streamd is told to forget those.
     pub fn adopt(&mut self, running: &[StreamId]) -> Result<(), Fault> {
         let running: BTreeSet<StreamId> = running.iter().copied().collect();
         let (mut found, mut others) = (BTreeMap::new(), Vec::new());
@@ -86,20 +88,20 @@ impl Streams {
             } else if !self.kept.contains_key(&stdio) {
                 others.push(stdio);
             }
-            // Until streamd has been told of the others, all of them stay.
+            // All entries stay until streamd has been told of the others.
             true
         })?;
         found.append(&mut self.kept);
         self.kept = found;
         if let Err(fault) = others.into_iter().try_for_each(|stdio| self.tell(&forget(stdio), &[], stdio)) {
-            // It keeps what nobody asks for, until the number is used again.
+            // streamd keeps unused descriptors until the stream's number is used again.
             log::warn!("{fault}");
         }
         self.sweep()
     }
 
-    /// Hands a new process's ends to streamd, and keeps the duplicates: first of all in the vault, for
-    /// streamd may die as soon as it has them.
+    /// Hands a new process's ends to streamd and keeps duplicates. The vault gets its duplicates first,
+    /// because streamd may die as soon as it has the ends.
     pub fn hand_over(&mut self, mut ends: Ends) -> Result<(), Fault> {
         if self.vault.is_full(self.kept.len()) {
             self.tidy();
@@ -108,7 +110,7 @@ impl Streams {
         ends.packet.stdin = false;
         ends.packet.again = true;
         let number = self.vault.put(&ends.packet, &ends.outputs()).unwrap_or_else(|fault| {
-            // It runs, and this process and streamd have its output.
+            // The start continues without the vault: this execd and streamd still hold the output.
             log::warn!("{fault}");
             0
         });
@@ -119,14 +121,14 @@ impl Streams {
         Ok(())
     }
 
-    /// The processes of these are finished.
+    /// Drops the kept outputs of finished processes.
     pub fn release(&mut self, finished: &[StreamId]) {
         for stdio in finished {
             self.kept.remove(stdio);
         }
     }
 
-    /// Throws out of the vault what is not kept any more, if there is such.
+    /// Removes entries from the vault that are no longer kept, if there are any.
     pub fn tidy(&mut self) {
         if self.vault.has_more_than(self.kept.len())
             && let Err(fault) = self.sweep()
@@ -141,14 +143,14 @@ impl Streams {
             .sweep(|entry| kept.get(&entry.packet.stdio).is_some_and(|kept| kept.number == entry.number))
     }
 
-    /// Hands everything that is kept to a new streamd.
+    /// Hands all kept outputs to a new streamd.
     pub fn resend(&self) -> Result<(), Fault> {
         self.kept.iter().try_for_each(|(&stdio, Kept { ends, .. })| {
             self.tell(&ends.packet.encode(), &ends.outputs(), stdio)
         })
     }
 
-    /// Sets the size of a tty.
+    /// Sets the size of a process's tty. Fails if the stream is unknown or has no tty.
     pub fn resize(&self, stdio: StreamId, row: u16, column: u16) -> Result<(), Fault> {
         let fault = |why| Fault::new("resizing", format!("stream {stdio}"), why);
         let Kept { ends, .. } = self.kept.get(&stdio).ok_or_else(|| fault("no such stream"))?;
@@ -179,13 +181,13 @@ impl Streams {
     }
 }
 
-/// The outputs of an entry; none if its descriptors are too few.
+/// The outputs of an entry; none if it has too few descriptors.
 fn ends(entry: Entry) -> Option<Ends> {
     let mut fds = entry.fds.into_iter();
     Some(Ends { packet: entry.packet, stdin: None, output: fds.next()?, stderr: fds.next() })
 }
 
-/// The same descriptor with a high number, or if there is none left as it is.
+/// Moves a descriptor to a high number; if none is free, returns it unchanged.
 fn out_of_the_way(fd: OwnedFd) -> OwnedFd {
     duplicate_above(&fd, KEPT_FROM).unwrap_or(fd)
 }

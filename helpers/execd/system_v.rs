@@ -1,23 +1,23 @@
-//! System V objects of the pod (sysvipc(7)): they outlive the processes that made them, so the kernel finds
-//! nobody to end when they fill the pod's memory, and the pod's other containers would stand still. So they
-//! are bounded, in the pod's IPC namespace alone. Whoever needs more says so by the container's sysctls
-//! (`kernel.sem`, `kernel.msgmni`, `kernel.shm_rmid_forced`).
+//! Bounds the System V objects of the pod (sysvipc(7)). They outlive the processes that made them, so when
+//! they fill the pod's memory, the OOM killer finds no process whose end would free it, and the pod's other
+//! containers would stall. So they are bounded, in the pod's IPC namespace alone. A container that needs more
+//! sets its sysctls (`kernel.sem`, `kernel.msgmni`, `kernel.shm_rmid_forced`).
 
 use std::io::ErrorKind;
 
 use hyperinit::cgroups;
 use hyperinit::fault::Fault;
 
-/// A full queue in bytes of the kernel's memory: `kernel.msgmnb` (16,384) messages of one byte, which take 64
-/// each.
+/// The kernel memory of a full queue, in bytes: `kernel.msgmnb` (16,384) messages of one byte, which take 64
+/// bytes each.
 const QUEUE: u64 = 1 << 20;
-/// Queues there may always be: what Linux had for decades.
+/// The number of queues that is always allowed: Linux's limit for decades.
 const QUEUES_MIN: u64 = 16;
-/// A semaphore in bytes of the kernel's memory (struct sem of ipc/sem.c).
+/// The kernel memory of a semaphore, in bytes (struct sem of ipc/sem.c).
 const SEMAPHORE: u64 = 64;
 
-/// Sets the bounds in the caller's IPC namespace. What cannot be set is logged, for a pod without them is
-/// better than none.
+/// Sets the bounds in the caller's IPC namespace. A failure is only logged, because a pod without a bound is
+/// better than no pod.
 pub fn bound() {
     let memory = match cgroups::memory("MemTotal") {
         Ok(memory) => memory,
@@ -33,15 +33,16 @@ pub fn bound() {
     }
 }
 
-/// The settings of a machine with so much memory, in bytes.
+/// The settings for a machine with `memory` bytes of memory.
 fn bounds(memory: u64) -> [(&'static str, String); 3] {
     let queues = (memory / 32 / QUEUE).max(QUEUES_MIN);
     let semaphores = memory / 64 / SEMAPHORE;
     [
-        // A segment ends with the last process that has it attached, or with its maker if none has.
+        // A segment is destroyed with the last process that has it attached, or with its maker if none has.
         ("shm_rmid_forced", "1".to_owned()),
         ("msgmni", queues.to_string()),
-        // Semaphores of a set, of all, operations of a call, sets: but for the second the kernel's own.
+        // Semaphores in a set, semaphores in all, operations in a call, sets. All but the second are the
+        // kernel's defaults.
         ("sem", format!("32000 {semaphores} 500 32000")),
     ]
 }

@@ -1,6 +1,6 @@
-//! execd's loop. A start takes as long as its container lets it: what it reads is on a disk or a share that
-//! may hang, and a process of the pod may stop it. So execd waits for all of them at once, and answers each
-//! when it is ready, has failed or is late, in any order.
+//! execd's loop. The container determines how long a start takes: the files that it reads are on a disk or a
+//! share that may hang, and a process of the pod may stop it. So execd waits for all starts at once, and
+//! answers each when it is ready, has failed or is late, in any order.
 
 use std::time::Instant;
 
@@ -14,18 +14,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::start::Becoming;
 use super::{Execd, Outcome, report};
 
-/// How many starts may be under way. Each is a command of the host, of which init takes as many.
+/// How many starts may be in progress. Each is a command of the host, and init accepts this many commands.
 const STARTS_MAX: usize = 256;
 
 /// A start that init waits for.
 struct UnderWay {
-    /// The request.
+    /// The number of the request.
     id: u64,
     start: report::Start,
     becoming: Becoming,
 }
 
-/// Answers requests until there are no more.
+/// Answers requests until their channel ends. Fails if a reply cannot be sent.
 pub fn serve(
     mut execd: Execd,
     mut requests: Requests<Request>,
@@ -55,7 +55,7 @@ pub fn serve(
     }
 }
 
-/// Does what is asked, or begins it.
+/// Carries out a request, or begins the start that it asks for.
 fn take(
     execd: &mut Execd,
     starts: &mut Vec<UnderWay>,
@@ -77,7 +77,7 @@ fn take(
     replies.send(id, result)
 }
 
-/// Nobody can wait for them.
+/// Kills all starts in progress and answers them with the fault: execd cannot wait for them.
 fn give_up(starts: &mut Vec<UnderWay>, why: &Fault, replies: &Replies<Reply>) -> Result<(), Fault> {
     starts.drain(..).try_for_each(|UnderWay { id, start, .. }| {
         start.kill();
@@ -85,22 +85,22 @@ fn give_up(starts: &mut Vec<UnderWay>, why: &Fault, replies: &Replies<Reply>) ->
     })
 }
 
-/// What there is to do.
+/// The events that ended a wait.
 struct Woken {
     /// A request may have come.
     request: bool,
-    /// Of each start, what its process has done.
+    /// The news of each start, in the order of the starts.
     starts: Vec<News>,
 }
 
-/// What a process has done that is not ready yet.
+/// What the process of a start has done: reported, or died.
 #[derive(Clone, Copy)]
 struct News {
     said: bool,
     died: bool,
 }
 
-/// Waits until something may go on.
+/// Waits until a request may have come, or a start has news or is late.
 fn wait(requests: &Requests<Request>, starts: &[UnderWay]) -> Result<Woken, Fault> {
     let watched = starts.iter().flat_map(|under_way| under_way.start.watched());
     let mut fds: Vec<PollFd<'_>> = [requests.watched()]
@@ -123,12 +123,12 @@ fn wait(requests: &Requests<Request>, starts: &[UnderWay]) -> Result<Woken, Faul
     }
     let woken: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or_default()).collect();
     let (request, starts) = woken.split_first().unwrap_or((&false, &[]));
-    // As `report::Start::watched` has them.
+    // In the order of `report::Start::watched`.
     let starts = starts.chunks_exact(2).map(|each| News { said: each[0], died: each[1] }).collect();
     Ok(Woken { request: *request || requests.has_read_more(), starts })
 }
 
-/// Answers the starts that have come to an end.
+/// Answers the starts that are ready, have failed or are late.
 fn answer_starts(
     execd: &mut Execd,
     starts: &mut Vec<UnderWay>,
@@ -144,10 +144,10 @@ fn answer_starts(
             continue;
         };
         let UnderWay { id, start, becoming } = under_way;
-        // Until init knows of it, it is execd's to end.
+        // Until init knows of the process, execd is responsible for ending it.
         let handed = outcome.and_then(|ready| execd.is_ready(becoming, ready).inspect_err(|_| start.kill()));
         let result = handed.map(|()| Reply::Started { pid: start.pid() });
-        // Nothing of it is open any more when init hears of it.
+        // When init receives the answer, execd holds no descriptor of the start any more.
         drop(start);
         replies.send(id, result)?;
     }

@@ -1,13 +1,13 @@
 //! The vault: duplicates of the running processes' outputs, in the queue of a socket pair that every execd
-//! inherits. The kernel keeps them when execd and streamd die, whoever of them and in whatever order.
+//! inherits. The kernel keeps them when execd or streamd or both die, in any order.
 //!
-//! A queue has two ends and no middle. So what is to stay when the rest is thrown out goes round: it is
-//! appended again, and only then taken from the front; a kill between the two leaves it there twice. Each
-//! entry has a number that only grows, so that of two for one stream the later start is known.
+//! Entries can only be appended to a queue and taken from its front. So a sweep rotates the queue: an entry
+//! that stays is appended again, and only then taken from the front. A kill between the two leaves it in the
+//! queue twice. Entry numbers only grow, so of two entries for one stream the later start is known.
 //!
-//! The kernel counts descriptors on their way by the real user of who sent them, and whoever shares that
-//! user, has no capability and a limit of open files below the count, can send none (ETOOMANYREFS). execd is
-//! a user of its own, so what is in the vault is counted for no container.
+//! The kernel counts descriptors in flight by the sender's real user. A process of the same user without
+//! capabilities, whose limit of open files is below that count, can send none (ETOOMANYREFS). execd has a
+//! user of its own, so the vault's descriptors are not counted against any container.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,46 +20,48 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::time::{ClockId, clock_gettime};
 
-/// A number alone: the mark behind which everything has gone round.
+/// The length of a mark: a number alone. A sweep is complete when it reaches its mark.
 const MARK_LEN: usize = 8;
 const ENTRY_LEN: usize = MARK_LEN + STREAMS_LEN;
-/// So many entries that are of no use any more cost less than throwing them out.
+/// Keeping this many useless entries costs less than removing them.
 const SPARE: usize = 16;
 
 /// The socket pair.
 pub struct Vault {
     put: OwnedFd,
     take: OwnedFd,
-    /// How many entries it has.
+    /// The number of entries in the queue.
     entries: usize,
-    /// The last number.
+    /// The last number given to an entry or a mark.
     last: u64,
 }
 
-/// One process's outputs.
+/// The outputs of one process.
 pub struct Entry {
-    /// The later of two of one stream has the higher one.
+    /// The entry's number: of two entries for one stream, the later one has the higher number.
     pub number: u64,
-    /// What it is, as a new streamd is told.
+    /// The packet about the process for a new streamd.
     pub packet: Packet,
     /// stdout or tty, then stderr.
     pub fds: Vec<OwnedFd>,
 }
 
 impl Vault {
-    /// Of these inherited descriptors.
+    /// The vault of these inherited descriptors.
     pub fn new(put: OwnedFd, take: OwnedFd) -> Vault {
         Vault { put, take, entries: 0, last: 0 }
     }
 
-    /// One that ends with this process, for an execd that is run by hand.
+    /// A vault that ends with this process, for an execd that is run by hand. Errors are those of
+    /// socketpair(2).
     pub fn own() -> Result<Vault, Fault> {
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map(|(put, take)| Vault::new(put, take))
             .fault("making", "a socket pair")
     }
 
-    /// Puts a process's outputs in; returns the entry's number.
+    /// Adds a process's outputs; returns the entry's number. Fails if the queue is full or the kernel refuses
+    /// the descriptors.
     pub fn put(&mut self, packet: &Packet, fds: &[BorrowedFd<'_>]) -> Result<u64, Fault> {
         let number = self.next_number();
         send_fds(&self.put, &encode(number, packet), fds)
@@ -68,28 +70,29 @@ impl Vault {
         Ok(number)
     }
 
-    /// Whether it is time to throw out what is of no use, when so many are of some.
+    /// Whether the useless entries should be removed, given the number of useful ones.
     pub fn is_full(&self, useful: usize) -> bool {
         self.entries > 2 * useful + SPARE
     }
 
-    /// Whether there is anything but so many that are of use.
+    /// Whether there are more entries than the `useful` ones.
     pub fn has_more_than(&self, useful: usize) -> bool {
         self.entries > useful
     }
 
-    /// Looks at every entry, and throws out those that `keep` is false for. One that is there twice is kept
-    /// once.
+    /// Inspects every entry and removes those for which `keep` returns false. An entry that is there twice is
+    /// kept once.
     pub fn sweep(&mut self, mut keep: impl FnMut(Entry) -> bool) -> Result<(), Fault> {
         let mark = self.next_number();
         send_fds(&self.put, &mark.to_be_bytes(), &[]).fault("sweeping", "the vault")?;
         let (mut seen, mut entries) = (BTreeSet::new(), 0);
         loop {
-            // One byte more than an entry has: a longer one is cut, and thrown out.
+            // One byte longer than an entry, so that a longer packet is recognised and removed.
             let mut packet = [0; ENTRY_LEN + 1];
             let front = match peek_fds(&self.take, &mut packet) {
                 Ok((count, fds)) => packet.get(..count).map(|packet| (packet, fds)),
-                // Too long, and not only without a number left for its descriptors.
+                // The packet is really too long. Otherwise, only descriptor numbers may be lacking, which is
+                // an error.
                 Err(Errno::EMSGSIZE | Errno::EMFILE) if peek(&self.take, &mut packet) == Ok(packet.len()) => {
                     None
                 }
@@ -119,7 +122,7 @@ impl Vault {
         }
     }
 
-    /// Higher than all before it, those of earlier execds included.
+    /// A number higher than all before it, including those of earlier execds.
     fn next_number(&mut self) -> u64 {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
         self.last = (self.last + 1).max(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
@@ -141,7 +144,7 @@ fn encode(number: u64, packet: &Packet) -> [u8; ENTRY_LEN] {
     out
 }
 
-/// None: a mark, or nothing that an execd has put there.
+/// Decodes an entry. None: it is a mark, or not from an execd.
 fn decode(bytes: &[u8], fds: Vec<OwnedFd>) -> Option<Entry> {
     let (number, packet) = bytes.split_first_chunk::<MARK_LEN>()?;
     let packet = Packet::decode(packet).filter(|packet| packet.again && packet.fds() == fds.len())?;
@@ -170,7 +173,7 @@ mod tests {
         all
     }
 
-    /// An execd that comes after one that was killed.
+    /// The vault as the successor of a killed execd sees it.
     fn successor(vault: &Vault) -> Vault {
         Vault::new(vault.put.try_clone().unwrap(), vault.take.try_clone().unwrap())
     }
@@ -197,7 +200,8 @@ mod tests {
     #[test]
     fn a_sweep_that_is_cut_off_anywhere_loses_nothing() {
         let (out, _end) = pipe().unwrap();
-        // As a kill leaves it: a mark; a mark and an entry twice; an entry that was begun anew.
+        // Queues as a kill leaves them: with a mark; with a mark and an entry twice; with an entry that was
+        // begun anew.
         for twice in 0..3 {
             let mut vault = Vault::own().unwrap();
             let numbers = [1, 2, 1].map(|stdio| vault.put(&packet(stdio), &[out.as_fd()]).unwrap());

@@ -93,7 +93,8 @@ pub fn start(home: &Namespaces, policy: &Policy, hostname: &str) -> Result<repor
         Cloned::Child => {
             drop(ours);
             logger::name("podinit");
-            // It is in sight of every container. Without it is only called otherwise.
+            // Every container sees this command line. If it cannot be set, the process merely shows another
+            // one.
             if let Err(errno) = process::set_command_line(c"podinit") {
                 log::warn!("{}", Fault::errno("setting", "its command line", errno));
             }

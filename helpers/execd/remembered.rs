@@ -2,7 +2,7 @@
 //! the host, and a start needs little else from the share.
 //!
 //! The process reads the files, because only it is in the container. execd keeps the texts for the next
-//! process, which only checks the files' times and sizes; the guest has those cached.
+//! process, which only checks the files' times and sizes, and the guest has those.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,8 +18,7 @@ use super::accounts;
 pub const PASSWD: &str = "/etc/passwd";
 /// The container's groups.
 pub const GROUP: &str = "/etc/group";
-/// The largest number of containers whose files are remembered. The texts of a container fit into one report
-/// (4 kB).
+/// The largest number of containers whose files are remembered. Each text is shorter than a report (4 kB).
 const FILES_MAX: usize = 64;
 /// A file that changed less than this ago might change again without a change of its times.
 const SETTLED: Duration = Duration::from_secs(2);

@@ -76,7 +76,7 @@ const FILES: (rlim_t, rlim_t) = (1024, 524_288);
 pub type Limit = (Resource, rlim_t, rlim_t);
 
 /// The limits of a container's process. `most` is the hard limit of open files that the process inherits; the
-/// default does not raise it. Fails on an unknown resource.
+/// default does not raise it. Fails as [`named_limits`] does.
 pub fn limits(rlimits: &[Rlimit], most: rlim_t) -> Result<Vec<Limit>, Fault> {
     let mut limits = named_limits(rlimits)?;
     if !limits.iter().any(|&(resource, ..)| resource == Resource::RLIMIT_NOFILE) {
@@ -86,7 +86,8 @@ pub fn limits(rlimits: &[Rlimit], most: rlim_t) -> Result<Vec<Limit>, Fault> {
     Ok(limits)
 }
 
-/// The limits that the host has named. Fails on an unknown resource.
+/// The limits that the host has named. Fails on an unknown resource, or if a soft limit is above the hard
+/// one.
 pub fn named_limits(rlimits: &[Rlimit]) -> Result<Vec<Limit>, Fault> {
     rlimits
         .iter()

@@ -1,4 +1,5 @@
-//! Disks: by which name the host means one, whether it is there, and its filesystem.
+//! Disks: how the host names them, waiting for them to appear, and mounting their filesystems; and NFS
+//! exports.
 
 use std::fs;
 use std::net::IpAddr;
@@ -13,13 +14,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 const NODEV: u64 = nix::libc::MOUNT_ATTR_NODEV;
-/// Where the kernel has SCSI disks by their address; runV has one controller, with one channel.
+/// The kernel's directories of SCSI disks, followed by `target:lun`. runV has one controller, with one
+/// channel.
 const SCSI_DISKS: &str = "/sys/class/scsi_disk/0:0:";
 const SCSI_HOSTS: &str = "/sys/class/scsi_host";
-/// The NFS versions that are asked for, best first (nfs(5): `vers`).
+/// The NFS versions that are tried, best first (nfs(5): `vers`).
 const NFS_VERSIONS: [&str; 3] = ["4.2", "4.1", "4.0"];
 
-/// What the host calls a disk.
+/// The host's name for a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disk<'a> {
     /// Its name under /dev.
@@ -28,19 +30,20 @@ pub enum Disk<'a> {
     Scsi(&'a str),
 }
 
-/// Whether a filesystem is written to.
+/// How a filesystem is accessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// It is.
+    /// It is written to.
     Write,
-    /// It is not, though another container may.
+    /// It is only read, though another container may write to it.
     Read,
-    /// What is in it has to be laid out first, if the disk allows it.
+    /// It is only read by the container, but mountd may first have to create directories on it, if the disk
+    /// allows that.
     WriteIfPossible,
 }
 
 impl<'a> Disk<'a> {
-    /// Reads the host's words; `addr` overrides the name, which was said by `key`.
+    /// Reads the host's name for a disk, given by `key`, or its address `addr`, which overrides the name.
     pub fn read(key: &str, name: &'a str, addr: &'a str) -> Result<Disk<'a>, Fault> {
         if addr.is_empty() {
             return match is_word(name) {
@@ -56,7 +59,7 @@ impl<'a> Disk<'a> {
         }
     }
 
-    /// Its name under /dev, if it has come.
+    /// The disk's name under /dev, if it has appeared.
     fn name(self) -> Option<String> {
         let name = match self {
             Disk::Name(name) => name.to_owned(),
@@ -78,18 +81,19 @@ impl std::fmt::Display for Disk<'_> {
     }
 }
 
-/// A name without a path, an option or a surprise in it.
+/// Whether `text` is a plain name: letters, digits, `_`, `-` and `.`, not beginning with a dot. So it
+/// contains no path and no mount option.
 pub fn is_word(text: &str) -> bool {
     !text.is_empty()
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
         && !text.starts_with('.')
 }
 
-/// Waits for disks that are still being plugged; the one that is missing then. `rescan`: the guest's
-/// controllers are ours to ask.
+/// Waits until the deadline for disks that are still being plugged; returns one that is still missing then.
+/// `rescan`: the guest's SCSI controllers may be asked to look for the disk.
 pub fn missing<'a>(disks: &[Disk<'a>], rescan: bool, until: Instant) -> Result<Option<Disk<'a>>, Fault> {
     let first_missing = || disks.iter().copied().find(|disk| disk.name().is_none());
-    // Nearly always.
+    // Nearly always, no disk is missing.
     let Some(missing) = first_missing() else { return Ok(None) };
     let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).fault("watching", "/dev")?;
     watch.add_watch("/dev", AddWatchFlags::IN_CREATE).fault("watching", "/dev")?;
@@ -108,8 +112,9 @@ pub fn missing<'a>(disks: &[Disk<'a>], rescan: bool, until: Instant) -> Result<O
     }
 }
 
-/// Has every SCSI controller look at that address: to look at all of theirs takes some of them seconds, and
-/// one looks at a time. One that refuses may be another's than the disk's: whether that comes is what counts.
+/// Makes every SCSI controller look at one address. Some take seconds to scan all of their addresses, and
+/// only one scans at a time. A refusal is only logged, because it may come from a controller without the
+/// disk: what counts is whether the disk appears.
 fn look_for(addr: &str) {
     let address = format!("0 {}", addr.replace(':', " "));
     // A guest without SCSI has no such directory.
@@ -117,7 +122,7 @@ fn look_for(addr: &str) {
     for host in hosts.flatten() {
         let scan = host.path().join("scan");
         match fs::write(&scan, &address).fault("writing to", scan.display()) {
-            // It has no such address (an ATA port).
+            // The controller has no such address (an ATA port).
             Err(fault) if fault.is(Errno::EINVAL) => {}
             Err(fault) => log::warn!("{fault}"),
             Ok(()) => {}
@@ -125,7 +130,8 @@ fn look_for(addr: &str) {
     }
 }
 
-/// A disk's filesystem, mounted nowhere yet. A filesystem that is mounted is mounted once more.
+/// Makes a detached mount of a disk's filesystem. If the filesystem is already mounted, this is a further
+/// mount of it.
 pub fn mount(disk: Disk<'_>, fstype: &str, access: Access) -> Result<OwnedFd, Fault> {
     if !has_disk(fstype)? {
         let why = "it is the kernel's own and has no disk";
@@ -146,27 +152,28 @@ pub fn mount(disk: Disk<'_>, fstype: &str, access: Access) -> Result<OwnedFd, Fa
     };
     let mounted = match access {
         Access::Write => mount(false),
-        // All mounts of a filesystem are of one mind (EBUSY). Who is not to write does not, by the mount's
-        // own flag.
+        // All mounts of a filesystem share its read-only state (EBUSY). A container that may not write is
+        // kept from it by the flag of its own mount.
         Access::Read => {
             mount(true).or_else(|errno| if errno == Errno::EBUSY { mount(false) } else { Err(errno) })
         }
         Access::WriteIfPossible => mount(false).or_else(|errno| match errno {
-            // The disk is write-protected; or it is mounted already, and not for writing.
+            // The disk is write-protected, or it is already mounted read-only.
             Errno::EACCES | Errno::EROFS | Errno::EBUSY => mount(true),
             errno => Err(errno),
         }),
     };
     let doing = format!("mounting {fstype} from");
     match mounted {
-        // fsopen(2) says that, and of a kind of filesystem it sounds like a disk.
+        // fsopen(2) returns ENODEV for an unknown filesystem type. Its text, "no such device", would suggest
+        // a missing disk.
         Err(Errno::ENODEV) => Err(Fault::new(doing, path, "the kernel has no such filesystem")),
         mounted => mounted.fault(&doing, path),
     }
 }
 
-/// Whether that kind of filesystem is on disks: a proc or a devtmpfs would be a container's way to what is
-/// the guest's. One that the kernel does not know fails by itself.
+/// Whether this type of filesystem resides on a disk: a proc or a devtmpfs would give a container access to
+/// the guest. A type that the kernel does not know passes here, and mounting it fails.
 fn has_disk(fstype: &str) -> Result<bool, Fault> {
     const KNOWN: &str = "/proc/filesystems";
     let known = fs::read_to_string(KNOWN).fault("reading", KNOWN)?;
@@ -181,7 +188,8 @@ pub struct Export<'a> {
 }
 
 impl<'a> Export<'a> {
-    /// Reads the host's word. The server is an address: nobody in the guest resolves names.
+    /// Reads the host's name for an export. The server must be an address, because the guest does not resolve
+    /// names.
     pub fn read(source: &'a str) -> Result<Export<'a>, Fault> {
         let fault = |why: &str| Err(Fault::new("reading", "device", format!("{source:?} {why}")));
         let Some((server, path)) = source.rsplit_once(":/") else {
@@ -197,8 +205,8 @@ impl<'a> Export<'a> {
         }
     }
 
-    /// The options for one version (nfs(5)). `clientaddr` is for callbacks of 4.0, which nobody can make to
-    /// this guest.
+    /// The mount options for one version (nfs(5)). `clientaddr` is the address for callbacks of version 4.0,
+    /// which no server can make to this guest.
     fn options(&self, version: &'static str) -> Vec<(&'static str, String)> {
         let any = if self.server.is_ipv4() { "0.0.0.0" } else { "::" };
         vec![
@@ -209,7 +217,7 @@ impl<'a> Export<'a> {
         ]
     }
 
-    /// Mounts it nowhere yet, in the best version that the server has.
+    /// Makes a detached mount of the export, in the best version that the server supports.
     pub fn mount(&self) -> Result<OwnedFd, Fault> {
         let mut answer = Err(Errno::EPROTONOSUPPORT);
         for version in NFS_VERSIONS {

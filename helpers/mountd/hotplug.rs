@@ -1,4 +1,4 @@
-//! What was plugged: the PCI bus, processors, memory.
+//! Hotplug: scanning the PCI bus, and bringing processors and memory online.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -7,11 +7,12 @@ use std::path::Path;
 use hyperinit::cgroups;
 use hyperinit::fault::{Fault, OrFault};
 
-/// Where processors and blocks of memory are, each a directory with a file `online`.
+/// The kernel's directories of processors and memory blocks, and the prefixes of the entries' names. Each
+/// entry is a directory, in which a file `online` tells and sets its state.
 const PLUGGED: [(&str, &str); 2] =
     [("/sys/devices/system/cpu", "cpu"), ("/sys/devices/system/memory", "memory")];
 
-/// Looks for devices that were plugged; a guest without PCI has nothing to look for.
+/// Rescans the PCI bus for devices that were plugged. Without PCI there is nothing to do.
 pub fn rescan() -> Result<(), Fault> {
     const RESCAN: &str = "/sys/bus/pci/rescan";
     match fs::write(RESCAN, "1") {
@@ -20,8 +21,8 @@ pub fn rescan() -> Result<(), Fault> {
     }
 }
 
-/// Brings every processor and every block of memory online that is not, and lets the pod have the memory; the
-/// first fault is the answer, after all have been tried.
+/// Brings every offline processor and memory block online, and gives the pod the new memory. All are tried;
+/// the first fault is returned.
 pub fn online() -> Result<(), Fault> {
     let mut first = Ok(());
     for (directory, prefix) in PLUGGED {
@@ -31,7 +32,8 @@ pub fn online() -> Result<(), Fault> {
     first.and(cgroups::follow_memory())
 }
 
-/// The same for what is called `<prefix>N` in a directory. What has no `online` cannot be offline.
+/// Brings online everything that is called `<prefix>N` in a directory. An entry without the file `online`
+/// cannot be offline.
 fn online_in(directory: &Path, prefix: &str) -> Result<(), Fault> {
     // A kernel without hotplug has no such directory.
     let Ok(entries) = fs::read_dir(directory) else { return Ok(()) };

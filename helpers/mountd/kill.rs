@@ -1,4 +1,4 @@
-//! The end of everything in a container.
+//! Kills every process of a container.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Seek};
@@ -17,10 +17,12 @@ use nix::sys::stat::Mode;
 
 use super::tree::Home;
 
-/// How long the killed may take to die; one in the kernel's hands (a disk that hangs) may never.
+/// How long killed processes may take to die. One that hangs in the kernel (on a disk, for example) may never
+/// die.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Kills everything in the container and waits until nothing of it runs.
+/// Kills every process of the container and waits until none runs. Fails if one is still alive after
+/// `TIMEOUT`.
 pub fn container(home: &Home, id: &ContainerId) -> Result<(), Fault> {
     let cgroup = paths::container_cgroup(id);
     match fs::write(cgroup.join("cgroup.kill"), "1") {
@@ -33,13 +35,14 @@ pub fn container(home: &Home, id: &ContainerId) -> Result<(), Fault> {
     }
 }
 
-/// cgroup.events changes when the last process, zombies not counted, is gone; poll(2) tells.
+/// Waits until the cgroup is empty. cgroup.events changes when its last process, zombies not counted, is
+/// gone, and poll(2) reports the change.
 fn until_empty(cgroup: &Path, id: &ContainerId) -> Result<(), Fault> {
     let path = cgroup.join("cgroup.events");
     let mut file = fs::File::open(&path).fault("opening", path.display())?;
     let deadline = Instant::now() + TIMEOUT;
     loop {
-        // The kernel wakes whoever polls for what has changed since that very descriptor was read.
+        // poll(2) reports changes since the last read of this same descriptor.
         let mut text = String::new();
         file.rewind().and_then(|()| file.read_to_string(&mut text)).fault("reading", path.display())?;
         if text.lines().any(|line| line == "populated 0") {
@@ -55,10 +58,11 @@ fn until_empty(cgroup: &Path, id: &ContainerId) -> Result<(), Fault> {
     }
 }
 
-/// Without a cgroup: whoever sees mounts of the container, until nobody new is found. Which mounts a process
-/// has is open to everybody; which namespace it is in takes CAP_SYS_PTRACE, and with that goes the memory of
-/// every process of the guest. A process that forks faster than this walk, or has changed its root to a
-/// directory below which nothing is mounted, ends with the pod.
+/// Without a cgroup: kills every process that sees mounts of the container, until a walk finds none. Any
+/// process may read which mounts another sees. Reading its namespace would take CAP_SYS_PTRACE, which also
+/// gives access to the memory of every process of the guest. This misses a process that forks faster than the
+/// walk, or that has changed its root to a directory below which nothing is mounted; such a process ends with
+/// the pod.
 fn by_mounts(home: &Home, id: &ContainerId) -> Result<(), Fault> {
     let mounts = match home.in_namespace(id, || mounts(home, "self")) {
         Ok(mounts) => mounts,
@@ -69,7 +73,7 @@ fn by_mounts(home: &Home, id: &ContainerId) -> Result<(), Fault> {
     while Instant::now() < deadline {
         let mut found = false;
         for pid in processes()? {
-            // A mount has a number of its own in the whole kernel; one is enough.
+            // Mount numbers are unique in the whole kernel, so one mount is enough.
             let first = self::mounts(home, &pid.to_string()).ok().and_then(|seen| seen.into_iter().next());
             if first.is_some_and(|mount| mounts.contains(&mount)) {
                 found |= signal::kill(pid, nix::libc::SIGKILL, false).is_ok();
@@ -82,7 +86,7 @@ fn by_mounts(home: &Home, id: &ContainerId) -> Result<(), Fault> {
     Err(Fault::new("killing", id, "something in it does not die"))
 }
 
-/// The numbers of the mounts that a process sees (proc_pid_mountinfo(5)), by the guest's /proc.
+/// The numbers of the mounts that a process sees (proc_pid_mountinfo(5)), read from the guest's /proc.
 fn mounts(home: &Home, process: &str) -> Result<Vec<u64>, Fault> {
     let path = format!("{process}/mountinfo");
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;

@@ -1,5 +1,5 @@
-//! What Docker puts over every image: the pod's hosts, hostname and resolv.conf, and mtab; and the kernel's
-//! modules.
+//! The files that Docker puts over every image (the pod's hosts, hostname and resolv.conf, and mtab), and the
+//! kernel's modules.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -34,16 +34,16 @@ pub fn make_mtab(root: &OwnedFd) -> Result<(), Fault> {
     }
 }
 
-/// Binds a copy of each of the pod's files over the container's, its own to write to unless its root is
-/// read-only.
+/// Binds a copy of each of the pod's files over the container's. The container may write to its copy, unless
+/// its root is read-only.
 ///
-/// An image that has no place for one goes without, but for a root that is only mounted read-only: with
-/// `strict` that is a fault.
+/// If the image has no place for a file and none can be made, the container goes without it. With `strict`, a
+/// read-only root that lacks a place is a fault instead.
 pub fn bind_pod_files(scratch: &OwnedFd, root: &OwnedFd, read_only: bool, strict: bool) -> Result<(), Fault> {
     for (from, to) in FILES {
         let text = match fs::read(from) {
             Ok(text) => text,
-            // The pod has no DNS.
+            // The pod has no such file: it has no DNS.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(Fault::io("reading", from, &error)),
         };
@@ -73,15 +73,15 @@ pub fn bind_pod_files(scratch: &OwnedFd, root: &OwnedFd, read_only: bool, strict
     Ok(())
 }
 
-/// The release of the kernel whose modules this guest kept; none in nearly all guests (src/init/root.rs).
+/// The release of the kernel whose modules this guest kept; nearly all guests have none (src/init/root.rs).
 pub fn release() -> Result<Option<String>, Fault> {
     let uname = nix::sys::utsname::uname().fault("asking", "uname")?;
     let release = uname.release().to_string_lossy().into_owned();
     Ok(Some(release).filter(|release| Path::new(paths::MODULES).join(release).is_dir()))
 }
 
-/// Binds the guest's modules, read-only, where an image has none. An image that cannot have them goes
-/// without.
+/// Binds the guest's modules, read-only, if the image has none. If the image has no place for them, the
+/// container goes without.
 pub fn bind_modules(release: Option<&str>, root: &OwnedFd) -> Result<(), Fault> {
     let Some(release) = release else { return Ok(()) };
     let path = Path::new(paths::MODULES).join(release);

@@ -1,9 +1,9 @@
-//! mountd: builds what the pod and its containers see of filesystems.
+//! mountd: builds the filesystems that the pod and its containers see.
 //!
-//! There may be several at once, each with requests about other containers (`wire::Instance`). What there is
-//! to know is in `/run/hyperinit`, where its successor, another mountd and a debugging person find it. In
-//! memory it keeps only what init asks to go on with: the file that is being read, the volumes that are being
-//! filled.
+//! Several mountds may run at once, each with requests about different containers (`wire::Instance`). Their
+//! state is in `/run/hyperinit`, where a successor, another mountd or a person debugging finds it. In memory
+//! a mountd keeps only work that init asks it to continue: the file that is being read, and the volumes that
+//! are being filled.
 #![forbid(unsafe_code)]
 
 mod container;
@@ -38,7 +38,7 @@ use files::Reading;
 use populate::Populations;
 use tree::Home;
 
-/// What mountd opens before it is confined, and what it goes on with.
+/// mountd's state: descriptors opened before it was confined, and unfinished work.
 struct Mountd {
     home: Home,
     rules: Rules,
@@ -53,7 +53,7 @@ pub fn main() -> ExitCode {
         embedded_policy!("mountd"),
         |_options| Ok(CapSet::default()),
         |options| {
-            // The mode of what is made is the mode that is meant: /dev/null is everybody's.
+            // Files get exactly the mode that is given: /dev/null, for example, is for every user.
             umask(Mode::empty());
             let rules = Rules {
                 profile: ContainerProfile::of(options.profile)?,
@@ -70,8 +70,8 @@ pub fn main() -> ExitCode {
 impl Mountd {
     fn handle(&mut self, request: Request) -> Result<Reply, Fault> {
         match request {
-            // They are the machine's devices, clock and random pool: a guest in namespaces leaves them, and
-            // init does not ask it.
+            // Devices, clock and random pool belong to the machine: a local guest leaves them alone, and init
+            // does not ask it to change them.
             Request::Rescan | Request::WakeUp | Request::Online if self.rules.local => {}
             Request::Rescan => hotplug::rescan()?,
             Request::WakeUp => wake::wake_up()?,
@@ -93,7 +93,7 @@ impl Mountd {
             Request::KillContainer { container } => kill::container(&self.home, &container)?,
             Request::RemoveContainer { container } => {
                 self.populations.forget(&container);
-                // The host may take a disk away now: nothing of the container is held open.
+                // The host may remove a disk after this, so nothing of the container may stay open.
                 self.reading.take_if(|reading| reading.container == container);
                 container::remove(&container)?;
             }
@@ -108,7 +108,8 @@ impl Mountd {
         Ok(Reply::Done)
     }
 
-    /// The next part of the container's file that is being read; after its end, or a fault, there is none.
+    /// Reads the next part of the container's file that is being read. After the end of the file, or a fault,
+    /// no file is being read any more.
     fn read_on(&mut self, container: &ContainerId) -> Result<Reply, Fault> {
         let mut reading = self
             .reading

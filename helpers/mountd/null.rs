@@ -9,8 +9,8 @@ use nix::sys::stat::{Mode, fstat};
 
 use super::tree::Home;
 
-/// The attributes of the mount. It is read-only because a container's root could change the device's mode
-/// otherwise; the device can be written to all the same.
+/// The attributes of the mount. It is read-only because otherwise a container's root could change the mode of
+/// the device; the device itself stays writable.
 pub const COVER: u64 = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC;
 
 /// Opens /dev/null of the namespace that mountd is in. A file that is not the device checked at mountd's

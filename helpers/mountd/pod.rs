@@ -15,10 +15,10 @@ use nix::mount::{MsFlags, mount};
 use super::share;
 use super::tree::unmount;
 
-/// How long resolv.conf may be, in bytes: every container has a copy, in memory.
+/// The largest resolv.conf in bytes: every container has a copy in memory.
 const RESOLV_CONF_MAX: usize = 64 << 10;
 
-/// What every hosts file says.
+/// The lines of every hosts file.
 const HOSTS: &str = "\
 127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
@@ -27,15 +27,15 @@ ff00::\tip6-mcastprefix
 ff02::1\tip6-allnodes
 ff02::2\tip6-allrouters
 ";
-/// The pod's own address where it has none on a network (as Debian's installer has it).
+/// The pod's own address if it has none on a network (as in Debian's installer).
 const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1));
 
-/// Everything of PreparePod, or nothing of it.
+/// Carries out PreparePod completely or not at all.
 pub fn prepare(pod: &PodFiles) -> Result<(), Fault> {
     let resolv_conf = resolv_conf(pod)?;
     check_line("hostname", &pod.hostname)?;
-    // Undoing an earlier pod may have failed, as often as it was tried: its resolv.conf would be this one's,
-    // and its namespaces would be in the way of this one's.
+    // Every attempt to undo an earlier pod may have failed. Its resolv.conf would then apply to this pod, and
+    // its kept namespaces would be in the way.
     if Path::new(paths::POD).exists() {
         log::warn!("something of an earlier pod was left");
         destroy()?;
@@ -66,7 +66,7 @@ fn lay_out(pod: &PodFiles, resolv_conf: Option<String>) -> Result<(), Fault> {
     pod.share.as_ref().map_or(Ok(()), share::mount)
 }
 
-/// The text of resolv.conf(5); none when there is nothing to say.
+/// The text of resolv.conf(5); none if it would be empty.
 fn resolv_conf(pod: &PodFiles) -> Result<Option<String>, Fault> {
     let mut text = String::new();
     for server in &pod.dns {
@@ -90,7 +90,7 @@ fn resolv_conf(pod: &PodFiles) -> Result<Option<String>, Fault> {
     Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
-/// The text of hosts(5): Docker's.
+/// The text of hosts(5), as Docker writes it.
 fn hosts(pod: &PodFiles) -> String {
     let address = pod.address.unwrap_or(NO_ADDRESS);
     let name = pod.hostname.as_str();
@@ -101,7 +101,7 @@ fn hosts(pod: &PodFiles) -> String {
     }
 }
 
-/// A word that would end its line would write a line of its own.
+/// Refuses a word with a control character: a line break in it would add a line of its own.
 fn check_line(key: &str, word: &str) -> Result<(), Fault> {
     match word.chars().any(char::is_control) {
         true => Err(Fault::new("reading", key, "it contains a control character")),
@@ -109,14 +109,14 @@ fn check_line(key: &str, word: &str) -> Result<(), Fault> {
     }
 }
 
-/// A file that every user of a container may read.
+/// Writes a file that every user of a container may read.
 fn write(path: &str, text: &str) -> Result<(), Fault> {
     fs::write(path, text).fault("writing", path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o644)).fault("setting the mode of", path)
 }
 
-/// Undoes PreparePod, what execd has kept of the pod init, and every container that is left. What is not
-/// there is no error; the first error is the answer, after everything has been tried.
+/// Undoes PreparePod, and removes the namespaces of the pod init that execd kept and every remaining
+/// container. A missing part is no error. Everything is tried; the first error is returned.
 pub fn destroy() -> Result<(), Fault> {
     let mut first = Ok(());
     let mut keep = |result: Result<(), Fault>| {

@@ -15,13 +15,14 @@ use nix::unistd::{Gid, Uid, fchown};
 
 use super::tree::{directory, libc_flags};
 
-/// How much it holds: the files are a container's to write to, and the memory is the pod's.
+/// The size of the scratch: a container may write to its files, and they use the pod's memory.
 const SIZE: &str = "1m";
-/// What is on it of a layered root.
+/// The directories on the scratch for a layered root: the upper layer and the work directory.
 const UPPER: &str = "upper";
 const WORK: &str = "work";
 
-/// Makes it, in the namespace that is to be the container's: it goes out of sight with the guest's root.
+/// Makes the scratch in the namespace that becomes the container's. It becomes invisible when the guest's
+/// root is detached.
 pub fn make() -> Result<OwnedFd, Fault> {
     let attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
     let scratch = new_mount("tmpfs", &[("mode", "700"), ("size", SIZE)], attributes)
@@ -32,16 +33,16 @@ pub fn make() -> Result<OwnedFd, Fault> {
     Ok(scratch)
 }
 
-/// The root filesystem at the stage with a layer on the scratch over it, which takes what would have to be
-/// made in the image. Mounted nowhere yet. An image has no say in how layers are read (`redirect_dir`,
-/// `metacopy`).
+/// Makes a detached overlay of the root filesystem at the stage and a layer on the scratch, which receives
+/// anything that would have to be made in the image. With these options, an image cannot influence how its
+/// layers are read (`redirect_dir`, `metacopy`).
 pub fn layered(scratch: &OwnedFd, image: &OwnedFd) -> Result<OwnedFd, Fault> {
     let make = || {
         let of = fstat(image)?;
         for name in [UPPER, WORK] {
             mkdirat(scratch, name, Mode::S_IRWXU)?;
         }
-        // The root's owner and mode are its upper layer's.
+        // The overlay's root takes its owner and mode from the upper layer.
         let flags = libc_flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY);
         let upper = openat2(scratch, Path::new(UPPER), flags, 0, Resolve::NoLinks)?;
         fchown(&upper, Some(Uid::from_raw(of.st_uid)), Some(Gid::from_raw(of.st_gid)))?;

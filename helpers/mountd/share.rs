@@ -1,4 +1,4 @@
-//! The share: mounted, and written to its host.
+//! The share: mounting it, and syncing it to the host.
 
 use std::fs;
 
@@ -10,14 +10,14 @@ use nix::mount::{MsFlags, mount as mount_at};
 use nix::sys::stat::Mode;
 use nix::unistd::syncfs;
 
-/// Where the kernel has 9p devices, each a directory with a file `mount_tag`.
+/// The kernel's directory of 9p devices, each a directory with a file `mount_tag`.
 const NINE_P_DEVICES: &str = "/sys/bus/virtio/drivers/9pnet_virtio";
 
-/// Mounts it at `paths::SHARE`.
+/// Mounts the share at `paths::SHARE`.
 pub fn mount(share: &Share) -> Result<(), Fault> {
     match share {
         Share::NineP { tag, transport, cache } => from_device(tag, *transport, *cache),
-        // With what is mounted below it: hyperctl run -v.
+        // The bind is recursive, to include the mounts below it (hyperctl run -v).
         Share::Local => mount_at(
             Some(paths::LOCAL_SHARE),
             paths::SHARE,
@@ -29,8 +29,8 @@ pub fn mount(share: &Share) -> Result<(), Fault> {
     }
 }
 
-/// Mounts what the guest's devices offer by that tag: 9p on virtio, which says so, or else virtiofs, which
-/// does not before Linux 6.9.
+/// Mounts the device with the tag `tag`: 9p if a virtio device reports the tag (or the transport is Xen),
+/// else virtiofs, which reports its tag only since Linux 6.9.
 fn from_device(tag: &str, transport: NinePTransport, cache: ShareCache) -> Result<(), Fault> {
     let mount = |kind: &str, options: Option<&str>| {
         mount_at(Some(tag), paths::SHARE, Some(kind), MsFlags::MS_NODEV, options)
@@ -53,10 +53,10 @@ fn nine_p_tags() -> Vec<String> {
     tags.map(|tag| tag.trim_end_matches(['\0', '\n']).to_owned()).collect()
 }
 
-/// Has what was written to it at its host, if it is a 9p. A virtiofs is written to at once, and to sync it
-/// would have the host sync its own disks.
+/// Writes cached data of the share to the host, if it is a 9p. Writes to a virtiofs reach the host at once,
+/// and syncing it would make the host sync its own disks.
 pub fn sync() -> Result<(), Fault> {
-    // statfs(2) of a 9p tells what the host's directory is on.
+    // The type is read from here, because statfs(2) of a 9p returns the type of the host's filesystem.
     const MOUNTS: &str = "/proc/self/mounts";
     if !is_nine_p(&fs::read_to_string(MOUNTS).fault("reading", MOUNTS)?) {
         return Ok(());
@@ -66,7 +66,7 @@ pub fn sync() -> Result<(), Fault> {
     syncfs(&share).fault("syncing", "the share")
 }
 
-/// Whether the share is a 9p, by proc_pid_mounts(5).
+/// Whether the share is a 9p, according to the text of proc_pid_mounts(5).
 fn is_nine_p(mounts: &str) -> bool {
     let share = mounts.lines().rev().find(|line| line.split(' ').nth(1) == Some(paths::SHARE));
     share.is_some_and(|line| line.split(' ').nth(2) == Some("9p"))

@@ -1,4 +1,4 @@
-//! Where the root filesystem of a container comes from: a directory of the share, or a disk.
+//! The source of a container's root filesystem: a directory of the share, or a disk.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -12,7 +12,7 @@ use nix::fcntl::OFlag;
 use super::disk::{self, Access, Disk, is_word};
 use super::tree::{directory, libc_flags};
 
-/// Where a root filesystem comes from.
+/// The source of a root filesystem.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Source<'a> {
     /// `<image>/<rootfs>` of the share.
@@ -21,7 +21,7 @@ pub enum Source<'a> {
     Disk { disk: Disk<'a>, fstype: &'a str, rootfs: &'a Path, read_only: bool },
 }
 
-/// Reads the host's words for the root filesystem.
+/// Reads the host's description of the root filesystem.
 pub fn source(container: &Container) -> Result<Source<'_>, Fault> {
     let rootfs = Path::new(&container.rootfs);
     if container.fstype.is_empty() {
@@ -46,7 +46,8 @@ impl Source<'_> {
         }
     }
 
-    /// Its directory, in the namespace that mountd is in now. A disk is mounted at the stage, or nowhere.
+    /// Opens the directory of the root filesystem, in mountd's current namespace. A disk is mounted at the
+    /// stage, or detached if there is none.
     pub fn open_at(&self, stage: Option<&OwnedFd>) -> Result<OwnedFd, Fault> {
         match self {
             Source::Share { image, rootfs } => below(&below(&directory(paths::SHARE)?, image)?, rootfs),
@@ -61,13 +62,13 @@ impl Source<'_> {
         }
     }
 
-    /// The same, for a look at the image only.
+    /// Opens the directory only to look at the image, with a disk detached.
     pub fn open(&self) -> Result<OwnedFd, Fault> {
         self.open_at(None)
     }
 }
 
-/// A directory below another, whatever links there are.
+/// Opens a directory below another; no link leads out of that.
 fn below(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Fault> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     openat2(root, path, libc_flags(OFlag::O_PATH | OFlag::O_DIRECTORY), 0, Resolve::InRoot)

@@ -1,4 +1,4 @@
-//! NICs that are unplugged.
+//! Unplugging NICs.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -12,8 +12,9 @@ use nix::unistd::write;
 
 use super::tree::libc_flags;
 
-/// Unplugs a NIC. One write, after which the kernel has taken the link down, its addresses and its routes
-/// with it. It is mountd's to do, for the file is root's and netd is a user who has no files.
+/// Unplugs a NIC by one write, after which the kernel has removed the link with its addresses and routes.
+/// mountd does this because the file belongs to root, and netd is an unprivileged user without access to
+/// files.
 pub fn unplug(device: &str, local: bool) -> Result<(), Fault> {
     const DOING: &str = "unplugging";
     let fault = |why: &str| Fault::new(DOING, device, why);
@@ -31,11 +32,12 @@ pub fn unplug(device: &str, local: bool) -> Result<(), Fault> {
     write(&remove, b"1").map(drop).fault(DOING, device)
 }
 
-/// The directory of the PCI device that a link is, or (for virtio) that the link's device is on. Its links
-/// lead where the kernel has put them, and not out of /sys.
+/// Opens the directory of the PCI device of a network link; for virtio, of the device that the link's device
+/// is on. Symbolic links on the way are the kernel's and do not lead out of /sys.
 fn pci_device(sys: &OwnedFd, link: &str) -> Result<Option<OwnedFd>, Errno> {
     let below = |path: &str| openat2(sys, Path::new(path), libc_flags(OFlag::O_PATH), 0, Resolve::InRoot);
-    // Without the link itself the name is wrong; without a device it is the kernel's own.
+    // If the link itself is missing, the name is wrong. If it has no device, it is one of the kernel's own
+    // links.
     below(&format!("class/net/{link}"))?;
     for path in [format!("class/net/{link}/device"), format!("class/net/{link}/device/..")] {
         let directory = match below(&path) {

@@ -1,19 +1,19 @@
-//! Addresses, masks and networks as a host writes them: pure.
+//! Addresses, masks and networks as a host writes them. Pure functions.
 
 use std::net::IpAddr;
 
-/// An address and how many of its bits are the network's.
+/// An address, and the number of its bits that are the network's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Network {
     /// The address.
     pub address: IpAddr,
-    /// At most as long as the address.
+    /// The number of the network's bits: at most the length of the address.
     pub prefix: u8,
 }
 
 impl Network {
-    /// From an address and its mask, which is a prefix length or, of IPv4, dotted. No mask is the whole
-    /// address.
+    /// Reads an address and its mask: a prefix length or, for IPv4, a dotted mask. An empty mask covers the
+    /// whole address. The error says what is wrong, in words.
     pub fn new(address: &str, mask: &str) -> Result<Network, String> {
         let address: IpAddr = address.parse().map_err(|_| format!("{address:?} is not an address"))?;
         let prefix = match mask {
@@ -23,7 +23,7 @@ impl Network {
         Ok(Network { address, prefix })
     }
 
-    /// From `address/mask`, or an address alone.
+    /// Reads `address/mask`, or an address alone. Errors are those of [`Network::new`].
     pub fn parse(text: &str) -> Result<Network, String> {
         let (address, mask) = match text.split_once('/') {
             Some((_, "")) => return Err(format!("{text:?} has an empty mask")),
@@ -33,13 +33,13 @@ impl Network {
         Network::new(address, mask)
     }
 
-    /// The mask as bytes, as long as the address.
+    /// The mask as bytes, with the length of the address.
     pub fn mask(&self) -> Vec<u8> {
         let whole = u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0);
         whole.to_be_bytes().into_iter().take(usize::from(bits(&self.address) / 8)).collect()
     }
 
-    /// The network's own address as bytes: the bits that are not the network's are 0.
+    /// The network's own address as bytes: all bits beyond the prefix are 0.
     pub fn masked(&self) -> Vec<u8> {
         octets(&self.address).into_iter().zip(self.mask()).map(|(byte, mask)| byte & mask).collect()
     }
@@ -59,7 +59,7 @@ fn octets(address: &IpAddr) -> Vec<u8> {
     }
 }
 
-/// How many bits such an address has.
+/// The number of bits of an address of this family.
 pub fn bits(address: &IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }

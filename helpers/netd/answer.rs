@@ -1,4 +1,4 @@
-//! What the kernel answers on a netlink socket (netlink(7)), read: pure.
+//! Reads the kernel's answers on a netlink socket (netlink(7)). Pure functions.
 
 use hyperinit::fault::Fault;
 use netlink_packet_core::{
@@ -10,25 +10,25 @@ use nix::errno::Errno;
 
 use super::links::Link;
 
-/// NLMSGERR_ATTR_MSG of linux/netlink.h: the kernel's words for an error.
+/// NLMSGERR_ATTR_MSG of linux/netlink.h: the kernel's description of an error.
 const ERROR_TEXT: u16 = 1;
 
-/// A list that was asked for (NLM_F_DUMP), as far as it has come.
+/// The answer to a request for a list (NLM_F_DUMP), as far as it has arrived.
 #[derive(Debug, Default)]
 pub struct List {
-    /// What it has.
+    /// The entries of the list.
     pub all: Vec<RouteNetlinkMessage>,
-    /// What it is of has changed meanwhile: something may be missing, or be in it twice.
+    /// The listed objects changed during the listing: entries may be missing or appear twice.
     pub interrupted: bool,
 }
 
 impl List {
-    /// Adds what a datagram has of the list that was asked for by the message of that number; true if the
-    /// list ends with it. What this version cannot read is left out: a newer kernel tells more of what is
-    /// nothing to it.
+    /// Adds the entries of a datagram that answer the request with number `sequence`; returns true if the
+    /// list ends with it. Entries that this version cannot parse are skipped: a newer kernel reports more
+    /// than netd needs. Fails if the kernel refuses, or if the answer is not a list.
     pub fn read(&mut self, answer: &[u8], sequence: u32) -> Result<bool, Refusal> {
         let mut rest = answer;
-        // A datagram holds many.
+        // A datagram holds many messages.
         while !rest.is_empty() {
             let header = NetlinkBuffer::new_checked(rest).map_err(|_| Refusal::no_list())?;
             let length = usize::try_from(header.length()).unwrap_or(usize::MAX);
@@ -44,7 +44,7 @@ impl List {
                 (NLMSG_ERROR, _) => return Err(Refusal::of(bytes)),
                 (_, Ok(NetlinkPayload::InnerMessage(message))) => self.all.push(message),
                 (_, Ok(NetlinkPayload::Done(done))) if done.code >= 0 => return Ok(true),
-                // The kernel ends a list that it cannot finish with the reason.
+                // The kernel ends an incomplete list with the error.
                 (_, Ok(NetlinkPayload::Done(done))) => {
                     return Err(Refusal { errno: Errno::from_raw(done.code.saturating_abs()), text: None });
                 }
@@ -56,8 +56,8 @@ impl List {
     }
 }
 
-/// The link that was asked for by the message of that number; none if the datagram is old news. The fault, in
-/// words: it is no link.
+/// The link in the answer to the request with number `sequence`; none if the datagram answers an earlier
+/// request. The error says, in words, that the answer is not a link.
 pub fn link(answer: &[u8], sequence: u32) -> Result<Option<Link>, String> {
     let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(answer)
         .map_err(|error| format!("the kernel's answer: {error}"))?;
@@ -70,26 +70,26 @@ pub fn link(answer: &[u8], sequence: u32) -> Result<Option<Link>, String> {
     }
 }
 
-/// The kernel's yes or no to the message of that number.
+/// The kernel's acknowledgement or refusal of a message.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// The message's number.
+    /// The number of the message.
     pub sequence: u32,
-    /// Whether it was done.
+    /// Whether the kernel did what the message asked.
     pub result: Result<(), Refusal>,
 }
 
-/// The kernel's no.
+/// The kernel's refusal.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Why.
+    /// The error number.
     pub errno: Errno,
-    /// The same in words, where the kernel has some.
+    /// The kernel's description of the error, if it gives one.
     pub text: Option<String>,
 }
 
 impl Verdict {
-    /// None: the answer is something else.
+    /// Reads an acknowledgement or refusal. None: the answer is something else.
     pub fn read(answer: &[u8]) -> Option<Verdict> {
         let message = NetlinkBuffer::new_checked(answer).ok()?;
         if message.message_type() != NLMSG_ERROR {
@@ -109,7 +109,7 @@ impl Verdict {
     }
 }
 
-/// The words behind the error and the header of what it answers.
+/// The text that follows the error number and the header of the refused message.
 fn error_text(payload: &[u8]) -> Option<String> {
     const WORDS: usize = 4 + 16;
     let attributes = NlasIterator::new(payload.get(WORDS..)?);
@@ -122,7 +122,7 @@ impl Refusal {
         Refusal { errno: Errno::EBADMSG, text: Some("the kernel's answer is no list".to_owned()) }
     }
 
-    /// What the kernel says instead of a list.
+    /// The refusal that the kernel sent instead of a list.
     fn of(answer: &[u8]) -> Refusal {
         match Verdict::read(answer) {
             Some(Verdict { result: Err(refusal), .. }) => refusal,
@@ -130,7 +130,7 @@ impl Refusal {
         }
     }
 
-    /// As a fault of what was to be done.
+    /// The refusal as a fault of the step that was refused.
     pub fn fault(self, doing: &str, to: &str) -> Fault {
         let fault = Fault::errno(doing, to, self.errno);
         match self.text {
@@ -147,7 +147,7 @@ mod tests {
 
     const ADDRESS: u16 = 20;
 
-    /// A message as the kernel sends it, its payload a multiple of four.
+    /// A message as the kernel sends it, with a payload whose length is a multiple of four.
     fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(16 + payload.len()).unwrap();
         let mut bytes = length.to_ne_bytes().to_vec();
@@ -157,7 +157,7 @@ mod tests {
         bytes
     }
 
-    /// IPv4, /24, of link 7.
+    /// The payload of an IPv4 address of link 7, with prefix length 24.
     fn address() -> Vec<u8> {
         message(ADDRESS, 2, 1, &[2, 24, 0, 0, 7, 0, 0, 0])
     }
@@ -166,7 +166,7 @@ mod tests {
         message(NLMSG_DONE, 2, 1, &code.to_ne_bytes())
     }
 
-    /// Whether it has ended, how much is in it, and whether it was interrupted.
+    /// Whether the list has ended, how many entries it has, and whether it was interrupted.
     fn list(parts: &[Vec<u8>]) -> Result<(bool, usize, bool), Refusal> {
         let mut list = List::default();
         let ended = list.read(&parts.concat(), 1)?;
@@ -177,7 +177,7 @@ mod tests {
     fn a_list_ends_whatever_is_in_it() {
         assert_eq!(list(&[address(), address()]), Ok((false, 2, false)));
         assert_eq!(list(&[address(), done(0)]), Ok((true, 1, false)));
-        // What this version cannot read, and another question's.
+        // Messages that this version cannot parse, and one that answers another request.
         for strange in
             [message(ADDRESS, 2, 1, &[2]), message(999, 2, 1, &[]), message(NLMSG_DONE, 2, 0, &[0; 4])]
         {

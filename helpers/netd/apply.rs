@@ -1,4 +1,4 @@
-//! Requests, carried out: each whole or not at all.
+//! Carries out requests, each completely or not at all.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -17,20 +17,21 @@ use super::{had, links, ports, routes};
 /// How long one request waits for links that are being plugged (protocol.md «STARTPOD»).
 const PLUGGED: Duration = Duration::from_secs(2);
 
-/// What has been done, the newest last, as what takes it back.
+/// A record of the steps done, as the steps that undo them.
 struct Done<'a> {
     kernel: &'a mut Kernel,
     undo: Vec<Step>,
-    /// What links had before they were changed: a change may cost them more than it says, and what takes it
-    /// back too.
+    /// What links had before they were changed, by link number: a change may remove more from a link than it
+    /// names, and so may undoing it.
     had: BTreeMap<u32, Vec<Step>>,
-    /// A predecessor died over the same request: what is as it should be is done. Whether that was its doing
-    /// or was so before nobody knows, so it stays whatever comes of the rest.
+    /// A predecessor died during the same request, so a step whose result is already there counts as done. It
+    /// is unknown whether the predecessor did it or it was so before, so it is not undone if a later step
+    /// fails.
     repeated: bool,
 }
 
 impl Done<'_> {
-    /// Before the first change of a link.
+    /// Records what a link has, before its first change.
     fn remember(&mut self, index: u32) -> Result<(), Fault> {
         if let Entry::Vacant(new) = self.had.entry(index) {
             new.insert(self.kernel.had(index)?);
@@ -50,7 +51,7 @@ impl Done<'_> {
         Ok(())
     }
 
-    /// Whether the kernel's no means that a step is done already.
+    /// Whether the kernel refused a step because it is already done.
     fn is_done(&mut self, step: &Step, fault: &Fault) -> Result<bool, Fault> {
         match &step.message {
             RouteNetlinkMessage::DelAddress(_) => Ok(fault.is(Errno::EADDRNOTAVAIL)),
@@ -61,7 +62,7 @@ impl Done<'_> {
         }
     }
 
-    /// The link; it may have its new name already.
+    /// Finds the link. If the request is repeated, the link may already have its new name.
     fn link(&mut self, wanted: &links::Wanted, until: Instant) -> Result<links::Link, Fault> {
         let link = self.kernel.await_link(&wanted.device, until);
         match &wanted.rename {
@@ -73,7 +74,7 @@ impl Done<'_> {
         }
     }
 
-    /// The same to a link that is taken down for it, and has afterwards what it had before.
+    /// Makes a change for which the link must be taken down, and restores what the link had before.
     fn change_down(&mut self, change: &Change) -> Result<(), Fault> {
         let had = match change.step.link() {
             Some(index) => self.kernel.had(index)?,
@@ -85,18 +86,19 @@ impl Done<'_> {
 
     fn take_back(&mut self) {
         for step in self.undo.iter().rev() {
-            // It may have gone with another one.
+            // Undoing another step may already have removed it.
             warn(unless_gone(self.kernel.apply(step)).map(drop));
         }
         for (&index, had) in &self.had {
-            // A predecessor has left them in no order that would say what was before.
+            // If the request is repeated, the order recorded is the predecessor's and does not show the
+            // original one.
             warn(give_back(self.kernel, index, had, !self.repeated));
         }
     }
 }
 
-/// Gives a link back what it had. Addresses that are not in their order are taken from it first: of a
-/// network's addresses packets come from the first.
+/// Restores what a link had. If its addresses are in a different order, they are removed first, because
+/// packets are sent from the first address of a network.
 fn give_back(kernel: &mut Kernel, index: u32, had: &[Step], in_order: bool) -> Result<(), Fault> {
     let has = kernel.had(index)?;
     if in_order && !had::same_order(&has, had) {
@@ -116,7 +118,7 @@ fn warn(result: Result<(), Fault>) {
     }
 }
 
-/// Does the work, or takes back what of it was done.
+/// Does the work; if it fails, undoes the part that was done.
 fn all_or_nothing<T>(
     kernel: &mut Kernel,
     repeated: bool,
@@ -130,7 +132,8 @@ fn all_or_nothing<T>(
     result
 }
 
-/// SetInterfaces: what the links were before.
+/// Carries out SetInterfaces; returns what the links were before. Fails on an unusable value, a missing link
+/// or a refusal of the kernel's; then the changes made so far have been undone.
 pub fn set_interfaces(
     kernel: &mut Kernel,
     interfaces: &[Interface],
@@ -146,14 +149,14 @@ pub fn set_interfaces(
                 done.remember(link.index)?;
             }
             changes.iter().try_for_each(|change| done.change(change))?;
-            // What a predecessor has found is not known.
+            // It is unknown what the predecessor found.
             Ok(if repeated { Before::default() } else { wanted.before(&link) })
         };
         wanted.iter().map(set).collect()
     })
 }
 
-/// AddRoutes.
+/// Carries out AddRoutes. Fails as [`set_interfaces`] does.
 pub fn add_routes(kernel: &mut Kernel, routes: &[Route], repeated: bool) -> Result<(), Fault> {
     let wanted = routes.iter().map(routes::Wanted::read).collect::<Result<Vec<_>, _>>()?;
     all_or_nothing(kernel, repeated, |done| {
@@ -168,12 +171,12 @@ fn oif(kernel: &mut Kernel, route: &routes::Wanted) -> Result<Option<u32>, Fault
     route.device.as_ref().map(|device| Ok(kernel.link(device)?.index)).transpose()
 }
 
-/// SetPorts.
+/// Carries out SetPorts, as one transaction. Fails on an unusable value or a refusal of the kernel's.
 pub fn set_ports(kernel: &mut Kernel, mapping: &PortMapping) -> Result<(), Fault> {
     kernel.transact(&ports::rules(mapping)?)
 }
 
-/// Reset: everything is tried; the first error is the answer.
+/// Carries out Reset. Everything is tried; the first error is returned.
 pub fn reset(kernel: &mut Kernel, network: &Network) -> Result<(), Fault> {
     let mut first = Ok(());
     let mut keep = |result: Result<(), Fault>| {
@@ -194,7 +197,7 @@ pub fn reset(kernel: &mut Kernel, network: &Network) -> Result<(), Fault> {
     first
 }
 
-/// What is not there (any more) is as it should be.
+/// Turns the errors for a missing link, address or route into None: it is already gone.
 fn unless_gone<T>(result: Result<T, Fault>) -> Result<Option<T>, Fault> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -207,7 +210,7 @@ fn unless_gone<T>(result: Result<T, Fault>) -> Result<Option<T>, Fault> {
     }
 }
 
-/// What is there already, or has come by itself (the kernel adds some), is as it should be.
+/// Ignores EEXIST: the address or route is already there, or the kernel has added it by itself.
 fn unless_there(result: Result<(), Fault>) -> Result<(), Fault> {
     match result {
         Err(fault) if fault.is(Errno::EEXIST) => Ok(()),
@@ -224,7 +227,7 @@ fn remove_route(kernel: &mut Kernel, route: &Route) -> Result<(), Fault> {
     }
 }
 
-/// What cannot be taken back keeps nothing else from it.
+/// Undoes the changes of an interface. A step that cannot be undone does not prevent the others.
 fn reset_interface(
     kernel: &mut Kernel,
     interface: &Interface,
@@ -245,7 +248,7 @@ fn reset_interface(
     let changes = wanted.takes_back(&link, before);
     changes.iter().for_each(|change| {
         let result = unless_gone(done.change(change)).map(drop);
-        // A name that is there is another link's.
+        // EEXIST is ignored only for addresses: for a rename it means that another link has the name.
         let is_address = matches!(change.step.message, RouteNetlinkMessage::NewAddress(_));
         keep(if is_address { unless_there(result) } else { result });
     });
@@ -273,7 +276,7 @@ mod tests {
         all.join("\n").replace(link, "LINK")
     }
 
-    /// What Linux before 6.2 wants for each rename: this kernel would never come to it.
+    /// Linux before 6.2 needs this for each rename. On a newer kernel only this test exercises it.
     #[test]
     fn a_link_that_is_taken_down_for_its_name_has_afterwards_what_it_had() {
         let test = || {

@@ -1,4 +1,5 @@
-//! What a link has, as the kernel lists it, and what gives it back when it was lost. Pure.
+//! The addresses and routes of a link as the kernel lists them, and the steps that restore them. Pure
+//! functions.
 
 use std::net::IpAddr;
 
@@ -13,11 +14,13 @@ use netlink_packet_route::route::{
 use super::address::Network;
 use super::plan::Step;
 
-/// What gives a link back what it had, of all that the kernel listed: addresses, then the routes that they
-/// make possible, those through a gateway last, for the gateway has to be reachable.
+/// The steps that restore what a link had, from everything that the kernel listed: addresses first, then the
+/// routes that they make possible. Routes through a gateway come last, because the gateway has to be
+/// reachable.
 pub fn all(listed: Vec<RouteNetlinkMessage>, index: u32) -> Vec<Step> {
     let mut steps: Vec<Step> = listed.into_iter().filter_map(|message| gives_back(message, index)).collect();
-    // In the kernel's order otherwise: of a network's addresses the first is the one that packets come from.
+    // The sort is stable and so keeps the kernel's order otherwise: packets are sent from the first address
+    // of a network.
     steps.sort_by_key(|step| rank(&step.message));
     steps
 }
@@ -34,8 +37,9 @@ fn rank(message: &RouteNetlinkMessage) -> u8 {
     }
 }
 
-/// What gives back one thing that was listed, if it is the link's: an address, or a route that somebody has
-/// added (the kernel's own come with addresses).
+/// The step that restores one listed object, if it is the link's: an address, or a route of the main table
+/// that was added explicitly (the kernel adds its own routes with the addresses, and routers announce
+/// theirs).
 pub fn gives_back(message: RouteNetlinkMessage, index: u32) -> Option<Step> {
     let message = match message {
         RouteNetlinkMessage::NewAddress(had) if had.header.index == index => {
@@ -47,7 +51,7 @@ pub fn gives_back(message: RouteNetlinkMessage, index: u32) -> Option<Step> {
             if !ours {
                 return None;
             }
-            // What the kernel only tells.
+            // These fields are informational.
             had.header.flags = RouteFlags::empty();
             had.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
             RouteNetlinkMessage::NewRoute(had)
@@ -57,8 +61,7 @@ pub fn gives_back(message: RouteNetlinkMessage, index: u32) -> Option<Step> {
     Some(Step { doing: "giving back", to: format!("what link {index} had"), message })
 }
 
-/// An address as it was, without what the kernel only tells; none for what a router or the kernel gives
-/// again.
+/// The address to restore; none for an address that a router or the kernel assigns again.
 fn address(mut had: AddressMessage) -> Option<AddressMessage> {
     if !had.header.flags.contains(AddressHeaderFlags::Permanent) {
         return None;
@@ -69,7 +72,7 @@ fn address(mut had: AddressMessage) -> Option<AddressMessage> {
     if had.header.scope == AddressScope::Link {
         return None;
     }
-    // It was the link's before: nobody has to be asked for it.
+    // The address was the link's before, so duplicate address detection is not needed.
     had.header.flags |= AddressHeaderFlags::Nodad;
     for attribute in &mut had.attributes {
         if let AddressAttribute::Flags(flags) = attribute {
@@ -79,14 +82,14 @@ fn address(mut had: AddressMessage) -> Option<AddressMessage> {
     Some(had)
 }
 
-/// Whether the addresses of IPv4 are the same in both, in their order. Those of IPv6 have none.
+/// Whether both have the same IPv4 addresses in the same order. The order of IPv6 addresses has no meaning.
 pub fn same_order(one: &[Step], other: &[Step]) -> bool {
     v4(one)
         .map(|had| (local(had), had.header.prefix_len))
         .eq(v4(other).map(|had| (local(had), had.header.prefix_len)))
 }
 
-/// What takes the addresses of IPv4 from a link, the last first.
+/// The steps that remove the IPv4 addresses from a link, the last one first.
 pub fn removals(had: &[Step]) -> Vec<Step> {
     let mut steps: Vec<Step> = v4(had)
         .map(|had| Step {
@@ -106,7 +109,7 @@ fn v4(had: &[Step]) -> impl Iterator<Item = &AddressMessage> {
     })
 }
 
-/// Whether what the kernel lists is what was wanted.
+/// Whether a listed address or route is the wanted one.
 pub fn is(listed: &RouteNetlinkMessage, wanted: &RouteNetlinkMessage) -> bool {
     match (listed, wanted) {
         (RouteNetlinkMessage::NewAddress(listed), RouteNetlinkMessage::NewAddress(wanted)) => {
@@ -125,14 +128,15 @@ pub fn is(listed: &RouteNetlinkMessage, wanted: &RouteNetlinkMessage) -> bool {
                 && listed.header.address_family == wanted.header.address_family
                 && destination(listed) == destination(wanted)
                 && gateway(listed) == gateway(wanted)
-                // A gateway says which link it is, where none is named.
+                // If no link is named, the gateway determines it.
                 && wanted.attributes.iter().all(same_link)
         }
         _ => false,
     }
 }
 
-/// Where a route leads; everything has no address, or one of zeros.
+/// The destination of a route: network address and prefix length. None is the default route, which the kernel
+/// lists without an address or with one of zeros.
 fn destination(route: &RouteMessage) -> Option<(Vec<u8>, u8)> {
     let prefix = route.header.destination_prefix_length;
     route.attributes.iter().filter(|_| prefix > 0).find_map(|attribute| {
@@ -145,7 +149,7 @@ fn destination(route: &RouteMessage) -> Option<(Vec<u8>, u8)> {
     })
 }
 
-/// The link's own address; the other one is its peer's, where they differ.
+/// The link's own address. Where the two attributes differ, the other one is the address of the peer.
 fn local(address: &AddressMessage) -> Option<IpAddr> {
     let local = address.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),

@@ -1,4 +1,4 @@
-//! The netlink sockets: what is said, and the kernel's answer (netlink(7)).
+//! The netlink sockets: sending messages and receiving the kernel's answers (netlink(7)).
 
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -27,55 +27,57 @@ use super::had;
 use super::links::Link;
 use super::plan::Step;
 
-/// More than the kernel says of a link, and than an acknowledgement needs: the header, the errno and its
-/// words.
+/// The size in bytes of the buffer for an answer. This is more than the kernel's description of a link needs,
+/// and than an acknowledgement with its header, errno and text.
 const ANSWER_MAX: usize = 32 << 10;
-/// A transaction is one message to the socket. The largest one (see ports.rs) has half a megabyte; the kernel
-/// gives a socket less by default.
+/// The send buffer in bytes. A transaction is sent as one datagram. The largest one (see ports.rs) has half a
+/// megabyte, more than the kernel's default buffer.
 const BATCH_MAX: usize = 1 << 20;
 /// RTNLGRP_LINK of linux/rtnetlink.h: links that come, go and change.
 const NEWS_OF_LINKS: u32 = 1;
 /// NFNL_SUBSYS_NFTABLES of linux/netfilter/nfnetlink.h.
 const NFTABLES: u16 = 10;
 
-/// How often a list is asked for while what it is of changes.
+/// How often a list is requested while the listed objects keep changing.
 const DUMPS_MAX: usize = 16;
-/// What a list is for, as an error says it.
+/// The action named in errors of a listing.
 const LISTING: &str = "listing";
 const LISTED: &str = "what a link has";
 
-/// The kernel, as netd reaches it.
+/// netd's connection to the kernel.
 pub struct Kernel {
     route: Line,
-    /// Hears of links; what it has to say is only that there is something to say.
+    /// Receives notifications about links. Only their arrival matters, not their content.
     news: Socket,
-    /// A kernel without nfnetlink can do everything but port mapping.
+    /// The netfilter socket, or why there is none: a kernel without nfnetlink can do everything but port
+    /// mapping.
     netfilter: Result<Line, Fault>,
 }
 
-/// One thing of a transaction.
+/// One message of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// A verb phrase.
+    /// The action as an error names it: a verb phrase.
     pub doing: &'static str,
-    /// To what.
+    /// The object of the action, as an error names it.
     pub to: String,
     /// The message.
     pub message: NetfilterMessage,
 }
 
 impl Kernel {
-    /// Opens the sockets.
+    /// Opens the sockets. Fails if a route socket cannot be opened.
     pub fn open() -> Result<Kernel, Fault> {
         let news = socket(NETLINK_ROUTE)?;
         news.add_membership(NEWS_OF_LINKS).fault("listening to", "news of links")?;
         Ok(Kernel { route: Line::open(NETLINK_ROUTE)?, news, netfilter: Line::open(NETLINK_NETFILTER) })
     }
 
-    /// Says one thing about links, addresses and routes, and waits for the answer.
+    /// Sends one message about links, addresses or routes, and waits for the answer. Fails if the kernel
+    /// refuses.
     pub fn apply(&mut self, step: &Step) -> Result<(), Fault> {
         let more = match &step.message {
-            // What is there already is an error, as it is to a person.
+            // Adding what already exists is an error, as with ip(8).
             RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::NewRoute(_) => {
                 NLM_F_CREATE | NLM_F_EXCL
             }
@@ -89,13 +91,13 @@ impl Kernel {
                 Some(verdict) if verdict.sequence == first => {
                     return verdict.result.map_err(|refusal| refusal.fault(step.doing, &step.to));
                 }
-                // What was meant for an earlier one is old news.
+                // Answers to earlier messages are ignored.
                 _ => {}
             }
         }
     }
 
-    /// All that the kernel has to say to a question (NLM_F_DUMP).
+    /// The kernel's complete answer to a request for a list (NLM_F_DUMP).
     fn dump(&mut self, question: &RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>, Fault> {
         for _ in 0..DUMPS_MAX {
             let list = self.dump_once(question.clone())?;
@@ -118,8 +120,8 @@ impl Kernel {
         }
     }
 
-    /// What a link has, as what gives it back: it may go when the link is taken down, when IPv6 finds no room
-    /// in its packets, or with an address.
+    /// The addresses and routes of a link, as the steps that restore them. The link may lose them when it is
+    /// taken down, when its MTU becomes too small for IPv6, or together with an address.
     pub fn had(&mut self, index: u32) -> Result<Vec<Step>, Fault> {
         let mut all = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -133,7 +135,7 @@ impl Kernel {
         Ok(had::all(all, index))
     }
 
-    /// Whether there is just such an address or route.
+    /// Whether exactly this address or route exists.
     pub fn has(&mut self, wanted: &RouteNetlinkMessage) -> Result<bool, Fault> {
         let question = match wanted {
             RouteNetlinkMessage::NewAddress(wanted) => {
@@ -151,7 +153,7 @@ impl Kernel {
         Ok(self.dump(&question)?.iter().any(|there| had::is(there, wanted)))
     }
 
-    /// The link of that name.
+    /// Looks up the link with a name. Fails with ENODEV if there is none.
     pub fn link(&mut self, name: &str) -> Result<Link, Fault> {
         const DOING: &str = "looking for the link";
         let mut question = LinkMessage::default();
@@ -173,10 +175,11 @@ impl Kernel {
         }
     }
 
-    /// The same, waiting for a link that is being plugged.
+    /// Looks up the link with a name, and waits until the deadline `until` for a link that is being plugged.
+    /// Fails with ENODEV if it has not appeared by then.
     pub fn await_link(&mut self, name: &str, until: Instant) -> Result<Link, Fault> {
         loop {
-            // First what is old news, so that what comes after the look is not missed.
+            // Drain old notifications before looking, so that one that arrives after the look is not missed.
             self.drain_news();
             match self.link(name) {
                 Err(fault) if fault.is(Errno::ENODEV) && self.hears_news(until) => {}
@@ -186,8 +189,8 @@ impl Kernel {
     }
 
     fn drain_news(&self) {
-        // Nobody reads it for long, and what does not fit is lost with a note (ENOBUFS): the next look sees
-        // it all.
+        // The socket is not read for long periods, and notifications that do not fit are lost, which recv
+        // reports as ENOBUFS. That is harmless, because the next look sees the current state.
         loop {
             let mut bytes = Vec::with_capacity(ANSWER_MAX);
             match self.news.recv(&mut bytes, MSG_DONTWAIT) {
@@ -197,16 +200,17 @@ impl Kernel {
         }
     }
 
-    /// Whether some link changes until then.
+    /// Whether a link changes before the deadline.
     fn hears_news(&self, until: Instant) -> bool {
-        // Rounded up: a poll that ends early would only look once more.
+        // Rounded up, because a poll that ends early would only cause another look.
         let left = until.saturating_duration_since(Instant::now()).as_millis() + 1;
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut news = [PollFd::new(self.news.as_fd(), PollFlags::POLLIN)];
         Instant::now() < until && poll(&mut news, timeout).is_ok_and(|ready| ready > 0)
     }
 
-    /// Has nf_tables do all of it, or nothing.
+    /// Makes nf_tables carry out all items or none. Fails with the refusal of the first item that the kernel
+    /// refuses, or if the kernel has no nfnetlink.
     pub fn transact(&mut self, items: &[Item]) -> Result<(), Fault> {
         let Some(last) = items.last() else { return Ok(()) };
         let line = self.netfilter.as_mut().map_err(|fault| fault.clone())?;
@@ -215,10 +219,11 @@ impl Kernel {
             NetfilterMessage::new(header, message)
         };
         let mut batch = vec![(control(ControlMessage::BatchBegin), 0)];
-        // Rules are to be in the order in which they are said.
+        // NLM_F_APPEND keeps the rules in the order of the items.
         let flags = NLM_F_CREATE | NLM_F_APPEND;
         batch.extend(items.iter().map(|item| (item.message.clone(), flags)));
-        // The kernel answers after the whole batch: with every error, and with this if there is none.
+        // The kernel answers after the whole batch, with every error. If there is none, it acknowledges this
+        // last item.
         if let Some((_, flags)) = batch.last_mut() {
             *flags |= NLM_F_ACK;
         }
@@ -232,8 +237,8 @@ impl Kernel {
             if at > items.len() {
                 continue;
             }
-            // An error of the beginning is one of the whole; in its place the first thing that was to be
-            // done.
+            // An error of the batch's beginning concerns the whole batch; the first item is named in its
+            // place.
             let item = items.get(at.saturating_sub(1)).unwrap_or(last);
             return verdict.result.map_err(|refusal| refusal.fault(item.doing, &item.to));
         }
@@ -246,7 +251,7 @@ fn socket(protocol: isize) -> Result<Socket, Fault> {
     Ok(socket)
 }
 
-/// A socket on which one thing after another is said and answered.
+/// A socket on which messages are sent and answered one after another.
 struct Line {
     socket: Socket,
     sequence: u32,
@@ -256,19 +261,19 @@ impl Line {
     fn open(protocol: isize) -> Result<Line, Fault> {
         let socket = socket(protocol)?;
         socket.connect(&SocketAddr::new(0, 0)).fault("connecting", "a netlink socket")?;
-        // Errors in words, without what was said.
+        // Errors come with a text, and without a copy of the refused message.
         socket.set_ext_ack(true).fault("asking for", "errors in words")?;
         socket.set_cap_ack(true).fault("asking for", "short errors")?;
         if protocol == NETLINK_NETFILTER {
-            // A netd that was taken over could ask netfilter for others' packets (NFLOG, NFQUEUE) and
-            // connections: they do not come.
+            // A compromised netd could ask netfilter for packets (NFLOG, NFQUEUE) and connections of other
+            // processes. The filter keeps them from arriving.
             hear_only_answers(&socket).fault("filtering", "a netlink socket")?;
             setsockopt(&socket, sockopt::SndBufForce, &BATCH_MAX).fault("enlarging", "a netlink socket")?;
         }
         Ok(Line { socket, sequence: 0 })
     }
 
-    /// Messages with their flags as bytes, and the first one's number.
+    /// Serialises messages with their flags; returns the first message's number, and the bytes.
     fn messages<M>(&mut self, messages: impl IntoIterator<Item = (M, u16)>) -> (u32, Vec<u8>)
     where
         M: NetlinkSerializable,
@@ -283,7 +288,7 @@ impl Line {
             let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
             message.finalize();
             let start = bytes.len();
-            // Each begins at a multiple of four (NLMSG_ALIGN).
+            // Each message begins at a multiple of four (NLMSG_ALIGN).
             bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
             if let Some(place) = bytes.get_mut(start..start + message.buffer_len()) {
                 message.serialize(place);

@@ -1,5 +1,5 @@
-//! Links and their addresses: an interface as a host describes it, as changes of the link that is there.
-//! Pure.
+//! Links and their addresses: turns a host's description of an interface into changes of the existing link.
+//! Pure functions.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -15,21 +15,21 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::address::{Network, bits};
 use super::plan::{Change, Step, check_name};
 
-/// A link as the kernel has it.
+/// A link as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// Its number, which no rename changes.
+    /// Its number, which a rename does not change.
     pub index: u32,
     /// Its name.
     pub name: String,
     /// Whether it is up.
     pub up: bool,
-    /// Bytes.
+    /// Its MTU in bytes.
     pub mtu: u32,
 }
 
 impl Link {
-    /// From the kernel's description.
+    /// Reads the kernel's description of a link.
     pub fn new(message: &LinkMessage) -> Link {
         let mut link = Link {
             index: message.header.index,
@@ -48,12 +48,12 @@ impl Link {
     }
 }
 
-/// What a host wants of a link; nothing of it is text any more.
+/// A host's wishes for a link, parsed and checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// Its name now.
+    /// Its current name.
     pub device: String,
-    /// Its name to be, if that is another.
+    /// Its new name, if that differs.
     pub rename: Option<String>,
     mtu: Option<u32>,
     addresses: Vec<(What, Network)>,
@@ -66,7 +66,7 @@ enum What {
 }
 
 impl Wanted {
-    /// Reads an interface.
+    /// Parses the host's description of an interface. Fails on a bad name, MTU or address, and names it.
     pub fn read(interface: &Interface) -> Result<Wanted, Fault> {
         check_name("device", &interface.device)?;
         let renamed = !interface.new_device_name.is_empty() && interface.new_device_name != interface.device;
@@ -83,12 +83,12 @@ impl Wanted {
         })
     }
 
-    /// Its name in the end.
+    /// The link's final name.
     fn name(&self) -> &str {
         self.rename.as_deref().unwrap_or(&self.device)
     }
 
-    /// What makes `link` what is wanted: name, size, up, addresses.
+    /// The changes that make `link` as wanted: its name, its MTU, bringing it up, and its addresses.
     pub fn changes(&self, link: &Link) -> Vec<Change> {
         let mut changes = Vec::new();
         if let Some(name) = self.rename.as_ref().filter(|name| **name != link.name) {
@@ -114,13 +114,13 @@ impl Wanted {
         changes
     }
 
-    /// What has to be remembered of the link as it is before the changes.
+    /// The state of the link before the changes that has to be remembered.
     pub fn before(&self, link: &Link) -> Before {
         Before { up: link.up, mtu: self.mtu.filter(|mtu| *mtu != link.mtu).map(|_| link.mtu) }
     }
 
-    /// What makes `link`, whatever has been done to it, what it was before: with its size and its addresses,
-    /// down if it was or if that is not known, with its old name.
+    /// The changes that return `link`, whatever has been done to it, to its earlier state: its MTU, its
+    /// addresses, down if it was down or if that is unknown, and its old name.
     pub fn takes_back(&self, link: &Link, before: Option<&Before>) -> Vec<Change> {
         let before = before.copied().unwrap_or_default();
         let of = |kind: What| self.addresses.iter().rev().filter(move |(what, _)| *what == kind);
@@ -128,7 +128,8 @@ impl Wanted {
         if let Some(mtu) = before.mtu.filter(|mtu| *mtu != link.mtu) {
             steps.push(self.set_mtu(link, mtu));
         }
-        // With the last address the kernel would take the routes.
+        // Addresses are added before others are removed, because the kernel would remove the routes together
+        // with the last address.
         steps.extend(of(What::Remove).map(|(_, network)| self.add(link, network)));
         if self.has_v4(What::Add) {
             steps.push(self.promote(link));
@@ -148,14 +149,14 @@ impl Wanted {
         Step { doing: "setting the MTU of", to: self.name().to_owned(), message: resize(link, mtu) }
     }
 
-    /// Whether there are such addresses of IPv4.
+    /// Whether IPv4 addresses are to be added, or removed, as `kind` says.
     fn has_v4(&self, kind: What) -> bool {
         self.addresses.iter().any(|(what, network)| *what == kind && network.address.is_ipv4())
     }
 
-    /// Has the kernel leave a network's other addresses on the link when the first of them is removed: it
-    /// would take them along. Here, link by link and by netlink, for netd has no files, and a local guest's
-    /// other links are not its own.
+    /// Makes the kernel keep a network's other addresses on the link when the first of them is removed; by
+    /// default it removes them too. This is set for each link by netlink, because netd has no access to
+    /// files, and the other links of a local guest are not its own.
     fn promote(&self, link: &Link) -> Step {
         let mut message = to(link);
         let mut settings = InetDevConf::default();
@@ -180,7 +181,7 @@ impl Wanted {
     }
 }
 
-/// The list, or without one the old style's address.
+/// The addresses of the list; if that is empty, the single address of the old style.
 fn addresses(interface: &Interface) -> Result<Vec<(What, Network)>, Fault> {
     let old = IpAddress { ip_address: interface.ip_address.clone(), net_mask: interface.net_mask.clone() };
     let old_style = interface.ip_addresses.is_empty() && !old.ip_address.is_empty();
@@ -198,7 +199,7 @@ fn addresses(interface: &Interface) -> Result<Vec<(What, Network)>, Fault> {
     all.iter().map(read).collect()
 }
 
-/// The loopback's only need.
+/// The step that brings up a link by its name, all that the loopback needs. Fails on a bad name.
 pub fn up(device: &str) -> Result<Step, Fault> {
     check_name("device", device)?;
     let mut message = LinkMessage::default();
@@ -232,14 +233,15 @@ fn bring_up(link: &Link, name: &str) -> Change {
     Change::new(set_up(link, name, true), Some(set_up(link, name, false)))
 }
 
-/// Renames a link.
+/// The step that renames a link.
 pub fn name(link: &Link, old: &str, new: &str) -> Step {
     let mut message = to(link);
     message.attributes.push(LinkAttribute::IfName(new.to_owned()));
     Step { doing: "renaming", to: format!("{old} to {new}"), message: RouteNetlinkMessage::SetLink(message) }
 }
 
-/// Linux 6.2 and later rename a link that is up; to those before it is busy, and has to be down for a moment.
+/// The change that renames a link. Linux 6.2 and later rename a link that is up. Earlier kernels return
+/// EBUSY, and the link has to be taken down for the rename.
 fn rename(link: &Link, old: &str, new: &str) -> Change {
     let plain = Change::new(name(link, old, new), Some(name(link, new, old)));
     let busy = match link.up {
@@ -252,7 +254,7 @@ fn rename(link: &Link, old: &str, new: &str) -> Change {
     Change { busy, ..plain }
 }
 
-/// An address for NEWADDR and DELADDR alike.
+/// The message about an address, for both NEWADDR and DELADDR.
 pub fn address(index: u32, network: &Network) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
@@ -262,7 +264,7 @@ pub fn address(index: u32, network: &Network) -> AddressMessage {
     match network.address {
         IpAddr::V4(address) => {
             message.header.family = AddressFamily::Inet;
-            // Of one or two addresses none is everybody's.
+            // A network of one or two addresses has no broadcast address.
             if network.prefix + 1 < bits(&network.address) {
                 let everybody = address.to_bits() | (u32::MAX >> network.prefix);
                 message.attributes.push(AddressAttribute::Broadcast(Ipv4Addr::from_bits(everybody)));
@@ -270,8 +272,8 @@ pub fn address(index: u32, network: &Network) -> AddressMessage {
         }
         IpAddr::V6(_) => {
             message.header.family = AddressFamily::Inet6;
-            // The host has given the address to this guest. Asking the network whether another has it takes
-            // more than a second, in which nobody can bind to it though the host has its ACK.
+            // The host has given the address to this guest. Duplicate address detection takes more than a
+            // second, during which no process can bind to the address although the host has received its ACK.
             message.header.flags = AddressHeaderFlags::Nodad;
         }
     }
@@ -291,7 +293,7 @@ mod tests {
         Link { index: 7, name: "eth0".to_owned(), up, mtu: 1500 }
     }
 
-    /// Changes as a test writes them, with what takes them back.
+    /// Changes, with the steps that undo them, as text for tests.
     fn words(changes: &[Change]) -> Vec<String> {
         let step = |step: &Step| format!("{} {}", step.doing, step.to);
         changes

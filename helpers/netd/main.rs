@@ -1,6 +1,5 @@
-//! netd: sets up the guest's links, addresses and routes, and what its ports let in. It has netlink sockets,
-//! opened before it was confined, and nothing else. It remembers nothing between requests: what there is to
-//! know is in the kernel.
+//! netd: sets up the guest's links, addresses, routes and port mapping. It has only netlink sockets, opened
+//! before it was confined. It keeps no state between requests: all state is in the kernel.
 #![forbid(unsafe_code)]
 
 mod address;

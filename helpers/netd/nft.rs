@@ -1,5 +1,5 @@
-//! The words of nf_tables (linux/netfilter/nf_tables.h) that port mapping needs: expressions of rules, sets
-//! and their elements, of one table that has IPv4 and IPv6. Pure.
+//! The messages of nf_tables (linux/netfilter/nf_tables.h) that port mapping needs: rules and their
+//! expressions, sets and their elements, in one table for IPv4 and IPv6. Pure functions.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProto
 
 use super::address::Network;
 
-/// The table; nothing outside of it is touched.
+/// The name of the table. Nothing outside of it is changed.
 pub const TABLE: &str = "hyperstart";
 
 /// NF_DROP and NF_ACCEPT of linux/netfilter.h, as policies and as verdicts.
@@ -23,21 +23,22 @@ const ACCEPT: u32 = 1;
 /// NFPROTO_IPV4 and NFPROTO_IPV6 of linux/netfilter.h.
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
-/// Where a packet's source address is in its header.
+/// The offset of the source address in a packet's network header, in bytes.
 const SOURCE_V4: u32 = 12;
 const SOURCE_V6: u32 = 8;
-/// Where TCP, UDP and SCTP have the destination's port, and how long it is.
+/// The offset and length, in bytes, of the destination port in the headers of TCP, UDP and SCTP.
 const PORT: (u32, u32) = (2, 2);
-/// nft_payload_bases.
+/// Values of nft_payload_bases.
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 /// ARPHRD_LOOPBACK of linux/if_arp.h.
 const LOOPBACK: u16 = 772;
-/// How nft(8) names a set's key and data: informational. The key is a protocol and a port.
+/// The types by which nft(8) names a set's key and data; they are informational. The key is a protocol and a
+/// port.
 const PROTOCOL_TYPE: u32 = 12;
 const PORT_TYPE: u32 = 13;
 const KEY_TYPE: u32 = PROTOCOL_TYPE << 6 | PORT_TYPE;
-/// A protocol and a port, each in a register of four bytes.
+/// The length of a key in bytes: a protocol and a port, each in a register of four bytes.
 const KEY_LENGTH: u32 = 8;
 const KEY: (Register, Register) = (Register::Reg1, Register::Reg32_01);
 
@@ -52,26 +53,26 @@ fn table() -> TableMessage {
     TableMessage { attributes: vec![TableAttribute::Name(TABLE.to_owned())] }
 }
 
-/// The table, if it is not there.
+/// The message that creates the table if it is missing.
 pub fn add_table() -> NetfilterMessage {
     message(NfTablesMessage::NewTable(table()))
 }
 
-/// The table with all that is in it.
+/// The message that deletes the table with its content.
 pub fn delete_table() -> NetfilterMessage {
     message(NfTablesMessage::DeleteTable(table()))
 }
 
-/// What becomes of a packet that no rule has decided about.
+/// The policy of a chain, for packets that no rule has decided about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
-    /// It goes on.
+    /// The packet goes on.
     Accept,
-    /// It is gone.
+    /// The packet is dropped.
     Drop,
 }
 
-/// A chain at a hook; packets meet those of a lower priority first.
+/// The message that adds a chain at a hook. Packets traverse chains of a lower priority number first.
 pub fn chain(
     name: &str,
     kind: &str,
@@ -94,7 +95,7 @@ pub fn chain(
     message(NfTablesMessage::NewChain(ChainMessage { attributes }))
 }
 
-/// A rule at the end of a chain.
+/// The message that adds a rule at the end of a chain.
 pub fn rule(chain: &str, expressions: Rule) -> NetfilterMessage {
     let attributes = vec![
         RuleAttribute::Table(TABLE.to_owned()),
@@ -106,8 +107,8 @@ pub fn rule(chain: &str, expressions: Rule) -> NetfilterMessage {
 
 // ---- sets ----
 
-/// A set of ports, or with `to_port` a map from ports to ports. `id` tells it from the others of the
-/// transaction.
+/// The message that adds a set of ports or, with `to_port`, a map from ports to ports. `id` identifies the
+/// set within the transaction.
 pub fn set(name: &str, id: u32, to_port: bool) -> NetfilterMessage {
     let mut attributes = vec![
         SetAttribute::Table(TABLE.to_owned()),
@@ -123,10 +124,10 @@ pub fn set(name: &str, id: u32, to_port: bool) -> NetfilterMessage {
     message(NfTablesMessage::NewSet(SetMessage { attributes }))
 }
 
-/// A port of a protocol, and for a map the port that it leads to.
+/// A protocol and a port, and for a map the port that they map to.
 pub type Element = ((u8, u16), Option<u16>);
 
-/// Elements of a set; not more than an attribute holds (64 kB: a thousand).
+/// The message that adds elements to a set. An attribute holds at most 64 kB, about a thousand elements.
 pub fn elements(set: &str, elements: impl IntoIterator<Item = Element>) -> NetfilterMessage {
     let element = |((protocol, port), to): Element| {
         let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(key(protocol, port)))];
@@ -147,7 +148,7 @@ fn key(protocol: u8, port: u16) -> Vec<u8> {
     vec![protocol, 0, 0, 0, high, low, 0, 0]
 }
 
-// ---- what a packet is ----
+// ---- matches ----
 
 fn meta(key: MetaKey, register: Register) -> Expressions {
     Expressions::Meta(vec![Meta::DestinationRegister(register), Meta::Key(key)])
@@ -181,7 +182,7 @@ fn mask(bytes: Vec<u8>) -> Expressions {
     ])
 }
 
-/// It belongs to a connection that was accepted.
+/// Matches packets of a connection that was accepted, or related to one.
 pub fn established() -> Rule {
     /// NFTA_CT_DREG, NFTA_CT_KEY.
     const REGISTER: u16 = 1;
@@ -199,17 +200,17 @@ pub fn established() -> Rule {
     ]
 }
 
-/// It is of that protocol.
+/// Matches packets of a protocol.
 pub fn protocol(number: u8) -> Rule {
     vec![meta(MetaKey::L4Proto, Register::Reg1), compare(Operator::Equal, vec![number])]
 }
 
-/// It comes from the guest itself.
+/// Matches packets from the guest itself, by the loopback's link type.
 pub fn from_loopback() -> Rule {
     vec![meta(MetaKey::Iftype, Register::Reg1), compare(Operator::Equal, LOOPBACK.to_ne_bytes().to_vec())]
 }
 
-/// It comes from that network.
+/// Matches packets from a network.
 pub fn from(network: &Network) -> Rule {
     let (family, offset) = match network.address {
         IpAddr::V4(_) => (IPV4, SOURCE_V4),
@@ -226,21 +227,22 @@ pub fn from(network: &Network) -> Rule {
     rule
 }
 
-/// Its protocol and port are in a set; of a map what they lead to is then at hand.
+/// Matches packets whose protocol and destination port are in a set. For a map, `to` is the register that
+/// receives the mapped port.
 fn lookup(set: &str, to: Option<Register>) -> Rule {
     let mut attributes = vec![Lookup::Set(set.to_owned()), Lookup::SourceRegister(KEY.0)];
     attributes.extend(to.map(Lookup::DestinationRegister));
     vec![meta(MetaKey::L4Proto, KEY.0), load(TRANSPORT_HEADER, PORT, KEY.1), Expressions::Lookup(attributes)]
 }
 
-/// Its protocol and port are in a set.
+/// Matches packets whose protocol and destination port are in a set.
 pub fn to_port_of(set: &str) -> Rule {
     lookup(set, None)
 }
 
-// ---- what becomes of it ----
+// ---- actions ----
 
-/// It is let in.
+/// Accepts the packet.
 pub fn accept() -> Rule {
     let verdict = VerdictAttribute::Code(Verdict::Other(ACCEPT));
     vec![Expressions::Immediate(vec![
@@ -249,7 +251,7 @@ pub fn accept() -> Rule {
     ])]
 }
 
-/// It goes to the port that a map has for its own.
+/// Redirects the packet to the port to which a map maps its own; packets without an entry do not match.
 pub fn redirect_by(map: &str) -> Rule {
     /// NFTA_REDIR_REG_PROTO_MIN.
     const PORT_REGISTER: u16 = 1;

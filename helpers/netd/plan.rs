@@ -1,24 +1,24 @@
-//! What a change is: a message to the kernel, what it does as an error says it, and what takes it back.
+//! A change: a message to the kernel, its description for errors, and the step that undoes it.
 
 use hyperinit::fault::Fault;
 use netlink_packet_route::RouteNetlinkMessage;
 
-/// The kernel's IFNAMSIZ, without its zero.
+/// The longest name of a link: the kernel's IFNAMSIZ without the terminating zero.
 const NAME_MAX: usize = 15;
 
-/// One message, and what it does as an error says it.
+/// One message, with its description for errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// A verb phrase.
+    /// The action as an error names it: a verb phrase.
     pub doing: &'static str,
-    /// To what.
+    /// The object of the action, as an error names it.
     pub to: String,
     /// The message.
     pub message: RouteNetlinkMessage,
 }
 
 impl Step {
-    /// The number of the link that it is about, if it is about one.
+    /// The number of the link that the message concerns, if it concerns one.
     pub fn link(&self) -> Option<u32> {
         match &self.message {
             RouteNetlinkMessage::SetLink(message) => Some(message.header.index),
@@ -27,25 +27,25 @@ impl Step {
     }
 }
 
-/// A step that can be taken back.
+/// A step that can be undone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// What to do.
+    /// The step to do.
     pub step: Step,
-    /// What takes it back.
+    /// The step that undoes it, if any.
     pub undo: Option<Step>,
-    /// What comes to the same, where the kernel says EBUSY.
+    /// The changes with the same result, for a kernel that refuses the step with EBUSY.
     pub busy: Vec<Change>,
 }
 
 impl Change {
-    /// A change and what takes it back.
+    /// A change from a step and the step that undoes it.
     pub fn new(step: Step, undo: Option<Step>) -> Change {
         Change { step, undo, busy: Vec::new() }
     }
 }
 
-/// What the kernel takes as a link's name (dev_valid_name in net/core/dev.c).
+/// Checks a link's name as the kernel does (dev_valid_name in net/core/dev.c).
 pub fn check_name(key: &str, name: &str) -> Result<(), Fault> {
     let bad = name.is_empty()
         || name.len() > NAME_MAX

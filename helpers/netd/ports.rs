@@ -1,5 +1,5 @@
-//! Port mapping: the white lists and the mapped ports as one transaction that leaves exactly their rules.
-//! Pure.
+//! Port mapping: turns the white lists and the mapped ports into one transaction, after which the table has
+//! exactly their rules. Pure functions.
 //!
 //! ```text
 //! table inet hyperstart {
@@ -19,9 +19,9 @@
 //! }
 //! ```
 //!
-//! Every change makes the table anew. The kernel goes from the old one to the new one at once, and
-//! connections that were accepted are its own to remember. So a container's end needs no search for its
-//! rules, and a netd that was started anew needs to know nothing.
+//! Every change replaces the whole table. The kernel switches from the old table to the new one atomically,
+//! and remembers accepted connections by itself. So the end of a container needs no search for its rules, and
+//! a restarted netd needs no state.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,10 +45,11 @@ const NAT_DST: i32 = -100;
 /// IPPROTO_ICMP and IPPROTO_ICMPV6.
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
-/// How many elements one message holds, by far.
+/// The number of elements in one message, well below what a message holds.
 const ELEMENTS_MAX: usize = 1000;
 
-/// Everything that a pod lets in, in place of what it let in before.
+/// The transaction that replaces a pod's rules. Fails on a bad network, protocol or port, or on too many of
+/// them.
 pub fn rules(mapping: &PortMapping) -> Result<Vec<Item>, Fault> {
     let internal = networks("internalNetworks", &mapping.white_lists.internal_networks)?;
     let external = networks("externalNetworks", &mapping.white_lists.external_networks)?;
@@ -86,7 +87,7 @@ pub fn rules(mapping: &PortMapping) -> Result<Vec<Item>, Fault> {
     Ok(all)
 }
 
-/// No table, whether there was one or not.
+/// The transaction that removes the table, whether it exists or not.
 pub fn none() -> Vec<Item> {
     vec![
         item("making sure of", "the table", nft::add_table()),
@@ -116,14 +117,14 @@ type ProtocolPort = (u8, u16);
 /// The mapped ports.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Ports {
-    /// Containers' ports.
+    /// The containers' ports that are open.
     open: BTreeSet<ProtocolPort>,
-    /// From host ports to containers', where they differ.
+    /// The map from host ports to containers' ports, where they differ.
     redirects: BTreeMap<ProtocolPort, u16>,
 }
 
 impl Ports {
-    /// init has looked at them, and this is where they are believed.
+    /// Reads the mapped ports. init has checked them, and netd checks them again before it uses them.
     fn read(mapping: &PortMapping) -> Result<Ports, Fault> {
         if mapping.ports.len() > PORTS_MAX {
             return Err(Fault::new("reading", "ports", format!("more than {PORTS_MAX}")));
@@ -235,7 +236,7 @@ mod tests {
             let fault = rules(&mapping(json!({"lists": lists, "ports": []}))).unwrap_err().to_string();
             assert!(fault.contains(text), "{fault}");
         }
-        // No host can say so many; what init says is looked at again.
+        // A host cannot send this many; netd checks init's message again.
         let mut mapping = mapping(json!({"lists": {}, "ports": []}));
         mapping.white_lists.external_networks = vec!["10.0.0.0/8".to_owned(); NETWORKS_MAX + 1];
         let fault = rules(&mapping).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! Routes, as a host describes them and as the kernel takes them: pure.
+//! Turns a host's description of a route into the kernel's. Pure functions.
 
 use std::net::IpAddr;
 
@@ -12,21 +12,21 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::address::Network;
 use super::plan::{Change, Step, check_name};
 
-/// What a host calls everything.
+/// The host's words for the default route.
 const EVERYTHING: [&str; 3] = ["default", "any", "all"];
 
-/// What a host wants; nothing of it is text any more.
+/// A host's wish for a route, parsed and checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// None: everything.
+    /// The destination; none for the default route.
     to: Option<Network>,
     gateway: Option<IpAddr>,
-    /// The link, if it is named.
+    /// The name of the link, if the host gives one.
     pub device: Option<String>,
 }
 
 impl Wanted {
-    /// Reads a route.
+    /// Parses a host's description of a route. Fails on a bad address or name, and names its key.
     pub fn read(route: &Route) -> Result<Wanted, Fault> {
         let fault = |key: &str, why: String| Fault::new("reading", format!("{key} of a route"), why);
         let to = match route.dest.as_str() {
@@ -53,7 +53,7 @@ impl Wanted {
         Ok(Wanted { to, gateway, device })
     }
 
-    /// The change; `oif` is the link's number, if one is named.
+    /// The change that adds the route. `oif` is the number of the link, if one is named.
     pub fn change(&self, oif: Option<u32>) -> Change {
         let step = |doing, message| Step { doing, to: format!("the route to {self}"), message };
         let message = self.message(oif);
@@ -72,7 +72,7 @@ impl Wanted {
             destination_prefix_length: self.to.map_or(0, |to| to.prefix),
             table: RouteHeader::RT_TABLE_MAIN,
             protocol: RouteProtocol::Boot,
-            // What no gateway forwards is on the link itself.
+            // Without a gateway, the destination is on the link itself.
             scope: if self.gateway.is_some() { RouteScope::Universe } else { RouteScope::Link },
             kind: RouteType::Unicast,
             ..RouteHeader::default()

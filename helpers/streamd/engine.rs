@@ -1,5 +1,5 @@
-//! The loop: one edge-triggered epoll set, and lists of what is ready, so that nothing is watched twice and
-//! every process gets its turn.
+//! streamd's loop: one edge-triggered epoll set, and lists of ready sources, so that nothing is watched twice
+//! and every process gets its turn.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::rc::Rc;
@@ -31,16 +31,16 @@ use super::stream_channel::StreamChannel;
 
 /// The epoll token of init's requests.
 const REQUESTS: u64 = 0;
-/// Of the socket from execd.
+/// The epoll token of the socket from execd.
 const SOCKET: u64 = 1;
-/// Of the stream port, or of the connection.
+/// The epoll token of the stream port, or of the connection.
 pub const PORT: u64 = 2;
-/// Of the listening socket.
+/// The epoll token of the listening socket.
 pub const LISTENER: u64 = 3;
-/// The first of the processes'.
+/// The first epoll token of processes' descriptors.
 pub const FIRST_TOKEN: u64 = 4;
 
-/// Everything that streamd has.
+/// The state of streamd.
 pub struct Engine {
     epoll: Rc<Epoll>,
     buffer: Buffer,
@@ -49,8 +49,9 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Takes the descriptors that the warden left. By hand 4 to 7 may be missing, and are then made; without
-    /// 3 no process comes.
+    /// Takes the descriptors inherited from the warden. In a start by hand, descriptors 4 to 7 may be
+    /// missing, and are then made; without descriptor 3 no process arrives. Fails if the stream port
+    /// (descriptor 8) is missing.
     pub fn open(listen: bool) -> Result<Engine, Fault> {
         let port = inherited(FD_PORT).fault(
             "taking",
@@ -95,10 +96,10 @@ impl Engine {
         Ok(Engine { epoll, buffer, channel, processes })
     }
 
-    /// Runs until there are no more requests, because init is gone, and all have been answered.
+    /// Runs until the channel of requests ends, because init is gone, and all requests have been answered.
     pub fn run(mut self, mut requests: Requests<Request>, replies: Replies<Reply>) -> Result<(), Fault> {
         let unwatched = self.watch(&requests)?;
-        // execd may have handed processes over already.
+        // execd may already have handed processes over.
         self.processes.receive(&mut self.buffer);
         let (mut moved, mut over) = (true, false);
         loop {
@@ -109,8 +110,8 @@ impl Engine {
             }
             self.channel.tick(&mut self.processes, &self.buffer);
             self.processes.tick(&mut self.buffer);
-            // One round, then events again: neither a process nor a host that never pauses keeps init
-            // waiting.
+            // One round of work, then events again: so neither a process nor a host that never pauses keeps
+            // init waiting.
             moved = self.channel.accept(&mut self.buffer)?;
             moved |= self.processes.receive_more(&mut self.buffer);
             moved |= self.channel.read(&mut self.processes, &mut self.buffer)?;
@@ -125,8 +126,8 @@ impl Engine {
         }
     }
 
-    /// Adds the requests to the epoll set; true if they cannot be watched and are always ready: a file, by
-    /// hand.
+    /// Adds the requests to the epoll set; returns true if they cannot be watched and are always ready (a
+    /// file, in a start by hand).
     fn watch(&self, requests: &Requests<Request>) -> Result<bool, Fault> {
         match self.epoll.add(requests.watched(), edges(REQUESTS)) {
             Err(Errno::EPERM) => Ok(true),
@@ -134,7 +135,7 @@ impl Engine {
         }
     }
 
-    /// Waits for events and sorts them; true if there are requests.
+    /// Waits for events and dispatches them; returns true if there are requests.
     fn wait(&mut self, timeout: EpollTimeout) -> Result<bool, Fault> {
         let mut events = [EpollEvent::empty(); 64];
         let count = match self.epoll.wait(&mut events, timeout) {
@@ -167,7 +168,7 @@ impl Engine {
         }
     }
 
-    /// Takes what init asks; true if init will ask nothing more.
+    /// Takes init's requests; returns true if init will send no more.
     fn requests(
         &mut self,
         requests: &mut Requests<Request>,
@@ -189,21 +190,21 @@ impl Engine {
         }
     }
 
-    /// Answers the requests that waited for bytes which have left now.
+    /// Answers the requests whose bytes have been sent and whose pause is over.
     fn tell(&mut self, replies: &Replies<Reply>) -> Result<(), Fault> {
         let due = self.processes.waiting.due(now(), |end| self.buffer.has_left(end));
         due.into_iter().try_for_each(|id| replies.send(id, Ok(Reply::Drained)))
     }
 }
 
-/// Sets O_NONBLOCK.
+/// Sets O_NONBLOCK. Errors are those of fcntl(2).
 pub fn nonblocking(fd: BorrowedFd<'_>) -> Result<(), Fault> {
     let flags = fcntl(fd, FcntlArg::F_GETFL).fault("setting up", "a descriptor")?;
     let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
     fcntl(fd, FcntlArg::F_SETFL(flags)).map(drop).fault("setting up", "a descriptor")
 }
 
-/// A new buffer, for a streamd that is run by hand.
+/// Makes a new buffer, for a streamd that is run by hand.
 pub(super) fn own_buffer(copied: bool) -> Result<Buffer, Fault> {
     let input = memfd_create(c"streamd", MFdFlags::MFD_CLOEXEC).fault("making", "the output buffer")?;
     let again = format!("/proc/self/fd/{}", input.as_raw_fd());

@@ -1,4 +1,4 @@
-//! What the host sends: where it is in its frames, and stdin, queued for each process up to a bound.
+//! Input from the host: its position in its frames, and a bounded queue of stdin for each process.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -7,56 +7,57 @@ use hyperinit::frame::{STREAM_HEADER, STREAM_MAX};
 use nix::errno::Errno;
 use nix::unistd::write;
 
-/// While a process has this much unread, in bytes, nothing more is read from the host: it is slowed down, and
-/// nothing is lost. More than a pipe holds, so that a reader in bursts keeps the host busy.
+/// While a process has this many bytes of unread stdin, nothing more is read from the host, so it slows down
+/// and nothing is lost. This exceeds the size of a pipe, so that a process that reads in bursts keeps the
+/// host busy.
 pub const QUEUE_MAX: usize = 256 << 10;
-/// As QUEUE_MAX, for all processes together.
+/// The limit like QUEUE_MAX for all processes together, in bytes.
 pub const QUEUES_MAX: usize = 4 << 20;
-/// A payload of this size is written at once; smaller ones are gathered, for a host may send 16 bytes a
-/// frame.
+/// A payload of at least this many bytes is written at once. Smaller ones are collected, because a host may
+/// send frames of 16 bytes.
 const DIRECT: usize = 1 << 10;
-/// An empty queue keeps this much.
+/// The capacity that an empty queue keeps, in bytes.
 const KEEP: usize = 4 << 10;
 
-/// What waits for one process's stdin.
+/// The bytes that wait for one process's stdin.
 #[derive(Default)]
 pub struct Queue {
     bytes: VecDeque<u8>,
-    /// The host closed stdin: it ends behind what waits.
+    /// The host closed stdin: it ends after the waiting bytes.
     closing: bool,
-    /// The kernel had no memory for what waits, and will not say when it has.
+    /// The kernel had no memory for the waiting bytes, and no event reports when it has.
     pub starved: bool,
 }
 
-/// Whether a call failed for want of memory, which passes: nothing was written, and the other end is still
-/// there.
+/// Whether a call failed for lack of memory, which may pass: nothing was written, and the other end still
+/// exists.
 pub fn is_want(errno: Errno) -> bool {
     matches!(errno, Errno::ENOMEM | Errno::ENOBUFS | Errno::ENOSPC)
 }
 
-/// The state after a write.
+/// The state of a queue after a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flushed {
-    /// Nothing waits.
+    /// No bytes wait.
     All,
-    /// Something waits.
+    /// Some bytes wait.
     Blocked,
-    /// Nothing waits, and nothing will come: close it.
+    /// No bytes wait and none will come: stdin is to be closed.
     Done,
-    /// The process does not read any more.
+    /// The process no longer reads its stdin.
     Broken,
 }
 
 impl Queue {
-    /// How much waits, in bytes.
+    /// The number of waiting bytes.
     pub fn waiting(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Appends what the host sent; a small portion waits for [`Queue::flush`].
+    /// Appends bytes from the host. A small portion is written by the next [`Queue::flush`].
     pub fn push(&mut self, bytes: &[u8], to: BorrowedFd<'_>) -> Flushed {
         if self.closing {
-            // Bytes behind the end are dropped.
+            // Bytes after the end are dropped.
             return self.flush(to);
         }
         let mut rest = bytes;
@@ -76,13 +77,13 @@ impl Queue {
         if self.bytes.is_empty() { Flushed::All } else { Flushed::Blocked }
     }
 
-    /// The host closed stdin.
+    /// Closes stdin after the waiting bytes, because the host closed it.
     pub fn close(&mut self) -> Flushed {
         self.closing = true;
         if self.bytes.is_empty() { Flushed::Done } else { Flushed::Blocked }
     }
 
-    /// Writes what can be written.
+    /// Writes waiting bytes until the process's stdin is full.
     pub fn flush(&mut self, to: BorrowedFd<'_>) -> Flushed {
         self.starved = false;
         while !self.bytes.is_empty() {
@@ -102,19 +103,19 @@ impl Queue {
     }
 }
 
-/// Where the host is in its frames: as much as a successor needs to go on at the next one.
+/// The host's position in its frames, in enough detail for a successor to continue at the next frame.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Place {
     /// The first bytes of a header.
     header: [u8; STREAM_HEADER],
-    /// How many of them there are.
+    /// How many bytes of the header have arrived.
     have: usize,
-    /// What is left of the frame's payload, in bytes; the header is whole then.
+    /// The bytes left of the frame's payload. If there are any, the header is complete.
     rest: usize,
 }
 
 impl Place {
-    /// Advances over bytes that were read; false if they have a length that no frame can have.
+    /// Advances over bytes that were read; returns false if they contain a length that no frame can have.
     pub fn pass(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let skip = self.rest.min(bytes.len());
@@ -137,14 +138,14 @@ impl Place {
         true
     }
 
-    /// As three numbers.
+    /// The position as three numbers, for the page.
     pub fn note(&self) -> [u64; 3] {
         let number = |bytes: &[u8]| bytes.iter().fold(0, |number: u64, &byte| number << 8 | u64::from(byte));
         let (stream, length) = self.header.split_at(8);
         [number(stream), number(length) << 8 | self.have as u64, self.rest as u64]
     }
 
-    /// The place that a predecessor noted; none if the numbers are no place.
+    /// The position that a predecessor recorded; none if the numbers do not describe one.
     pub fn of_note([stream, length, rest]: [u64; 3]) -> Option<Place> {
         let mut header = [0; STREAM_HEADER];
         header[..8].copy_from_slice(&stream.to_be_bytes());
@@ -154,17 +155,17 @@ impl Place {
         Some(Place { header, have, rest })
     }
 
-    /// Whether it is in a header, or in a payload for an unknown stream.
+    /// Whether the position is in a header, or in a payload for an unknown stream.
     pub fn is_inside_nobodys(&self, known: impl Fn(u64) -> bool) -> bool {
         self.have > 0 || self.rest > 0 && !known(numbers(&self.header).0)
     }
 
-    /// The part of a header that has come.
+    /// The part of the header that has arrived.
     pub fn half_header(&self) -> &[u8] {
         self.header.get(..self.have).unwrap_or_default()
     }
 
-    /// What is left of the frame.
+    /// The bytes left of the frame's payload.
     pub fn rest(&self) -> usize {
         self.rest
     }

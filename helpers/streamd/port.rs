@@ -1,5 +1,5 @@
-//! The stream port: a device that stays while hosts come and go, a line that reports nothing, or a listening
-//! socket.
+//! The stream port: a device that stays open while hosts come and go, a line that does not report its hosts,
+//! or a listening socket.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -11,13 +11,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::store::ConnectionStore;
 
-/// What came of accepting.
+/// The result of an attempt to accept a connection.
 pub enum Accepted<'a> {
     /// No connection waits.
     Nobody,
     /// Another VM or process had connected, and its connection has been closed. Another connection may wait.
     Stranger,
-    /// There was no memory or descriptor for the connection, and no event will tell when there is.
+    /// There was no memory or descriptor for the connection, and no event reports when there is.
     Short,
     /// The host's connection.
     Host(BorrowedFd<'a>),
@@ -34,7 +34,7 @@ pub enum Port {
 }
 
 impl Port {
-    /// What is read and written, if there is a host.
+    /// The descriptor to read and write, if there is a host.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Port::Device(fd) | Port::Line(fd) => Some(fd.as_fd()),
@@ -42,7 +42,7 @@ impl Port {
         }
     }
 
-    /// The listening socket, which is watched besides.
+    /// The listening socket, if there is one. It is watched in addition to the connection.
     pub fn listener(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Port::Device(_) | Port::Line(_) => None,
@@ -50,7 +50,7 @@ impl Port {
         }
     }
 
-    /// How it reports its hosts.
+    /// How the port reports its hosts.
     pub fn kind(&self) -> Kind {
         match self {
             Port::Device(_) => Kind::Device,
@@ -67,7 +67,7 @@ impl Port {
         })
     }
 
-    /// Takes the next connection, if there is none and one waits.
+    /// Accepts the next connection, if none is open and one waits.
     pub fn accept(&mut self) -> Accepted<'_> {
         let Port::Listener { listener, connection, store } = self else { return Accepted::Nobody };
         if connection.is_some() {
@@ -83,7 +83,7 @@ impl Port {
             }
         };
         if let Some(Err(errno)) = store.as_ref().map(|store| store.keep(accepted.as_fd())) {
-            // The connection works, but ends with this process.
+            // The connection works, but a successor will not find it.
             log::warn!("{}", Fault::errno("keeping", "the connection", errno));
         }
         let connection: &OwnedFd = connection.insert(accepted);

@@ -1,4 +1,4 @@
-//! One process: its descriptors, what waits for its stdin, and how far its end has come.
+//! One process: its descriptors, the bytes that wait for its stdin, and the progress of its end.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -9,67 +9,70 @@ use nix::fcntl::{FcntlArg, fcntl};
 
 use super::input::{Flushed, Queue};
 
-/// How long an exited process's survivors may still write, from when all that it wrote itself has been taken.
+/// How long an exited process's survivors may still write, counted from when all that the process itself
+/// wrote has been taken.
 pub const SURVIVOR_GRACE: Duration = Duration::from_millis(100);
-/// The most that an exited process can have left in a pipe whose size is not known, in bytes:
-/// fs.pipe-max-size.
+/// The most bytes that an exited process can have left in a pipe of unknown size: fs.pipe-max-size.
 const PIPE_MAX: usize = 1 << 20;
-/// As much as a pty holds between its two ends, and more.
+/// More bytes than a pty holds between its two ends.
 const TTY_MAX: usize = 64 << 10;
 
 /// One source of output.
 pub struct Source {
     /// The pipe's read end, or the tty's master; none once it has ended.
     pub fd: Option<OwnedFd>,
-    /// The number of its frames.
+    /// The stream number of its frames.
     pub stream: StreamId,
     /// Whether it is a tty.
     pub tty: bool,
-    /// How much of what can be taken now may have been written before the process exited, in bytes.
+    /// How many of the bytes that can be taken now the process itself may have written before it exited.
     pub owed: usize,
-    /// The host wants nothing of it for now.
+    /// Whether the host has asked to hold this stream.
     pub held: bool,
 }
 
-/// How far a process's end has come.
+/// The progress of a process's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// It runs.
+    /// The process runs.
     Running,
-    /// It has exited: its output is read until empty, then survivors have until the deadline.
+    /// The process has exited: its output is taken until its sources are empty, and then survivors may write
+    /// until the deadline.
     Finishing {
-        /// The request that is answered when the end has left.
+        /// The request that is answered when the end has been sent.
         id: u64,
-        /// Once everything owed has been taken.
+        /// When the grace period of survivors ends; set once everything owed has been taken.
         deadline: Option<Duration>,
         /// Whether the answer has to wait for the host's readers.
         pause: bool,
     },
-    /// Its end is on the way to the host: what survivors write is thrown away.
+    /// Its end is in the buffer: output of survivors is discarded.
     Finished,
 }
 
 /// One process.
 pub struct Process {
-    /// stdout or tty, then stderr.
+    /// The sources of output: stdout or the tty, then stderr.
     pub sources: Vec<Source>,
-    /// How much of its output this streamd has taken, in bytes.
+    /// How many bytes of its output this streamd has taken.
     pub taken: usize,
-    /// How far its end has come.
+    /// The progress of its end.
     pub end: End,
     /// Its tokens in the epoll set.
     pub tokens: Vec<u64>,
-    /// stdin, until it is closed. A tty's is its only source.
+    /// The write end of stdin, until it is closed. A process with a tty has none: its stdin goes to the tty's
+    /// master.
     stdin: Option<OwnedFd>,
     queue: Queue,
-    /// How much has come for its stdin, and for how much of that the host was told that it waits no more, in
-    /// bytes.
+    /// The bytes that have arrived for its stdin; and how many of these were reported to the host as no
+    /// longer waiting.
     received: u64,
     told: u64,
 }
 
 impl Process {
-    /// The process of a packet and its descriptors, in the packet's order; none if they do not fit it.
+    /// The process of a packet and its descriptors, in the packet's order; none if the number of descriptors
+    /// does not match the packet.
     pub fn new(packet: &Packet, fds: Vec<OwnedFd>) -> Option<Process> {
         if fds.len() != packet.fds() {
             return None;
@@ -84,7 +87,7 @@ impl Process {
         Some(Process { sources, stdin, ..Process::unknown() })
     }
 
-    /// A process of which nothing is left but that it is to end.
+    /// A process without descriptors, of which only the end remains to be written.
     pub fn unknown() -> Process {
         Process {
             sources: Vec::new(),
@@ -98,22 +101,23 @@ impl Process {
         }
     }
 
-    /// The separate descriptor of its stdin.
+    /// The descriptor of its stdin, if it is not the tty.
     pub fn stdin(&self) -> Option<BorrowedFd<'_>> {
         self.stdin.as_ref().map(AsFd::as_fd)
     }
 
-    /// Whether nothing more can come.
+    /// Whether all sources have ended, so that no more output can come.
     pub fn is_silent(&self) -> bool {
         self.sources.iter().all(|source| source.fd.is_none())
     }
 
-    /// Whether something of its own may still come.
+    /// Whether the sources may still hold output of the process itself.
     pub fn owes(&self) -> bool {
         self.sources.iter().any(|source| source.fd.is_some() && source.owed > 0)
     }
 
-    /// The process has exited. Its pipes hold at most what it wrote itself and has not been taken.
+    /// Begins the end of an exited process. The size of each pipe bounds the output of the process that has
+    /// not been taken.
     pub fn finish(&mut self, id: u64, pause: bool) {
         self.end = End::Finishing { id, deadline: None, pause };
         self.drop_input();
@@ -132,29 +136,29 @@ impl Process {
         self.sources.iter().find(|source| source.tty).and_then(|source| source.fd.as_ref())
     }
 
-    /// What waits for its stdin, in bytes.
+    /// The number of bytes that wait for its stdin.
     pub fn waiting(&self) -> usize {
         self.queue.waiting()
     }
 
-    /// How many bytes for its stdin wait no more, without the host having been told.
+    /// How many bytes for its stdin no longer wait, without this having been reported to the host.
     pub fn untold(&self) -> u32 {
         let gone = self.received.saturating_sub(self.queue.waiting() as u64);
         u32::try_from(gone.saturating_sub(self.told)).unwrap_or(u32::MAX)
     }
 
-    /// The host was told of this many bytes.
+    /// Records that this many bytes were reported to the host.
     pub fn tell(&mut self, bytes: u32) {
         self.told += u64::from(bytes);
     }
 
-    /// Whether writing has to be tried again after a pause, for want of memory.
+    /// Whether a write failed for lack of memory, and has to be tried again after a pause.
     pub fn is_starved(&self) -> bool {
         self.queue.starved
     }
 
-    /// Appends a frame's payload to its stdin. An empty one closes that, but not a tty. It may still have to
-    /// be flushed.
+    /// Appends a frame's payload to its stdin. An empty payload closes stdin, but not a tty. Bytes may remain
+    /// to be flushed.
     pub fn push(&mut self, payload: &[u8]) {
         if self.end != End::Running {
             return;
@@ -171,7 +175,7 @@ impl Process {
         self.settle(flushed);
     }
 
-    /// Writes what waits for its stdin, as far as it goes.
+    /// Writes the bytes that wait for its stdin, until it is full.
     pub fn flush(&mut self) {
         let mut queue = std::mem::take(&mut self.queue);
         let flushed = match self.stdin.as_ref().or(self.tty()) {
@@ -189,7 +193,7 @@ impl Process {
         }
     }
 
-    /// Throws away what waits for its stdin, and closes stdin.
+    /// Discards the bytes that wait for its stdin, and closes stdin.
     pub fn drop_input(&mut self) {
         self.stdin = None;
         self.queue = Queue::default();

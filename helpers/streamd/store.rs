@@ -1,12 +1,12 @@
-//! The accepted connection is kept where a successor finds it: in the queue of a socket pair that every
-//! streamd inherits. A look at the queue (MSG_PEEK) returns a duplicate of the descriptor in it.
+//! Keeps the accepted connection for a successor, in the queue of a socket pair that every streamd inherits.
+//! Peeking at the queue (MSG_PEEK) returns a duplicate of the descriptor in it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hyperinit::sys::fd::{peek_fds, receive_fds, send_fds};
 use nix::errno::Errno;
 
-/// The socket pair.
+/// The socket pair that holds the connection.
 pub struct ConnectionStore {
     put: OwnedFd,
     take: OwnedFd,
@@ -18,7 +18,7 @@ impl ConnectionStore {
         ConnectionStore { put, take }
     }
 
-    /// The connection that a predecessor kept.
+    /// The connection that a predecessor kept, if any.
     pub fn find(&self) -> Option<OwnedFd> {
         peek_fds(self.take.as_fd(), &mut [0; 1]).ok().and_then(|(_, fds)| fds.into_iter().next())
     }
@@ -29,7 +29,7 @@ impl ConnectionStore {
         send_fds(self.put.as_fd(), &[1], &[connection])
     }
 
-    /// Forgets the connection: the duplicate in the queue would keep it open.
+    /// Drops the kept connection: the duplicate in the queue would keep it open.
     pub fn clear(&self) {
         while receive_fds(self.take.as_fd(), &mut [0; 1]).is_ok_and(|(count, _)| count > 0) {}
     }

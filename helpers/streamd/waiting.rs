@@ -1,21 +1,22 @@
-//! The requests whose answer waits: until what belongs to them has left by the port, and for runV a little
-//! longer.
+//! The requests whose answer waits until the output that belongs to them has been sent by the port, and for
+//! runV a little longer.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// How long runV's client gets for each process that has written anything: its readers may be about to come.
+/// The minimum pause for runV's client after a process that has written anything: its readers may be about to
+/// start reading.
 const PAUSE: Duration = Duration::from_millis(10);
-/// How many bytes its readers take in a millisecond at least.
+/// The least number of bytes that the readers of runV's client take in a millisecond.
 const BYTES_A_MILLISECOND: usize = 10_000;
-/// The most that it may still have of a process: what it keeps for its readers (1 MB of runV's
-/// lib/utils/bytespipe.go), and what waits in its socket.
+/// The most bytes of a process that runV's client may still hold: those that it keeps for its readers (1 MB,
+/// runV's lib/utils/bytespipe.go), and those waiting in its socket.
 const UNREAD_MAX: usize = 1_200_000;
 
-/// How long an answer waits after the last byte of a process that has written so many.
+/// How long an answer waits after the last byte of a process that has written `written` bytes.
 ///
-/// runV's client keeps a process's output for readers in other processes, which take 32 kB at a time. With
-/// the event of the process's end it throws away what they have not taken.
+/// runV's client keeps a process's output for readers in other processes, which take 32 kB at a time. On the
+/// event of the process's end it discards the output that they have not taken.
 pub fn pause(written: usize) -> Duration {
     match written.min(UNREAD_MAX) {
         0 => Duration::ZERO,
@@ -32,16 +33,16 @@ pub struct Waiting {
 #[derive(Debug)]
 struct Request {
     id: u64,
-    /// The place that the port has to pass first.
+    /// The place in the buffer up to which output must be sent first.
     end: u64,
-    /// How long the answer waits then.
+    /// How long the answer waits after that.
     pause: Duration,
-    /// When it is due: the port has passed the place.
+    /// When the answer is due; set once the output has been sent.
     due: Option<Duration>,
 }
 
 impl Waiting {
-    /// The request `id` is to be answered `pause` after the port has passed the place `end`.
+    /// Adds a request: `id` is to be answered `pause` after everything before the place `end` has been sent.
     pub fn add(&mut self, id: u64, end: u64, pause: Duration) {
         self.requests.push_back(Request { id, end, pause, due: None });
     }
@@ -62,17 +63,17 @@ impl Waiting {
         due
     }
 
-    /// When the next answer is due by time alone.
+    /// When the next answer that waits only for its pause is due.
     pub fn deadline(&self) -> Option<Duration> {
         self.requests.iter().filter_map(|request| request.due).min()
     }
 
-    /// Whether there are none.
+    /// Whether no request waits.
     pub fn is_empty(&self) -> bool {
         self.requests.is_empty()
     }
 
-    /// Their numbers, in order.
+    /// The numbers of the waiting requests, in order.
     #[cfg(test)]
     pub fn owed(&self) -> Vec<u64> {
         self.requests.iter().map(|request| request.id).collect()

@@ -118,7 +118,7 @@ pub struct Buffer {
 
 impl Buffer {
     /// Opens the buffer of these inherited descriptors: a new one, or the one that a predecessor left.
-    /// `copied` is true if the port is a device, which copies what it takes.
+    /// `copied` is true if the port copies what it takes, as every port but a socket does.
     pub fn open(
         input: OwnedFd,
         output: OwnedFd,

@@ -43,8 +43,9 @@ impl Outgoing {
 
     /// Queues a frame. Returns where it ends in all that was ever sent, in bytes.
     ///
-    /// A WINSIZE leaves in the chunk in which the frame in front of it ends, if that frame still waits. The guest starts a
-    /// process when it has the whole frame: a size that came a round trip later could miss the start.
+    /// A WINSIZE leaves in the chunk in which the frame in front of it ends, if that frame still waits. The
+    /// guest starts a process when it has the whole frame: a size that came a round trip later could miss the
+    /// start.
     pub(super) fn push(&mut self, frame: Vec<u8>) -> u64 {
         self.queued += frame.len() as u64;
         let is_size = frame.starts_with(&Message::WinSize.id().to_be_bytes());

@@ -253,8 +253,8 @@ impl Client {
         }
     }
 
-    /// Sends the start of a process (EXECCMD, NEWCONTAINER) and the size of its terminal (WINSIZE), so that the guest has
-    /// the size before the process executes.
+    /// Sends the start of a process (EXECCMD, NEWCONTAINER) and the size of its terminal (WINSIZE), so that
+    /// the guest has the size before the process executes.
     pub fn send_with_size(&self, start: &Command, size: WinSize) -> [Pending; 2] {
         match encode(start).and_then(|start| Ok((start, encode(&Command::WinSize(size))?))) {
             Ok(((message, payload), (size, sizes))) => {

@@ -190,7 +190,11 @@ impl World {
         let (id, _, ask) = self.asked.remove(at);
         let result = match (&ask, how) {
             (_, 7) => Err(Fault::new("doing", "it", "no")),
-            (Request::Execd(execd::Request::StartPod { .. }) | Request::Execd(execd::Request::StartProcess { .. }), _) => {
+            (
+                Request::Execd(execd::Request::StartPod { .. })
+                | Request::Execd(execd::Request::StartProcess { .. }),
+                _,
+            ) => {
                 self.next_pid += 1;
                 let pid = Pid(self.next_pid);
                 if how == 6 {
@@ -200,11 +204,17 @@ impl World {
                 }
                 Ok(Reply::Execd(execd::Reply::Started { pid }))
             }
-            (Request::Mountd(mountd::Request::ReadFile { .. }) | Request::Mountd(mountd::Request::ReadOn { .. }), _) => {
+            (
+                Request::Mountd(mountd::Request::ReadFile { .. })
+                | Request::Mountd(mountd::Request::ReadOn { .. }),
+                _,
+            ) => {
                 let part = mountd::Reply::Part { bytes: Bytes(b"part".to_vec()), last: how < 3 };
                 Ok(Reply::Mountd(part))
             }
-            (Request::Mountd(mountd::Request::PrepareContainer { .. }), 5) => Ok(Reply::Mountd(mountd::Reply::Populating)),
+            (Request::Mountd(mountd::Request::PrepareContainer { .. }), 5) => {
+                Ok(Reply::Mountd(mountd::Reply::Populating))
+            }
             (Request::Mountd(mountd::Request::PrepareContainer { .. }), 6) => {
                 let fault = Fault::new("waiting for", "it", "it is not there");
                 Ok(Reply::Mountd(mountd::Reply::NotYet { fault }))
@@ -240,7 +250,12 @@ impl World {
         if let Ok(Reply::Execd(execd::Reply::Started { pid })) = &result
             && (self.alive.contains(pid) || pid.0 <= FIRST)
             && self.asked.iter().any(|(asked, _, ask)| {
-                *asked == id && matches!(ask, Request::Execd(execd::Request::StartPod { .. }) | Request::Execd(execd::Request::StartProcess { .. }))
+                *asked == id
+                    && matches!(
+                        ask,
+                        Request::Execd(execd::Request::StartPod { .. })
+                            | Request::Execd(execd::Request::StartProcess { .. })
+                    )
             })
         {
             // The event loop passes on no pid that is not a child of init (event_loop.rs).

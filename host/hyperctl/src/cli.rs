@@ -1,4 +1,4 @@
-//! The command line: what each subcommand takes. docs/hyperctl.md says the same.
+//! The command line: the options of each subcommand, which docs/hyperctl.md describes too.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -19,9 +19,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// The exit status when hyperctl itself fails.
 const FAILED: u8 = 1;
-/// The same of `run` and `exec`, whose other statuses are the program's; docker's has the same number.
+/// The exit status when `run` or `exec` itself fails: their other statuses are the program's. The number is
+/// docker's.
 const RUN_FAILED: u8 = 125;
-/// The exit status when the command line makes no sense.
+/// The exit status when the command line is wrong.
 const USAGE: u8 = 2;
 
 #[derive(Debug, Parser)]
@@ -34,21 +35,21 @@ struct Cli {
 /// A subcommand and its options.
 #[derive(Debug, PartialEq, Subcommand)]
 pub enum Command {
-    /// Runs a program in a container of a guest of its own; exits with its status, or with 125
+    /// Runs a program in a container of a new guest; exits with its status, or with 125
     Run(Box<Run>),
     /// Starts a guest and stays until it ends
     Up(Up),
-    /// Sends one command to a guest that is up and prints its reply
+    /// Sends one command to a running guest and prints the reply
     Call(Call),
-    /// Runs a program in a container of a guest that is up; exits with its status, or with 125
+    /// Runs a program in a container of a running guest; exits with its status, or with 125
     Exec(Exec),
-    /// Prints a guest's log, also of one that has ended
+    /// Prints a guest's log, also that of a guest that has ended
     Logs(Logs),
     /// Makes the guest's initramfs: init, its helpers and the kernel modules that they need
     Initrd(Initrd),
     /// Prints which kernel a VM would have and what that kernel lacks
     Kernel(Kernel),
-    /// Measures a guest beside what the machine itself costs, and prints the numbers as JSON
+    /// Measures a guest against the machine's own costs and prints the numbers as JSON
     Bench(Bench),
     /// Executes a program that dies with its parent (internal)
     #[command(hide = true)]
@@ -85,10 +86,11 @@ pub struct Run {
     pub rootfs: Option<PathBuf>,
     #[command(flatten)]
     pub process: ProcessOptions,
-    /// One more group of the user, by its name or number in the container; may be repeated
+    /// An additional group of the user, by its name or number in the container; may be repeated
     #[arg(long, value_name = "GROUP")]
     pub group_add: Vec<String>,
-    /// A limit of the program's, by its name without RLIMIT_: nofile=1024:4096; -1 is none. May be repeated
+    /// A limit of the program, by its name without RLIMIT_: nofile=1024:4096; -1 is unlimited. May be
+    /// repeated
     #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = process::ulimit)]
     pub ulimit: Vec<Rlimit>,
     /// The pod's name
@@ -97,27 +99,27 @@ pub struct Run {
     /// Set a sysctl of the pod; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = process::sysctl)]
     pub sysctl: Vec<(String, String)>,
-    /// Changes nothing: the pod's init, which is not the program, always reaps what the program leaves
+    /// Changes nothing: the pod's init, which is not the program, always reaps orphaned processes
     #[arg(long)]
     pub init: bool,
     /// Mount the root filesystem read-only
     #[arg(long)]
     pub read_only: bool,
-    /// Put a directory or a file of this machine at a path of the container, or the directory _data of a disk
-    /// image (a file with ext2-4 or xfs in it, or a block device; VM only). Options: ro, rw, and of another
-    /// image fstype=NAME
+    /// Mount a directory or a file of this machine at a path of the container, or the directory _data of a
+    /// disk image (a file with ext2-4 or xfs in it, or a block device; VM only). Options: ro, rw, and
+    /// fstype=NAME for an image of another filesystem
     #[arg(short, long, value_name = "SOURCE:PATH[:OPTION,…]", value_parser = OsStringValueParser::new().try_map(volumes::volume))]
     pub volume: Vec<Volume>,
-    /// Put an empty directory at a path of the container that is in the guest's memory and goes with the
-    /// container
+    /// Mount an empty directory at a path of the container; it is in the guest's memory and is removed with
+    /// the container
     #[arg(long, value_name = "PATH", value_parser = volumes::tmpfs)]
     pub tmpfs: Vec<String>,
-    /// A nameserver of the container; by default that of the network `user`, if the VM is on it
+    /// A nameserver of the container; the default is that of the network `user`, if the VM is on it
     #[arg(long, value_name = "ADDRESS")]
     pub dns: Vec<IpAddr>,
     #[command(flatten)]
     pub options: GuestOptions,
-    /// The program and its arguments; from the first word on that is no option, all are its own
+    /// The program and its arguments; the first word that is not an option begins them
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub command: Vec<String>,
 }
@@ -125,7 +127,7 @@ pub struct Run {
 /// `hyperctl call`.
 #[derive(Debug, PartialEq, Args)]
 pub struct Call {
-    /// The guest's directory, as `up` was told
+    /// The guest's directory, as given to `up`
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
     /// The command's name in the protocol: PING, STARTPOD, …
@@ -139,15 +141,15 @@ pub struct Call {
 /// `hyperctl exec`.
 #[derive(Debug, PartialEq, Args)]
 pub struct Exec {
-    /// The guest's directory, as `up` was told
+    /// The guest's directory, as given to `up`
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
     #[command(flatten)]
     pub process: ProcessOptions,
-    /// The container's id, as NEWCONTAINER was told
+    /// The container's id, as given to NEWCONTAINER
     #[arg(value_name = "CONTAINER")]
     pub container: String,
-    /// The program and its arguments; from the first word on that is no option, all are its own
+    /// The program and its arguments; the first word that is not an option begins them
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub command: Vec<String>,
 }
@@ -155,10 +157,10 @@ pub struct Exec {
 /// `hyperctl logs`.
 #[derive(Debug, PartialEq, Args)]
 pub struct Logs {
-    /// The guest's directory, as `up` was told
+    /// The guest's directory, as given to `up`
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
-    /// Print on until the guest ends
+    /// Keep printing until the guest ends
     #[arg(short, long)]
     pub follow: bool,
 }
@@ -168,29 +170,30 @@ pub struct Logs {
 pub struct Up {
     #[command(flatten)]
     pub kind: Kind,
-    /// Where `call` and `exec` find the guest, and its log is: console.log; made if need be
+    /// The guest's directory: `call` and `exec` find the guest there, and console.log is its log; made if
+    /// missing
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
     /// The directory that the guest can mount as its share, by the tag share_dir
     #[arg(long, value_name = "DIR")]
     pub share: PathBuf,
-    /// Who has the guest's two channels
+    /// Which program uses the guest's two channels
     #[arg(long, value_enum, default_value_t = Channels::Served)]
     pub channels: Channels,
     #[command(flatten)]
     pub options: GuestOptions,
 }
 
-/// Who has the channels of a guest that is up.
+/// Which program uses the channels of a guest that is up.
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
 pub enum Channels {
     /// hyperctl, which serves many `call` and `exec` at once
     Served,
-    /// One host at a time, of whatever make: they are DIR/ctl.sock and DIR/stream.sock
+    /// Any client, one at a time; the channels are DIR/ctl.sock and DIR/stream.sock
     Raw,
 }
 
-/// In what a guest runs.
+/// Where a guest runs.
 #[derive(Debug, PartialEq, Args)]
 #[group(required = true, multiple = false)]
 pub struct Kind {
@@ -202,15 +205,15 @@ pub struct Kind {
     pub local: bool,
 }
 
-/// What `up` and `run` have in common.
+/// The options that `up`, `run` and `bench` share.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct GuestOptions {
     /// The VM's kernel: a bzImage or a vmlinux [default: $HYPERINIT_KERNEL, else .cache/guest-kernel/vmlinuz
-    /// if it is there and no --initrd, else .cache/kernel/vmlinuz]
+    /// if it exists and --initrd is not given, else .cache/kernel/vmlinuz]
     #[arg(long, value_name = "FILE", conflicts_with = "local")]
     pub kernel: Option<PathBuf>,
-    /// The VM's initramfs, made by `hyperctl initrd` [default: .cache/initrd.img, of the guest kernel
-    /// .cache/guest-kernel/initrd.img]
+    /// The VM's initramfs, made by `hyperctl initrd` [default: .cache/initrd.img, or
+    /// .cache/guest-kernel/initrd.img for the guest kernel]
     #[arg(long, value_name = "FILE", conflicts_with = "local")]
     pub initrd: Option<PathBuf>,
     /// The VM's memory
@@ -219,29 +222,30 @@ pub struct GuestOptions {
     /// The VM's processors
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "local", value_parser = clap::value_parser!(u32).range(1..=255))]
     pub cpus: u32,
-    /// A raw image that the VM has as a disk: /dev/vda, the next /dev/vdb, …
+    /// A raw image as a disk of the VM: the first is /dev/vda, the next /dev/vdb, …
     #[arg(long, value_name = "FILE", conflicts_with = "local")]
     pub disk: Vec<PathBuf>,
-    /// More disks, for the volumes of `run`.
+    /// Further disks, for the volumes of `run`.
     #[arg(skip)]
     pub drives: Vec<Drive>,
-    /// What the share is put together of, for the volumes of `run`.
+    /// The bind mounts that make up the share, for the volumes of `run`.
     #[arg(skip)]
     pub binds: Vec<Bind>,
-    /// How the VM has its share [default: virtiofs where it works, else 9p and a line that says why]
+    /// How the VM gets its share [default: virtiofs where it works, else 9p with a message that says why]
     #[arg(long, value_enum, value_name = "NAME", conflicts_with = "local")]
     pub share_by: Option<ShareBy>,
-    /// A NIC that the VM has, the first is eth0: `user` (QEMU's own network, which needs no root), or another
-    /// -netdev of QEMU's, such as tap,ifname=tap0,script=no
+    /// A NIC of the VM; the first is eth0. `user` is QEMU's own network, which needs no root; others are
+    /// QEMU's -netdev options, such as tap,ifname=tap0,script=no
     #[arg(long, value_name = "NETDEV", conflicts_with = "local", value_parser = network::netdev)]
     pub net: Vec<String>,
-    /// Forward a port of this machine's loopback to one of the VM's; a VM without --net has then `user`
+    /// Forward a port of this machine's loopback address to a port of the VM; without --net the VM gets
+    /// `user`
     #[arg(short, long, value_name = "HOST:GUEST[/udp]", conflicts_with = "local", value_parser = network::forward)]
     pub publish: Vec<Forward>,
     /// What runs the VM's code: QEMU itself, or /dev/kvm
     #[arg(long, value_enum, default_value_t = Accel::Tcg, conflicts_with = "local")]
     pub accel: Accel,
-    /// What the two channels to the VM are
+    /// The device of the two channels to the VM
     #[arg(long, value_enum, default_value_t = Transport::Virtio, conflicts_with = "local")]
     pub transport: Transport,
     /// More words for QEMU's command line
@@ -256,14 +260,14 @@ pub struct GuestOptions {
     /// The containers' profile: default, privileged or restricted (policy/README.md)
     #[arg(long, value_name = "NAME", value_parser = Profile::named)]
     pub profile: Option<Profile>,
-    /// Words for the kernel's command line; a local guest heeds its own (hyper_log=, hyper_profile=,
-    /// hyper_debug)
+    /// Words for the kernel's command line; a local guest reads only hyper_log=, hyper_profile= and
+    /// hyper_debug
     #[arg(long, value_name = "WORDS", default_value = "")]
     pub append: String,
 }
 
 impl GuestOptions {
-    /// The words that the guest is to heed.
+    /// The words on the kernel's command line that the user's options ask for.
     pub fn words(&self) -> String {
         let profile = self.profile.map(|profile| format!("hyper_profile={}", profile.name()));
         [Some(self.append.clone()).filter(|append| !append.is_empty()), profile]
@@ -283,21 +287,21 @@ pub enum Accel {
     Kvm,
 }
 
-/// What the channels to a VM are.
+/// The device of the channels to a VM.
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
 pub enum Transport {
     /// The ports of virtio-serial
     Virtio,
-    /// Serial lines: slow, and there on every machine
+    /// Serial ports: slow, but present on every machine
     Serial,
     /// vsock, by the program vhost-device-vsock (`make vsock`)
     Vsock,
 }
 
-/// How a VM has its share.
+/// How a VM gets its share.
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
 pub enum ShareBy {
-    /// QEMU's own, which needs nothing and can less
+    /// QEMU's own, which needs no other program and has fewer features
     #[value(name = "9p")]
     NineP,
     /// By the program virtiofsd
@@ -313,7 +317,7 @@ pub struct Bench {
     /// In namespaces of this machine; needs root
     #[arg(long)]
     pub local: bool,
-    /// How many processes are started for each row; containers are a tenth of that
+    /// How many processes each row starts; a tenth as many containers
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rounds: u32,
     /// The containers' root filesystem, with /bin/busybox [default: .cache/rootfs]
@@ -326,15 +330,15 @@ pub struct Bench {
 /// `hyperctl initrd`.
 #[derive(Debug, PartialEq, Args)]
 pub struct Initrd {
-    /// The modules of the kernel that will boot it, as in /lib/modules/RELEASE, with modules.dep; none if it
-    /// has all that a guest needs built in
+    /// The modules of the kernel that will boot the image, as in /lib/modules/RELEASE, with modules.dep; none
+    /// if the kernel has all that a guest needs built in
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,
-    /// Modules to leave out, for a guest that starts faster and never needs them: xfs and nfsv4 take the
+    /// Modules to leave out, for a guest that never needs them and then starts faster: xfs and nfsv4 take the
     /// longest
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = modules::wanted, requires = "modules")]
     pub without: Vec<String>,
-    /// A static program for the debugging door (hyper_debug), which finds it in /bin; may be repeated
+    /// A static program for the debugging door (hyper_debug), in the image's /bin; may be repeated
     #[arg(long, value_name = "FILE")]
     pub tool: Vec<PathBuf>,
     /// The image to write
@@ -345,17 +349,16 @@ pub struct Initrd {
 /// `hyperctl kernel`.
 #[derive(Debug, PartialEq, Args)]
 pub struct Kernel {
-    /// Of this kernel, as `run` takes it
+    /// The kernel, as for `run`
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
-    /// With this initramfs, as `run` takes it
+    /// The initramfs, as for `run`
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
     /// Print the options of the guest kernel instead, for KCONFIG_ALLCONFIG
     #[arg(long, conflicts_with_all = ["kernel", "initrd", "check"])]
     pub options: bool,
-    /// Print which options of a configuration are not as policy/kernel asks instead, and fail if there are
-    /// any
+    /// Print which options of a configuration differ from policy/kernel instead, and fail if any does
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd"])]
     pub check: Option<PathBuf>,
 }
@@ -363,13 +366,13 @@ pub struct Kernel {
 /// `hyperctl tied`.
 #[derive(Debug, PartialEq, Args)]
 pub struct Tied {
-    /// Enter new mount, UTS, IPC, network and cgroup namespaces; the PID namespace is the parent's doing
+    /// Enter new mount, UTS, IPC, network and cgroup namespaces; the parent makes the PID namespace
     #[arg(long)]
     pub namespaces: bool,
-    /// The cgroup v2 directory to move to before
+    /// The cgroup v2 directory to enter before the program is executed
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
-    /// Bind a directory on another before, in a mount namespace of its own; may be repeated
+    /// Bind a directory on another before the program is executed, in a new mount namespace; may be repeated
     #[arg(long, num_args = 2, value_names = ["FROM", "TO"])]
     pub bind: Vec<PathBuf>,
     /// The program and its arguments
@@ -377,11 +380,12 @@ pub struct Tied {
     pub program: Vec<OsString>,
 }
 
-/// The subcommand, or the exit status once help or what is wrong has been printed.
+/// Parses the command line. For help and for a wrong command line it prints the text and returns the exit
+/// status.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, ExitCode> {
     let args: Vec<OsString> = args.into_iter().collect();
     Cli::try_parse_from(&args).map(|cli| cli.command).map_err(|error| {
-        // Nobody may be reading.
+        // The reader may be gone; a failed write changes nothing.
         let _ = match error.use_stderr() {
             true => standard::stderr().write_all(error.render().to_string().as_bytes()),
             false => standard::stdout().write_all(error.render().to_string().as_bytes()),

@@ -1,4 +1,4 @@
-//! A running guest: the process that is its hyperinit or its QEMU, which never outlives hyperctl.
+//! A running guest: its hyperinit or QEMU process, which never outlives hyperctl.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -23,52 +23,55 @@ use super::cgroup::Cgroup;
 use super::service::{Running, Service};
 use super::volumes::Bind;
 
-/// The guest's log, and what QEMU has to complain about.
+/// The file with the guest's log and QEMU's error messages.
 pub const CONSOLE: &str = "console.log";
 /// QEMU's own control socket.
 pub const QMP_SOCKET: &str = "qmp.sock";
 /// The socket of the vsock device's program.
 pub const VHOST_SOCKET: &str = "vhost.sock";
-/// Where QEMU finds virtiofsd.
+/// The socket where QEMU connects to virtiofsd.
 pub const VIRTIOFS_SOCKET: &str = "virtiofs.sock";
-/// What STARTPOD's `shareDir` calls the share: the 9p tag, and in a local guest what stands in for it.
+/// The share's name in STARTPOD's `shareDir`: the tag of the 9p or virtiofs device, and its substitute in a
+/// local guest.
 pub const SHARE_TAG: &str = "share_dir";
-/// A guest whose hyperctl was killed is as good as dead, but takes a moment to be gone.
+/// How long to wait for the lock on the guest's directory. A guest whose hyperctl was killed dies at once,
+/// but takes a moment to disappear.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often the lock is tried meanwhile.
+/// The interval between two attempts to take the lock, or two looks for the sockets.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// How much of the log's end is looked at for its last lines.
+/// How many bytes at the end of the log are searched for its last lines.
 const TAIL: u64 = 16 << 10;
-/// What a kernel says when it gives up; what comes behind it only says where.
+/// The kernel's message when it panics. The lines after it only say where.
 const PANIC: &str = "Kernel panic";
-/// What an init says that gives up; then it ends, or switches its VM off.
+/// The message of an init that gives up. It then exits, or powers its VM off.
 const CANNOT_BOOT: &str = "init: the guest cannot boot: ";
-/// What QEMU says that got a signal, and by whom; its exit status is 0 then.
+/// QEMU's message when a signal ends it; the rest of the line names the sender. QEMU's exit status is then 0.
 const QEMU_SIGNALLED: &str = "qemu-system-x86_64: terminating on signal ";
-/// How long a guest may live on without one of its services. Both end at once when the VM does, in either
-/// order.
+/// How long a guest may outlive one of its services. At an orderly end both end at nearly the same time, in
+/// either order.
 const ALONE: Duration = Duration::from_secs(5);
-/// How long a guest that is being started may take to have its sockets.
+/// How long to wait for the sockets of a guest that is being started.
 const STARTING: Duration = Duration::from_secs(5);
 
-/// What is to be started, in which directory.
+/// What to start, and in which directory.
 #[derive(Debug, PartialEq)]
 pub struct Plan {
-    /// The guest's directory: its sockets, its log.
+    /// The guest's directory, which holds its sockets and its log.
     pub directory: PathBuf,
-    /// hyperinit or QEMU. Runs in the directory, so that however long its path is, the sockets' are short.
+    /// hyperinit or QEMU. It runs in the directory, so the paths of the sockets are short however long the
+    /// directory's path is.
     pub program: PathBuf,
-    /// Its arguments.
+    /// The program's arguments.
     pub arguments: Vec<std::ffi::OsString>,
-    /// Whether it is PID 1 of namespaces of its own.
+    /// Whether the program is PID 1 of new namespaces.
     pub namespaces: bool,
-    /// What is bound for it before it starts, where it alone sees it.
+    /// Bind mounts that are made for the program before it starts, in a mount namespace of its own.
     pub binds: Vec<Bind>,
-    /// What has to run before it and as long as it does.
+    /// The services that have to run before the program starts and for as long as it runs.
     pub services: Vec<Service>,
 }
 
-/// Dropping it ends the guest and removes what it was reached by.
+/// A running guest. Dropping it kills the guest and removes its sockets.
 pub struct Guest {
     directory: PathBuf,
     child: Arc<Mutex<Child>>,
@@ -79,12 +82,13 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts it; `ended` is called once it is gone, by whatever cause.
+    /// Starts the guest. `ended` is called once the guest is gone, whatever the cause.
     pub fn start(plan: Plan, ended: impl FnOnce(ExitStatus) + Send + 'static) -> Result<Guest, Fault> {
         Guest::start_behind(plan, |_| Ok(()), ended).map(|(guest, ())| guest)
     }
 
-    /// The same; `first` is called when the directory is this guest's, before it has any socket there.
+    /// Like [`Guest::start`], but calls `first` when the directory belongs to this guest, before any of the
+    /// guest's sockets exists there.
     pub fn start_behind<T>(
         plan: Plan,
         first: impl FnOnce(&Path) -> Result<T, Fault>,
@@ -104,7 +108,9 @@ impl Guest {
             directory: plan.directory.clone(),
             console: console.try_clone().fault("duplicating", CONSOLE)?,
         };
-        // A child is tied to the thread that has made it, and a new PID namespace is a thread's next child's.
+        // The parent-death signal follows the thread that made the child (prctl(2)), and
+        // unshare(CLONE_NEWPID) applies to the children of the calling thread (unshare(2)). So one thread
+        // does both and stays.
         let parent = std::thread::spawn(move || bring_up(command, before, &started, ended));
         let child = result
             .recv()
@@ -116,7 +122,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // One that has been reaped is not killed again: Child knows.
+        // `Child::kill` does nothing if the child has been reaped.
         let _ = self.child.lock().unwrap_or_else(PoisonError::into_inner).kill();
         if let Some(parent) = self.parent.take() {
             let _ = parent.join();
@@ -126,7 +132,7 @@ impl Drop for Guest {
     }
 }
 
-/// What there has to be before a guest.
+/// What the parent thread needs to start the guest.
 struct Before {
     namespaces: bool,
     services: Vec<Service>,
@@ -134,14 +140,14 @@ struct Before {
     console: File,
 }
 
-/// The thread that is the guest's parent as long as the guest lives.
+/// The thread that is the guest's parent for as long as the guest lives.
 fn bring_up(
     mut command: Command,
     before: Before,
     started: &SyncSender<Result<Arc<Mutex<Child>>, Fault>>,
     ended: impl FnOnce(ExitStatus),
 ) {
-    // Whoever waits for the result is in `start`.
+    // `Guest::start_behind` waits for what is sent to `started`.
     let Before { namespaces, services, directory, console } = before;
     let start = |service: &Service| service.start(&directory, &console);
     let services: Result<Vec<Running>, Fault> = services.iter().map(start).collect();
@@ -156,12 +162,12 @@ fn bring_up(
         Ok((services, child)) => (services, Arc::new(Mutex::new(child))),
         Err(fault) => return drop(started.send(Err(fault))),
     };
-    // Its lock ends with hyperctl and the guest.
+    // `Guest` and the guest's own output hold the lock on the log from here on.
     drop(console);
     let alive: Vec<Sender<()>> = services.iter().map(|service| watch(service, &directory, &child)).collect();
     let pid = child.lock().unwrap_or_else(PoisonError::into_inner).id();
     let _ = started.send(Ok(Arc::clone(&child)));
-    // Not reaped yet, so that until the lock is held its number is nobody else's.
+    // Only the `wait` below reaps the child, and it runs under the lock. Until then its pid is not reused.
     let pid = Pid::from_raw(pid.cast_signed());
     end_of(pid);
     drop(alive);
@@ -170,8 +176,8 @@ fn bring_up(
     }
 }
 
-/// Ends the guest if a service of its ends before it: whoever uses the share of a dead virtiofsd waits for
-/// ever. The guest is known to have ended when what is returned is dropped.
+/// Kills the guest if one of its services ends first: a process that uses the share of a dead virtiofsd would
+/// wait for ever. The caller drops the returned sender when the guest has ended.
 fn watch(service: &Running, directory: &Path, child: &Arc<Mutex<Child>>) -> Sender<()> {
     let (alive, ended) = channel();
     let (pid, name, child) = (service.pid(), service.name(), Arc::clone(child));
@@ -179,7 +185,7 @@ fn watch(service: &Running, directory: &Path, child: &Arc<Mutex<Child>>) -> Send
     std::thread::spawn(move || {
         let status = end_of(pid);
         if ended.recv_timeout(ALONE) == Err(RecvTimeoutError::Timeout) {
-            // The log is all that is left to say it in.
+            // The log is the only place left for the message.
             let _ = File::options().append(true).open(console).and_then(|mut console| {
                 writeln!(
                     console,
@@ -192,7 +198,7 @@ fn watch(service: &Running, directory: &Path, child: &Arc<Mutex<Child>>) -> Send
     alive
 }
 
-/// Waits for the end of a child, which stays to be reaped; how it ended, for a person.
+/// Waits for a child to end, without reaping it. Returns how it ended, as text for a person.
 fn end_of(pid: Pid) -> String {
     loop {
         match waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
@@ -211,8 +217,8 @@ fn spawn(mut command: Command, namespaces: bool) -> Result<Child, Fault> {
     command.spawn().fault("starting", "the guest")
 }
 
-/// `hyperctl tied`, in a process group of its own: what a terminal's keys send to hyperctl is hyperctl's to
-/// pass on.
+/// The command `hyperctl tied`, in a process group of its own: hyperctl decides which of the signals of a
+/// terminal's keys it passes on.
 pub fn tied() -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.arg("tied").process_group(0);
@@ -232,16 +238,16 @@ fn command(plan: &Plan, cgroup: Option<&Cgroup>) -> Command {
     command
 }
 
-/// Has `tied` bind directories before.
+/// Adds the bind mounts that `hyperctl tied` makes before it executes the program.
 pub fn add_binds(command: &mut Command, binds: &[Bind]) {
     for bind in binds {
         command.arg("--bind").args([&bind.from, &bind.to]);
     }
 }
 
-/// Makes the guest's directory this guest's: its log is locked until hyperctl and the guest are both gone.
+/// Claims the directory for this guest: the log is locked until hyperctl and the guest are both gone.
 fn claim(directory: &Path) -> Result<File, Fault> {
-    // Whoever reaches the sockets commands the guest.
+    // Mode 0700: access to the sockets gives control of the guest.
     let private = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
     private.fault("making", directory.display())?;
     let path = directory.join(CONSOLE);
@@ -266,25 +272,25 @@ fn claim(directory: &Path) -> Result<File, Fault> {
 fn remove_sockets(directory: &Path) {
     hide_channels(directory);
     for name in [MUX_SOCKET, QMP_SOCKET, VHOST_SOCKET, VIRTIOFS_SOCKET] {
-        // Not every guest has every socket.
+        // Not every guest has all of these sockets.
         let _ = std::fs::remove_file(directory.join(name));
     }
 }
 
-/// Removes the sockets of the guest's channels: whoever is connected stays so, and nobody else waits there in
-/// vain.
+/// Removes the sockets of the guest's channels. Existing connections stay, and no further client connects
+/// only to wait in vain.
 pub fn hide_channels(directory: &Path) {
     for name in [CONTROL_SOCKET, STREAM_SOCKET, VSOCK_SOCKET] {
         let _ = std::fs::remove_file(directory.join(name));
     }
 }
 
-/// Waits a moment for a guest that is being started to have its sockets. Without them connecting says what is
-/// missing.
+/// Waits for the sockets of a guest that is being started, for at most `STARTING`. If they are still
+/// missing, the attempt to connect reports which.
 pub fn wait_for_sockets(directory: &Path) {
     let deadline = Instant::now() + STARTING;
     let there = |names: &[&str]| names.iter().all(|name| directory.join(name).exists());
-    // Where hyperctl serves the guest, its own socket is there before the guest's.
+    // If hyperctl serves the guest, its own socket exists before the guest's sockets do.
     while !is_served(directory)
         && !there(&[CONTROL_SOCKET, STREAM_SOCKET])
         && !there(&[VSOCK_SOCKET])
@@ -294,29 +300,31 @@ pub fn wait_for_sockets(directory: &Path) {
     }
 }
 
-/// The last lines of the guest's log, indented, or those from a panic of its kernel on; empty if there are
-/// none.
+/// The last `lines` lines of the guest's log, indented, or as many from the first kernel panic on, if that
+/// comes earlier. Empty if the log has no lines.
 pub fn last_words(directory: &Path, lines: usize) -> String {
     let all = last_lines(directory);
     let last = all.len().saturating_sub(lines);
-    // The first: it says so again at the end of its trace.
+    // The first match: the kernel repeats these words at the end of its trace.
     let last = all.iter().position(|line| line.contains(PANIC)).map_or(last, |panic| panic.min(last));
     all.iter().skip(last).take(lines).map(|line| format!("\n  {line}")).collect()
 }
 
-/// Whether the guest's log ends with a kernel that has panicked, an init that could not boot, or a QEMU that
-/// somebody has ended. A VM's exit status does not tell: its machine is then switched off or reset as after
-/// an orderly end.
+/// Whether the guest's log ends with a kernel panic, with an init that could not boot, or with a QEMU that
+/// was ended by a signal. A VM's exit status does not tell: after these the machine is powered off or reset,
+/// as after an orderly end.
 pub fn gave_up(directory: &Path) -> bool {
     last_lines(directory).iter().any(|line| {
-        // Behind the kernel's time. Others may say these words too, in the middle of a line.
+        // The kernel puts a timestamp before a line. The words count only at the beginning of the text: other
+        // messages may quote them later in a line.
         let timed = line.strip_prefix('[').and_then(|line| line.split_once("] "));
         let text = timed.map_or(line.as_str(), |(_, text)| text);
         [PANIC, CANNOT_BOOT, QEMU_SIGNALLED].iter().any(|last| text.starts_with(last))
     })
 }
 
-/// The lines at the end of the guest's log, without what a terminal would act on.
+/// The lines at the end of the guest's log that are not blank, without control characters, which a terminal
+/// would act on.
 fn last_lines(directory: &Path) -> Vec<String> {
     let tail = || -> std::io::Result<String> {
         let mut file = File::open(directory.join(CONSOLE))?;

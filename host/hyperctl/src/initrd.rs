@@ -1,4 +1,4 @@
-//! `hyperctl initrd`: the guest's initramfs, which is its whole root filesystem.
+//! `hyperctl initrd`: makes the guest's initramfs, which is its whole root filesystem.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -17,24 +17,24 @@ use super::compression::decompressed;
 use super::local::beside;
 use super::{modules, standard};
 
-/// Where the kernel's filesystems are mounted, and where the guest puts its later root together.
+/// The mount points of the kernel's filesystems, and `tmp`, where the guest puts its later root together.
 const DIRECTORIES: [&str; 4] = ["dev", "proc", "sys", "tmp"];
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
-/// What the guest loads of the image's modules.
+/// The list of the image's modules, which the guest loads.
 const MODULES_DEP: &str = "modules.dep";
-/// What its kernel has without a file.
+/// The list of the wanted modules that are built into the kernel.
 const MODULES_BUILTIN: &str = "modules.builtin";
 
-/// One thing in the image.
+/// One file, directory or device in the image.
 struct Entry {
     path: String,
     mode: u32,
     content: Vec<u8>,
-    /// A device's numbers.
+    /// The device's major and minor number; zero for other entries.
     device: (u32, u32),
 }
 
@@ -63,7 +63,7 @@ pub fn initrd(options: &Initrd) -> Result<ExitCode, Fault> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Programs for the debugging door, in /bin by their own names.
+/// The programs for the debugging door, in /bin under their own names.
 fn tools(files: &[PathBuf]) -> Result<Vec<Entry>, Fault> {
     let mut entries = Vec::new();
     if !files.is_empty() {
@@ -81,14 +81,14 @@ fn tools(files: &[PathBuf]) -> Result<Vec<Entry>, Fault> {
     Ok(entries)
 }
 
-/// Whether a program needs a dynamic linker (PT_INTERP, elf(5)). What is no ELF file has no such header.
+/// Whether a program needs a dynamic linker (PT_INTERP, elf(5)). A file that is not ELF does not.
 fn has_interpreter(program: &[u8]) -> bool {
     let headers = ElfBytes::<AnyEndian>::minimal_parse(program).ok().and_then(|file| file.segments());
     headers.is_some_and(|all| all.iter().any(|header| header.p_type == PT_INTERP))
 }
 
-/// An image with another program in the place of init: the kernel unpacks archives that follow each other,
-/// and the last word counts.
+/// Writes a copy of an image with another program as init. The kernel unpacks concatenated archives in order,
+/// and a later entry replaces an earlier one of the same path.
 pub fn replace_init(image: &Path, program: &str, to: &Path) -> Result<(), Fault> {
     let program = beside(program)?;
     let content = fs::read(&program).fault("reading", program.display())?;
@@ -98,8 +98,8 @@ pub fn replace_init(image: &Path, program: &str, to: &Path) -> Result<(), Fault>
     fs::write(to, bytes).fault("writing", to.display())
 }
 
-/// Whether a guest of this image has a module: in it, or in its kernel, which the image says too. An image
-/// that says nothing of modules was made for a kernel that has built in whatever a guest needs.
+/// Whether a guest of this image has a module, in the image or built into its kernel; the image lists both.
+/// An image without these lists was made for a kernel that has everything a guest needs built in.
 pub fn has_module(image: &Path, name: &str) -> Result<bool, Fault> {
     let unreadable = |why: String| Fault::new("reading", image.display(), why);
     let bytes = fs::read(image).fault("reading", image.display())?;
@@ -124,7 +124,7 @@ pub fn has_module(image: &Path, name: &str) -> Result<bool, Fault> {
     }
 }
 
-/// The chosen modules, all in one directory: their names tell them apart.
+/// The chosen modules, all in one directory: the names of modules are unique.
 fn kernel_modules(directory: &Path, release: &str, without: &[String]) -> Result<Vec<Entry>, Fault> {
     let (modules, warnings) = modules::choose(directory, without)?;
     for warning in warnings {
@@ -136,7 +136,7 @@ fn kernel_modules(directory: &Path, release: &str, without: &[String]) -> Result
     entries.push(Entry::new(&home, DIRECTORY, vec![]));
     for (name, text) in [
         (MODULES_DEP, modules::modules_dep(&modules)),
-        // Only for [`has_module`].
+        // Read by [`has_module`] only.
         (MODULES_BUILTIN, modules::modules_builtin(directory)?),
     ] {
         entries.push(Entry::new(format!("{home}/{name}"), FILE, text.into_bytes()));
@@ -147,12 +147,13 @@ fn kernel_modules(directory: &Path, release: &str, without: &[String]) -> Result
     Ok(entries)
 }
 
-/// The archive (cpio newc, which is what the kernel unpacks) through gzip, with no time and no name in it.
+/// Packs the archive (cpio newc, the format that the kernel unpacks) and compresses it with gzip, without a
+/// time or a file name in the header.
 fn pack(mut entries: Vec<Entry>) -> io::Result<Vec<u8>> {
     entries.extend(DIRECTORIES.map(|path| Entry::new(path, DIRECTORY, vec![])));
-    // The kernel opens it for init's standard streams before init runs.
+    // The kernel opens this device for init's standard streams before init runs.
     entries.push(Entry { device: (5, 1), ..Entry::new("dev/console", CHARACTER_DEVICE, vec![]) });
-    // A directory is before what is in it.
+    // Sorted, a directory comes before its contents.
     entries.sort_by(|a, b| a.path.cmp(&b.path));
     archive(&entries)
 }
@@ -178,7 +179,7 @@ mod tests {
 
     use flate2::read::GzDecoder;
 
-    /// (path, mode, device, content) of everything in an image.
+    /// The path, mode, device numbers and content of each entry in an image.
     fn list(image: &[u8]) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
         let mut reader = GzDecoder::new(image);
         let mut all = Vec::new();
@@ -241,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_program_with_libraries_is_told_from_one_without() {
-        // A test is linked statically, and so are the programs; the machine's own are not.
+        // Tests are linked statically, like hyperinit's programs; the programs of the machine are not.
         let read = |path: &str| fs::read(path).unwrap();
         assert!(!has_interpreter(&read("/proc/self/exe")));
         assert!(has_interpreter(&read("/bin/ls")));

@@ -1,5 +1,5 @@
-//! Which kernel modules a guest gets: what is in its image is loaded at boot, so each has a reason to be
-//! there.
+//! The choice of kernel modules for a guest. Every module in the image is loaded at boot, so each needs a
+//! reason to be there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,7 +9,7 @@ use hyperinit_protocol::fault::{Fault, OrFault};
 
 use super::compression::decompressed;
 
-/// The modules and what a guest cannot do without them. What they depend on comes with them.
+/// The wanted modules, each with what a guest cannot do without it. Their dependencies are added to them.
 const WANTED: &[(&str, &str)] = &[
     ("9p", "the share: containers' root filesystems and directories of the host"),
     ("9pnet_virtio", "how 9p reaches the host"),
@@ -32,45 +32,45 @@ const WANTED: &[(&str, &str)] = &[
     ("xfs", "block devices with xfs"),
 ];
 
-/// The files of a directory such as `/lib/modules/<release>`, as depmod(8) leaves them.
+/// The files of a directory such as `/lib/modules/<release>`, as depmod(8) writes them.
 struct Index {
-    /// modules.dep: from a module's name to its file and the files that it needs.
+    /// modules.dep: from a module's name to its file and the files that it depends on.
     files: BTreeMap<String, (String, Vec<String>)>,
-    /// modules.builtin: what the kernel has already.
+    /// modules.builtin: the modules that are built into the kernel.
     builtin: BTreeSet<String>,
-    /// modules.softdep: what is to be loaded before a module that does not name it as a symbol.
+    /// modules.softdep: the modules to load before a module that uses none of their symbols.
     before: BTreeMap<String, Vec<String>>,
-    /// modules.alias, only those without wildcards.
+    /// modules.alias, without the aliases that have wildcards.
     aliases: BTreeMap<String, Vec<String>>,
 }
 
 /// One module of the image.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Module {
-    /// Its file's name in the image, `NAME.ko`.
+    /// The file's name in the image, `NAME.ko`.
     pub file: String,
-    /// The names of those it needs.
+    /// The file names of the modules that it needs.
     pub needs: Vec<String>,
-    /// Its file, as the kernel's package has it.
+    /// The path of its file below the directory of modules.dep.
     source: String,
 }
 
-/// The wanted modules below `directory`, but for those of `without`, with all that they need, by name, and
-/// what is missing, as warnings.
+/// The wanted modules below `directory`, except those in `without`, together with their dependencies and
+/// sorted by name; and a warning for each that is missing.
 pub fn choose(directory: &Path, without: &[String]) -> Result<(Vec<Module>, Vec<String>), Fault> {
     let kept = |(module, _): &&(&str, &str)| !without.iter().any(|name| name == module);
     let wanted: Vec<_> = WANTED.iter().filter(kept).copied().collect();
     Ok(Index::read(directory)?.choose(&wanted))
 }
 
-/// The `modules.builtin` of an image: which of the wanted modules the kernel has without a file.
+/// The `modules.builtin` of an image: the wanted modules that are built into the kernel.
 pub fn modules_builtin(directory: &Path) -> Result<String, Fault> {
     let index = Index::read(directory)?;
     let builtin = WANTED.iter().filter(|(module, _)| index.builtin.contains(*module));
     Ok(builtin.map(|(module, _)| format!("{}\n", file(module))).collect())
 }
 
-/// The name of a module that is wanted, or what is wrong with it.
+/// Parses the name of a wanted module; the error lists the names.
 pub fn wanted(module: &str) -> Result<String, String> {
     let names = || WANTED.iter().map(|(name, _)| *name);
     match names().any(|name| name == module) {
@@ -80,7 +80,7 @@ pub fn wanted(module: &str) -> Result<String, String> {
 }
 
 impl Module {
-    /// The module as the kernel loads it.
+    /// The module's bytes, decompressed, as the kernel loads them.
     pub fn read(&self, directory: &Path) -> Result<Vec<u8>, Fault> {
         let path = directory.join(&self.source);
         let bytes = fs::read(&path).fault("reading", path.display())?;
@@ -88,7 +88,7 @@ impl Module {
     }
 }
 
-/// The `modules.dep` of an image that has these modules, and no other, beside it.
+/// The `modules.dep` of an image that has exactly these modules, in the same directory as the file.
 pub fn modules_dep(modules: &[Module]) -> String {
     modules.iter().fold(String::new(), |mut text, module| {
         text.push_str(&module.file);
@@ -108,7 +108,7 @@ impl Index {
         let dep = fs::read_to_string(&dep).map_err(|error| {
             Fault::new("reading", dep.display(), format!("{error}: `depmod -b ROOT RELEASE` makes it"))
         })?;
-        // A kernel without these has nothing to say there.
+        // Not every kernel has these three files.
         let optional = |name| fs::read_to_string(directory.join(name)).unwrap_or_default();
         Ok(Index::parse(
             &dep,
@@ -174,7 +174,7 @@ impl Index {
         (chosen.into_values().collect(), warnings)
     }
 
-    /// The modules behind a word of modules.softdep; none if the kernel has it built in.
+    /// The modules that a word of modules.softdep stands for; none if they are built into the kernel.
     fn resolve(&self, word: &str) -> Vec<String> {
         if self.files.contains_key(&name(word)) {
             return vec![name(word)];
@@ -184,7 +184,7 @@ impl Index {
     }
 }
 
-/// A module's name as the kernel has it: without directory and endings, and `-` is `_`.
+/// A module's name as the kernel writes it: without directory and suffixes, and with `_` for `-`.
 fn name(file: &str) -> String {
     let base = file.trim().rsplit('/').next().unwrap_or_default();
     base.split_once(".ko").map_or(base, |(name, _)| name).replace('-', "_")

@@ -14,20 +14,22 @@ use super::share::{self, Share};
 use super::volumes::Drive;
 use super::{kernel, network, places};
 
-/// The emulator; Debian has it in the package of the message below.
+/// The emulator. The error message in `plan` names its Debian package.
 const QEMU: &str = "qemu-system-x86_64";
-/// An emulator does an instruction for strings step by step and looks for interrupts after each. By these two
-/// features a kernel clears and copies memory byte by byte: six times as slow as by words of eight bytes. On
-/// a busy machine each step meets a tick of the timer, and a page was seen to take more than a minute.
+/// The emulator executes a string instruction one step at a time and checks for interrupts after each step.
+/// With these two features (erms, fsrm) a kernel clears and copies memory byte by byte, which takes six times
+/// as long as words of eight bytes. On a busy machine a timer tick comes at every step, and clearing one page
+/// has taken more than a minute.
 const EMULATED_CPU: &str = "max,erms=off,fsrm=off";
-/// Before the user's words: the log on the serial port; a kernel that panics ends (by -no-reboot) instead of
-/// waiting for somebody to see it; and it takes its timer to work, for an emulator on a busy machine may be
-/// too slow to prove it.
+/// Comes before the user's words. `console=ttyS0` puts the log on the serial port. `panic=-1` resets a kernel
+/// that panics, which ends QEMU because of `-no-reboot`. `no_timer_check` makes the kernel trust its timer:
+/// an emulator on a busy machine may be too slow to pass the check.
 const CMDLINE: &str = "console=ttyS0 panic=-1 no_timer_check";
-/// The guest's address on vsock; it is its device's own, and the first that is not taken by definition.
+/// The guest's vsock address. Each guest has a vsock device of its own, so all can have the same address; 3
+/// is the first that is not reserved (vsock(7)).
 const GUEST_CID: u32 = 3;
 
-/// Plans QEMU. Nothing of it needs root.
+/// Plans a guest in QEMU. It needs no root.
 pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Plan, Fault> {
     let places::Boot { kernel, initrd } = places::boot(options.kernel.as_deref(), options.initrd.as_deref())?;
     let kernel = kernel::bootable(&kernel);
@@ -44,7 +46,8 @@ pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Pl
     if options.transport == Transport::Vsock {
         services.push(vsock_device()?);
     }
-    // Whoever opens the share sees what is bound in it.
+    // The binds belong to the process that opens the share: QEMU for 9p, virtiofsd for virtiofs, whose
+    // service has them already (`share::choose`).
     let binds = match by {
         Share::NineP => options.binds.clone(),
         Share::Virtiofs(service) => {
@@ -55,7 +58,8 @@ pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Pl
     Ok(Plan { directory: directory.to_owned(), program, arguments, namespaces: false, binds, services })
 }
 
-/// QEMU's own vsock device is the kernel's, and needs a module of the machine. This one is a program.
+/// The service of the vsock device. QEMU's built-in vsock device is the kernel's and needs a module on this
+/// machine; this one is a program.
 fn vsock_device() -> Result<Service, Fault> {
     let words = ["--guest-cid", &GUEST_CID.to_string(), "--socket", VHOST_SOCKET, "--uds-path", VSOCK_SOCKET];
     Ok(Service {
@@ -67,7 +71,7 @@ fn vsock_device() -> Result<Service, Fault> {
     })
 }
 
-/// QEMU's arguments; it runs in the guest's directory.
+/// QEMU's arguments. QEMU runs in the guest's directory, so the paths of sockets and the log are relative.
 fn arguments(
     kernel: &Path,
     initrd: &Path,
@@ -97,7 +101,7 @@ fn arguments(
     add("-qmp", format!("unix:{QMP_SOCKET},server=on,wait=off").into());
     add("-device", "virtio-rng-pci".into());
     if options.transport == Transport::Vsock || *by != Share::NineP {
-        // Programs beside QEMU work in the guest's memory.
+        // The vhost-user programs access the guest's memory, so it has to be shared.
         let size = options.memory;
         add("-object", format!("memory-backend-memfd,id=memory,size={size}M,share=on").into());
         add("-machine", "memory-backend=memory".into());
@@ -114,8 +118,8 @@ fn arguments(
     }
     match by {
         Share::NineP => {
-            // `none` keeps owners as they are, and does not fail where QEMU may not change them: right for
-            // root and others.
+            // `none` does not translate owners, and does not fail where QEMU may not change them, so it works
+            // with and without root.
             let mut export = OsString::from("local,id=share,security_model=none,multidevs=remap,path=");
             export.push(escaped(share));
             add("-fsdev", export);
@@ -132,12 +136,12 @@ fn arguments(
     Ok(all)
 }
 
-/// The devices of the two channels.
+/// The options for the devices of the two channels.
 fn channels(options: &GuestOptions) -> Vec<(&'static str, String)> {
     let mut all = Vec::new();
     if options.transport == Transport::Vsock {
         return vec![
-            // The connection is QEMU's standard input (`Service::is_given_socket`).
+            // The connection to the service is QEMU's standard input (`Service::is_given_socket`).
             ("-chardev", "socket,id=vsock,fd=0".to_owned()),
             ("-device", "vhost-user-vsock-pci,chardev=vsock".to_owned()),
         ];
@@ -158,8 +162,8 @@ fn channels(options: &GuestOptions) -> Vec<(&'static str, String)> {
     all
 }
 
-/// The kernel's command line. The console shows what hyper_log lets through and no more: serial ports are
-/// slow.
+/// The kernel's command line. The console shows only the levels that `hyper_log` lets through, because serial
+/// ports are slow.
 fn cmdline(options: &GuestOptions) -> String {
     let append = options.words();
     let transport = match options.transport {
@@ -168,7 +172,8 @@ fn cmdline(options: &GuestOptions) -> String {
     };
     let level =
         append.split_ascii_whitespace().filter_map(|word| word.strip_prefix("hyper_log=")).next_back();
-    // The kernel shows what is below this number (syslog(2)): by default warnings.
+    // The kernel prints messages whose level is below this number (syslog(2)). The default is 5: warnings and
+    // worse.
     let loglevel = match level {
         Some("off") => 1,
         Some("error") => 4,
@@ -179,7 +184,7 @@ fn cmdline(options: &GuestOptions) -> String {
     format!("{CMDLINE}{transport} quiet loglevel={loglevel} {append}").trim_end().to_owned()
 }
 
-/// A value of QEMU's option lists: a comma in it is doubled.
+/// Escapes a value for QEMU's option lists: a comma is doubled.
 fn escaped(path: &Path) -> OsString {
     let path: &OsStr = path.as_os_str();
     let mut out = Vec::with_capacity(path.len());

@@ -6,7 +6,7 @@ use nix::unistd::{Gid, Uid, setfsgid, setfsuid, setgroups, setresgid, setresuid}
 use super::CapSet;
 use crate::fault::{Fault, OrFault};
 
-/// capset(2)'s header; version 3 has two words for each set.
+/// The header of capset(2); version 3 has two words for each set.
 #[repr(C)]
 struct Header {
     version: u32,
@@ -23,7 +23,7 @@ struct Data {
     inheritable: u32,
 }
 
-/// Sets the thread's sets. What leaves the permitted set never comes back.
+/// Sets the thread's sets. A capability that leaves the permitted set never comes back.
 pub fn set(effective: CapSet, permitted: CapSet, inheritable: CapSet) -> Result<(), Fault> {
     let header = Header { version: VERSION_3, pid: 0 };
     let word = |shift: u32| {
@@ -48,13 +48,14 @@ pub fn permitted() -> Result<CapSet, Fault> {
 
 /// Drops everything but `keep` from the bounding set: no program that the thread executes can regain it.
 pub fn drop_bounding(keep: CapSet) -> Result<(), Fault> {
-    // One past the names: a kernel may know more capabilities than this version does, 63 at the most.
+    // Goes past the known names: a kernel may have capabilities that this version does not know, up to number
+    // 63.
     for bit in (0..64).filter(|&bit| !keep.has(bit)) {
         // SAFETY: PR_CAPBSET_DROP takes a number and touches no memory.
         let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, bit as libc::c_ulong, 0, 0, 0) };
         match Errno::result(result) {
             Ok(_) => {}
-            // The kernel's last capability was the one before.
+            // The kernel's last capability was the previous one.
             Err(Errno::EINVAL) => break,
             Err(errno) => return Err(Fault::errno("dropping", format!("capability {bit}"), errno)),
         }
@@ -62,7 +63,7 @@ pub fn drop_bounding(keep: CapSet) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Becomes a user other than root and keeps the permitted set; the effective one is empty then.
+/// Becomes a user other than root and keeps the permitted set; the effective set is empty afterwards.
 pub fn become_user(uid: u32, gid: u32) -> Result<(), Fault> {
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
     keep_on_setuid(true)?;
@@ -72,26 +73,27 @@ pub fn become_user(uid: u32, gid: u32) -> Result<(), Fault> {
     keep_on_setuid(false)
 }
 
-/// Becomes root, with all of the permitted set effective, and stays not dumpable. Fails with EPERM where
+/// Becomes root, with the whole permitted set effective, and stays not dumpable. Fails with EPERM where
 /// CAP_SETUID or CAP_SETGID is missing.
 pub fn become_root() -> Result<(), Fault> {
     let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
     setresgid(group, group, group).fault("becoming group", 0)?;
     setresuid(user, user, user).fault("becoming user", 0)?;
-    // The change of user has set it to what fs.suid_dumpable says.
+    // The change of user has set dumpable to the value of fs.suid_dumpable (prctl(2)).
     not_dumpable()
 }
 
-/// Has the thread open and make files as root, whoever it is (setfsuid(2)). Call it after [`become_user`]. It
-/// makes the whole permitted set effective: the kernel asks for CAP_SETUID and CAP_SETGID. Fails with EPERM
-/// where they are missing.
+/// Makes the thread open and create files as root, whatever its user (setfsuid(2)). Call it after
+/// [`become_user`]. It makes the whole permitted set effective, because the kernel asks for CAP_SETUID and
+/// CAP_SETGID. Fails with EPERM where these are missing.
 pub fn open_files_as_root() -> Result<(), Fault> {
     let all = permitted()?;
     set(all, all, CapSet::default())?;
     let (user, group, same) = (Uid::from_raw(0), Gid::from_raw(0), u32::MAX);
     setfsgid(group);
     setfsuid(user);
-    // They say no more than what was before; a number that nobody has changes nothing.
+    // setfsuid and setfsgid report only the previous number, and no error. A call with an invalid number
+    // changes nothing and so tells the current one.
     match (setfsuid(Uid::from_raw(same)), setfsgid(Gid::from_raw(same))) {
         before if before == (user, group) => Ok(()),
         _ => Err(Fault::errno("opening files as", "root", Errno::EPERM)),
@@ -105,14 +107,15 @@ pub fn keep_on_setuid(keep: bool) -> Result<(), Fault> {
     Errno::result(result).map(drop).fault("keeping capabilities for", "another user")
 }
 
-/// From now on execve gains nothing (PR_SET_NO_NEW_PRIVS).
+/// After this, execve grants no privileges (PR_SET_NO_NEW_PRIVS).
 pub fn no_new_privs() -> Result<(), Fault> {
     // SAFETY: PR_SET_NO_NEW_PRIVS takes a flag and touches no memory.
     let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
     Errno::result(result).map(drop).fault("setting", "no_new_privs")
 }
 
-/// Nobody without CAP_SYS_PTRACE may trace this process or look into its /proc directory (PR_SET_DUMPABLE).
+/// Keeps processes without CAP_SYS_PTRACE from tracing this process and from looking into its /proc directory
+/// (PR_SET_DUMPABLE).
 pub fn not_dumpable() -> Result<(), Fault> {
     // SAFETY: PR_SET_DUMPABLE takes a flag and touches no memory.
     let result = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };

@@ -1,4 +1,4 @@
-//! A mount namespace with nothing in it, for a process that opens nothing any more.
+//! An empty mount namespace, for a process that no longer opens anything.
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -6,16 +6,17 @@ use nix::unistd::{chdir, pivot_root};
 
 use crate::fault::{Fault, OrFault};
 
-/// Moves to one. What is open stays open; every path leads nowhere. And whoever may look into the process's
-/// /proc directory (for the pod init, whose number every container knows, many may) finds none of the guest's
-/// mounts there.
+/// Moves to an empty mount namespace. Open files stay open; every path leads nowhere. A process that may look
+/// into this one's /proc directory finds none of the guest's mounts there. That matters for the pod init:
+/// every container knows its number, and many processes may look.
 pub fn enter() -> Result<(), Fault> {
     unshare(CloneFlags::CLONE_NEWNS).fault("making", "a mount namespace")?;
-    // By hand, on a machine that shares its mounts, what follows would reach it.
+    // On a machine with shared mounts, where hyperinit was started by hand, what follows would propagate to
+    // it.
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).fault("making private", "/")?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY;
-    // Somewhere: what is there is left behind with everything else.
+    // Any mount point will do: what is there is left behind with everything else.
     mount(Some("tmpfs"), "/proc", Some("tmpfs"), flags, Some("size=4k,mode=555"))
         .fault("mounting tmpfs on", "/proc")?;
     chdir("/proc").fault("entering", "an empty directory")?;

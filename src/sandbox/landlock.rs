@@ -1,5 +1,5 @@
-//! Landlock's scopes (landlock(7)): what is in one reaches nothing that is outside by signals and abstract
-//! sockets.
+//! Landlock's scopes (landlock(7)): a process in a scope cannot signal processes outside of it, and cannot
+//! connect to their abstract sockets.
 
 use std::os::fd::AsRawFd;
 
@@ -10,12 +10,13 @@ use crate::sys::mount::owned;
 
 /// The first version of the kernel's interface that has scopes (Linux 6.12).
 const HAS_SCOPES: libc::c_long = 6;
-/// linux/landlock.h.
+/// Constants of linux/landlock.h.
 const CREATE_RULESET_VERSION: libc::c_ulong = 1;
 const SCOPE_ABSTRACT_UNIX_SOCKET: u64 = 1;
 const SCOPE_SIGNAL: u64 = 2;
 
-/// `struct landlock_ruleset_attr`: nothing of files and ports, which would end what their rules do not name.
+/// `struct landlock_ruleset_attr`. No rights for files and ports are handled here: every use of a handled
+/// right that no rule allows is denied.
 #[repr(C)]
 struct Attributes {
     handled_access_fs: u64,
@@ -23,7 +24,7 @@ struct Attributes {
     scoped: u64,
 }
 
-/// Whether the kernel has them: it may be older, or be built or booted without Landlock.
+/// Whether the kernel has scopes: it may be older, or be built or booted without Landlock.
 pub fn available() -> bool {
     let none = std::ptr::null::<Attributes>();
     // SAFETY: with this flag the call takes no attributes, and touches no memory.
@@ -32,8 +33,8 @@ pub fn available() -> bool {
     version >= HAS_SCOPES
 }
 
-/// From now on this process and what it starts, which is one scope, signal nothing outside and connect to no
-/// abstract socket outside. The caller has set no_new_privs, or holds CAP_SYS_ADMIN.
+/// Puts this process and its later descendants into a scope: they can signal no process outside, and connect
+/// to no abstract socket outside. The caller has set no_new_privs, or holds CAP_SYS_ADMIN.
 pub fn enter() -> Result<(), Fault> {
     let scoped = SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL;
     let attributes = Attributes { handled_access_fs: 0, handled_access_net: 0, scoped };

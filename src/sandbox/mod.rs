@@ -1,8 +1,8 @@
-//! Confinement: a policy of policy/*.json, compiled by build.rs, entered once and never left.
+//! Confinement: a process enters a policy of policy/*.json, which build.rs compiles, once and for good.
 //!
-//! `Policy::confine` is for a process that has one thread. init, whose readers start after its capabilities
-//! are gone and before its filter is there, takes the two steps one by one; the filter then reaches every
-//! thread.
+//! `Policy::confine` is for a process that has one thread. init takes the two steps separately: its reader
+//! threads start after its capabilities are gone and before the filter is installed, and the filter then
+//! applies to every thread.
 #![allow(unsafe_code)]
 
 pub mod caps;
@@ -39,20 +39,20 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
 pub struct Policy(CompiledPolicy);
 
 impl Policy {
-    /// Decodes what build.rs embedded.
+    /// Decodes the bytes that build.rs embedded.
     pub fn decode(bytes: &[u8]) -> Result<Policy, Fault> {
         decode(bytes).map(Policy)
     }
 
-    /// The capabilities it keeps.
+    /// The capabilities that the process keeps.
     pub fn capabilities(&self) -> CapSet {
         self.0.capabilities
     }
 
-    /// Leaves the guest's mounts if the policy says so, drops every capability but the policy's and becomes
-    /// its user, then installs its filter. There is no way back. A violation is then told by name and ends
-    /// the process. `grants` are capabilities that it must hold because what it executes may have them (its
-    /// bounding set); most processes execute nothing.
+    /// Leaves the guest's mounts if the policy says so, drops every capability but the policy's, becomes the
+    /// policy's user, then installs the filter. There is no way back. After that a violation is logged with
+    /// the system call's name and ends the process. `grants` are capabilities that stay in its bounding set,
+    /// because the programs that it executes may have them; most processes execute nothing.
     pub fn confine(&self, grants: CapSet) -> Result<(), Fault> {
         sigsys::install(sigsys::Then::Die)?;
         if self.0.empty_root {
@@ -62,20 +62,20 @@ impl Policy {
         self.load_filter()
     }
 
-    /// As `confine`, for PID 1: a violation is told by name and fails with EPERM, for its death is the VM's.
-    /// Call [`Policy::load_filter`] once its threads run.
+    /// Like `confine`, for PID 1: a violation is logged with the system call's name and the call fails with
+    /// EPERM, because the death of PID 1 ends the VM. Call [`Policy::load_filter`] once its threads run.
     pub fn confine_init(&self) -> Result<(), Fault> {
         sigsys::install(sigsys::Then::Fail)?;
         self.drop_privileges(CapSet::default())
     }
 
-    /// The first step: no core dumps, no ptrace, the policy's user, and its capabilities. They are a thread's
-    /// own: call it while there is one.
+    /// The first step: no core dumps, no ptrace, the policy's user and its capabilities. User and
+    /// capabilities belong to a thread, so call it while there is only one.
     fn drop_privileges(&self, grants: CapSet) -> Result<(), Fault> {
-        // The hard limit is what containers inherit from execd: theirs to use.
+        // The hard limit is not changed: containers inherit it from execd and may use it.
         let (_, hard) = getrlimit(Resource::RLIMIT_CORE).fault("asking for", "RLIMIT_CORE")?;
         setrlimit(Resource::RLIMIT_CORE, 0, hard).fault("setting", "RLIMIT_CORE")?;
-        // By hand, or in a namespace, this process may have less than it would in a VM.
+        // In a namespace, or when started by hand, this process may have fewer capabilities than in a VM.
         let keep = self.0.capabilities.union(grants).intersection(caps::permitted()?);
         caps::drop_bounding(grants)?;
         if self.0.uid != 0 {
@@ -85,7 +85,7 @@ impl Policy {
             }
         }
         caps::set(keep, keep, CapSet::default())?;
-        // Last: a change of user or capabilities sets it to what fs.suid_dumpable says.
+        // Last, because a change of user or capabilities sets dumpable to the value of fs.suid_dumpable.
         caps::not_dumpable()?;
         if self.0.no_new_privs {
             caps::no_new_privs()?;
@@ -93,7 +93,7 @@ impl Policy {
         Ok(())
     }
 
-    /// The second step: the filter, for every thread of the process.
+    /// The second step: installs the filter, for every thread of the process.
     pub fn load_filter(&self) -> Result<(), Fault> {
         load(&self.0.program)
     }
@@ -113,7 +113,7 @@ impl fmt::Display for Policy {
     }
 }
 
-/// What a container's processes get: policy/container/*.json.
+/// The confinement of a container's processes: policy/container/*.json.
 #[derive(Debug, Clone)]
 pub struct ContainerProfile(CompiledProfile);
 
@@ -148,23 +148,22 @@ impl ContainerProfile {
         &self.0.readonly_paths
     }
 
-    /// The nodes of its private /dev.
+    /// The device nodes of the container's private /dev.
     pub fn devices(&self) -> &[Device] {
         &self.0.devices
     }
 
-    /// Whether its /sys is read-only.
+    /// Whether the container's /sys is read-only.
     pub fn readonly_sys(&self) -> bool {
         self.0.readonly_sys
     }
 
-    /// Whether every root filesystem is read-only, whatever the host says.
+    /// Whether every root filesystem is read-only, whatever the host asks for.
     pub fn readonly_root(&self) -> bool {
         self.0.readonly_root
     }
 
-    /// Whether each start is a scope of its own for signals and abstract sockets, as far as the kernel has
-    /// that.
+    /// Whether each start gets its own scope for signals and abstract sockets, if the kernel has scopes.
     pub fn scoped(&self) -> Scoped {
         match self.0.scoped {
             false => Scoped::No,
@@ -179,19 +178,20 @@ impl ContainerProfile {
     }
 }
 
-/// Whether a process is in a scope of Landlock's.
+/// Whether a process is put into a Landlock scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scoped {
-    /// The profile has none.
+    /// The profile asks for no scope.
     No,
-    /// It is.
+    /// The profile asks for a scope, and the kernel has them.
     Yes,
-    /// The profile has one, and the kernel none.
+    /// The profile asks for a scope, but the kernel has none.
     Missing,
 }
 
 impl Scoped {
-    /// Enters it, if there is one. The caller has set no_new_privs, or holds CAP_SYS_ADMIN.
+    /// Enters a scope for `Yes`; does nothing otherwise. The caller has set no_new_privs, or holds
+    /// CAP_SYS_ADMIN.
     pub fn enter(self) -> Result<(), Fault> {
         match self {
             Scoped::Yes => landlock::enter(),
@@ -200,7 +200,7 @@ impl Scoped {
     }
 }
 
-/// Installs one BPF program by raw seccomp(2), for every thread. seccompiler's own call would set
+/// Installs one BPF program for every thread by a direct seccomp(2). seccompiler's own call would set
 /// no_new_privs, which containers would inherit.
 fn load(program: &[u64]) -> Result<(), Fault> {
     let mut filter: Vec<libc::sock_filter> = program

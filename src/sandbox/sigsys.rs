@@ -1,4 +1,4 @@
-//! A violation names the system call and the process: the handler of SIGSYS.
+//! The handler of SIGSYS: it logs the process and the system call of a violation.
 //!
 //! Everything here is async-signal-safe: no allocation, no lock, one write.
 
@@ -8,21 +8,22 @@ use nix::sys::signal::{SigSet, Signal};
 use crate::fault::{Fault, OrFault};
 use crate::logger;
 
-/// (number, name) of the target's system calls, by number.
+/// The number and name of the target's system calls, sorted by number.
 static NAMES: &[(i64, &str)] = include!(concat!(env!("OUT_DIR"), "/syscalls.rs"));
 
-/// What follows a violation.
+/// What happens after a violation is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Then {
-    /// The process ends, as by the signal.
+    /// The process exits with 128 + SIGSYS, as if the signal had killed it.
     Die,
-    /// The call fails with EPERM and the process goes on: PID 1.
+    /// The call fails with EPERM and the process continues; for PID 1.
     Fail,
 }
 
-/// Installs the handler. A blocked SIGSYS would end the process without a word, so it is unblocked as well.
+/// Installs the handler, and unblocks SIGSYS: a blocked SIGSYS would kill the process without a message.
 pub fn install(then: Then) -> Result<(), Fault> {
-    // Which of the two follows is in the kernel's memory and not in this process's, whoever writes there.
+    // The choice is kept in the kernel as the handler's address, so an attacker who writes to this process's
+    // memory does not change it.
     let handler = match then {
         Then::Die => die as *const (),
         Then::Fail => fail as *const (),
@@ -50,7 +51,7 @@ struct SigsysInfo {
 
 extern "C" fn die(_signal: i32, info: *const libc::siginfo_t, context: *mut libc::c_void) {
     tell(info, context);
-    // SAFETY: async-signal-safe; 128 + SIGSYS as a shell would say it.
+    // SAFETY: async-signal-safe. The status is 128 + SIGSYS, as a shell would report it.
     unsafe { libc::_exit(128 + libc::SIGSYS) };
 }
 
@@ -65,8 +66,8 @@ fn tell(info: *const libc::siginfo_t, context: *const libc::c_void) {
     report(number, arguments(context.cast()));
 }
 
-/// The first four arguments of the interrupted call, which are the ones that policies look at: their low 32
-/// bits, so that no whole address is in the log.
+/// The low 32 bits of the interrupted call's first four arguments. Policies look at these four, and the low
+/// bits put no whole address into the log.
 fn arguments(context: *const libc::ucontext_t) -> [u32; 4] {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the kernel passes the interrupted context; it is read by value.
@@ -82,7 +83,7 @@ fn arguments(context: *const libc::ucontext_t) -> [u32; 4] {
     order.map(|at| registers.get(at as usize).map_or(0, |&value| value as u32))
 }
 
-/// The interrupted call returns -EPERM.
+/// Makes the interrupted call return -EPERM.
 fn refuse(context: *mut libc::c_void) {
     let context = context.cast::<libc::ucontext_t>();
     #[cfg(target_arch = "x86_64")]
@@ -97,7 +98,7 @@ fn refuse(context: *mut libc::c_void) {
     }
 }
 
-/// A line put together without allocating.
+/// A line that is assembled without allocation.
 struct Line {
     bytes: [u8; 160],
     len: usize,

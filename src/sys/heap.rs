@@ -1,15 +1,15 @@
-//! Memory for a process of the guest when the kernel has none to give.
+//! Memory for a process of the guest when the kernel refuses more.
 //!
 //! Rust ends a process whose allocation fails, and PID 1 must not end. The kernel refuses memory where it
-//! counts what it has promised (vm.overcommit_memory=2) and a container has taken all of that, and where the
-//! address space has a limit. So every process sets a range of addresses aside when it starts, which costs
-//! nothing: the kernel does not count it (MAP_NORESERVE), and its pages are there only when they are written
-//! to. The C library's allocator is asked first; what it cannot give comes from here.
+//! accounts for every promise (vm.overcommit_memory=2) and a container has taken all of it, and where the
+//! address space is limited. So every process reserves a range of addresses when it starts. The range costs
+//! nothing: the kernel does not account for it (MAP_NORESERVE), and a page exists only after a write to it.
+//! Allocations go to the C library first and come from the range only if the C library fails.
 //!
-//! The range cannot be used up by what a process is allowed to hold (docs/limits.md). There is a region for
-//! each power of two. A block is rounded up to one, comes from its region and goes back to it, so that
-//! nothing is split and nothing has to be put together again, and a region is used up only by so much in
-//! blocks of this one size, at one time.
+//! What a process is allowed to hold (docs/limits.md) cannot exhaust the range. It has a region for each
+//! power of two. A block is rounded up to a power of two, comes from that region and returns to it. So blocks
+//! are never split or merged, and a region is exhausted only if that many blocks of its size are in use at
+//! one time.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
@@ -22,38 +22,39 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
 
-/// The smallest block is of 2^4 bytes: it holds the address of the next one, and is aligned as the C
-/// library's are.
+/// The smallest block has 2^4 bytes: enough for the address of the next free block and for the alignment of
+/// the C library's blocks.
 const LEAST: usize = 4;
-/// The largest is of 2^26: a frame of 16 MiB, in a vector that has grown to twice that, and to spare.
+/// The largest block has 2^26 bytes. A frame of 16 MiB needs half of that, in a vector that has grown to
+/// twice its size.
 const MOST: usize = 26;
-/// How many sizes there are.
+/// The number of block sizes, and so of regions.
 const SIZES: usize = MOST - LEAST + 1;
-/// A region: more than sixteen frames' worth of blocks of one size.
+/// The size of a region in bytes: sixteen blocks of 32 MiB, which is what a vector with a frame grows to.
 const REGION: usize = 1 << 29;
-/// All of them.
+/// The size of the whole range in bytes.
 const RANGE: usize = SIZES * REGION;
-/// The least page of a kernel; nothing is aligned to more.
+/// The smallest page size of any kernel. No block has a larger alignment.
 const PAGE: usize = 4096;
-/// The pages of a freed block of at least this size go back to the kernel.
+/// When a block of at least this many bytes is freed, its pages go back to the kernel.
 const GIVEN_BACK: usize = 1 << 16;
-/// How much stack PID 1 has for good. A test of command.rs parses the deepest of commands with less.
+/// How many bytes of stack PID 1 gets for good. A test of command.rs parses the deepest command with less.
 const STACK: usize = 512 << 10;
 
-/// The allocator of a program: `#[global_allocator]`.
+/// The allocator that a program names in `#[global_allocator]`.
 pub struct Heap;
 
-/// Where the range begins; 0 while there is none.
+/// The start of the range; 0 while there is no range.
 static START: AtomicUsize = AtomicUsize::new(0);
 static RESERVE: Mutex<Reserve> = Mutex::new(Reserve { start: 0, regions: [EMPTY; SIZES] });
 
-/// Sets the range aside. Fails where the kernel counts it after all: it was told so before this process
-/// began.
+/// Reserves the range. Fails where the kernel does account for it, because it was set up that way before this
+/// process started.
 pub fn reserve() -> Result<(), Errno> {
-    // One arena is enough for a thread, and when memory is short there is nothing to make another of. What is
-    // large is mapped, and the kernel's again when it is freed: of itself the C library takes one large block
-    // for a habit, and keeps up to 64 MiB. Large is what no start of a process needs. On the heap it would
-    // stay below small blocks that came later.
+    // One arena is enough, and when memory is short there is none for a second. Large blocks are mapped, so
+    // they return to the kernel when they are freed. By default the C library raises that threshold after one
+    // large block, and keeps up to 64 MiB. "Large" is above anything that a process needs to start. Large
+    // blocks on the heap would stay there, held below small blocks that came later.
     #[cfg(target_env = "gnu")]
     tune(&[
         (libc::M_ARENA_MAX, 1),
@@ -69,8 +70,8 @@ pub fn reserve() -> Result<(), Errno> {
     Ok(())
 }
 
-/// For who receives by ipc-channel: it takes 208 KiB for each message (a socket's buffer, wmem_default), and
-/// to map and unmap them costs more than the message.
+/// Sets the C library up for a process that receives by ipc-channel. Each message takes a buffer of 208 KiB
+/// (that of a socket, wmem_default), and mapping and unmapping it would cost more than the message itself.
 pub fn keep_messages() {
     #[cfg(target_env = "gnu")]
     tune(&[
@@ -80,26 +81,27 @@ pub fn keep_messages() {
     ]);
 }
 
-/// Sets numbers of the C library's.
+/// Sets parameters of the C library's allocator.
 #[cfg(target_env = "gnu")]
 fn tune(numbers: &[(libc::c_int, libc::c_int)]) {
     for &(what, value) in numbers {
-        // SAFETY: sets a number of the C library's, which may be set at any time.
+        // SAFETY: sets a number in the C library, which may be set at any time.
         unsafe { libc::mallopt(what, value) };
     }
 }
 
-/// Has the kernel give this thread the stack that PID 1 may need: later it may refuse to, which is a SIGSEGV.
+/// Makes the kernel give this thread all the stack that PID 1 may need: a later refusal would be a SIGSEGV.
 #[inline(never)]
 pub fn deepen_stack() {
     let mut room = [const { MaybeUninit::<u8>::uninit() }; STACK];
     let room = black_box(&mut room);
-    // The compiler has touched each page. They need not be kept, only the kernel's promise.
+    // The compiler's stack probes have touched each page. The pages themselves are not needed, only the
+    // address range that the kernel has granted.
     let start = room.as_mut_ptr();
     let skipped = start.align_offset(PAGE);
     let length = (STACK - skipped) / PAGE * PAGE;
     if let Some(inner) = NonNull::new(start.wrapping_add(skipped)) {
-        // SAFETY: whole pages inside of `room`, which has no contents to lose.
+        // SAFETY: whole pages inside `room`, which has no contents to lose.
         let _ = unsafe { madvise(inner.cast(), length, MmapAdvise::MADV_DONTNEED) };
     }
 }
@@ -118,25 +120,25 @@ fn from_reserve(layout: Layout) -> *mut u8 {
     if START.load(Ordering::Relaxed) == 0 { ptr::null_mut() } else { lock().take(layout) }
 }
 
-// SAFETY: a block is the C library's or the reserve's; which of them is told by its address, so it goes back
-// to where it came from. Both give blocks of at least the layout's size and alignment that nobody else has,
-// and neither panics.
+// SAFETY: a block is the C library's or the reserve's; its address tells which, so it goes back to where it
+// came from. Both give blocks of at least the layout's size and alignment that are not in use elsewhere, and
+// neither panics.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise is the one that is asked for.
+        // SAFETY: the caller's promise is exactly what `System.alloc` asks for.
         let block = unsafe { System.alloc(layout) };
         if block.is_null() { from_reserve(layout) } else { block }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise is the one that is asked for.
+        // SAFETY: the caller's promise is exactly what `System.alloc_zeroed` asks for.
         let block = unsafe { System.alloc_zeroed(layout) };
         if !block.is_null() {
             return block;
         }
         let block = from_reserve(layout);
         if !block.is_null() {
-            // SAFETY: the block has that many bytes, and is the caller's.
+            // SAFETY: the block has that many bytes, and belongs to the caller.
             unsafe { block.write_bytes(0, layout.size()) };
         }
         block
@@ -167,8 +169,8 @@ unsafe impl GlobalAlloc for Heap {
             unsafe { self.alloc(wanted) }
         };
         if !moved.is_null() {
-            // SAFETY: two blocks, each of at least that many bytes; a new one is no part of the old one. The
-            // old one is the caller's, who gives it away.
+            // SAFETY: two blocks, each of at least that many bytes; the new one is not part of the old one.
+            // The old one belongs to the caller, who gives it up.
             unsafe {
                 ptr::copy_nonoverlapping(block, moved, layout.size().min(size));
                 self.dealloc(block, layout);
@@ -178,7 +180,7 @@ unsafe impl GlobalAlloc for Heap {
     }
 }
 
-/// Which size a block has; none if no region has so large ones.
+/// The index of a block's size; `None` if no region has such large blocks or such an alignment.
 fn class(layout: Layout) -> Option<usize> {
     let size = layout.size().max(layout.align()).max(1 << LEAST).checked_next_power_of_two()?;
     let exponent = size.trailing_zeros() as usize;
@@ -188,18 +190,18 @@ fn class(layout: Layout) -> Option<usize> {
 /// The blocks of one size.
 #[derive(Clone, Copy)]
 struct Region {
-    /// The address of one that is free, which begins with the address of the next; 0 at the end.
+    /// The address of the first free block, 0 if none. A free block begins with the address of the next one.
     free: usize,
-    /// How much of the region is in use or free: what is behind has not been touched.
+    /// How many bytes of the region have ever been handed out since it was last empty. The rest is untouched.
     used: usize,
     /// How many blocks are in use.
     live: usize,
 }
 
-/// As it is at first, and again when nothing of it is in use.
+/// A region at first, and again whenever none of its blocks is in use.
 const EMPTY: Region = Region { free: 0, used: 0, live: 0 };
 
-/// The range.
+/// The reserved range.
 struct Reserve {
     start: usize,
     regions: [Region; SIZES],
@@ -212,20 +214,20 @@ impl Reserve {
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of this program.
         let range = unsafe { mmap_anonymous(None, length, access, flags) }?;
-        // A page when a page is asked for. Not every kernel has larger ones.
-        // SAFETY: the mapping of a line before; nobody has it yet.
+        // One page per page fault. Not every kernel has larger pages, so an error is ignored.
+        // SAFETY: the mapping made above; nothing uses it yet.
         let _ = unsafe { madvise(range, RANGE, MmapAdvise::MADV_NOHUGEPAGE) };
         let start = range.as_ptr().expose_provenance();
         Ok(Reserve { start, regions: [EMPTY; SIZES] })
     }
 
-    /// A block for the layout; null if there is none.
+    /// Takes a block for the layout; null if there is none.
     fn take(&mut self, layout: Layout) -> *mut u8 {
         let Some(class) = class(layout) else { return ptr::null_mut() };
         let Some(region) = self.regions.get_mut(class) else { return ptr::null_mut() };
         if region.free != 0 {
             let block = ptr::with_exposed_provenance_mut::<u8>(region.free);
-            // SAFETY: a free block of the range, aligned to its size, that `put` has begun with a word.
+            // SAFETY: a free block of the range, aligned to its size, whose first word `put` has written.
             region.free = unsafe { block.cast::<usize>().read() };
             region.live += 1;
             return block;
@@ -240,7 +242,7 @@ impl Reserve {
         ptr::with_exposed_provenance_mut(block)
     }
 
-    /// Takes a block back that [`Reserve::take`] gave for this layout.
+    /// Takes back a block that [`Reserve::take`] returned for this layout.
     fn put(&mut self, block: *mut u8, layout: Layout) {
         let Some(class) = class(layout) else { return };
         let Some(region) = self.regions.get_mut(class) else { return };
@@ -251,21 +253,21 @@ impl Reserve {
             *region = EMPTY;
             return give_back(self.start + class * REGION, used);
         }
-        // SAFETY: the block is of at least 16 bytes, aligned to its size, and nobody's any more.
+        // SAFETY: the block has at least 16 bytes, is aligned to its size, and is no longer in use.
         unsafe { block.cast::<usize>().write(region.free) };
         region.free = block.expose_provenance();
         if size >= GIVEN_BACK {
-            // The first page stays, with the word.
+            // The first page stays: it holds the address of the next free block.
             give_back(region.free + PAGE, size - PAGE);
         }
     }
 }
 
-/// Gives pages back to the kernel: what is in them is nobody's.
+/// Returns pages to the kernel; their contents are no longer needed.
 fn give_back(start: usize, length: usize) {
     if let Some(pages) = NonNull::new(ptr::with_exposed_provenance_mut(start)) {
-        // SAFETY: only `put` calls this, with pages of the range in which no block is in use, and no word of
-        // a free one.
+        // SAFETY: only `put` calls this, with pages of the range that contain no block in use and no first
+        // word of a free block.
         let _ = unsafe { madvise(pages, length, MmapAdvise::MADV_DONTNEED) };
     }
 }
@@ -278,7 +280,7 @@ mod tests {
         Layout::from_size_align(size, 1).unwrap()
     }
 
-    /// How much of the range is in memory.
+    /// How many bytes of the range are in memory.
     fn resident(reserve: &Reserve) -> usize {
         let mut pages = vec![0u8; RANGE / PAGE];
         let range = ptr::with_exposed_provenance_mut(reserve.start);
@@ -306,7 +308,7 @@ mod tests {
             ends.sort_unstable();
             assert!(ends.is_sorted_by(|(at, size), (next, _)| at + size <= *next), "they overlap");
             let used: usize = reserve.regions.iter().map(|region| region.used).sum();
-            // One of each size stays, so that the others are kept for later.
+            // One block of each size stays in use, so that the regions keep their free blocks for later.
             if round == 0 {
                 let kept = (0..SIZES).map(|class| layout(1 << (class + LEAST)));
                 assert!(kept.map(|layout| reserve.take(layout)).all(|block| !block.is_null()));
@@ -324,7 +326,7 @@ mod tests {
         let blocks: Vec<_> = (0..4)
             .map(|_| {
                 let block = reserve.take(layout(16 << 20));
-                // SAFETY: a block of that size, which nobody else has.
+                // SAFETY: a block of that size, which no other code uses.
                 unsafe { block.write_bytes(7, 16 << 20) };
                 block
             })
@@ -334,7 +336,7 @@ mod tests {
         assert_eq!(resident(&reserve), (16 << 20) + 3 * PAGE);
         reserve.put(blocks[0], layout(16 << 20));
         let small: Vec<_> = (0..10_000).map(|_| reserve.take(layout(50))).collect();
-        // SAFETY: blocks of that size, which nobody else has.
+        // SAFETY: blocks of that size, which no other code uses.
         small.iter().for_each(|block| unsafe { block.write_bytes(7, 50) });
         assert!(resident(&reserve) >= 10_000 * 50);
         small.into_iter().for_each(|block| reserve.put(block, layout(50)));

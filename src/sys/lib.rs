@@ -1,4 +1,5 @@
-//! The only `unsafe` besides `sandbox`: system calls that nix does not wrap, one file a subject.
+//! System calls that nix does not wrap, one subject per file. Apart from `sandbox`, only this crate has
+//! `unsafe` code.
 #![allow(unsafe_code)]
 
 pub mod fd;

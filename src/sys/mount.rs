@@ -13,38 +13,39 @@ use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, setns
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
-/// How a path may lead (openat2(2)).
+/// How a path may be resolved (openat2(2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resolve {
-    /// As if the directory were the root: absolute links and `..` stay inside, magic links are refused.
+    /// As if the directory were the root: absolute links and `..` stay inside, and magic links are refused.
     InRoot,
-    /// The same, and no other mount than the directory's.
+    /// Like `InRoot`, and the path stays in the directory's mount.
     InMount,
-    /// Below the directory, through no link at all.
+    /// Below the directory, through no link of any kind.
     NoLinks,
-    /// The same, and no other filesystem than the directory's: what is mounted there is none of its.
+    /// Like `NoLinks`, and the path stays in the directory's filesystem: a filesystem that is mounted below
+    /// is not part of it.
     NoMounts,
-    /// One name right in the directory, no link, and nothing that is mounted there. Unlike with the others,
-    /// what is moved out of the directory meanwhile is no error: it was there.
+    /// A single name in the directory itself; it may be neither a link nor a mount point. Unlike with the
+    /// other variants it is no error if the file is moved out of the directory during the call: it was there.
     Name,
 }
 
-/// How often a path is looked up anew.
+/// How many more times a path is looked up after EAGAIN.
 const RACES: u32 = 1000;
 
 fn c_path(path: &Path) -> Result<CString, Errno> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)
 }
 
-/// Takes the descriptor that a call has just made.
+/// Takes ownership of the descriptor that a system call has just made.
 pub fn owned(result: libc::c_long) -> Result<OwnedFd, Errno> {
     let number = Errno::result(result)?;
     let number = RawFd::try_from(number).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the kernel has just made this descriptor and nobody else knows it.
+    // SAFETY: the kernel has just made this descriptor, and nothing else knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Opens a path below a directory, close-on-exec; `flags` as for open(2), `mode` for O_CREAT.
+/// Opens a path below a directory, close-on-exec. `flags` are those of open(2); `mode` applies with O_CREAT.
 pub fn openat2(
     directory: impl AsFd,
     path: &Path,
@@ -80,8 +81,8 @@ pub fn openat2(
             )
         };
         match owned(result) {
-            // A rename, anywhere, raced with `..`; the kernel asks to be asked again. Somebody could see to
-            // it that it never ends.
+            // EAGAIN: a rename somewhere in the system raced with `..`, and the kernel wants the call
+            // repeated. An attacker could keep this going for ever, so there is a limit.
             Err(Errno::EAGAIN) if races < RACES => races += 1,
             Err(Errno::EINTR) => {}
             result => return result,
@@ -89,7 +90,7 @@ pub fn openat2(
     }
 }
 
-/// A detached copy of the mount at `at`, with what is mounted below it if `recursive`.
+/// Makes a detached copy of the mount at `at`, with the mounts below it if `recursive`.
 pub fn clone_tree(at: impl AsFd, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH.cast_unsigned();
     if recursive {
@@ -116,8 +117,8 @@ pub fn move_mount(from: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// Sets mount attributes (`MOUNT_ATTR_*` of libc) and makes the mount private, with all below it if
-/// `recursive`.
+/// Sets mount attributes (`MOUNT_ATTR_*` of libc) and makes the mount private; if `recursive`, also all
+/// mounts below it.
 pub fn set_attributes(at: impl AsFd, attributes: u64, recursive: bool) -> Result<(), Errno> {
     // SAFETY: an all-zero mount_attr is a valid one.
     let mut attr: libc::mount_attr = unsafe { std::mem::zeroed() };
@@ -150,7 +151,7 @@ pub fn new_mount(kind: &str, options: &[(&str, &str)], attributes: u64) -> Resul
             [] => (libc::FSCONFIG_SET_FLAG, ptr::null()),
             _ => (libc::FSCONFIG_SET_STRING, value.as_ptr()),
         };
-        // SAFETY: `key` and `value` outlive the call; a flag's value is null as it has to be.
+        // SAFETY: `key` and `value` outlive the call; the value of a flag is null, as the kernel requires.
         let result = unsafe {
             libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key.as_ptr(), value, 0)
         };
@@ -166,11 +167,12 @@ pub fn new_mount(kind: &str, options: &[(&str, &str)], attributes: u64) -> Resul
     owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), libc::FSMOUNT_CLOEXEC, attributes) })
 }
 
-/// Enters a new mount namespace in which every later one can be kept by a bind mount.
+/// Enters a new mount namespace in which a bind mount can keep every later namespace.
 ///
-/// The kernel keeps a namespace only in one with a smaller number (mnt_ns_loop in fs/namespace.c), and since
-/// 6.18 each CPU gives out numbers of its own. The smallest of one from each CPU is smaller than all that
-/// come after it. A VM's first namespace needs none of this: it is the smallest there is.
+/// A namespace can be bound only in one with a smaller number (mnt_ns_loop in fs/namespace.c), and since
+/// Linux 6.18 each CPU hands out numbers from a range of its own. So one namespace is made on each CPU and
+/// the one with the smallest number is entered: all later namespaces have larger numbers. The first namespace
+/// of a VM needs none of this, because its number is the smallest of all.
 pub fn enter_new_namespace() -> Result<(), Errno> {
     let this = Pid::from_raw(0);
     let cpus = sched_getaffinity(this)?;
@@ -191,8 +193,8 @@ pub fn enter_new_namespace() -> Result<(), Errno> {
     setns(namespace, CloneFlags::CLONE_NEWNS)
 }
 
-/// A mount namespace's number; 0 where the kernel (before 6.11) does not tell: all are given out in order
-/// there.
+/// A mount namespace's number; 0 where the kernel (before 6.11) does not tell. Such a kernel hands out all
+/// numbers in order.
 fn namespace_number(namespace: &OwnedFd) -> u64 {
     let mut number: u64 = 0;
     // SAFETY: NS_GET_MNTNS_ID writes one u64, which outlives the call.

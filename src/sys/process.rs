@@ -1,4 +1,4 @@
-//! How execd makes processes: cloned as init's children, into namespaces and a cgroup.
+//! How execd makes processes: it clones them as children of init, into namespaces and a cgroup.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -30,28 +30,29 @@ struct CloneArgs {
 pub enum Cloned {
     /// The new process. It has one thread and a copy of everything else.
     Child,
-    /// The old one.
+    /// The old process.
     Parent {
         /// The child's number in the caller's PID namespace.
         pid: Pid,
-        /// The child itself: a number may be somebody else's once init has reaped it.
+        /// The child's pidfd, which stays valid: once init has reaped the child, the number may belong to
+        /// another process.
         pidfd: OwnedFd,
     },
 }
 
-/// Whether this process has no thread but the caller: EINVAL if it has.
+/// Checks that the caller is the only thread of this process: EINVAL if not.
 pub fn check_single_threaded() -> Result<(), Errno> {
-    // unshare(2): CLONE_THREAD has no effect but to fail where there is more than one thread.
+    // unshare(2): CLONE_THREAD has no effect, except that it fails if there is more than one thread.
     // SAFETY: unshare takes flags only.
     Errno::result(unsafe { libc::unshare(libc::CLONE_THREAD) }).map(drop)
 }
 
 /// Clones a sibling: a child of the caller's parent, which reaps it. `flags` are CLONE_NEW* flags, and
-/// CLONE_FILES for a child that begins with [`own_descriptors`]; `cgroup` is a cgroup v2 directory to be born
-/// in.
+/// CLONE_FILES for a child that begins with [`own_descriptors`]. `cgroup` is the cgroup v2 directory in which
+/// the child is created.
 ///
-/// For a process that has one thread ([`check_single_threaded`]): what another one's locks guard, the child
-/// could never use.
+/// The process must have one thread ([`check_single_threaded`]): the child could never use what is guarded by
+/// another thread's locks.
 pub fn clone_sibling(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
@@ -63,23 +64,23 @@ pub fn clone_sibling(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> Result<Clone
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(|_| Errno::EBADF)?;
     }
-    // SAFETY: execd, the only caller, has checked at its start that it has one thread, and starts none, so no
-    // lock is held elsewhere; without CLONE_VM the child has its own copy of this memory; `args` and the
-    // pidfd's place outlive the call.
+    // SAFETY: execd, the only caller, has checked at its start that it has one thread, and it starts none, so
+    // no other thread holds a lock. Without CLONE_VM the child has its own copy of this memory. `args` and
+    // the pidfd's place outlive the call.
     let pid =
         Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
     if pid == 0 {
         return Ok(Cloned::Child);
     }
-    // SAFETY: the kernel has just made this descriptor and nobody else knows it.
+    // SAFETY: the kernel has just made this descriptor, and nothing else knows its number.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Cloned::Parent { pid: Pid(i32::try_from(pid).map_err(|_| Errno::EOVERFLOW)?), pidfd })
 }
 
-/// linux/sched.h; libc has it as a number that does not fit an int everywhere.
+/// linux/sched.h. libc's constant has a type that this number does not fit on every target.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Kills the process of a pidfd, whoever has its number by now.
+/// Kills the process of a pidfd, even if another process has its number by now.
 pub fn kill(pidfd: &OwnedFd) -> Result<(), Errno> {
     // SAFETY: no siginfo is passed, and the descriptor is open for the length of the call.
     let result = unsafe {
@@ -94,22 +95,22 @@ pub fn kill(pidfd: &OwnedFd) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// Gives a process that was cloned with CLONE_FILES descriptors of its own: those up to `last`. What its
-/// parent has above is neither copied nor closed, so that this costs the same however much that is.
+/// Gives a process that was cloned with CLONE_FILES its own descriptors, numbers 0 to `last`. The parent's
+/// descriptors above `last` are neither copied nor closed, so the cost does not depend on how many there are.
 pub fn own_descriptors(last: RawFd) -> Result<(), Errno> {
     let first = u32::try_from(last).map_err(|_| Errno::EBADF)? + 1;
-    // SAFETY: takes numbers only, and closes none of the parent's: what is closed is a copy that nobody has
-    // used.
+    // SAFETY: takes numbers only, and closes none of the parent's descriptors: only copies that were never
+    // used are closed.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_UNSHARE) };
     Errno::result(result).map(drop)
 }
 
-/// The first descriptor behind the standard streams.
+/// The first descriptor after the standard streams.
 const FIRST: RawFd = 3;
 
 /// Closes every descriptor but 0, 1, 2 and `kept`, which become the numbers 3, 4, … and stay close-on-exec.
-/// EINVAL if one of them has such a number already. For a freshly cloned process that never returns to the
-/// owners of what is closed.
+/// EINVAL if one of `kept` has such a number already. Only for a freshly cloned process that never returns to
+/// the owners of the closed descriptors.
 pub fn keep_only(kept: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>, Errno> {
     let numbers = (FIRST..).take(kept.len());
     let next = FIRST + RawFd::try_from(kept.len()).map_err(|_| Errno::EINVAL)?;
@@ -117,17 +118,18 @@ pub fn keep_only(kept: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>, Errno> {
         return Err(Errno::EINVAL);
     }
     for (fd, number) in kept.iter().zip(numbers.clone()) {
-        // SAFETY: whoever owned that number in the process this one was cloned from never runs here; see
+        // SAFETY: the owner of that number in the process from which this one was cloned never runs here; see
         // above.
         Errno::result(unsafe { libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC) })?;
     }
     // SAFETY: takes numbers only; the owners never run here, see above.
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, next, u32::MAX, 0) })?;
-    // SAFETY: the descriptors were made above, and nobody else uses their numbers.
+    // SAFETY: the descriptors were made above, and no other code uses their numbers.
     Ok(numbers.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
 }
 
-/// Closes every descriptor but 2, the log. For a freshly cloned process that never returns to their owners.
+/// Closes every descriptor but 2, the log. Only for a freshly cloned process that never returns to their
+/// owners.
 pub fn close_all_but_log() -> Result<(), Errno> {
     for (first, last) in [(0, 1), (3, u32::MAX)] {
         // SAFETY: takes numbers only; the owners never run here, see above.
@@ -136,13 +138,13 @@ pub fn close_all_but_log() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Makes `fd` also descriptor `number` (0, 1 or 2), without close-on-exec.
+/// Duplicates `fd` as descriptor `number` (0, 1 or 2), without close-on-exec.
 pub fn become_standard(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), Errno> {
     // SAFETY: called in a freshly cloned process for the standard streams, which std never closes.
     Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
 }
 
-/// What execve takes, made beforehand: between this and the call nothing is allocated.
+/// The arguments of execve, prepared beforehand so that [`Program::execute`] converts no strings.
 pub struct Program {
     candidates: Vec<CString>,
     arguments: Vec<CString>,
@@ -150,7 +152,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// The paths to try in order, the arguments, the environment. EINVAL when one contains a zero byte.
+    /// Takes the paths to try in order, the arguments and the environment. EINVAL if one of them contains a
+    /// zero byte.
     pub fn new(
         candidates: Vec<String>,
         arguments: &[String],
@@ -169,8 +172,9 @@ impl Program {
         })
     }
 
-    /// Executes the first candidate that can be; returns why none could, and which one it was. As execvp(3)
-    /// has it: one that is there but may not be executed is the answer if no other can be.
+    /// Executes the first candidate that can be executed. It returns only if none can, with the reason and
+    /// the candidate in question. As with execvp(3), a candidate that exists but may not be executed is
+    /// reported only if no other can be executed.
     pub fn execute(&self) -> (Errno, &CStr) {
         let pointers = |words: &[CString]| -> Vec<*const libc::c_char> {
             words.iter().map(|word| word.as_ptr()).chain([ptr::null()]).collect()
@@ -178,7 +182,8 @@ impl Program {
         let (arguments, environment) = (pointers(&self.arguments), pointers(&self.environment));
         let mut answer = (Errno::ENOENT, self.arguments.first().map_or(c"", CString::as_c_str));
         for candidate in &self.candidates {
-            // SAFETY: the path and both arrays, each ended by a null, live in `self` and outlive the call.
+            // SAFETY: the path is in `self`, and both arrays, each ended by a null, point to strings in
+            // `self`; all outlive the call.
             unsafe { libc::execve(candidate.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
             match Errno::last() {
                 Errno::ENOENT | Errno::ENOTDIR => {}
@@ -190,7 +195,7 @@ impl Program {
     }
 }
 
-/// The kernel's `struct sigaction`: glibc's call refuses the signals that it keeps to itself.
+/// The kernel's `struct sigaction`, because glibc's call refuses the signals that it reserves for itself.
 #[repr(C)]
 #[derive(Default)]
 struct KernelAction {
@@ -200,8 +205,8 @@ struct KernelAction {
     mask: u64,
 }
 
-/// No signal is ignored but SIGPIPE. A program inherits what is ignored, and whoever started this one may
-/// ignore some: glibc's posix_spawn leaves one of its own ignored.
+/// Resets every ignored signal but SIGPIPE to its default. A program inherits ignored signals, and the
+/// process that started this one may have ignored some: glibc's posix_spawn leaves one of its own ignored.
 pub fn ignore_nothing() -> Result<(), Errno> {
     let (default, mut old) = (KernelAction::default(), KernelAction::default());
     let size = size_of::<u64>();
@@ -221,14 +226,14 @@ pub fn ignore_nothing() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Blocks the signal that releases a start (SIGCONT: one that comes too often does no harm), so that it is
-/// not lost before [`wait_for_release`] asks for it.
+/// Blocks the signal that releases a start, so that it is not lost if it comes before [`wait_for_release`].
+/// It is SIGCONT, because an extra SIGCONT does no harm.
 pub fn await_release() -> Result<(), Errno> {
     mask(libc::SIG_BLOCK)
 }
 
-/// Waits for the release, and lets the signal through again. EAGAIN: it did not come in time. Only the
-/// parent, which is init, can release: any other process that may signal this one is not believed.
+/// Waits for the release, and unblocks the signal again. EAGAIN: it did not come in time. Only a signal from
+/// the parent, which is init, counts; other processes that may signal this one cannot release it.
 pub fn wait_for_release(limit: Duration) -> Result<(), Errno> {
     let until = Instant::now() + limit;
     let set = release_set();
@@ -249,11 +254,11 @@ pub fn wait_for_release(limit: Duration) -> Result<(), Errno> {
     }
 }
 
-/// Whether a signal was sent by kill(2) of this process's parent. Both numbers are 0 if the parent is outside
-/// of this process's PID namespace, and no sender inside has that number. The kernel lets nobody claim
-/// SI_USER with another's number (sigqueue(3)).
+/// Whether this process's parent sent a signal by kill(2). Both numbers are 0 if the parent is outside this
+/// process's PID namespace, and no sender inside the namespace has the number 0. The kernel does not let a
+/// process claim SI_USER with the number of another (sigqueue(3)).
 fn is_from_parent(info: &libc::siginfo_t) -> bool {
-    // SAFETY: the kernel has filled in the sender for every signal that a process sends, and zeros are a
+    // SAFETY: the kernel has filled in the sender of every signal that a process sends, and zero is a valid
     // number too.
     let (sender, parent) = unsafe { (info.si_pid(), libc::getppid()) };
     info.si_code == libc::SI_USER && sender == parent
@@ -275,44 +280,45 @@ fn release_set() -> libc::sigset_t {
     }
 }
 
-/// Makes `name` the whole command line of this process, as others read it (proc_pid_cmdline(5)). For a
-/// freshly cloned process that reads its arguments no more; the name is cut to what they had room for.
+/// Makes `name` the whole command line of this process, as others read it (proc_pid_cmdline(5)). Only for a
+/// freshly cloned process that no longer reads its arguments. The name is truncated to the space that they
+/// had.
 pub fn set_command_line(name: &CStr) -> Result<(), Errno> {
     let stat = std::fs::read_to_string("/proc/self/stat").map_err(|_| Errno::ENOENT)?;
     let (start, end) = arguments(&stat).ok_or(Errno::EINVAL)?;
     let length = name.count_bytes().min(end - start - 1);
     // SAFETY: the kernel has put the arguments there, on the stack that it made for this process, below
-    // everything that a program uses of it. It has one thread, and nothing refers to them: what std's `args`
-    // has handed out are copies.
+    // everything that a program uses of the stack. The process has one thread, and nothing refers to the
+    // arguments: std's `args` returns copies.
     unsafe {
         let place = ptr::with_exposed_provenance_mut::<u8>(start);
         ptr::copy_nonoverlapping(name.as_ptr().cast::<u8>(), place, length);
         ptr::write_bytes(place.add(length), 0, end - start - length);
     }
-    // Zeros behind the name are no matter where this is not allowed.
+    // If the call below is not permitted, zeros after the name do no harm.
     let end = start + length + 1;
-    // SAFETY: sets a number of this process's that only says where others read.
+    // SAFETY: sets a number of this process that only tells other processes where to read.
     let _ = unsafe { libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_ARG_END, end, 0, 0) };
     Ok(())
 }
 
-/// Where the arguments begin and end, from a /proc/PID/stat; they are not empty.
+/// The start and end address of the arguments, from the text of a /proc/PID/stat; `None` if they are empty.
 fn arguments(stat: &str) -> Option<(usize, usize)> {
-    // proc_pid_stat(5): arg_start is field 48. The name, field 2, may have anything in it.
+    // proc_pid_stat(5): arg_start is field 48. Field 2, the name, may contain any character.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(48 - 3).map(str::parse);
     let (start, end) = (fields.next()?.ok()?, fields.next()?.ok()?);
     (0 < start && start < end).then_some((start, end))
 }
 
-/// Restores what a program expects and Rust's runtime changed: SIGPIPE kills.
+/// Restores SIGPIPE's default, which kills: programs expect it, and Rust's runtime has changed it.
 pub fn default_sigpipe() {
-    // SAFETY: SIG_DFL is no handler of ours; called in a freshly cloned process with one thread.
+    // SAFETY: SIG_DFL is not a handler; called in a freshly cloned process with one thread.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// Ends this process at once, without the exit handlers that belong to the process it was cloned from.
 pub fn exit(code: i32) -> ! {
-    // SAFETY: _exit does not return and runs nothing of this program.
+    // SAFETY: _exit does not return and runs no code of this program.
     unsafe { libc::_exit(code) }
 }
 

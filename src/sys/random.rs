@@ -8,20 +8,20 @@ use nix::errno::Errno;
 /// policy/mountd.json names them by number.
 const RNDADDENTROPY: u32 = 0x4008_5203;
 const RNDRESEEDCRNG: u32 = 0x5207;
-/// The most that is added at once, in bytes.
+/// The size of a seed in bytes, which is all that is added at once.
 pub const SEED: usize = 32;
 
 /// `struct rand_pool_info`, with room for a seed.
 #[repr(C)]
 struct PoolInfo {
-    /// How much of it counts, in bits.
+    /// How many bits of the seed the kernel is to count as entropy.
     entropy_count: libc::c_int,
-    /// In bytes.
+    /// The size of `buf` in bytes.
     buf_size: libc::c_int,
     buf: [u8; SEED],
 }
 
-/// Adds bytes that nobody can know to the pool, and has it count all their bits. Needs CAP_SYS_ADMIN.
+/// Adds secret random bytes to the pool and makes the kernel count all their bits. Needs CAP_SYS_ADMIN.
 pub fn add_entropy(pool: impl AsFd, seed: &[u8; SEED]) -> Result<(), Errno> {
     const BYTES: libc::c_int = SEED as libc::c_int;
     let info = PoolInfo { entropy_count: 8 * BYTES, buf_size: BYTES, buf: *seed };
@@ -31,8 +31,8 @@ pub fn add_entropy(pool: impl AsFd, seed: &[u8; SEED]) -> Result<(), Errno> {
         .map(drop)
 }
 
-/// Has the generators begin anew from what is in the pool: what they give does not follow from what they
-/// gave. Needs CAP_SYS_ADMIN.
+/// Reseeds the kernel's generators from the pool, so that their output no longer follows from what they gave
+/// before. Needs CAP_SYS_ADMIN.
 pub fn reseed(pool: impl AsFd) -> Result<(), Errno> {
     // SAFETY: RNDRESEEDCRNG takes no argument.
     Errno::result(unsafe { libc::ioctl(pool.as_fd().as_raw_fd(), RNDRESEEDCRNG as _, 0) }).map(drop)

@@ -1,4 +1,4 @@
-//! The two ways a process of the guest comes to be before execd exists: init forks the warden, the warden
+//! The two ways to make a process of the guest before execd exists: init forks the warden, and the warden
 //! clones and executes the helpers.
 
 use std::ffi::{CStr, CString};
@@ -14,11 +14,12 @@ use hyperinit_protocol::ids::Pid;
 pub enum Forked {
     /// The new process.
     Child,
-    /// The old one; the child's number.
+    /// The old process, with the child's number.
     Parent(Pid),
 }
 
-/// Forks. EINVAL when the process has threads: the child would miss them and what they hold.
+/// Forks. EINVAL if the process has more than one thread: the child would lack the others and could never get
+/// what they hold, such as locks.
 pub fn fork() -> Result<Forked, Errno> {
     if threads() != Some(1) {
         return Err(Errno::EINVAL);
@@ -30,33 +31,33 @@ pub fn fork() -> Result<Forked, Errno> {
     }
 }
 
-/// How many threads this process has, if /proc tells.
+/// The number of threads of this process; `None` if /proc does not tell.
 fn threads() -> Option<usize> {
     Some(std::fs::read_dir("/proc/self/task").ok()?.count())
 }
 
-/// Closes descriptors that a forked child inherited and that only its parent goes on using.
+/// Closes descriptors that a forked child inherited and that only its parent still uses.
 pub fn close_in_child(numbers: &[RawFd]) {
     for &number in numbers {
-        // SAFETY: called in the child of `fork` only, whose copies of the parent's owners never run their
-        // drops (it leaves by exit); a number that is not open is an error and nothing more.
+        // SAFETY: called in the child of `fork` only, where the owners copied from the parent are never
+        // dropped (the child leaves by exit). Closing a number that is not open only returns an error.
         unsafe { libc::close(number) };
     }
 }
 
-/// A close-on-exec duplicate with a number of at least `minimum`.
+/// Makes a close-on-exec duplicate whose number is at least `minimum`.
 pub fn duplicate_above(fd: &OwnedFd, minimum: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: `fd` is open for the length of the call.
     let number = Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, minimum) })?;
-    // SAFETY: the kernel has just made this descriptor and nobody else knows it.
+    // SAFETY: the kernel has just made this descriptor, and nothing else knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// What the sibling has for a stack until it executes: a few frames of wrappers of system calls.
+/// The sibling's stack until it executes: enough for a few frames of system call wrappers.
 #[repr(C, align(16))]
 struct Stack([MaybeUninit<u8>; 32 << 10]);
 
-/// What the sibling's side needs. Everything that allocates is done before.
+/// What the sibling needs. Everything that allocates is done before the clone.
 struct Plan<'a> {
     binary: RawFd,
     arguments: &'a [*const libc::c_char],
@@ -65,15 +66,15 @@ struct Plan<'a> {
     highest: RawFd,
 }
 
-/// Clones a sibling (a child of the caller's parent) that executes `binary` with `arguments` and no
-/// environment. It inherits 1 and 2, if `moves` has no others, and `moves` as (from, to); everything else is
-/// closed. Every `from` is above every `to`.
+/// Clones a sibling (a child of the caller's parent) that executes `binary` with `arguments` and an empty
+/// environment. It inherits descriptors 1 and 2, unless `moves` replaces them, and those of `moves` as (from,
+/// to); all others are closed. Every `from` must be above every `to`.
 ///
-/// The caller waits for the execution, and its memory is the sibling's until then: with a copy, each page
-/// that it writes to afterwards would take a page more, and where there is none the kernel's own writes
-/// (rseq(2), what is received) end it or fail.
+/// The caller waits until the sibling executes, and the two share memory until then. If the sibling had a
+/// copy, each page that the caller writes to afterwards would cost another page; when no page is free, the
+/// kernel's own writes to the caller's memory (rseq(2), received data) would kill the caller or fail.
 ///
-/// Fails when the clone fails; when the execution fails, the sibling exits with 127.
+/// Fails if the clone fails. If the execution fails, the sibling exits with 127.
 pub fn spawn_sibling(
     binary: &OwnedFd,
     arguments: &[CString],
@@ -91,9 +92,9 @@ pub fn spawn_sibling(
     let mut stack = Stack([MaybeUninit::uninit(); 32 << 10]);
     let top = stack.0.as_mut_ptr_range().end.cast::<libc::c_void>();
     let flags = libc::CLONE_PARENT | libc::CLONE_VM | libc::CLONE_VFORK;
-    // SAFETY: the stack and the plan outlive the sibling's use of them: by CLONE_VFORK this thread goes on
-    // when it has executed or exited. Until then it writes to nothing but its stack and errno, which is read
-    // after the clone only if that has failed.
+    // SAFETY: the stack and the plan outlive the sibling's use of them, because CLONE_VFORK resumes this
+    // thread only when the sibling has executed or exited. Until then the sibling writes only to its stack
+    // and to errno, which is read after the clone only if the clone has failed.
     let pid = unsafe { libc::clone(child, top, flags, ptr::from_ref(&plan).cast_mut().cast()) };
     Errno::result(pid).map(Pid)
 }
@@ -101,22 +102,23 @@ pub fn spawn_sibling(
 /// The sibling's side: only system calls, no allocation, and it never returns.
 extern "C" fn child(plan: *mut libc::c_void) -> libc::c_int {
     const EMPTY: &CStr = c"";
-    // SAFETY: what `spawn_sibling` has passed, which waits.
+    // SAFETY: the pointer is the plan of `spawn_sibling`, which waits.
     let &Plan { binary, arguments, environment, moves, highest } = unsafe { &*plan.cast::<Plan<'_>>() };
     for &(from, to) in moves {
-        // SAFETY: dup2 touches descriptors of this process only (no CLONE_FILES), which nothing else runs in.
+        // SAFETY: dup2 changes descriptors of this process only (no CLONE_FILES), and no other code runs in
+        // it.
         unsafe { libc::dup2(from, to) };
     }
     for number in (3..=highest).filter(|number| !moves.iter().any(|(_, to)| to == number)) {
-        // SAFETY: closes a descriptor of this process only, which nothing else runs in; `binary` is above.
+        // SAFETY: closes a descriptor of this process only, in which no other code runs; `binary` is above.
         unsafe { libc::close(number) };
     }
-    // SAFETY: what is above the inherited numbers is marked close-on-exec, not closed: `binary` is still
+    // SAFETY: descriptors above the inherited numbers are marked close-on-exec, not closed: `binary` is still
     // needed.
     unsafe {
         libc::syscall(libc::SYS_close_range, highest + 1, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_uint)
     };
-    // SAFETY: an all-zero set is the empty one of the kernel's size; init blocks signals, helpers do not.
+    // SAFETY: an all-zero set is the empty one of the kernel's size. init blocks signals; helpers must not.
     unsafe {
         libc::syscall(
             libc::SYS_rt_sigprocmask,

@@ -4,7 +4,8 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
-/// Unlocks the other end of a pty master and opens it, by descriptor: no path of a container is looked up.
+/// Unlocks the other end of a pty master and opens it by descriptor, so that no path in a container is looked
+/// up.
 pub fn open_peer(master: impl AsFd) -> Result<OwnedFd, Errno> {
     let master = master.as_fd().as_raw_fd();
     let unlock: libc::c_int = 0;
@@ -13,7 +14,7 @@ pub fn open_peer(master: impl AsFd) -> Result<OwnedFd, Errno> {
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
     // SAFETY: TIOCGPTPEER takes flags by value.
     let number: RawFd = Errno::result(unsafe { libc::ioctl(master, libc::TIOCGPTPEER, flags) })?;
-    // SAFETY: the kernel has just made this descriptor and nobody else knows it.
+    // SAFETY: the kernel has just made this descriptor, and nothing else knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
@@ -23,7 +24,7 @@ pub fn make_controlling(tty: impl AsFd) -> Result<(), Errno> {
     Errno::result(unsafe { libc::ioctl(tty.as_fd().as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
 }
 
-/// The size in characters: rows, columns. ENOTTY when it is no terminal.
+/// The terminal's size in characters: rows, columns. ENOTTY if it is not a terminal.
 pub fn size(tty: impl AsFd) -> Result<(u16, u16), Errno> {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCGWINSZ writes one winsize, which outlives the call.

@@ -6,7 +6,7 @@ use std::ptr;
 
 use nix::errno::Errno;
 
-/// The most that the kernel returns, of names and of a value (linux/limits.h: XATTR_LIST_MAX,
+/// The kernel's maximum in bytes, for the list of names and for a value (linux/limits.h: XATTR_LIST_MAX,
 /// XATTR_SIZE_MAX).
 const MAX: usize = 64 << 10;
 

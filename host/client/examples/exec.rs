@@ -21,15 +21,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let container = ContainerId::try_from(container.clone())?;
     let id = ProcessId::try_from(format!("example-{}", std::process::id()))?;
-    // Any two numbers that no other process of the guest has.
+    // Any two numbers that no other process of the guest uses.
     let stdio: u64 = 1 << 32 | u64::from(std::process::id()) << 1;
-    // The keys of docs/protocol.md «Process»; what is left out has the defaults stated there.
+    // The keys of docs/protocol.md «Process»; keys that are left out have the defaults stated there.
     let process: Process = serde_json::from_value(serde_json::json!({
         "id": &id, "args": program, "stdio": stdio, "stderr": stdio | 1,
     }))?;
 
     let client = Client::visit(Path::new(directory))?;
-    // Streams are asked for before the program can write.
+    // The streams are registered before the program can write.
     let streams = client.streams(stdio, stdio | 1);
     client.call(Command::ExecCmd(ExecCmd { container: container.clone(), process: Box::new(process) }))?;
     std::io::stdout().write_all(&streams.stdout.read_to_end(TIMEOUT)?)?;

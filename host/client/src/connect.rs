@@ -1,5 +1,5 @@
-//! Connections to the sockets in a guest's directory. None is waited for beyond its deadline, whoever else is
-//! connected.
+//! Connections to the sockets in a guest's directory. No attempt lasts beyond its deadline, whichever other
+//! hosts are connected.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
@@ -16,20 +16,21 @@ use hyperinit_protocol::fault::{Fault, OrFault};
 
 /// The guest's ports on vsock (protocol.md «Channels»).
 const VSOCK_PORTS: [u32; 2] = [2718, 2719];
-/// How long the device may take to answer: it asks the guest.
+/// How long the device may take to answer: it has to ask the guest.
 const VSOCK_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest honest answer, in bytes.
+/// The longest correct answer, in bytes.
 const VSOCK_ANSWER_MAX: u64 = 32;
-/// How long a socket may refuse connections: a guest that is starting binds its socket and listens on it by
+/// How long a socket may refuse connections: a guest that is starting binds its socket and listens on it in
 /// two calls. A socket that refuses for longer belongs to a guest that has ended.
 const REFUSED_MAX: Duration = Duration::from_secs(1);
-/// How often it is looked whether it is this host's turn.
+/// The interval between two attempts to get this host's turn.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// Why a connection is late.
+/// The reason in the fault of a late connection.
 const TAKEN: &str = "others are connected, or waiting to be";
 
-/// Whether each host has connections of its own, for certain: over vsock. In the directory of a local guest,
-/// whose hosts have them too, the sockets look like those of QEMU's ports, and are greeted like those.
+/// Whether each host certainly has a connection of its own, which is so over vsock. A local guest's hosts
+/// have one too, but the sockets in its directory look like those of QEMU's ports, so they are greeted like
+/// those.
 pub(super) fn has_connections(directory: &Path) -> bool {
     directory.join(VSOCK_SOCKET).exists()
 }
@@ -39,10 +40,10 @@ pub(super) fn are_there(directory: &Path) -> bool {
     has_connections(directory) || directory.join(CONTROL_SOCKET).exists()
 }
 
-/// Both channels: control, stream.
+/// Connects both channels and returns control and stream.
 pub(super) fn sockets(directory: &Path, deadline: Instant) -> Result<(UnixStream, UnixStream), Fault> {
-    // Of two hosts that connect at once each would have one channel, and wait for the other: both queues need
-    // one order.
+    // Without a common order, two hosts that connect at once could each get one channel and wait for the
+    // other's.
     let turn = File::open(directory).fault("opening", directory.display())?;
     wait_for_turn(&turn, directory, deadline)?;
     if has_connections(directory) {
@@ -52,7 +53,7 @@ pub(super) fn sockets(directory: &Path, deadline: Instant) -> Result<(UnixStream
     Ok((unix(directory, CONTROL_SOCKET, deadline)?, unix(directory, STREAM_SOCKET, deadline)?))
 }
 
-/// Locks the directory: whoever has it may wait for a guest that is another's.
+/// Locks the directory. The host that has the lock may wait for a guest that another host uses.
 fn wait_for_turn(turn: &File, directory: &Path, deadline: Instant) -> Result<(), Fault> {
     loop {
         match turn.try_lock() {
@@ -66,8 +67,8 @@ fn wait_for_turn(turn: &File, directory: &Path, deadline: Instant) -> Result<(),
     }
 }
 
-/// Connects to a port of the guest through its vsock device, as Firecracker's and its relatives' hosts do:
-/// one line with the port, one line in return.
+/// Connects to a port of the guest through its vsock device, with the protocol of Firecracker and its
+/// relatives: one line names the port, and one line answers.
 fn vsock(directory: &Path, port: u32, deadline: Instant) -> Result<UnixStream, Fault> {
     let mut socket = unix(directory, VSOCK_SOCKET, deadline)?;
     let to = format!("vsock port {port}");
@@ -91,13 +92,14 @@ fn vsock(directory: &Path, port: u32, deadline: Instant) -> Result<UnixStream, F
     Ok(socket)
 }
 
-/// Connects to a socket in a directory, however long its path: an address holds 108 bytes (unix(7)). Where
-/// the queue is full, for QEMU takes one connection at a time, it is waited for a place in it.
+/// Connects to a socket in a directory, whatever the length of the directory's path: an address holds only
+/// 108 bytes (unix(7)). If the queue of the socket is full, this waits for a place in it: QEMU takes one
+/// connection at a time.
 fn unix(directory: &Path, name: &str, deadline: Instant) -> Result<UnixStream, Fault> {
     unix_of(SockType::Stream, directory, name, deadline)
 }
 
-/// The same for a socket of another type.
+/// Like [`unix`], for a socket of another type.
 pub(super) fn unix_of(
     kind: SockType,
     directory: &Path,
@@ -113,7 +115,7 @@ pub(super) fn unix_of(
         let listening_by = deadline.min(Instant::now() + REFUSED_MAX);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            // Zero would be for ever. It is the limit of connect(2) too (socket(7)).
+            // Zero would mean no limit. The write timeout limits connect(2) too (socket(7)).
             socket.set_write_timeout(Some(left.max(LOOK_AGAIN)))?;
             match socket::connect(socket.as_raw_fd(), &address) {
                 Err(Errno::EINTR) => {}

@@ -1,4 +1,4 @@
-//! The control channel: a thread that writes with runV's flow control, and one that reads.
+//! The control channel: one thread writes with runV's flow control, another one reads.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -17,7 +17,7 @@ use hyperinit_protocol::frame::{self, ControlDecoder, Message};
 
 type Reply = Result<Vec<u8>, CallError>;
 
-/// A command that was sent and whose reply has not been taken yet.
+/// A command that was sent, and whose reply has not been taken yet.
 #[derive(Debug)]
 pub struct Pending {
     reply: Receiver<Reply>,
@@ -28,12 +28,12 @@ impl Pending {
     /// A command that could not even be sent.
     pub(super) fn failed(error: CallError) -> Pending {
         let (sender, reply) = sync_channel(1);
-        // The receiver is there: it is in this function.
+        // The receiver exists in this function, so the send cannot fail.
         let _ = sender.send(Err(error));
         Pending { reply, what: String::new() }
     }
 
-    /// What the ACK carries, or why there is none.
+    /// Waits for the reply and returns the payload of its ACK, or why there is none.
     pub fn wait(&self, timeout: Duration) -> Result<Vec<u8>, CallError> {
         match self.reply.recv_timeout(timeout) {
             Ok(reply) => reply,
@@ -47,7 +47,7 @@ impl Pending {
     }
 }
 
-/// What the threads and the callers share.
+/// The state that the threads and the callers share.
 #[derive(Debug)]
 pub(super) struct Control {
     state: Mutex<State>,
@@ -61,9 +61,9 @@ struct State {
     /// Commands without a reply, oldest first.
     awaited: VecDeque<Awaited>,
     ready: bool,
-    /// This connection has said it.
+    /// READY has come over this connection, not over an earlier one.
     said_ready: bool,
-    /// All that was heard over earlier connections has been acted on.
+    /// Everything that earlier connections received has been handled.
     is_own: bool,
     events: VecDeque<Finished>,
     broken: Option<String>,
@@ -71,12 +71,12 @@ struct State {
 
 #[derive(Debug)]
 struct Awaited {
-    /// Where the command ends in all that was sent.
+    /// The position of the command's last byte, counted over all bytes sent.
     end: u64,
     reply: SyncSender<Reply>,
 }
 
-/// Starts the writer and the reader of a connected socket.
+/// Starts the threads that write to and read from a connected socket.
 pub(super) fn start(greeted: Greeted) -> Result<(Arc<Control>, Vec<JoinHandle<()>>), Fault> {
     let Greeted { socket, before, heard } = greeted;
     let writer = socket.try_clone().fault("duplicating", "the control socket")?;
@@ -138,7 +138,7 @@ impl Control {
         })
     }
 
-    /// Waits until `take` finds something. What came before the connection broke is still found.
+    /// Waits until `take` finds something. What came before the connection broke can still be found.
     fn wait<T>(
         &self,
         timeout: Duration,
@@ -174,19 +174,19 @@ impl Control {
         self.break_off("hung up".to_owned());
     }
 
-    /// Ends the connection for good: every reply that has not come is an error now.
+    /// Ends the connection for good: every outstanding command gets an error.
     fn break_off(&self, why: String) {
         let mut state = self.state();
         if state.broken.is_none() {
             for awaited in state.awaited.drain(..) {
-                // Nobody waits for a reply whose `Pending` was dropped.
+                // If the `Pending` was dropped, there is no receiver.
                 let _ = awaited.reply.send(Err(CallError::Broken(why.clone())));
             }
             state.broken = Some(why);
         }
         drop(state);
         self.changed.notify_all();
-        // Wakes both threads; the guest may have closed it before.
+        // Wakes both threads. The guest may have closed the connection already.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
@@ -198,8 +198,8 @@ impl Control {
         }
     }
 
-    /// The next bytes of the oldest frame, once all that was written has been credited; none when the
-    /// connection ends.
+    /// The next bytes of the oldest frame, once all bytes written have been credited; `None` when the
+    /// connection has ended.
     fn next_chunk(&self) -> Option<Vec<u8>> {
         let mut state = self.state();
         loop {
@@ -239,7 +239,7 @@ impl Control {
         }
     }
 
-    /// Acts on every whole frame; the error is how the guest broke the protocol.
+    /// Handles every complete frame; the error tells how the guest broke the protocol.
     fn take_frames(&self, decoder: &mut ControlDecoder) -> Result<(), String> {
         let mut state = self.state();
         loop {
@@ -268,7 +268,7 @@ impl State {
             }
             Message::Ready if self.said_ready => Err("the guest sent READY twice".to_owned()),
             Message::Ready => {
-                // Over sockets a guest says it to every connection.
+                // Over sockets a guest sends READY to every connection.
                 (self.ready, self.said_ready) = (true, self.is_own);
                 Ok(())
             }
@@ -297,7 +297,7 @@ impl State {
             let _ = awaited.reply.send(Err(CallError::Broken(why.clone())));
             return Err(why);
         }
-        // Nobody waits for a reply whose `Pending` was dropped.
+        // If the `Pending` was dropped, there is no receiver.
         let _ = awaited.reply.send(reply);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What leaves on the control channel, with runV's flow control.
+//! The output of the control channel, with runV's flow control.
 
 use std::collections::VecDeque;
 
@@ -7,25 +7,25 @@ use hyperinit_protocol::frame::Message;
 /// runV writes no more than this many control bytes before it waits for NEXT.
 pub const CONTROL_CHUNK: usize = 512;
 
-/// Frames that wait, and how much of all that was written the guest has credited.
+/// Frames that wait, and how many of the bytes written the guest has credited.
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    /// How much may be written before it is credited, in bytes.
+    /// How many bytes may be written before they are credited.
     chunk: usize,
-    /// Frames that have not left yet; of the first one, `sent` bytes have.
+    /// Frames that have not been sent completely; `sent` bytes of the first one have been.
     queue: VecDeque<Unit>,
     sent: usize,
-    /// All bytes ever queued, written, and credited by NEXT.
+    /// The number of bytes ever queued, written, and credited by NEXT.
     queued: u64,
     written: u64,
     credited: u64,
 }
 
-/// A frame, with the sizes of terminals behind it.
+/// A frame, with the terminal sizes that follow it.
 #[derive(Debug)]
 struct Unit {
     bytes: Vec<u8>,
-    /// How many bytes at the end leave in one chunk: the sizes, and one byte of the frame in front of them.
+    /// How many bytes at the end must be sent in one chunk: the sizes, and one byte of the frame before them.
     together: usize,
 }
 
@@ -36,15 +36,15 @@ impl Default for Outgoing {
 }
 
 impl Outgoing {
-    /// Nothing yet. `chunk` is how much may be written before it is credited, in bytes.
+    /// An empty queue. `chunk` is how many bytes may be written before they are credited.
     pub(super) fn new(chunk: usize) -> Outgoing {
         Outgoing { chunk, queue: VecDeque::new(), sent: 0, queued: 0, written: 0, credited: 0 }
     }
 
-    /// Queues a frame. Returns where it ends in all that was ever sent, in bytes.
+    /// Queues a frame. Returns the position of its last byte, counted over all bytes ever queued.
     ///
-    /// A WINSIZE leaves in the chunk in which the frame in front of it ends, if that frame still waits. The
-    /// guest starts a process when it has the whole frame: a size that came a round trip later could miss the
+    /// A WINSIZE is sent in the chunk that ends the frame before it, if that frame still waits. The guest
+    /// starts a process when it has the whole frame, so a size that came a round trip later could miss the
     /// start.
     pub(super) fn push(&mut self, frame: Vec<u8>) -> u64 {
         self.queued += frame.len() as u64;
@@ -59,7 +59,7 @@ impl Outgoing {
         self.queued
     }
 
-    /// The next bytes of the oldest frame, if all that was written has been credited.
+    /// The next bytes of the oldest frame, if all bytes written have been credited.
     pub(super) fn next_chunk(&mut self) -> Option<Vec<u8>> {
         if self.credited != self.written {
             return None;
@@ -79,7 +79,7 @@ impl Outgoing {
         Some(chunk)
     }
 
-    /// NEXT's payload. The error is how the guest broke the protocol.
+    /// Takes the payload of a NEXT. The error tells how the guest broke the protocol.
     pub(super) fn take_next(&mut self, payload: &[u8]) -> Result<(), String> {
         let count: [u8; 4] =
             payload.try_into().map_err(|_| format!("the guest sent NEXT with {} bytes", payload.len()))?;
@@ -91,8 +91,9 @@ impl Outgoing {
         Ok(())
     }
 
-    /// Whether a command that ends at `end` may have been answered: a chunk's credit leaves before the frame
-    /// in it is complete, let alone answered. The error is how the guest broke the protocol.
+    /// Checks that a command that ends at position `end` may have been answered: a guest credits a chunk
+    /// before it acts on the frame that the chunk completes. The error tells how the guest broke the
+    /// protocol.
     pub(super) fn check_answered(&self, end: u64) -> Result<(), String> {
         match end.saturating_sub(self.credited) {
             0 => Ok(()),
@@ -102,7 +103,7 @@ impl Outgoing {
         }
     }
 
-    /// How many bytes were written, and how many of them were credited.
+    /// The number of bytes written, and how many of them were credited.
     pub(super) fn credit(&self) -> (u64, u64) {
         (self.written, self.credited)
     }
@@ -114,7 +115,7 @@ mod tests {
 
     use super::*;
 
-    /// The chunks of what is queued, each credited at once.
+    /// The chunks of everything queued, each credited at once.
     fn chunks(mut outgoing: Outgoing) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| {
             outgoing.credited = outgoing.written;

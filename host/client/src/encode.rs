@@ -1,4 +1,4 @@
-//! Typed commands to messages, as runV writes them.
+//! Encodes typed commands as messages, in the form in which runV writes them.
 
 use serde::Serialize;
 
@@ -6,7 +6,7 @@ use hyperinit_protocol::command::Command;
 use hyperinit_protocol::fault::Fault;
 use hyperinit_protocol::frame::Message;
 
-/// The message of a command. Commands without arguments carry `null`, as runV's do.
+/// The message and the payload of a command. Commands without arguments carry `null`, as runV's do.
 pub fn encode(command: &Command) -> Result<(Message, Vec<u8>), Fault> {
     let message = Message::from(command);
     let payload = match command {
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
     use hyperinit_protocol::command::parse;
 
-    /// What the host encodes is what the guest parses: nothing is lost between the two.
+    /// The guest parses exactly what the host encodes.
     #[test]
     fn the_guest_reads_what_was_meant() {
         let sent = [

@@ -1,10 +1,12 @@
-//! How a host begins that shares a port with others before it (src/host.rs «greeting»): on both channels it
-//! says a number that nobody has used, and throws away what comes before the answer, for that was another's.
+//! How a host begins on a port that other hosts have used before (protocol/src/greeting.rs): on both channels
+//! it sends a number that no host has used, and discards what comes before the answer, because that was for
+//! another host.
 //!
-//! A guest that does not answer may take the greeting for the rest of what another host has begun. Then it is
-//! greeted again, by another number; then the ports are left for a while, which it is told, and on a serial
-//! line for as long as it takes there to be believed to begin anew. What it has said meanwhile that is for
-//! this host it does not say again: that goes to the next attempt.
+//! A guest that does not answer may take the greeting for the rest of a frame that another host began. Then
+//! it is greeted again, with another number. After that the host closes the ports for a while. QEMU tells the
+//! guest of that, except on a serial line, where the host stays away until the guest expects a new frame. The
+//! guest does not repeat what it has sent to this host in the meantime, so that is passed on to the next
+//! attempt.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{ErrorKind, Read, Write};
@@ -18,46 +20,48 @@ use hyperinit_protocol::frame::{self, CONTROL_MAX, Channel, Control, Decoder, Me
 use hyperinit_protocol::greeting::{self as host, LINE_PAUSE};
 use hyperinit_sys::socket::unsent;
 
-/// The attempts, one connection each; the last ones again and again.
+/// The attempts, each a new connection: how long to wait for the answer to each greeting, and how long to
+/// stay away first. The last one is repeated.
 const ATTEMPTS: [(&[Duration], Duration); 3] = [
-    // Where nothing was left half said, the answer comes at once.
+    // If no frame was left half sent, the answer comes at once.
     (&[Duration::from_millis(500)], Duration::ZERO),
-    // QEMU tells the guest in no time that its ports were left; a busy guest may be slow to answer.
+    // QEMU tells the guest at once that its ports were closed, but a busy guest may answer slowly.
     (&[Duration::from_secs(1), Duration::from_secs(2)], Duration::from_millis(250)),
     (&[Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)], LINE_ANEW),
 ];
-/// After so long a line's host is believed to begin anew.
+/// After this much silence a guest on a serial line expects a new frame.
 const LINE_ANEW: Duration = LINE_PAUSE.saturating_add(Duration::from_secs(1));
-/// How often it is looked whether the guest has taken what was written.
+/// How often to check whether the guest has taken the greeting.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// More than a guest can have to say before the answer: what was on its way to another host.
+/// More bytes than a guest can send before the answer: those that were on their way to another host.
 const BEFORE_MAX: usize = 2 * CONTROL_MAX;
 
-/// What the attempts that failed may leave of what they heard, of both channels.
+/// How many received bytes the failed attempts may pass on, of both channels together.
 const KEPT_MAX: usize = 4 * BEFORE_MAX;
-/// How long a guest that is left may take to notice and to hang up. What it says until then is still heard.
+/// How long a guest may take to notice that the host has left, and to close the connection. What it sends
+/// until then is still read.
 const FAREWELL: Duration = Duration::from_millis(250);
 
-/// A socket, and what has come already that is for whoever has it now.
+/// A socket, and bytes already received that are for its new owner.
 #[derive(Debug)]
 pub(super) struct Greeted {
     pub(super) socket: UnixStream,
     /// Whole frames that came over earlier connections.
     pub(super) before: Vec<u8>,
-    /// What came over this one.
+    /// Bytes that came over this connection.
     pub(super) heard: Vec<u8>,
 }
 
 impl From<UnixStream> for Greeted {
-    /// One that needs no greeting, or has not been greeted yet.
+    /// A socket that needs no greeting, or has not been greeted yet.
     fn from(socket: UnixStream) -> Greeted {
         Greeted { socket, before: Vec::new(), heard: Vec::new() }
     }
 }
 
 impl Greeted {
-    /// Hangs up, and takes what the guest says until it does so too. What is `ours` of the whole frames is
-    /// for the next attempt; half a frame comes again.
+    /// Closes the connection, and reads what the guest sends until it closes it too. Returns the whole frames
+    /// that are `ours`, for the next attempt; the guest sends an incomplete frame again.
     fn leave<C: Channel>(mut self, ours: impl Fn(C::Tag) -> bool) -> Vec<u8> {
         // The guest may have hung up before.
         let _ = self.socket.shutdown(Shutdown::Write);
@@ -72,17 +76,17 @@ impl Greeted {
     }
 }
 
-/// One connection's patience.
+/// How patient one connection is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// How long the answers to its greetings are waited for, each once the guest has taken it.
+    /// How long to wait for the answer to each greeting, counted from when the guest has taken it.
     pub(super) answers: &'static [Duration],
-    /// Until when to wait for a guest that listens to others.
+    /// When to stop waiting for a guest that listens to other hosts.
     pub(super) deadline: Instant,
 }
 
-/// Connects to both channels and greets until it is answered. What comes for the streams that are `known` is
-/// kept; without that the stream channel is not greeted.
+/// Connects to both channels and greets until an answer comes. Data for the streams that are `known` is kept.
+/// If `known` is `None`, the stream channel is not greeted.
 pub(super) fn until_answered(
     mut connect: impl FnMut(Instant) -> Result<(UnixStream, UnixStream), Fault>,
     known: Option<&[(u64, u64)]>,
@@ -93,7 +97,7 @@ pub(super) fn until_answered(
     let (mut control_before, mut stream_before) = (Vec::new(), Vec::new());
     loop {
         let (answers, away) = attempts.next().unwrap_or(last);
-        // The guest has to notice that the ports were left, and nothing tells when it has.
+        // The guest has to notice that the ports were closed, and nothing reports when it has.
         std::thread::sleep(away);
         let (control, stream) = connect(deadline)?;
         let mut control = Greeted { before: control_before, ..control.into() };
@@ -117,7 +121,7 @@ pub(super) fn until_answered(
     }
 }
 
-/// Greets on the control channel. READY and events are for anybody, and kept.
+/// Greets on the control channel. READY and events are for every host, and are kept.
 pub(super) fn control(greeted: &mut Greeted, patience: Patience) -> Result<(), Fault> {
     greet::<Control>(
         greeted,
@@ -128,7 +132,7 @@ pub(super) fn control(greeted: &mut Greeted, patience: Patience) -> Result<(), F
     )
 }
 
-/// Greets on the stream channel: a frame for a stream that nobody has is answered by its end. What comes for
+/// Greets on the stream channel: a frame for an unknown stream is answered with that stream's end. Data for
 /// the streams that are `known` is kept.
 pub(super) fn streams(greeted: &mut Greeted, known: &[(u64, u64)], patience: Patience) -> Result<(), Fault> {
     let empty = |number| frame::stream(number, b"");
@@ -156,8 +160,8 @@ fn greet<C: Channel>(
     let fault = |why: &str| Fault::new("greeting the guest on", &to, why);
     let bad = |violation: frame::Violation| fault(&violation.to_string());
     for &answered in patience.answers {
-        // Each hasher has random keys of its own. With this bit no other stream of hyperctl's, or small
-        // number, is meant.
+        // Each hasher has random keys of its own. The top bit keeps the number apart from other streams of
+        // hyperctl and from small numbers.
         let number = RandomState::new().build_hasher().finish() | 1 << 63;
         let answer = answer(number).map_err(bad)?;
         socket.write_all(&greeting(number).map_err(bad)?).fault("greeting the guest on", &to)?;
@@ -167,9 +171,9 @@ fn greet<C: Channel>(
             if let Some(at) = find(heard, looked, &answer) {
                 let rest = heard.split_off(at + answer.len());
                 heard.truncate(at);
-                // If they do not begin with the first byte, that was the rest of another's frame; then where
-                // the others begin could be guessed, but what is in a frame is a container's to say: nothing
-                // is kept.
+                // If the bytes before the answer do not begin with a whole frame, the first ones are the rest
+                // of a frame for another host. Where the next frame begins could only be guessed, and a
+                // frame's content is under a container's control. So nothing is kept.
                 let (whole, half) = whole_frames::<C>(heard, ours);
                 *heard = if half == 0 { [whole, rest].concat() } else { rest };
                 return socket.set_read_timeout(None).fault("setting up", &to);
@@ -214,14 +218,14 @@ fn hear(socket: &mut UnixStream, heard: &mut Vec<u8>) -> std::io::Result<bool> {
     }
 }
 
-/// Where the answer is, from a place on.
+/// The position of the answer, at `from` or later.
 fn find(heard: &[u8], from: usize, answer: &[u8]) -> Option<usize> {
     let at = heard.get(from..)?.windows(answer.len()).position(|window| window == answer)?;
     Some(from + at)
 }
 
-/// Those of the whole frames that are `ours`, and how many bytes are left behind them. Of bytes that are no
-/// frames nothing is kept.
+/// The whole frames that are `ours`, and how many bytes follow the last whole frame. If the bytes are not
+/// frames, no frame is kept.
 fn whole_frames<C: Channel>(bytes: &[u8], ours: impl Fn(C::Tag) -> bool) -> (Vec<u8>, usize) {
     let mut decoder = Decoder::<C>::default();
     decoder.push(bytes);

@@ -1,4 +1,4 @@
-//! A host of the hyperstart protocol: what hyperctl and the tests say to a guest, and hear from it.
+//! The host side of the hyperstart protocol, with which hyperctl and the tests talk to a guest.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -9,9 +9,9 @@
 //! assert_eq!(client.call(Command::GetVersion).unwrap(), 4244u32.to_be_bytes());
 //! ```
 //!
-//! It has runV's flow control: at most 512 bytes of control, then nothing until the guest's NEXT counts add
-//! up (protocol.md «Flow control»). A guest that breaks the protocol ends the connection with the reason;
-//! nothing waits for it for ever.
+//! It uses runV's flow control: it sends at most 512 control bytes, then nothing until the guest's NEXT
+//! counts add up to them (protocol.md «Flow control»). If a guest breaks the protocol, the client closes the
+//! connection and reports the reason; no call waits for such a guest for ever.
 #![forbid(unsafe_code)]
 
 mod connect;
@@ -46,26 +46,29 @@ pub use streams::{Input, Output, ProcessStreams};
 
 /// The control channel's socket in a guest's directory.
 pub const CONTROL_SOCKET: &str = "ctl.sock";
-/// The stream channel's socket there.
+/// The stream channel's socket in that directory.
 pub const STREAM_SOCKET: &str = "stream.sock";
-/// In their place: the socket of a vsock device, where a host says which of the guest's ports it wants.
+/// Exists instead of these two if the guest has a vsock device: the device's socket, where a host asks for
+/// one of the guest's ports.
 pub const VSOCK_SOCKET: &str = "vsock.sock";
-/// How often a guest that does not listen yet is asked there. Not in a hurry: vhost-device-vsock 0.3 serves
-/// nobody any more when it is asked in the moment in which the guest sets the device up.
+/// The interval between two attempts to connect to a guest on vsock that does not listen yet. It is long,
+/// because vhost-device-vsock 0.3 stops serving anyone if it is asked at the moment in which the guest sets
+/// the device up.
 const VSOCK_LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// How long a call waits for its reply: DESTROYPOD's grace is the longest that a guest takes on purpose.
+/// How long a call waits for its reply. DESTROYPOD's grace period is the longest that a guest delays a reply
+/// on purpose.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
-/// How often a socket that is not there yet is looked for.
+/// The interval between two looks for a socket that does not exist yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Why a call has no result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallError {
-    /// The guest answered ERROR; its text.
+    /// The guest answered ERROR with this text.
     Refused(String),
-    /// The connection is of no further use: it was closed, or the guest broke the protocol.
+    /// The connection is of no further use, for this reason: it was closed, or the guest broke the protocol.
     Broken(String),
-    /// Nothing came in time; what was being waited for.
+    /// The awaited message did not come in time; the text names it.
     Late(String),
 }
 
@@ -81,19 +84,19 @@ impl fmt::Display for CallError {
 
 impl std::error::Error for CallError {}
 
-/// A process has finished (PROCESSASYNCEVENT).
+/// The event that a process has finished (PROCESSASYNCEVENT).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
-    /// In which container.
+    /// The container's id.
     pub container: String,
-    /// Which process.
+    /// The process's id in that container.
     pub process: String,
-    /// Its exit code, or 128+n when signal n killed it.
+    /// The exit code, or 128+n if signal n killed the process.
     pub status: u8,
 }
 
 impl Finished {
-    /// PROCESSASYNCEVENT's payload. The error is how the guest broke the protocol.
+    /// Parses the payload of PROCESSASYNCEVENT. The error tells how the guest broke the protocol.
     fn parse(payload: &[u8]) -> Result<Finished, String> {
         #[derive(Deserialize)]
         struct Event {
@@ -112,7 +115,7 @@ impl Finished {
     }
 }
 
-/// A connection to a guest: both channels. Dropping it hangs up.
+/// A connection to a guest, with both channels. Dropping it closes the connection.
 #[derive(Debug)]
 pub struct Client {
     control: Arc<control::Control>,
@@ -121,15 +124,15 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the sockets in a guest's directory, which must be there, as its first host. A minute is
-    /// the most that this and the other ways to connect wait for others.
+    /// Connects to the sockets in a guest's directory, as the guest's first host. The sockets must exist.
+    /// This function and the other ways to connect wait for other hosts for at most a minute.
     pub fn connect(directory: &Path) -> Result<Client, Fault> {
         let (control, stream) = Client::sockets(directory)?;
         Client::over(control, stream)
     }
 
-    /// Connects as a host that was there before. What processes write that it has started, by the numbers of
-    /// their `stdio` and `stderr` (0: none), may come at once.
+    /// Connects as a host that was connected before. `processes` are those that it has started, by the
+    /// numbers of their `stdio` and `stderr` (0: none); their output may come at once.
     pub fn resume(
         directory: &Path,
         processes: &[(u64, u64)],
@@ -138,8 +141,9 @@ impl Client {
         Client::start(control, stream, processes, streams::Others::Wrong)
     }
 
-    /// Connects to a guest that others use too. Where `hyperctl up` serves them it is at once ([`mux`]), else
-    /// one after the other: what processes write that others have started is thrown away meanwhile.
+    /// Connects to a guest that other hosts use too. If `hyperctl up` serves the guest, any number of hosts
+    /// can be connected at once ([`mux`]). Otherwise they take turns, and output of processes that other
+    /// hosts have started is discarded during this connection.
     pub fn visit(directory: &Path) -> Result<Client, Fault> {
         if mux::is_served(directory) || !connect::are_there(directory) {
             return Client::enter(directory);
@@ -148,7 +152,8 @@ impl Client {
         Client::start(control, stream, &[], streams::Others::ThrownAway).map(|(client, _)| client)
     }
 
-    /// The same for commands only: all that processes write is thrown away meanwhile.
+    /// Like [`Client::visit`], for commands only: the output of all processes is discarded during this
+    /// connection.
     pub fn visit_control(directory: &Path) -> Result<Client, Fault> {
         if mux::is_served(directory) || !connect::are_there(directory) {
             return Client::enter(directory);
@@ -157,13 +162,14 @@ impl Client {
         Client::start(control, stream, &[], streams::Others::Everything).map(|(client, _)| client)
     }
 
-    /// Connects through the `hyperctl up` that serves the guest.
+    /// Connects through the `hyperctl up` process that serves the guest.
     fn enter(directory: &Path) -> Result<Client, Fault> {
         let (control, stream) = mux::enter(directory)?;
         Client::over(control, stream)
     }
 
-    /// Connects to where others were before: with the streams that are known, if any are to be heard.
+    /// Connects to ports that other hosts have used before. `known` are the streams to keep; with `None` the
+    /// stream channel is not greeted.
     fn greet(directory: &Path, known: Option<&[(u64, u64)]>) -> Result<(Greeted, Greeted), Fault> {
         if has_connections(directory) {
             let (control, stream) = Client::sockets(directory)?;
@@ -172,13 +178,14 @@ impl Client {
         greeting::until_answered(|deadline| connect::sockets(directory, deadline), known)
     }
 
-    /// Both channels as they are, for who speaks the protocol by hand: control, stream.
+    /// Connects both channels without a client, for a caller that speaks the protocol itself. Returns control
+    /// and stream.
     pub fn sockets(directory: &Path) -> Result<(UnixStream, UnixStream), Fault> {
         connect::sockets(directory, Instant::now() + TIMEOUT)
     }
 
-    /// Connects as soon as both sockets are there and somebody listens; `alive` is asked again and again
-    /// whether it is still worth while.
+    /// Connects as soon as both sockets exist and are listened on. Between attempts it calls `alive`, whose
+    /// error ends the wait.
     pub fn connect_within(
         directory: &Path,
         timeout: Duration,
@@ -188,7 +195,8 @@ impl Client {
         Client::over(control, stream)
     }
 
-    /// The same, for who speaks the protocol by hand: control, stream.
+    /// Like [`Client::connect_within`], for a caller that speaks the protocol itself. Returns control and
+    /// stream.
     pub fn sockets_within(
         directory: &Path,
         timeout: Duration,
@@ -205,7 +213,7 @@ impl Client {
         }
     }
 
-    /// Speaks over two connected sockets.
+    /// Makes a client of two connected sockets.
     pub fn over(control: UnixStream, stream: UnixStream) -> Result<Client, Fault> {
         let (control, stream) = (control.into(), stream.into());
         Client::start(control, stream, &[], streams::Others::Wrong).map(|(client, _)| client)
@@ -223,18 +231,18 @@ impl Client {
         Ok((Client { control, streams, threads }, known))
     }
 
-    /// Waits for READY. A guest on virtio-serial says it once in its life, so only its first client hears it.
+    /// Waits for READY. A guest on virtio-serial sends it only once, so only its first client receives it.
     pub fn ready(&self, timeout: Duration) -> Result<(), CallError> {
         self.control.ready(timeout)
     }
 
-    /// Lets the guest know that this host reads on behind the end of a process, which runV's client does not:
-    /// so the guest tells of an end without a pause. The reply is not waited for.
+    /// Tells the guest that this host, unlike runV's client, keeps reading after a process has ended, so the
+    /// guest reports the end without a pause. Does not wait for the reply.
     pub fn introduce(&self) {
         drop(self.send(Command::Features));
     }
 
-    /// What the guest can beyond API 4244; none of a guest that tells its version alone.
+    /// The guest's features beyond API 4244; `None` if the guest replies with its version only.
     pub fn features(&self) -> Result<Option<Features>, CallError> {
         let reply = self.call(Command::Features)?;
         match reply.get(size_of::<u32>()..) {
@@ -245,7 +253,7 @@ impl Client {
         }
     }
 
-    /// Sends a command; the reply is waited for later. Any number may be under way.
+    /// Sends a command without waiting for its reply. Any number of commands may be in flight.
     pub fn send(&self, command: Command) -> Pending {
         match encode(&command) {
             Ok((message, payload)) => self.control.send(message.id(), &payload),
@@ -264,22 +272,23 @@ impl Client {
         }
     }
 
-    /// Sends a message as it is: also one that no honest host sends.
+    /// Sends a message as it is, even one that no correct host sends.
     pub fn send_raw(&self, id: u32, payload: &[u8]) -> Pending {
         self.control.send(id, payload)
     }
 
-    /// Sends a command and waits for what its ACK carries.
+    /// Sends a command, waits for the reply, and returns the payload of the ACK.
     pub fn call(&self, command: Command) -> Result<Vec<u8>, CallError> {
         self.send(command).wait(TIMEOUT)
     }
 
-    /// The next event, whichever process it is about.
+    /// Waits for the next event, of any process.
     pub fn event(&self, timeout: Duration) -> Result<Finished, CallError> {
         self.control.event(timeout, "a process to finish", |_| true)
     }
 
-    /// Waits until that process has finished; other events are kept for who asks for them.
+    /// Waits until that process has finished, and returns its exit status. Other events are kept for later
+    /// callers.
     pub fn finished(
         &self,
         container: &ContainerId,
@@ -291,18 +300,18 @@ impl Client {
         self.control.event(timeout, &what, this).map(|event| event.status)
     }
 
-    /// The streams of a process, by the numbers of its `stdio` and `stderr` (0: none). Ask before it is
-    /// started: what came for the numbers before is forgotten.
+    /// Registers the streams of a process, by the numbers of its `stdio` and `stderr` (0: none). Call this
+    /// before the process is started: all that came for these numbers before is discarded.
     pub fn streams(&self, stdio: u64, stderr: u64) -> ProcessStreams {
         streams::of_process(&self.streams, stdio, stderr)
     }
 
-    /// Why the connection is of no further use, if it is not.
+    /// The reason why the connection is of no further use; `None` while it works.
     pub fn broken(&self) -> Option<String> {
         self.control.broken().or_else(|| self.streams.broken())
     }
 
-    /// How many control bytes were written, and how many of them the guest has credited.
+    /// The number of control bytes written, and how many of them the guest has credited.
     pub fn credit(&self) -> (u64, u64) {
         self.control.credit()
     }
@@ -313,7 +322,7 @@ impl Drop for Client {
         self.control.hang_up();
         self.streams.hang_up();
         for thread in self.threads.drain(..) {
-            // A thread that panicked has nothing left to say.
+            // A thread that panicked has nothing left to report.
             let _ = thread.join();
         }
     }

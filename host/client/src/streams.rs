@@ -1,4 +1,4 @@
-//! The stream channel: frames of all processes in one socket, taken apart by number.
+//! The stream channel: the frames of all processes come through one socket and are distributed by number.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{IoSlice, Read, Write};
@@ -13,18 +13,18 @@ use super::greeting::Greeted;
 use hyperinit_protocol::fault::{Fault, OrFault};
 use hyperinit_protocol::frame::{self, StreamDecoder};
 
-/// How many bytes of one stream are kept for a slow reader before the port is no longer read: the guest's
-/// processes then wait, as on a full pipe.
+/// How many bytes of one stream are kept for a slow reader. Beyond that the socket is not read, so the
+/// guest's processes wait as on a full pipe.
 const KEPT: usize = 1 << 20;
-/// How many bytes of stdin go into one frame unless asked otherwise.
+/// The maximum number of stdin bytes in one frame, unless the caller asks for another.
 const STDIN_FRAME: usize = 32 << 10;
 
-/// What the reader and the callers share.
+/// The state that the reader thread and the callers share.
 #[derive(Debug)]
 pub(super) struct Streams {
     state: Mutex<State>,
     changed: Condvar,
-    /// Frames are written whole: one writer at a time.
+    /// Held while a frame is written, because frames must not be interleaved.
     writer: Mutex<UnixStream>,
     socket: UnixStream,
 }
@@ -38,54 +38,55 @@ struct State {
     broken: Option<String>,
 }
 
-/// What streams are that nobody has asked for.
+/// How to treat streams that no caller has registered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Others {
-    /// A violation.
+    /// As a violation of the protocol.
     #[default]
     Wrong,
-    /// Somebody else's: thrown away.
+    /// As another host's: their data is discarded.
     ThrownAway,
-    /// The same, and nobody will ask for any: it does not matter where their frames begin.
+    /// As another host's, and no stream will be registered: data is discarded without looking for frames.
     Everything,
 }
 
 /// One direction of one stream: guest → host.
 #[derive(Debug, Default)]
 struct Sink {
-    /// Whose it is: which of all the processes that were registered. Numbers are used again.
+    /// The number of the registration that this sink belongs to. Stream numbers are reused.
     generation: u64,
     chunks: VecDeque<Vec<u8>>,
     bytes: usize,
     ended: bool,
-    /// EOF frames of this number; a frame to a stream that is gone is answered with a further one.
+    /// How many EOF frames have come for this number. A frame for a stream that is gone is answered with
+    /// another one.
     eof_frames: u32,
-    /// The stderr stream that ends with this one.
+    /// The number of the stderr stream that ends with this stream; 0 if there is none.
     stderr: u64,
-    /// Nobody reads it any more.
+    /// The `Output` was dropped, so data is discarded.
     discard: bool,
 }
 
-/// A process's streams on the host's side.
+/// The host's ends of a process's streams.
 #[derive(Debug)]
 pub struct ProcessStreams {
-    /// Its stdin, or what is typed at its tty.
+    /// The process's stdin, or the input of its tty.
     pub stdin: Input,
-    /// Its stdout, or its tty.
+    /// The process's stdout, or the output of its tty.
     pub stdout: Output,
-    /// Its stderr, if it has a stream of its own.
+    /// The process's stderr, if it is a separate stream.
     pub stderr: Option<Output>,
 }
 
-/// Host → guest.
+/// One stream, host → guest.
 #[derive(Debug, Clone)]
 pub struct Input {
     streams: Arc<Streams>,
     number: u64,
 }
 
-/// Guest → host. What comes after it has been dropped is discarded. It has ended when its number is another
-/// process's.
+/// One stream, guest → host. Data that comes after it was dropped is discarded. It has ended as soon as its
+/// number is registered for another process.
 #[derive(Debug)]
 pub struct Output {
     streams: Arc<Streams>,
@@ -93,7 +94,8 @@ pub struct Output {
     generation: u64,
 }
 
-/// Starts to read what comes for `known`, and for the processes that are asked for later.
+/// Starts the thread that reads the channel. Registers the streams that are `known`; others can be registered
+/// later.
 pub(super) fn start(
     greeted: Greeted,
     known: &[(u64, u64)],
@@ -114,7 +116,7 @@ pub(super) fn start(
     Ok((streams, known, thread))
 }
 
-/// Registers a process's numbers, as if nothing had ever come for them.
+/// Registers a process's stream numbers afresh, with nothing received for them.
 pub(super) fn of_process(streams: &Arc<Streams>, stdio: u64, stderr: u64) -> ProcessStreams {
     let mut state = streams.state();
     state.generation += 1;
@@ -124,7 +126,7 @@ pub(super) fn of_process(streams: &Arc<Streams>, stdio: u64, stderr: u64) -> Pro
         state.sinks.insert(stderr, Sink { generation, ..Sink::default() });
     }
     drop(state);
-    // Whoever waits for what the numbers were before.
+    // Wakes the readers and the reader thread that wait on the previous process of these numbers.
     streams.changed.notify_all();
     let output = |number| Output { streams: Arc::clone(streams), number, generation };
     ProcessStreams {
@@ -143,7 +145,7 @@ impl Streams {
         self.state().broken.clone()
     }
 
-    /// How many streams are known.
+    /// How many streams are registered.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
         self.state().sinks.len()
@@ -156,11 +158,11 @@ impl Streams {
     fn break_off(&self, why: String) {
         self.state().broken.get_or_insert(why);
         self.changed.notify_all();
-        // The guest may have closed it before.
+        // The guest may have closed it already.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
-    /// Reads until the connection ends, and says why it did.
+    /// Reads until the connection ends, and returns the reason.
     fn read_all(&self, socket: &mut UnixStream, heard: &[u8]) -> String {
         let mut decoder = StreamDecoder::default();
         let mut chunk = vec![0; 64 << 10];
@@ -182,7 +184,7 @@ impl Streams {
         }
     }
 
-    /// Acts on every whole frame; the error is how the guest broke the protocol.
+    /// Handles every complete frame; the error tells how the guest broke the protocol.
     fn take_frames(&self, decoder: &mut StreamDecoder, bytes: &[u8]) -> Result<(), String> {
         decoder.push(bytes);
         loop {
@@ -194,7 +196,7 @@ impl Streams {
         }
     }
 
-    /// Files a frame's payload. Waits while its stream has too much already.
+    /// Adds a frame's payload to its stream. Waits while that stream has too much data already.
     fn take(&self, number: u64, payload: &[u8]) -> Result<(), String> {
         let mut state = self.state();
         let whose = state.sinks.get(&number).map(|sink| sink.generation);
@@ -219,7 +221,7 @@ impl Streams {
                     payload.len()
                 ));
             }
-            // Another process may have got the number while this waited.
+            // The number may have been registered for another process while this waited.
             if sink.discard || Some(sink.generation) != whose {
                 return Ok(());
             }
@@ -235,7 +237,7 @@ impl Streams {
         Ok(())
     }
 
-    /// Writes one frame, or waits until the guest takes it.
+    /// Writes one frame; waits until the guest takes it.
     fn write(&self, number: u64, payload: &[u8]) -> Result<(), CallError> {
         let broken = |why: String| CallError::Broken(why);
         if let Some(why) = self.broken() {
@@ -250,7 +252,7 @@ impl Streams {
                 Ok(count) => IoSlice::advance_slices(&mut rest, count),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    // Half a frame may be in the socket: nobody can write after it.
+                    // Part of a frame may be in the socket, so no further frame can be written.
                     let why = self.broken().unwrap_or(format!("writing stream bytes: {error}"));
                     self.break_off(why.clone());
                     return Err(broken(why));
@@ -262,9 +264,9 @@ impl Streams {
 }
 
 impl State {
-    /// The end of a stream is the end of its process's stderr too (protocol.md «Streams»).
+    /// Ends a stream, and with it the stderr of its process (protocol.md «Streams»).
     fn end(&mut self, number: u64) {
-        // The answer to a frame for a stream that is gone ends nothing that anybody reads.
+        // If no stream is registered, this answers a frame for a stream that is gone, and ends nothing.
         let Some(sink) = self.sinks.get_mut(&number) else { return };
         sink.eof_frames += 1;
         sink.ended = true;
@@ -276,12 +278,13 @@ impl State {
         self.forget(stderr);
     }
 
-    /// A stream of a process, unless its number has become another's.
+    /// A stream of the process with this generation; none if the number has been registered for another
+    /// process.
     fn sink(&mut self, number: u64, generation: u64) -> Option<&mut Sink> {
         self.sinks.get_mut(&number).filter(|sink| sink.generation == generation)
     }
 
-    /// Nothing comes any more, and nobody would read it.
+    /// Removes a stream that has ended and whose `Output` was dropped.
     fn forget(&mut self, number: u64) {
         if self.sinks.get(&number).is_some_and(|sink| sink.ended && sink.discard) {
             self.sinks.remove(&number);
@@ -307,12 +310,12 @@ impl Input {
 }
 
 impl Output {
-    /// The next bytes; none at the end. Waits as long as it takes.
+    /// The next bytes; `None` at the end. Waits without a limit.
     pub fn recv(&self) -> Result<Option<Vec<u8>>, CallError> {
         self.take(None)
     }
 
-    /// The next bytes; none at the end.
+    /// The next bytes; `None` at the end. `CallError::Late` if none come within `timeout`.
     pub fn recv_within(&self, timeout: Duration) -> Result<Option<Vec<u8>>, CallError> {
         self.take(Some(timeout))
     }
@@ -327,7 +330,7 @@ impl Output {
         Ok(all)
     }
 
-    /// How many EOF frames of this number have come.
+    /// How many EOF frames have come for this stream.
     pub fn eof_frames(&self) -> u32 {
         self.streams.state().sink(self.number, self.generation).map_or(0, |sink| sink.eof_frames)
     }

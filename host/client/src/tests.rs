@@ -1,4 +1,4 @@
-//! The client against a guest that does exactly what the test says.
+//! Tests of the client with a guest that the test plays.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,8 +16,8 @@ use hyperinit_protocol::frame::{self, ControlDecoder, Message, StreamDecoder};
 use hyperinit_protocol::greeting as host;
 
 const SOON: Duration = Duration::from_secs(20);
-/// How long nothing must happen to be taken for nothing happening. Only a broken client would be let pass by
-/// a slow machine; a sound one never fails.
+/// How long a test waits to see that nothing happens. On a slow machine a broken client might pass such a
+/// check; a correct one never fails it.
 const QUIET: Duration = Duration::from_millis(50);
 
 /// The guest's ends of both channels.
@@ -33,7 +33,7 @@ fn pair() -> (Client, Guest) {
     (Client::over(control, stream).unwrap(), guest)
 }
 
-/// The host's ends, and the guest.
+/// The host's ends of both channels, and the guest.
 fn sockets() -> (UnixStream, UnixStream, Guest) {
     let (host_control, control) = UnixStream::pair().unwrap();
     let (host_stream, stream) = UnixStream::pair().unwrap();
@@ -53,7 +53,7 @@ impl Guest {
         self.say(Message::Next, &u32::try_from(count).unwrap().to_be_bytes());
     }
 
-    /// One read and its credit, as a guest does it.
+    /// Reads once and credits what it read, as a guest does.
     fn read(&mut self, at_most: usize) -> usize {
         let mut chunk = vec![0; at_most];
         let count = self.control.read(&mut chunk).unwrap();
@@ -63,7 +63,7 @@ impl Guest {
         count
     }
 
-    /// The next command, read in portions of at most `at_most` bytes.
+    /// The next command, read in pieces of at most `at_most` bytes.
     fn command(&mut self, at_most: usize) -> (u32, Vec<u8>) {
         loop {
             if let Some(frame) = self.decoder.next_frame().unwrap() {
@@ -128,7 +128,8 @@ fn a_call_has_its_reply() {
     assert_eq!(refused.wait(SOON), Err(CallError::Refused("no such container".to_owned())));
 }
 
-/// At most 512 bytes, then nothing at all until every one is credited, whatever the portions of the credit.
+/// A host sends at most 512 bytes, then nothing until every byte is credited, in whatever pieces the credit
+/// comes.
 #[test]
 fn flow_control_is_runvs() {
     let (client, mut guest) = pair();
@@ -169,7 +170,7 @@ fn replies_are_first_in_first_out() {
             _ => guest.say(Message::Error, &[b'0' + number % 10]),
         }
     }
-    // Taken in another order than they came.
+    // The replies are taken in the reverse order.
     for (number, pending) in (0..40).zip(&pending).rev() {
         let expected = match number % 2 {
             0 => Ok(vec![number]),
@@ -299,12 +300,12 @@ fn a_visitor_hears_its_own_and_nobody_elses() {
     assert_eq!(client.broken(), None);
 }
 
-/// For a guest that listens.
+/// The patience with a guest that listens.
 fn patience(answers: &'static [Duration]) -> greeting::Patience {
     greeting::Patience { answers, deadline: Instant::now() + SOON }
 }
 
-/// Greets on both channels; the guest is played meanwhile.
+/// Greets on both channels, while the test plays the guest.
 fn greet_and(
     known: &'static [(u64, u64)],
     answers: &'static [Duration],
@@ -322,7 +323,7 @@ fn greet_and(
     (client, streams, guest)
 }
 
-/// The next greeting on the control channel, and its answer.
+/// Reads the next greeting on the control channel, and returns its answer.
 fn greeted(guest: &mut Guest) -> Vec<u8> {
     let (message, payload) = guest.command(4096);
     assert!(message == Message::Ping.id() && host::is_greeting(&payload));
@@ -370,7 +371,7 @@ fn what_comes_before_the_answer_to_a_greeting_is_anothers() {
                 assert_eq!(client.event(SOON).unwrap().status, 3);
                 assert_eq!(streams.stdout.recv_within(SOON).unwrap().unwrap(), b"mine");
             }
-            // Where frames begin before the answer is for nobody to say.
+            // Where frames begin before the answer cannot be known.
             _ => assert!(matches!(client.event(QUIET), Err(CallError::Late(_)))),
         }
     }
@@ -382,7 +383,7 @@ fn who_is_not_answered_greets_again_and_hears_the_last_answer() {
         let first = greeted(guest);
         let second = greeted(guest);
         assert_ne!(first, second);
-        // The first was only slow.
+        // The answer to the first greeting was only late.
         guest.control.write_all(&[first, second].concat()).unwrap();
         guest.input();
         let (number, _) = guest.input();
@@ -395,7 +396,7 @@ fn who_is_not_answered_greets_again_and_hears_the_last_answer() {
     assert_eq!(client.broken(), None);
 }
 
-/// A guest that does not listen is waited for, and one that never answers is left.
+/// The client waits for a guest that does not listen, and leaves one that never answers.
 #[test]
 fn a_greeting_that_nobody_takes_has_its_time() {
     let (control, _, _guest) = sockets();
@@ -442,7 +443,7 @@ fn what_an_attempt_heard_that_failed_is_heard() {
             guest.input();
         }
         guest.say(Message::ProcessAsyncEvent, &event(2));
-        // It says one thing more before it hears that the host has left.
+        // The guest sends one more event before it learns that the host has left.
         assert_eq!(guest.control.read(&mut [0]).unwrap(), 0);
         guest.say(Message::ProcessAsyncEvent, &event(3));
         drop(guest);
@@ -524,7 +525,7 @@ fn a_number_that_is_used_again_is_the_new_process() {
     let second = client.streams(7, 8);
     guest.output(7, b"second");
     guest.output(8, b"err");
-    // What is left of the first hears nothing of it, and takes nothing with it.
+    // The first process's `Output` gets none of this, and dropping it discards none.
     assert_eq!(first.stdout.recv_within(SOON).unwrap(), None);
     assert_eq!(first.stdout.eof_frames(), 0);
     drop(first);
@@ -547,7 +548,7 @@ fn streams_that_have_ended_and_that_nobody_reads_are_forgotten() {
     let kept = client.streams(43, 44);
     assert_eq!(client.streams.count(), 4);
     drop(dropped);
-    // The answer to a frame for a stream that is gone.
+    // This answers a frame for a stream that is gone.
     guest.output(1, b"");
     guest.output(41, b"said");
     guest.output(41, b"");
@@ -567,7 +568,7 @@ fn input_is_framed_and_closed() {
     let sizes: Vec<usize> = (0..4).map(|_| guest.input().1.len()).collect();
     assert_eq!(sizes, [16, 16, 8, 0]);
 
-    // The guest takes nothing: the writer waits, and goes on when it does.
+    // While the guest takes nothing the writer waits; it goes on when the guest does.
     let stdin = one.stdin.clone();
     let writer = std::thread::spawn(move || stdin.write(&[2; 4 << 20]));
     let mut total = 0;
@@ -576,7 +577,7 @@ fn input_is_framed_and_closed() {
     }
     writer.join().unwrap().unwrap();
 
-    // And it does not wait for a guest that is gone.
+    // The writer does not wait for a guest that is gone.
     let stdin = one.stdin.clone();
     let writer = std::thread::spawn(move || stdin.write(&[2; 4 << 20]));
     guest.input();
@@ -596,7 +597,7 @@ fn hanging_up_wakes_whoever_waits() {
     drop(guest);
 }
 
-/// A guest's directory with sockets that nobody takes connections from.
+/// A guest's directory whose sockets listen, but accept no connection.
 fn listen() -> (tempfile::TempDir, [UnixListener; 2]) {
     let directory = tempfile::tempdir().unwrap();
     let listeners =
@@ -604,7 +605,7 @@ fn listen() -> (tempfile::TempDir, [UnixListener; 2]) {
     (directory, listeners)
 }
 
-/// Why nobody connects there, which must be known in time.
+/// Tries to connect there, and returns why that failed; the failure must come in time.
 fn late(directory: &Path) -> String {
     let (sender, fault) = channel();
     let directory = directory.to_owned();
@@ -614,7 +615,7 @@ fn late(directory: &Path) -> String {
 
 #[test]
 fn who_cannot_connect_has_its_time() {
-    // Somebody else is connected, and the queue behind is full.
+    // Another host is connected, and the queue behind it is full.
     let (directory, [control, _stream]) = listen();
     listen_for(&control, Backlog::new(0).unwrap()).unwrap();
     let _first = UnixStream::connect(directory.path().join(CONTROL_SOCKET)).unwrap();
@@ -623,7 +624,7 @@ fn who_cannot_connect_has_its_time() {
     control.accept().unwrap();
     Client::connect(directory.path()).unwrap();
 
-    // Somebody else is connecting.
+    // Another host is connecting.
     let (directory, _listeners) = listen();
     let turn = File::open(directory.path()).unwrap();
     turn.lock().unwrap();

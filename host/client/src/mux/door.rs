@@ -1,7 +1,7 @@
-//! The socket where hosts of this machine come in, each of which is handed both channels.
+//! The socket where the hosts of this machine connect, and where each gets its two channels.
 //!
-//! Whoever connects receives one packet with two descriptors: a control and a stream channel of its own. On
-//! these it speaks the hyperstart protocol, as to a guest.
+//! A host that connects receives one packet with two descriptors: a control and a stream channel of its own.
+//! Over these it speaks the hyperstart protocol, as with a guest.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -23,31 +23,31 @@ use hyperinit_sys::socket::accept;
 
 /// The socket's name in the guest's directory.
 pub const MUX_SOCKET: &str = "hyperctl.sock";
-/// Its name until it listens.
+/// The socket's name until it listens.
 const NEW: &str = ".hyperctl.sock";
-/// How long a guest may take to come up, and with it the channels: an emulated one on a busy machine takes
-/// minutes.
+/// How long a host waits for its channels, which it gets when the guest is up: an emulated guest on a busy
+/// machine takes minutes.
 const TIMEOUT: Duration = Duration::from_secs(300);
-/// What the packet says: the version of what the descriptors are.
+/// The content of the packet: the version of what the descriptors are.
 const WORD: &[u8] = b"1";
 
-/// Where hosts come in.
+/// The listening socket.
 #[derive(Debug)]
 pub struct Door(OwnedFd);
 
 impl Door {
-    /// Makes the socket, for the caller's user alone. Until [`super::serve`] is called, whoever connects
-    /// waits.
+    /// Makes the socket, accessible to the caller's user only. Hosts that connect wait until [`super::serve`]
+    /// is called.
     pub fn open(directory: &Path) -> Result<Door, Fault> {
         let path = directory.join(MUX_SOCKET);
         let parent = File::open(directory).fault("opening", directory.display())?;
         let made = || -> Result<OwnedFd, Errno> {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let socket = socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
-            // Before it has a name: a file gets the mode of its socket (unix(7)), and nobody comes in
-            // between.
+            // Set before the socket has a name: its file gets the mode of the socket (unix(7)), so no other
+            // user can connect in between.
             fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
-            // An address holds 108 bytes, whatever the directory's length.
+            // An address holds only 108 bytes; this one is short whatever the directory's path.
             let address = UnixAddr::new(format!("/proc/self/fd/{}/{NEW}", parent.as_raw_fd()).as_str())?;
             match unlinkat(&parent, NEW, UnlinkatFlags::NoRemoveDir) {
                 Ok(()) | Err(Errno::ENOENT) => {}
@@ -55,17 +55,18 @@ impl Door {
             }
             socket::bind(socket.as_raw_fd(), &address)?;
             socket::listen(&socket, Backlog::MAXCONN)?;
-            // Whoever sees it can connect.
+            // The socket gets its name once it listens, so a host that sees it can connect.
             renameat(&parent, NEW, &parent, MUX_SOCKET)?;
             Ok(socket)
         };
         made().map(Door).fault("making", path.display())
     }
 
-    /// Hands the next caller its channels: our ends, control and stream. None if nobody waits, or who did has
-    /// left.
+    /// Hands its channels to the next host that waits, and returns the server's ends, control and stream.
+    /// `None` if no host waits, or if it has left.
     pub(super) fn receive(&self) -> Result<Option<(UnixStream, UnixStream)>, Errno> {
-        // Before: without descriptors for them the caller waits on.
+        // The pairs are made before the connection is accepted: without descriptors for them the host keeps
+        // waiting.
         let pair = || UnixStream::pair().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)));
         let ((control, theirs), (stream, their_stream)) = (pair()?, pair()?);
         let caller = match accept(&self.0) {
@@ -86,12 +87,12 @@ impl AsFd for Door {
     }
 }
 
-/// Whether the guest of this directory is served to many.
+/// Whether the guest in this directory is served to many hosts.
 pub fn is_served(directory: &Path) -> bool {
     directory.join(MUX_SOCKET).exists()
 }
 
-/// Comes in: control, stream. Waits for a guest that is being started.
+/// Connects to the server and returns control and stream. Waits for a guest that is being started.
 pub fn enter(directory: &Path) -> Result<(UnixStream, UnixStream), Fault> {
     let path = directory.join(MUX_SOCKET);
     let fault = |why: &str| Fault::new("connecting to", path.display(), why);
@@ -111,7 +112,7 @@ pub fn enter(directory: &Path) -> Result<(UnixStream, UnixStream), Fault> {
     }
     let mut packet = [0; 16];
     let (count, fds) = match receive_fds(&socket, &mut packet) {
-        // One that closes what it has not read says so.
+        // A server that closes the socket with data unread causes ECONNRESET.
         Ok((0, _)) | Err(Errno::ECONNRESET) => return Err(fault("the guest has ended")),
         received => received.fault("connecting to", path.display())?,
     };

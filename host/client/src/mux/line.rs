@@ -1,4 +1,4 @@
-//! A socket that is never waited for: what it does not take is kept.
+//! A non-blocking socket with a buffer for what it does not take at once.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -7,26 +7,26 @@ use std::os::unix::net::UnixStream;
 
 use nix::poll::PollFlags;
 
-/// What an emptied buffer keeps, in bytes.
+/// The capacity in bytes that an emptied buffer keeps.
 const KEEP: usize = 64 << 10;
 
-/// A socket and what waits to be written to it.
+/// A socket and the bytes that wait to be written to it.
 #[derive(Debug)]
 pub struct Line {
     socket: UnixStream,
     out: VecDeque<u8>,
-    /// It has taken no more when it was last written to.
+    /// The socket was full at the last write.
     full: bool,
 }
 
-/// What a read came to.
+/// The outcome of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Came {
-    /// So many bytes.
+    /// This many bytes.
     Bytes(usize),
-    /// Nothing for now.
+    /// No bytes for now.
     Nothing,
-    /// The end: the other one has left.
+    /// The end: the peer has left.
     End,
 }
 
@@ -36,17 +36,17 @@ impl Line {
         Ok(Line { socket, out: VecDeque::new(), full: false })
     }
 
-    /// Keeps bytes to be written.
+    /// Adds bytes to be written.
     pub fn push(&mut self, bytes: &[u8]) {
         self.out.extend(bytes);
     }
 
-    /// How much waits to be written, in bytes.
+    /// How many bytes wait to be written.
     pub fn waiting(&self) -> usize {
         self.out.len()
     }
 
-    /// What to wait for.
+    /// The events to wait for in poll(2).
     pub fn interest(&self, reading: bool) -> PollFlags {
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::POLLIN, reading);
@@ -54,14 +54,14 @@ impl Line {
         flags
     }
 
-    /// Takes what poll(2) said of it.
+    /// Takes note of what poll(2) returned for this socket.
     pub fn told(&mut self, flags: PollFlags) {
         if flags.intersects(PollFlags::POLLOUT | PollFlags::POLLERR | PollFlags::POLLHUP) {
             self.full = false;
         }
     }
 
-    /// Writes what it takes. An error: the other one has left.
+    /// Writes as much as the socket takes. An error means that the peer has left.
     pub fn flush(&mut self) -> io::Result<()> {
         while !self.full && !self.out.is_empty() {
             match self.socket.write(self.out.as_slices().0) {
@@ -77,7 +77,7 @@ impl Line {
         Ok(())
     }
 
-    /// Reads what is there, up to the size of `chunk`. A connection that broke has ended.
+    /// Reads what is there, up to the size of `chunk`. A broken connection counts as ended.
     pub fn read(&mut self, chunk: &mut [u8]) -> Came {
         loop {
             return match self.socket.read(chunk) {

@@ -1,9 +1,9 @@
-//! One guest, many hosts: whoever owns the guest's two channels serves the hosts of this machine over
+//! One guest, many hosts: the owner of the guest's two channels serves the hosts of this machine over
 //! channels of their own.
 //!
-//! Everything happens in one thread that waits for nothing but poll(2), so a host that does not read, or
-//! stops in the middle of a frame, holds up nobody. Frames are passed on whole: half a command never reaches
-//! the guest. Replies are matched as the guest sends them, first in first out.
+//! Everything happens in one thread that blocks only in poll(2), so a host that does not read, or stops in
+//! the middle of a frame, delays no other. Frames are passed on whole, so half a command never reaches the
+//! guest. Replies are matched to commands in order, because the guest answers in order.
 
 mod door;
 mod line;
@@ -33,65 +33,68 @@ pub use door::{Door, MUX_SOCKET, enter, is_served};
 use line::{Came, Line};
 use processes::{Goodbye, Processes};
 
-/// How much is read from a socket at once, in bytes.
+/// How many bytes are read from a socket at once.
 const CHUNK: usize = 64 << 10;
-/// How many commands of one host may be under way: the guest takes 256 of all together and then no more.
+/// How many commands of one host may be in flight. The guest takes 256 from all hosts together and then no
+/// more.
 const COMMANDS_MAX: usize = 16;
-/// While this many bytes of a host's commands and replies are under way it is not listened to. A READFILE
-/// counts as the largest file.
+/// No more commands are read from a host while this many bytes of its commands and replies are outstanding. A
+/// READFILE counts as much as the largest file.
 const BYTES_MAX: usize = 1 << 20;
-/// While this many bytes of stdin wait for the guest, no more is read from any host.
+/// No more stdin is read from any host while this many bytes of stdin wait for the guest.
 const STDIN_MAX: usize = 256 << 10;
-/// While a host has not read this many bytes of output, nothing is read from the guest's stream channel: one
-/// that cannot hold single processes has to hold all.
+/// The guest's stream channel is not read while one host has this many bytes of output unread: a guest that
+/// cannot hold the output of single processes has to hold all.
 const OUTPUT_MAX: usize = 64 << 20;
-/// While a host has not read this many bytes of output, its processes are held: they wait, as on a full pipe.
+/// A host's processes are held while the host has this many bytes of output unread: they wait, as on a full
+/// pipe.
 const HELD: usize = 256 << 10;
-/// The most stdin that is sent in one frame, in bytes.
+/// The maximum number of stdin bytes in one frame.
 const STDIN_FRAME: usize = 32 << 10;
-/// When the guest is asked again whether it has flow control: it may have had no memory for the answer.
+/// How long to wait before asking the guest again whether it has flow control: it may have had no memory for
+/// the answer.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
-/// How long hosts have to read what is left once the guest has ended.
+/// How long hosts may take to read what is left once the guest has ended.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long the control channel of a guest that is ending may outlive its stream channel.
 const ENDING: Duration = Duration::from_secs(10);
-/// How long nobody is let in after that has failed, for want of descriptors.
+/// How long the door stays closed after a host could not be let in for want of descriptors.
 const REST: Duration = Duration::from_millis(500);
 
-/// A host of this machine, by the order in which they came.
+/// A host of this machine, numbered in order of arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Visitor(u64);
 
-/// Its two channels.
+/// A host's two channels.
 #[derive(Debug)]
 struct Host {
     control: Line,
     stream: Line,
     commands: ControlDecoder,
     input: StreamDecoder,
-    /// A frame of stdin that the guest was not sent to its end: its process does not read.
+    /// A frame of stdin that has not been sent to its end, because its process does not read.
     rest: Option<Rest>,
-    /// The guest was told to hold some of its processes' output.
+    /// The guest was told to hold the output of some of this host's processes.
     holds: bool,
-    /// Commands without a reply, and what they count, in bytes.
+    /// The number of commands without a reply; `weight` is what they count, in bytes.
     under_way: usize,
     weight: usize,
 }
 
-/// What is left of a frame.
+/// What is left of a frame of stdin.
 #[derive(Debug)]
 struct Rest {
-    /// The guest's number.
+    /// The guest's number of the stream.
     stdin: u64,
     payload: Vec<u8>,
-    /// How much of it was sent, in bytes.
+    /// How many bytes of the payload were sent.
     sent: usize,
 }
 
 /// Whether the guest has flow control of single streams ([`flow`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum HasFlow {
-    /// It is asked when it is up, and again at this time if it has not answered.
+    /// Not known yet. The guest is asked once it is ready, and again at this time if it has not answered.
     Asked(Option<Instant>),
     Yes,
     No,
@@ -108,25 +111,26 @@ struct Guest {
     /// READY has come.
     ready: bool,
     flow: HasFlow,
-    /// Since when the stream channel is gone.
+    /// When the stream channel ended.
     stream_ended: Option<Instant>,
 }
 
 /// A command that the guest has not answered.
 #[derive(Debug)]
 struct Owed {
-    /// None: the answer is nobody's.
+    /// The host that gets the reply; `None` if it is for no host.
     visitor: Option<Visitor>,
-    /// Where it ends in all that was sent.
+    /// The position of the command's last byte, counted over all bytes sent.
     end: u64,
     weight: usize,
-    /// The processes that it starts.
+    /// The guest's numbers of the processes that the command starts.
     started: Vec<u64>,
-    /// A PING in the place of a command that was refused here: so the refusal comes in its turn.
+    /// Why a command was refused here. A PING is sent in its place, so that the refusal is answered in its
+    /// turn.
     refusal: Option<String>,
 }
 
-/// Everything.
+/// The state of the server.
 #[derive(Debug)]
 struct Mux {
     door: Door,
@@ -134,15 +138,15 @@ struct Mux {
     hosts: BTreeMap<Visitor, Host>,
     processes: Processes,
     owed: VecDeque<Owed>,
-    /// The last host that has come, and the last one whose stdin was read.
+    /// The last host that has come; `served` is the last host whose stdin was read.
     last: Visitor,
     served: Visitor,
-    /// Nobody is let in until then.
+    /// The door stays closed until this time.
     closed: Option<Instant>,
     chunk: Vec<u8>,
 }
 
-/// Which socket.
+/// A socket of the server.
 #[derive(Debug, Clone, Copy)]
 enum Who {
     GuestStream,
@@ -152,9 +156,10 @@ enum Who {
     Door,
 }
 
-/// Serves hosts until the guest ends, or its connection; says why. Both sockets are connected to the guest,
-/// which has said nothing yet: hosts are let in when it has said READY. `chunk` is how many control bytes it
-/// is sent before it has credited them: the more, the sooner a large file is out of the others' way.
+/// Serves hosts until the guest or its connection ends, and returns the reason. Both sockets are connected to
+/// the guest, and nothing has been read from them. Hosts are let in once the guest has sent READY. `chunk` is
+/// how many control bytes are sent before the guest has credited them: the larger it is, the sooner a large
+/// file stops delaying other commands.
 pub fn serve(door: Door, control: UnixStream, stream: UnixStream, chunk: usize) -> Fault {
     let guest = match (Line::new(control), Line::new(stream)) {
         (Ok(control), Ok(stream)) => Guest {
@@ -190,7 +195,7 @@ pub fn serve(door: Door, control: UnixStream, stream: UnixStream, chunk: usize) 
 }
 
 impl Mux {
-    /// Waits for something, and acts on it. The error is the guest's end.
+    /// Waits for events and handles them. The error is the guest's end.
     fn turn(&mut self) -> Result<(), Fault> {
         for (who, flags) in self.wait()? {
             let gone = flags.intersects(PollFlags::POLLHUP | PollFlags::POLLERR);
@@ -215,7 +220,8 @@ impl Mux {
         self.flush()
     }
 
-    /// What has something, the guest first: its output before its events.
+    /// Waits in poll(2) and returns the sockets with events. The guest comes first, its output before its
+    /// events.
     fn wait(&mut self) -> Result<Vec<(Who, PollFlags)>, Fault> {
         let now = Instant::now();
         self.closed = self.closed.filter(|&until| now < until);
@@ -232,10 +238,10 @@ impl Mux {
             all.push((Who::GuestStream, self.guest.stream.as_fd(), interest));
         }
         all.push((Who::GuestControl, self.guest.control.as_fd(), self.guest.control.interest(true)));
-        // Whoever comes behind the one that was last served is the first.
+        // Round robin: the hosts after the one whose stdin was read last come first.
         let behind = self.hosts.range((Bound::Excluded(self.served), Bound::Unbounded));
         for (&visitor, host) in behind.chain(self.hosts.range(..=self.served)) {
-            // A process is asked for before it is fed.
+            // Control before stream: the command that starts a process is handled before its stdin.
             all.push((Who::Control(visitor), host.control.as_fd(), host.control.interest(host.has_room())));
             let takes_stdin = takes_stdin && host.rest.is_none();
             all.push((Who::Stream(visitor), host.stream.as_fd(), host.stream.interest(takes_stdin)));
@@ -260,7 +266,8 @@ impl Mux {
         Ok(told.filter(|(_, flags)| !flags.is_empty()).collect())
     }
 
-    /// The first word to a guest that is up: nobody is let in before it has answered.
+    /// Asks the guest for flow control, as the first message after READY. No host is let in before it has
+    /// answered.
     fn ask_for_flow(&mut self, now: Instant) {
         if let HasFlow::Asked(again) = self.guest.flow
             && self.guest.ready
@@ -268,12 +275,13 @@ impl Mux {
         {
             self.guest.flow = HasFlow::Asked(Some(now + ASK_AGAIN));
             self.guest.stream.push(&Ask::Begin.frame());
-            // A new guest has read nothing yet, so there is room; else it is tried with the next.
+            // A new guest has read nothing yet, so the socket has room. If writing fails, the next flush
+            // tries again.
             let _ = self.guest.stream.flush();
         }
     }
 
-    /// Reads a chunk of what processes write; once the guest has left, all of it.
+    /// Reads a chunk of the processes' output; all of it once the guest has left.
     fn hear_output(&mut self, gone: bool) -> Result<(), Fault> {
         loop {
             match self.guest.stream.read(&mut self.chunk) {
@@ -300,12 +308,12 @@ impl Mux {
                 match Credit::decode(payload) {
                     Some(flow::BEGUN) => guest.flow = HasFlow::Yes,
                     Some(credit) => credited.extend(processes.credited(credit)),
-                    // The end of an unknown stream: it does not know what this is.
+                    // A guest without flow control answers with the end of an unknown stream.
                     None => guest.flow = HasFlow::No,
                 }
                 continue;
             }
-            // A frame for a stream that has ended is answered with a further end.
+            // A guest answers a frame for a stream that has ended with another end.
             if processes.has_ended(number) {
                 continue;
             }
@@ -324,7 +332,7 @@ impl Mux {
             }
             if payload.is_empty() {
                 processes.ended(number);
-                // What was to be sent to it is not.
+                // The rest of its stdin is discarded.
                 credited.extend(whose.map(|whose| whose.visitor));
             }
         }
@@ -332,7 +340,8 @@ impl Mux {
         Ok(())
     }
 
-    /// Reads a chunk of replies and events; once the guest has left, all of it. The error is its end.
+    /// Reads a chunk of replies and events; all of them once the guest has left. The error is the guest's
+    /// end.
     fn hear_replies(&mut self, gone: bool) -> Result<(), Fault> {
         loop {
             match self.guest.control.read(&mut self.chunk) {
@@ -358,7 +367,7 @@ impl Mux {
         }
     }
 
-    /// One frame of the guest's; the error is how it broke the protocol.
+    /// Handles one frame from the guest; the error tells how the guest broke the protocol.
     fn take_reply(&mut self, id: u32, payload: &[u8]) -> Result<(), String> {
         match Message::from_id(id) {
             Some(Message::Next) => self.guest.outgoing.take_next(payload),
@@ -372,7 +381,7 @@ impl Mux {
             }
             Some(Message::Ready) => {
                 self.guest.ready = true;
-                // Hosts of this machine read on behind the end of a process.
+                // Tells the guest that the hosts of this machine keep reading after a process has ended.
                 if let Ok((message, payload)) = encode(&Command::Features) {
                     self.say(message, &payload);
                 }
@@ -399,12 +408,12 @@ impl Mux {
             Some(why) => host.say(Message::Error, why.as_bytes()),
             None => host.say(message, payload),
         }
-        // There is room for what it has said meanwhile.
+        // There is room now for commands that the host has sent meanwhile.
         self.take_commands(visitor, false);
         Ok(())
     }
 
-    /// Something happened at a host's socket.
+    /// Handles an event at a host's socket.
     fn host_event(&mut self, visitor: Visitor, who: Who, flags: PollFlags) {
         let gone = flags.intersects(PollFlags::POLLHUP | PollFlags::POLLERR);
         let Some(host) = self.hosts.get_mut(&visitor) else { return };
@@ -413,7 +422,7 @@ impl Mux {
         let came = match (flags.contains(PollFlags::POLLIN), is_stream) {
             _ if gone => Came::End,
             (false, _) => Came::Nothing,
-            // Others of this round may have used the room up.
+            // Other hosts may have used up the room in this round.
             (true, true) if self.guest.stream.waiting() >= STDIN_MAX => Came::Nothing,
             (true, true) => {
                 self.served = visitor;
@@ -422,7 +431,7 @@ impl Mux {
             (true, false) => self.hear_commands(visitor),
         };
         if came == Came::End {
-            // What it said last counts, and is no more than its sockets hold.
+            // What the host sent before it left still counts. It is no more than the sockets hold.
             while matches!(self.hear_commands(visitor), Came::Bytes(_)) {}
             self.take_commands(visitor, true);
             while matches!(self.hear_stdin(visitor), Came::Bytes(_)) {}
@@ -431,7 +440,7 @@ impl Mux {
         }
     }
 
-    /// Reads a chunk of commands, and passes on what there is room for.
+    /// Reads a chunk of commands, and passes on those that there is room for.
     fn hear_commands(&mut self, visitor: Visitor) -> Came {
         let Some(host) = self.hosts.get_mut(&visitor) else { return Came::Nothing };
         let came = host.control.read(&mut self.chunk);
@@ -443,8 +452,8 @@ impl Mux {
         came
     }
 
-    /// Passes on the whole commands that have come, as long as there is room for what they come to, or `all`
-    /// of them.
+    /// Passes on the complete commands that have come, while there is room for them and their replies, or
+    /// `all` of them.
     fn take_commands(&mut self, visitor: Visitor, all: bool) {
         loop {
             let Some(host) = self.hosts.get_mut(&visitor).filter(|host| all || host.has_room()) else {
@@ -531,7 +540,7 @@ impl Mux {
                         Some(stdin) => {
                             host.rest = Some(Rest { stdin, payload: frame.payload.to_vec(), sent: 0 });
                         }
-                        // As a guest has it (protocol.md «Streams»).
+                        // What a guest answers to a frame for an unknown stream (protocol.md «Streams»).
                         None => host.stream.push(&header(frame.tag, 0)),
                     }
                 }
@@ -540,13 +549,13 @@ impl Mux {
         }
     }
 
-    /// A host broke the protocol: it alone is hung up on.
+    /// A host broke the protocol: only its connection is closed.
     fn turn_out(&mut self, visitor: Visitor, violation: &Violation) {
         log::warn!("{}", Fault::new("hearing", "a host of this machine", format!("it sent {violation}")));
         self.leave(visitor);
     }
 
-    /// A host has left: its programs end, as they would with their terminal or their parent.
+    /// A host has left: its processes are ended, as if they had lost their terminal or their parent.
     fn leave(&mut self, visitor: Visitor) {
         if self.hosts.remove(&visitor).is_none() {
             return;
@@ -558,21 +567,21 @@ impl Mux {
         }
     }
 
-    /// Says something to the guest whose answer is nobody's.
+    /// Sends the guest a message whose reply goes to no host.
     fn say(&mut self, message: Message, payload: &[u8]) {
         let Ok(frame) = frame::control(message, payload) else { return };
         let end = self.guest.outgoing.push(frame);
         self.owed.push_back(Owed { visitor: None, end, weight: 0, started: Vec::new(), refusal: None });
     }
 
-    /// The guest may take the output of a host's processes again.
+    /// Tells the guest that it may take the output of a host's processes again.
     fn release(&mut self, visitor: Visitor) {
         for number in self.processes.release(visitor) {
             self.guest.stream.push(&Ask::Go(number).frame());
         }
     }
 
-    /// Whoever waits at the door gets channels, and hears that the guest is up.
+    /// Gives the next host at the door its channels, and sends it READY.
     fn let_in(&mut self) {
         let channels = self.door.receive().fault("letting in", "a host of this machine");
         let lines =
@@ -620,13 +629,13 @@ impl Mux {
         if let Some(chunk) = self.guest.outgoing.next_chunk() {
             self.guest.control.push(&chunk);
         }
-        // One that has left has not been read to its end yet.
+        // An error means that the guest has left. Its channels are still read to their end.
         let _ = self.guest.control.flush();
         let _ = self.guest.stream.flush();
         Ok(())
     }
 
-    /// The guest has ended: hosts still get what it has said.
+    /// The guest has ended: hosts still get what it has sent.
     fn last_words(&mut self) {
         let until = Instant::now() + LAST_WORDS;
         loop {
@@ -653,13 +662,13 @@ impl Mux {
 }
 
 impl Host {
-    /// Whether another command of its may be under way.
+    /// Whether one more of this host's commands may be in flight.
     fn has_room(&self) -> bool {
         self.under_way < COMMANDS_MAX && self.weight + self.control.waiting() < BYTES_MAX
     }
 
     fn say(&mut self, message: Message, payload: &[u8]) {
-        // It has been a frame before, or is a short one.
+        // Encoding cannot fail: the payload came in a frame, or it is short.
         self.control.push(&frame::control(message, payload).unwrap_or_default());
     }
 }

@@ -1,9 +1,9 @@
-//! Who has asked for which process: where its output and its end go, and what becomes of it when its host
-//! leaves.
+//! Which host has asked for which process: it tells where the process's output and its end go, and what
+//! happens to the process when the host leaves.
 //!
-//! Each host chooses the numbers of its processes' streams for itself. The guest hears others: an even one
-//! and the next, which are never used again. So two hosts may mean the same number, and what comes late for a
-//! stream is nobody else's.
+//! Each host chooses the stream numbers of its processes itself. The guest gets others in their place: an
+//! even number and the next, which are never reused. So two hosts may use the same number, and late data for
+//! a stream never reaches another process's stream.
 
 use std::collections::BTreeMap;
 
@@ -16,49 +16,49 @@ use hyperinit_protocol::command::JSON_MAX;
 use hyperinit_protocol::flow::Credit;
 use hyperinit_protocol::frame::Message;
 
-/// How much of one process's stdin may wait in the guest, in bytes, behind what its pipe holds. The guest
+/// How many bytes of one process's stdin may wait in the guest, in addition to what its pipe holds. The guest
 /// keeps 4 MiB for all processes.
 const STDIN_WINDOW: usize = 32 << 10;
-/// How much may come of an output before the guest is told again to hold it, in bytes. More than it had under
-/// way.
+/// After how many further bytes of an output the guest is told again to hold it. More than can have been on
+/// the way when it was told.
 const HOLD_AGAIN: usize = 4 << 20;
 
-/// Every process that a host has asked for and that is not done with, by the guest's number of its stdio.
+/// Every process that a host has asked for and that is not finished with, by the guest's number of its stdio.
 #[derive(Debug, Default)]
 pub struct Processes {
     all: BTreeMap<u64, Asked>,
-    /// The last number that was used.
+    /// The last number that was given out.
     last: u64,
 }
 
-/// One of them.
+/// A process that was asked for.
 #[derive(Debug)]
 struct Asked {
-    /// None: who asked for it has left.
+    /// `None` if the host that asked for it has left.
     visitor: Option<Visitor>,
     container: String,
     process: String,
-    /// EXECCMD's, which goes with its host. A container's own goes on.
+    /// Started by EXECCMD, so it ends with its host. A container's own process goes on.
     is_exec: bool,
     terminal: bool,
-    /// The host's numbers.
+    /// The host's numbers of its streams.
     stdio: u64,
     stderr: u64,
     /// Its streams have ended.
     ended: bool,
     /// Its event has come.
     finished: bool,
-    /// Its host has told it that it leaves.
+    /// Its host has sent it a signal of its own to say goodbye.
     left: bool,
-    /// How much stdin it was sent that may still wait in the guest, in bytes.
+    /// How many bytes of stdin it was sent that may still wait in the guest.
     unread: usize,
-    /// Of its two outputs, which the guest takes nothing of, and how much has come since the last word of
-    /// that, in bytes.
+    /// Which of its two outputs (stdio, stderr) the guest was told to hold; `since` counts the bytes that
+    /// have come since it was last told.
     held: [bool; 2],
     since: usize,
 }
 
-/// A signal that a process gets because its host has left.
+/// The signal that a process gets because its host has left.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Goodbye {
     pub container: String,
@@ -66,26 +66,26 @@ pub struct Goodbye {
     pub signal: i32,
 }
 
-/// Whose a stream is.
+/// The host's end of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Whose {
     pub visitor: Visitor,
-    /// The host's own number of it.
+    /// The host's own number of the stream.
     pub number: u64,
 }
 
-/// The outputs of a process that were held, and are no more.
+/// The outputs of a process that were held; they no longer are.
 fn released(number: u64, asked: &mut Asked) -> impl Iterator<Item = u64> + use<> {
     let held = std::mem::take(&mut asked.held);
     [number, number | 1].into_iter().zip(held).filter(|(_, held)| *held).map(|(number, _)| number)
 }
 
 impl Processes {
-    /// Takes notice of a command. One that starts processes has the numbers of their streams replaced;
-    /// returned are the guest's numbers of their stdio. The error is why the command is refused: its host has
-    /// the number in use.
+    /// Takes note of a command. In a command that starts processes, the numbers of their streams are
+    /// replaced, and the guest's numbers of their stdio are returned. The error is why the command is
+    /// refused: its host already uses the number.
     ///
-    /// What makes no sense is left as it is: the guest has an ERROR for it.
+    /// A command that makes no sense is left as it is: the guest answers it with an ERROR.
     pub fn heed(
         &mut self,
         visitor: Visitor,
@@ -127,7 +127,7 @@ impl Processes {
         Ok(started)
     }
 
-    /// A process that is being asked for: its stdio's new number.
+    /// Registers a process that is being asked for, and returns the guest's number of its stdio.
     fn start(
         &mut self,
         visitor: Visitor,
@@ -150,7 +150,7 @@ impl Processes {
         let id = text(process, "id").unwrap_or_else(|| "init".to_owned());
         self.last += 2;
         for (key, theirs, ours) in [("stdio", stdio, self.last), ("stderr", stderr, self.last | 1)] {
-            // That both are the same, or that there is none, is the guest's to refuse.
+            // If stdio and stderr are the same, or one is missing, the guest refuses the command.
             let ours = if key == "stderr" && stderr == stdio { self.last } else { ours };
             if let (true, Some(field)) = (theirs != 0, process.get_mut(key)) {
                 *field = ours.into();
@@ -176,8 +176,8 @@ impl Processes {
         Ok(Some(self.last))
     }
 
-    /// The signals by which a host takes leave of a process itself (hyperctl's exec): it gets no other one
-    /// then.
+    /// Notes the signals by which a host says goodbye to a process itself (hyperctl's exec does): the process
+    /// then gets no other one.
     fn heed_signal(&mut self, visitor: Visitor, payload: &[u8]) {
         let Ok(value) = serde_json::from_slice::<Value>(payload) else { return };
         let is = |key: &str, word: &str| value.get(key).and_then(Value::as_str) == Some(word);
@@ -190,21 +190,21 @@ impl Processes {
         }
     }
 
-    /// The guest has refused to start them.
+    /// The guest has refused to start these processes.
     pub fn refused(&mut self, started: &[u64]) {
         for number in started {
             self.all.remove(number);
         }
     }
 
-    /// Whose a stream of the guest's is; none if nobody hears it.
+    /// The host's end of one of the guest's streams; `None` if no host has it.
     pub fn of_guest(&self, number: u64) -> Option<Whose> {
         let asked = self.all.get(&(number & !1))?;
         let theirs = if number & 1 == 0 { asked.stdio } else { asked.stderr };
         Some(Whose { visitor: asked.visitor?, number: theirs })
     }
 
-    /// The guest's number of a stream of a host's that takes input.
+    /// The guest's number of one of a host's streams that takes input.
     pub fn of_host(&self, visitor: Visitor, number: u64) -> Option<u64> {
         let is = |asked: &Asked| {
             asked.visitor == Some(visitor) && (asked.stdio == number || asked.stderr == number)
@@ -213,12 +213,12 @@ impl Processes {
         Some(if asked.stdio == number { ours } else { ours | 1 })
     }
 
-    /// Whether a stream of the guest's has ended.
+    /// Whether one of the guest's streams has ended.
     pub fn has_ended(&self, number: u64) -> bool {
         self.all.get(&(number & !1)).is_none_or(|asked| asked.ended)
     }
 
-    /// The streams of the process with this stdio have ended.
+    /// Marks the streams of the process with this stdio as ended.
     pub fn ended(&mut self, stdio: u64) {
         if let Some(asked) = self.all.get_mut(&stdio) {
             asked.ended = true;
@@ -226,12 +226,12 @@ impl Processes {
         }
     }
 
-    /// A process has finished: whom to tell.
+    /// Marks a process as finished, and returns the host to tell.
     pub fn finished(&mut self, event: &Finished) -> Option<Visitor> {
         let is = |asked: &Asked| {
             !asked.finished && asked.container == event.container && asked.process == event.process
         };
-        // The first: the guest has one of that name at a time.
+        // The first match: the guest has one process of that name at a time.
         let (&number, asked) = self.all.iter_mut().find(|(_, asked)| is(asked))?;
         asked.finished = true;
         let visitor = asked.visitor;
@@ -239,33 +239,33 @@ impl Processes {
         visitor
     }
 
-    /// How much more stdin the guest may be sent for a process, in bytes: what it does not read must not keep
-    /// the guest from reading that of others.
+    /// How many more bytes of stdin the guest may be sent for a process: data that a process does not read
+    /// must not keep the guest from reading that of others.
     pub fn room(&self, number: u64) -> usize {
         self.all.get(&(number & !1)).map_or(0, |asked| STDIN_WINDOW.saturating_sub(asked.unread))
     }
 
-    /// It was sent so much.
+    /// Counts stdin bytes that were sent for a process.
     pub fn sent(&mut self, number: u64, bytes: usize) {
         if let Some(asked) = self.all.get_mut(&(number & !1)) {
             asked.unread += bytes;
         }
     }
 
-    /// So much of that does not wait any more: whose it is.
+    /// Counts stdin bytes that no longer wait in the guest. Returns the process's host.
     pub fn credited(&mut self, credit: Credit) -> Option<Visitor> {
         let asked = self.all.get_mut(&credit.stdio)?;
         asked.unread = asked.unread.saturating_sub(usize::try_from(credit.bytes).unwrap_or(usize::MAX));
         asked.visitor
     }
 
-    /// So much has come of an output that its host is behind with: whether the guest is to be told to take no
-    /// more.
+    /// Counts output of a process whose host is behind. Returns whether the guest has to be told to hold that
+    /// output.
     pub fn holds(&mut self, number: u64, bytes: usize) -> bool {
         let Some(asked) = self.all.get_mut(&(number & !1)) else { return false };
         let held = &mut asked.held[usize::from(number & 1 == 1)];
         asked.since += bytes;
-        // A streamd that has died takes the word with it.
+        // It is told again from time to time, because a streamd that has died takes that knowledge with it.
         let tell = !*held || asked.since > HOLD_AGAIN;
         *held = true;
         if tell {
@@ -274,13 +274,13 @@ impl Processes {
         tell
     }
 
-    /// A host has caught up: which outputs the guest may take again.
+    /// A host has caught up. Returns the outputs that the guest may take again.
     pub fn release(&mut self, visitor: Visitor) -> Vec<u64> {
         let theirs = self.all.iter_mut().filter(|(_, asked)| asked.visitor == Some(visitor));
         theirs.flat_map(|(&number, asked)| released(number, asked)).collect()
     }
 
-    /// A host has left: what its processes get for it.
+    /// A host has left. Returns the signals for its processes.
     pub fn leave(&mut self, visitor: Visitor) -> Vec<Goodbye> {
         let theirs = self.all.iter_mut().filter(|(_, asked)| asked.visitor == Some(visitor));
         let (mut numbers, mut goodbyes) = (Vec::new(), Vec::new());
@@ -297,7 +297,7 @@ impl Processes {
         goodbyes
     }
 
-    /// Nothing comes for it any more that anybody hears.
+    /// Removes a process that has finished, once its output has ended or its host has left.
     fn forget(&mut self, number: u64) {
         let done = |asked: &Asked| asked.finished && (asked.ended || asked.visitor.is_none());
         if self.all.get(&number).is_some_and(done) {

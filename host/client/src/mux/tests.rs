@@ -1,4 +1,4 @@
-//! Hosts of this machine, and a guest that does exactly what the test says.
+//! Tests of the server with hosts of this machine and a guest that the test plays.
 
 use std::io::{Read, Write};
 use std::thread::JoinHandle;
@@ -9,13 +9,13 @@ use super::*;
 use crate::{CallError, Client};
 
 const SOON: Duration = Duration::from_secs(20);
-/// How long nothing must happen to be taken for nothing happening.
+/// How long a test waits to see that nothing happens.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// How much is sent before it is credited, in bytes.
+/// How many bytes are sent before they are credited.
 const CHUNK_SENT: usize = 1000;
 
-/// The guest's ends of both channels, and whoever serves it.
+/// The guest's ends of both channels, and the thread that serves it.
 struct Played {
     directory: tempfile::TempDir,
     control: UnixStream,
@@ -25,7 +25,7 @@ struct Played {
     served: JoinHandle<Fault>,
 }
 
-/// A guest that is up. It knows flow control, or not.
+/// A guest that has sent READY, with or without flow control.
 fn played(has_flow: bool) -> Played {
     let directory = tempfile::tempdir().unwrap();
     let door = Door::open(directory.path()).unwrap();
@@ -68,7 +68,7 @@ impl Played {
         }
     }
 
-    /// The process of an EXECCMD: its streams' numbers.
+    /// Reads an EXECCMD and returns the numbers of its process's streams.
     fn exec(&mut self) -> (u64, u64) {
         let (message, payload) = self.command();
         assert_eq!(message, Message::ExecCmd);
@@ -105,7 +105,7 @@ impl Played {
     }
 }
 
-/// EXECCMD of a process with these numbers.
+/// Sends EXECCMD for a process with these stream numbers.
 fn exec(client: &Client, id: &str, stdio: u64) -> crate::Pending {
     let process = json!({"id": id, "args": ["x"], "stdio": stdio, "stderr": stdio + 1});
     client.send_raw(6, json!({"container": "c", "process": process}).to_string().as_bytes())
@@ -126,7 +126,7 @@ fn each_hears_what_is_its_own_and_a_refusal_has_its_turn() {
     let also = exec(&two, "q", 1);
     let second = guest.exec();
     assert_ne!(first, second, "the numbers are the guest's");
-    // Refused here, and answered behind what was sent before it.
+    // The command is refused here, and answered after the commands that were sent before it.
     let again = exec(&one, "r", 1);
     assert_eq!(guest.command().0, Message::Ping);
     guest.say(Message::Ack, b"for one");
@@ -136,7 +136,7 @@ fn each_hears_what_is_its_own_and_a_refusal_has_its_turn() {
     assert!(matches!(again.wait(QUIET), Err(CallError::Late(_))));
     guest.say(Message::Ack, b"");
     assert!(matches!(again.wait(SOON), Err(CallError::Refused(why)) if why.contains("stream 1 ")));
-    // Of a process that was refused nothing is left; the guest has one of that name by another host.
+    // Nothing is left of a process that was refused. The guest gets one of the same name from another host.
     let also = exec(&two, "p", 1);
     let third = guest.exec();
     guest.say(Message::Error, b"exists");
@@ -145,7 +145,7 @@ fn each_hears_what_is_its_own_and_a_refusal_has_its_turn() {
     guest.output(first.0, b"out");
     guest.output(first.1, b"err");
     guest.output(first.0, b"");
-    // A further end, as to a frame that came too late.
+    // Another end, as in answer to a frame that came too late.
     guest.output(first.0, b"");
     guest.say(Message::ProcessAsyncEvent, &finished("p"));
     assert_eq!(streams[0].stdout.read_to_end(SOON).unwrap(), b"out");
@@ -170,7 +170,7 @@ fn stdin_is_sent_as_far_as_it_is_read() {
     let writer = std::thread::spawn(move || input.write_in(100_000, &[b'x'; 200_000]).map(|()| input));
     assert_eq!(guest.input(), (numbers[0], vec![b'x'; 32 << 10]));
     guest.hears_nothing();
-    // Who waits holds up nobody.
+    // A host whose process does not read delays no other host.
     two.streams(1, 2).stdin.write(b"y").unwrap();
     assert_eq!(guest.input(), (numbers[1], b"y".to_vec()));
     let (mut sent, mut read) = (32 << 10, 0);
@@ -183,7 +183,7 @@ fn stdin_is_sent_as_far_as_it_is_read() {
         assert!(number == numbers[0] && sent - read <= 32 << 10, "{sent} sent, {read} read");
     }
     let input = writer.join().unwrap().unwrap();
-    // It has ended: nothing more is for it.
+    // The stream has ended: what comes for it is discarded.
     guest.output(numbers[0], b"");
     input.write(&[0; 1 << 20]).unwrap();
     guest.hears_nothing();
@@ -198,7 +198,7 @@ fn output_that_nobody_reads_is_held() {
     let (stdio, _) = guest.exec();
     guest.say(Message::Ack, b"");
     started.wait(SOON).unwrap();
-    // What a client keeps, what the sockets hold, and what is kept for it.
+    // Fills what a client keeps, what the sockets hold, and what the server keeps for the client.
     let mut sent = 0;
     guest.stream.set_nonblocking(true).unwrap();
     let held = loop {
@@ -274,7 +274,7 @@ fn who_leaves_is_missed_by_its_own_programs_only() {
     }
     guest.say(Message::ProcessAsyncEvent, &finished("ended"));
     assert_eq!(host.event(SOON).unwrap().process, "ended");
-    // Whole commands that it has left behind are sent, and before its goodbye.
+    // The complete commands that it left behind are sent, before its goodbye.
     let half = frame::control(Message::RemoveContainer, b"half of it").unwrap();
     control
         .write_all(&[&frame::control(Message::OnlineCpuMem, b"null").unwrap(), &half[..12]].concat())
@@ -291,7 +291,7 @@ fn who_leaves_is_missed_by_its_own_programs_only() {
     guest.say(Message::Error, b"it is gone");
     let ping = other.send(Command::Ping);
     assert_eq!(guest.command().0, Message::Ping);
-    // The end is heard behind what was said before it.
+    // The guest's end is reported after what the guest sent before it.
     guest.say(Message::Ack, b"last");
     guest.say(Message::ProcessAsyncEvent, &finished("other"));
     drop(guest.ends());

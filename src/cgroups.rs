@@ -6,7 +6,7 @@
 //! missing and nothing more; `oom_score_adj` still tells the kernel whom to take first.
 //!
 //! The guest has no cgroup of its own, and the pod no less weight than any other: both make each start slower
-//! by a tenth, and a tty by two thirds (docs/design.md, «The guest has no cgroup of its own»).
+//! by a tenth, and a tty by two thirds (docs/decisions/guest-cgroup.md).
 
 use std::path::Path;
 use std::{fs, io};

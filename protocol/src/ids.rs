@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 /// The users and groups of the guest's own processes (policy/*.json). The guest gives no process in a
 /// container one of these numbers, because the kernel lets a user signal all of its own processes, and counts
 /// their resources together. What a container's root gains by taking such a number:
-/// docs/design.md «As built».
+/// docs/decisions/helper-users.md.
 pub const HELPER_USERS: std::ops::RangeInclusive<u32> = 0xffff_f000..=0xffff_f0ff;
 
 use serde::{Deserialize, Serialize};

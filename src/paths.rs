@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::ids::ContainerId;
 
-/// Everything of ours in the guest: a tmpfs of its own, mode 0700.
+/// Everything of ours in the guest: a tmpfs of its own, mode 0711.
 pub const RUN: &str = "/run/hyperinit";
 /// Where the one-shot servers of the ipc-channel bootstrap live; empty once the helpers are up.
 pub const IPC: &str = "/run/hyperinit/ipc";

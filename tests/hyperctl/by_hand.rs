@@ -1,6 +1,6 @@
 //! `hyperctl call` and `hyperctl exec`: a pod by hand.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 
@@ -40,7 +40,8 @@ impl ByHand {
         let mut child = spawn(self.command("call", &[command, json]).stdin(Stdio::piped()));
         child.stdin.take().unwrap().write_all(stdin).unwrap();
         let output = finish(child);
-        assert!(output.status.success(), "{command}: {}", text(&output.stderr));
+        let log = || fs::read(self.directory.path().join("guest/console.log")).unwrap_or_default();
+        assert!(output.status.success(), "{command}: {}\n{}", text(&output.stderr), text(&log()));
         output.stdout
     }
 

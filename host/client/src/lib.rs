@@ -146,7 +146,7 @@ impl Client {
     /// hosts have started is discarded during this connection.
     pub fn visit(directory: &Path) -> Result<Client, Fault> {
         if mux::is_served(directory) || !connect::are_there(directory) {
-            return Client::enter(directory);
+            return Client::enter(directory, streams::Others::Wrong);
         }
         let (control, stream) = Client::greet(directory, Some(&[]))?;
         Client::start(control, stream, &[], streams::Others::ThrownAway).map(|(client, _)| client)
@@ -156,16 +156,17 @@ impl Client {
     /// connection.
     pub fn visit_control(directory: &Path) -> Result<Client, Fault> {
         if mux::is_served(directory) || !connect::are_there(directory) {
-            return Client::enter(directory);
+            // Processes that these commands start may write before their start is answered.
+            return Client::enter(directory, streams::Others::Everything);
         }
         let (control, stream) = Client::greet(directory, None)?;
         Client::start(control, stream, &[], streams::Others::Everything).map(|(client, _)| client)
     }
 
     /// Connects through the `hyperctl up` process that serves the guest.
-    fn enter(directory: &Path) -> Result<Client, Fault> {
+    fn enter(directory: &Path, others: streams::Others) -> Result<Client, Fault> {
         let (control, stream) = mux::enter(directory)?;
-        Client::over(control, stream)
+        Client::start(control.into(), stream.into(), &[], others).map(|(client, _)| client)
     }
 
     /// Connects to ports that other hosts have used before. `known` are the streams to keep; with `None` the

@@ -116,6 +116,19 @@ fn finished(id: &str) -> Vec<u8> {
 }
 
 #[test]
+fn a_process_may_write_before_its_start_is_answered() {
+    let mut guest = played(true);
+    let client = Client::visit_control(guest.directory.path()).unwrap();
+    let start = exec(&client, "a", 1);
+    let (stdout, _) = guest.exec();
+    guest.output(stdout, b"early");
+    // A client that took the output for a violation would hang up now.
+    guest.hears_nothing();
+    guest.say(Message::Ack, b"");
+    start.wait(SOON).unwrap();
+}
+
+#[test]
 fn each_hears_what_is_its_own_and_a_refusal_has_its_turn() {
     let mut guest = played(true);
     let (one, two) = (guest.host(), guest.host());

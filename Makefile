@@ -141,6 +141,11 @@ bench: initrd rootfs floor ## the numbers beside their floors, as JSON
 	@scripts/need qemu-system-x86
 	$(hyperctl) bench
 
+.PHONY: bench-peers
+bench-peers: build rootfs ## how long `run` and `exec` take in namespaces beside those of runc, as JSON
+	@scripts/peers
+	$(if $(runner),sudo) $(hyperctl) bench --local --peer $(cache)/peers/runc
+
 .PHONY: floor
 floor: tools
 	cargo build --locked --release -p hyperinit --bin floor

@@ -323,6 +323,10 @@ pub struct Bench {
     /// The containers' root filesystem, with /bin/busybox [default: .cache/rootfs]
     #[arg(long, value_name = "DIR")]
     pub rootfs: Option<PathBuf>,
+    /// Measure instead how long `run` and `exec` take beside those of another runtime with runc's command line;
+    /// may be repeated
+    #[arg(long, value_name = "PROGRAM", requires = "local")]
+    pub peer: Vec<PathBuf>,
     #[command(flatten)]
     pub options: GuestOptions,
 }

@@ -108,6 +108,11 @@ fn serve(door: Door, directory: &Path, is_gone: &AtomicBool, chunk: usize) -> Fa
     mux::serve(door, control, stream, chunk)
 }
 
+/// Serves a guest in namespaces to whoever comes, until its channels end.
+pub fn serve_local(door: Door, directory: &Path) -> Fault {
+    serve(door, directory, &AtomicBool::new(false), CHUNK)
+}
+
 /// How a guest is started.
 pub fn plan(is_local: bool, directory: &Path, share: &Path, options: &GuestOptions) -> Result<Plan, Fault> {
     if is_local {

@@ -47,12 +47,11 @@ pub(super) fn measure(
     let client = Client::connect_within(directory, BOOT_TIMEOUT, || Ok(()))?;
     client.ready(BOOT_TIMEOUT).map_err(failed("booting"))?;
     client.introduce();
-    let containers = options.rounds.div_ceil(10);
-    let mut session = Session { client, next_stream: 1, execs: options.rounds, containers };
+    let mut session = Session::new(client, options.rounds);
     boot(&directory.join(CONSOLE), report);
     session.pod(report)?;
     session.containers(floor, report)?;
-    session.one_by_one(floor, report)?;
+    session.one_by_one(floor.exec, report)?;
     session.in_flight(floor, report)?;
     session.throughput(floor, report)?;
     session.pings(floor, report)?;
@@ -86,6 +85,10 @@ fn boot(console: &Path, report: &mut Report) {
 }
 
 impl Session {
+    pub(super) fn new(client: Client, rounds: u32) -> Session {
+        Session { client, next_stream: 1, execs: rounds, containers: rounds.div_ceil(10) }
+    }
+
     /// A process with streams of its own.
     pub(super) fn process(&mut self, id: &str, args: &[&str], more: Value) -> Result<Process, Fault> {
         self.next_stream += 2;
@@ -153,7 +156,7 @@ impl Session {
         Ok(())
     }
 
-    fn one_by_one(&mut self, floor: &Floor, report: &mut Report) -> Result<(), Fault> {
+    pub(super) fn one_by_one(&mut self, floor: Duration, report: &mut Report) -> Result<(), Fault> {
         let (mut to_ack, mut to_exit) = (Vec::new(), Vec::new());
         for number in 0..self.execs {
             let process = self.process(&format!("e{number}"), &PROGRAM, json!({}))?;
@@ -165,7 +168,7 @@ impl Session {
             self.client.finished(&id("main")?, &name, PATIENCE).map_err(failed("ending a process"))?;
             to_exit.push(start.elapsed());
         }
-        let exec = Some(floor.exec);
+        let exec = Some(floor);
         report.time("exec to exit event, p50", median(to_exit), exec, "<= 2.5 x");
         report.time("exec to ACK, p50", median(to_ack), exec, "<= 1.5 x");
         Ok(())
@@ -338,6 +341,6 @@ fn id(name: &str) -> Result<ContainerId, Fault> {
     ContainerId::try_from(name.to_owned()).map_err(|why| Fault::new("naming", "a container", why))
 }
 
-fn parse<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, Fault> {
+pub(super) fn parse<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, Fault> {
     serde_json::from_value(value).map_err(|error| Fault::new("encoding", "a command", error.to_string()))
 }

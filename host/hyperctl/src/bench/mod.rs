@@ -6,6 +6,7 @@
 mod crowd;
 mod floor;
 mod guest;
+mod peers;
 mod report;
 
 use std::io::Write;
@@ -66,23 +67,35 @@ pub fn bench(options: &Bench) -> Result<ExitCode, Fault> {
 
 /// The floor and the guest, one after the other, as JSON.
 fn report(options: &Bench, rootfs: &Path, directory: &Path, current: &Current) -> Result<String, Fault> {
+    if !options.peer.is_empty() {
+        let mut report = Report::new("peers");
+        peers::measure(options, rootfs, directory, current, &mut report)?;
+        binaries(&mut report)?;
+        return report.to_json();
+    }
     let floor = floor::measure(options, rootfs, &directory.join("floor"), current)?;
-    let mut report = Report::new(if options.local { "local" } else { "vm" }, &floor);
+    let mut report = Report::new(if options.local { "local" } else { "vm" });
+    report.floor(&floor);
     guest::measure(options, rootfs, &directory.join("guest"), current, &floor, &mut report)?;
     binaries(&mut report)?;
     report.to_json()
 }
 
-/// The guest that is measured, where who ends it finds it.
+/// What is being measured: a signal drops it, wherever the measuring thread is.
 #[derive(Default)]
 struct Current(Mutex<State>);
 
-#[derive(Default)]
 enum State {
-    #[default]
-    Nobody,
-    Guest(#[allow(dead_code, reason = "it is there to be dropped")] Guest),
+    /// A guest, the floor or other runtimes' containers: dropping ends them.
+    Open(#[allow(dead_code, reason = "it is there to be dropped")] Vec<Box<dyn Send>>),
+    /// hyperctl is ending.
     Closed,
+}
+
+impl Default for State {
+    fn default() -> State {
+        State::Open(Vec::new())
+    }
 }
 
 impl Current {
@@ -95,20 +108,27 @@ impl Current {
         if floor && options.local {
             plan.program = local::beside("floor")?;
         }
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*state, State::Closed) {
-            return Err(Fault::new("starting", "the guest", "hyperctl is ending"));
+        self.hold(|| Guest::start(plan, |_| {}))
+    }
+
+    /// Starts something and holds it until `end` or `close`. Once hyperctl is ending it is not started.
+    fn hold<T: Send + 'static>(&self, start: impl FnOnce() -> Result<T, Fault>) -> Result<(), Fault> {
+        // Whoever ends it waits for the start.
+        match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            State::Open(held) => {
+                held.push(Box::new(start()?));
+                Ok(())
+            }
+            State::Closed => Err(Fault::new("starting", "what is measured", "hyperctl is ending")),
         }
-        *state = State::Guest(Guest::start(plan, |_| {})?);
-        Ok(())
     }
 
-    /// Ends it.
+    /// Ends all that is held.
     fn end(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = State::Nobody;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = State::default();
     }
 
-    /// Ends it, and none comes after it.
+    /// Ends all that is held, and nothing starts any more.
     fn close(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = State::Closed;
     }

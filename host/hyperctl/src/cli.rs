@@ -323,7 +323,7 @@ pub struct Bench {
     /// The containers' root filesystem, with /bin/busybox [default: .cache/rootfs]
     #[arg(long, value_name = "DIR")]
     pub rootfs: Option<PathBuf>,
-    /// Measure instead how long `run` and `exec` take beside those of another runtime with runc's command line;
+    /// Measure instead how long `run` and `exec` take beside another runtime with the command line of runc;
     /// may be repeated
     #[arg(long, value_name = "PROGRAM", requires = "local")]
     pub peer: Vec<PathBuf>,

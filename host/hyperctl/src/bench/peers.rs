@@ -1,8 +1,8 @@
-//! `hyperctl bench --local --peer PROGRAM`: how long other runtimes of this machine, such as runc, take for the
-//! same work.
+//! `hyperctl bench --local --peer PROGRAM`: how long other runtimes of this machine, such as runc, take for
+//! the same work.
 //!
-//! A peer has the command line of runc. The contestants take turns, so a busy moment of the machine meets each
-//! of them.
+//! A peer has the command line of runc. The contestants take turns, so a busy moment of the machine meets
+//! each of them.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -195,8 +195,8 @@ fn execs(
     Ok(())
 }
 
-/// Lets the contestants take turns, and adds a row for each, beside fork, exec and wait of the program itself,
-/// whose median it returns.
+/// Lets the contestants take turns, and adds a row for each, beside fork, exec and wait of the program
+/// itself, whose median it returns.
 fn race(
     rounds: u32,
     rootfs: &Path,

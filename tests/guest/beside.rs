@@ -1,4 +1,4 @@
-//! Containers that are to go on beside one that is held up.
+//! Checks that other containers keep working while one operation is held up.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -10,12 +10,14 @@ use serde_json::{Value, json};
 
 use super::{Guest, PATIENCE, container_id, merge, parse, process_value};
 
-/// How often containers come and go beside what is held up: `BESIDE` says it, for a run by hand.
+/// How many containers come and go beside the operation that is held up. The variable `BESIDE` overrides the
+/// number for a run by hand.
 pub fn times(usually: usize) -> usize {
     std::env::var("BESIDE").map_or(usually, |times| times.parse().expect("BESIDE is a number"))
 }
 
-/// What was asked beside, in order, and how long each took until the host could see it.
+/// The commands sent beside the operation that is held up, in order, and how long each took until the host
+/// saw its effect.
 #[derive(Default)]
 pub struct Beside {
     replies: Vec<Pending>,
@@ -25,9 +27,9 @@ pub struct Beside {
 }
 
 impl Beside {
-    /// Starts a container, executes something in it and kills it, so many times. No reply is waited for:
-    /// replies come in the order of the commands, and one before these may be held up. `more` is JSON of the
-    /// containers.
+    /// Starts a container, executes something in it and kills it, `times` times. Does not wait for replies:
+    /// they come in the order of the commands, and one of an earlier command may be held up. `more` is merged
+    /// into the JSON of each container.
     pub fn live(&mut self, guest: &Guest, times: usize, more: &Value) {
         for _ in 0..times {
             let id = format!("beside{}", self.starts.len());
@@ -70,7 +72,7 @@ impl Beside {
         self.ends.push(begin.elapsed());
     }
 
-    /// Every reply, now that none is held up any more; and what it took, on standard error.
+    /// Waits for all replies, once nothing is held up any more, and writes the times to standard error.
     pub fn done(self, beside: &str) {
         for reply in self.replies {
             reply.wait(PATIENCE).unwrap();
@@ -99,7 +101,7 @@ fn new_container(id: &str, process: Value, more: &Value) -> Command {
     Command::NewContainer(Box::new(parse(container)))
 }
 
-/// Asks for a container that lives until it is killed, and does not wait for it.
+/// Asks for a container that lives until it is killed, without waiting for the reply.
 pub fn begin(guest: &Guest, id: &str, more: &Value) -> Pending {
     let (process, _, _) = process_value("init", &["sleep", "100000"], json!({}));
     guest.client().send(new_container(id, process, more))
@@ -110,7 +112,7 @@ pub fn kill(id: &str) -> Command {
     Command::KillContainer(KillContainer { container: container_id(id), signal: Signal::KILL })
 }
 
-/// Whether a command is still under way.
+/// Whether a command is still under way. Panics if it has been answered.
 pub fn is_held_up(pending: &Pending) -> bool {
     match pending.wait(Duration::ZERO) {
         Err(CallError::Late(_)) => true,

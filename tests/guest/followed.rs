@@ -1,5 +1,4 @@
-//! A helper of a local guest that is followed call by call (ptrace), to have it die exactly where a test
-//! wants.
+//! Follows a helper of a local guest call by call (ptrace), so that it dies exactly where a test wants.
 
 use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -8,22 +7,22 @@ use nix::unistd::Pid;
 use super::Guest;
 use super::processes::{kill_hard, process};
 
-/// A helper that stops at each call, before and after it.
+/// A helper that stops before and after each system call.
 pub struct Followed {
     process: Pid,
-    /// It has the same name until the helper has taken its own.
+    /// The warden that started the helper. Until the helper has set its own name, it still has the warden's.
     warden: Option<Pid>,
 }
 
 impl Followed {
-    /// The helper that the warden starts in the place of the one of that name, which dies now: before its
+    /// Kills the helper of that name and follows the one that the warden starts in its place, from before its
     /// first instruction.
     pub fn successor(guest: &Guest, name: &str) -> Followed {
         let warden = Pid::from_raw(process(guest, "warden", None));
         Followed::born(warden, || kill_hard(process(guest, name, None)))
     }
 
-    /// The helper that is born when this one, whose birth was followed, dies.
+    /// Kills this helper and follows its successor in the same way. Panics for a helper from `running`.
     pub fn replace(self) -> Followed {
         let warden = self.warden.expect("a helper that was born so");
         Followed::born(warden, || self.kill())
@@ -42,7 +41,7 @@ impl Followed {
         Followed { process: child, warden: Some(warden) }
     }
 
-    /// One that runs.
+    /// Follows a helper that already runs.
     pub fn running(guest: &Guest, name: &str) -> Followed {
         let pid = Pid::from_raw(process(guest, name, None));
         ptrace::seize(pid, Options::PTRACE_O_TRACESYSGOOD).unwrap();
@@ -51,12 +50,12 @@ impl Followed {
         Followed { process: pid, warden: None }
     }
 
-    /// The process.
+    /// The pid of the helper.
     pub fn pid(&self) -> i32 {
         self.process.as_raw()
     }
 
-    /// Lets it go on for so many stops, or until `over`. How many there were.
+    /// Lets the helper run for `stops` stops, or until `over` says so. Returns the number of stops.
     pub fn follow(&self, stops: usize, over: impl Fn() -> bool) -> usize {
         let mut signal = None;
         for stop in 0..stops {
@@ -77,7 +76,7 @@ impl Followed {
         stops
     }
 
-    /// SIGKILL; only then PID 1 can reap it.
+    /// Sends SIGKILL and waits for the end: PID 1 can reap the helper only once its tracer has.
     pub fn kill(self) {
         kill_hard(self.process.as_raw());
         while !matches!(
@@ -86,7 +85,7 @@ impl Followed {
         ) {}
     }
 
-    /// Leaves it to itself, wherever it is.
+    /// Detaches from the helper wherever it is.
     pub fn leave(self) {
         let _ = ptrace::interrupt(self.process);
         let _ = waitpid(self.process, Some(WaitPidFlag::__WALL));
@@ -95,7 +94,7 @@ impl Followed {
 }
 
 impl Drop for Followed {
-    /// A guest cannot end while somebody of it is followed by a test that has failed.
+    /// A guest cannot end while one of its processes is still traced, so a failing test kills the helper.
     fn drop(&mut self) {
         if std::thread::panicking() {
             let _ = nix::sys::signal::kill(self.process, nix::sys::signal::Signal::SIGKILL);

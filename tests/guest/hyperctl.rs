@@ -1,4 +1,4 @@
-//! Where hyperctl is. It is a package of its own, and cargo builds a package's programs only for tests of
+//! Finds hyperctl. It is a package of its own, and cargo builds a package's programs only for the tests of
 //! that package.
 
 use std::fs;
@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
-/// What builds it.
+/// The command that builds hyperctl.
 const BUILD: &str = "cargo build --locked -p hyperctl";
 
-/// The program's path: beside the guest's program, and not older than any of its sources, which cargo lists
-/// in `hyperctl.d`.
+/// The path of hyperctl, in the directory of the guest's program. Panics if hyperctl is missing, or older
+/// than one of its sources, which cargo lists in `hyperctl.d`.
 pub fn hyperctl_path() -> &'static str {
     static FOUND: OnceLock<String> = OnceLock::new();
     FOUND.get_or_init(|| {
@@ -32,7 +32,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|file| file.modified()).ok()
 }
 
-/// The files that a rule of make lists behind its target, with a backslash before each space in a name.
+/// The prerequisites of a make rule. A backslash precedes each space in a name.
 fn sources(rule: &str) -> Vec<PathBuf> {
     let (_, names) = rule.trim_end().split_once(": ").unwrap_or_default();
     let names = names.replace("\\ ", "\0");

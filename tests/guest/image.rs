@@ -1,12 +1,12 @@
-//! A guest's image with a shell in it, for what `hyper_debug` opens.
+//! A guest's image with a shell in it, for tests with `hyper_debug`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use cpio::NewcBuilder;
 
-/// The guest's image with what `hyperctl initrd --tool /bin/busybox` adds: the kernel unpacks archives that
-/// follow each other.
+/// Writes the guest's image with what `hyperctl initrd --tool /bin/busybox` adds. The kernel unpacks
+/// concatenated archives one after the other.
 pub fn with_busybox(directory: &Path) -> PathBuf {
     let image = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/initrd.img");
     let mut bytes = fs::read(image).expect("no .cache/initrd.img: make initrd");

@@ -1,5 +1,5 @@
-//! A guest for a test: `hyperctl up` as a child, the client library as its host, a busybox for its
-//! containers.
+//! A guest for a test: `hyperctl up` is a child process, the client library is the host, and the containers
+//! run busybox.
 
 #![allow(dead_code)] // each test file uses its part
 
@@ -38,13 +38,13 @@ pub use hyperctl::hyperctl_path;
 pub use raw::Raw;
 pub use rootfs::make_rootfs;
 
-/// How long anything may take before a test gives up; nothing is asserted about speed.
+/// How long any step may take before the test fails. The tests assert nothing about speed.
 pub const PATIENCE: Duration = Duration::from_secs(180);
-/// How long a guest may take to come up: an emulated machine among many others takes its time.
+/// How long a guest may take to boot: an emulated machine is slow beside many others.
 pub const BOOT: Duration = Duration::from_secs(180);
-/// How long a guest may be there, unless its test says otherwise. Not everything that a test waits for has a
-/// limit of its own, a frame that the guest does not take for one: it then breaks, and the test fails with
-/// the guest's log.
+/// How long a guest may live unless its test calls `live_on`. Some waits have no limit of their own, for
+/// example for a frame that the guest does not take. When the guest is ended, such a wait breaks, and the
+/// test fails with the guest's log.
 const LIFE: Duration = Duration::from_secs(15 * 60);
 
 /// Where a guest runs.
@@ -59,12 +59,12 @@ pub enum Kind {
 /// A running guest. Dropping it ends it.
 pub struct Guest {
     pub kind: Kind,
-    /// None while the host is away.
+    /// `None` while the host is away.
     client: Option<Client>,
     pub directory: PathBuf,
     pub share: PathBuf,
     hyperctl: Child,
-    /// Dropped, it keeps the guest from being ended for its age.
+    /// Dropping it stops the thread that ends the guest after `LIFE`.
     life: Option<Sender<()>>,
 }
 
@@ -74,19 +74,19 @@ impl Guest {
         Guest::boot_with(kind, "")
     }
 
-    /// The same with words on its kernel command line.
+    /// A guest without a pod, with `append` on its kernel command line.
     pub fn boot_with(kind: Kind, append: &str) -> Guest {
         Guest::boot_up(kind, append, &[])
     }
 
-    /// The same with more options of `hyperctl up`.
+    /// A guest without a pod, with more options for `hyperctl up`.
     pub fn boot_up(kind: Kind, append: &str, options: &[&str]) -> Guest {
         let guest = Guest::boot_to(kind, append, options, &Client::connect);
         guest.client().ready(BOOT).unwrap_or_else(|error| panic!("{error}\n{}", guest.log()));
         guest
     }
 
-    /// The same with another way to connect to what is in the guest's directory. READY is still to come.
+    /// Boots a guest and connects with `connect`, which takes the guest's directory. READY has not come yet.
     pub fn boot_to(
         kind: Kind,
         append: &str,
@@ -99,7 +99,7 @@ impl Guest {
         Guest::boot_on(kind, directory, share, append, options, connect)
     }
 
-    /// The same with a share that is there, and a directory that goes with the guest.
+    /// Boots a guest with an existing share. Its directory is removed with the guest.
     pub fn boot_on(
         kind: Kind,
         directory: PathBuf,
@@ -125,16 +125,16 @@ impl Guest {
             .arg(directory.join("guest"))
             .arg("--share")
             .arg(&share)
-            // Its host is the test.
+            // The test is the guest's host.
             .args(["--channels", "raw"])
             .args(["--append", &append])
             .args(options)
             .stdin(Stdio::null());
         if kind == Kind::Vm && !options.contains(&"--share-by") {
-            // runV's share is 9p.
+            // runV shares files by 9p.
             program.args(["--share-by", "9p"]);
         }
-        // From here on its end is Drop's, also when it does not come up.
+        // From here on, Drop ends the guest, even if it does not come up.
         let hyperctl = program.spawn().unwrap();
         let life = Some(end_after(LIFE, pid_of(&hyperctl), directory.join("guest/console.log")));
         let mut guest = Guest { kind, client: None, directory, share, hyperctl, life };
@@ -150,27 +150,27 @@ impl Guest {
             if let Some(status) = guest.hyperctl.try_wait().unwrap() {
                 panic!("hyperctl up ended with {status}");
             }
-            // Nothing tells when a socket is there.
+            // No event tells that a socket exists.
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Its test goes on for as long as it was told to.
+    /// Lets the guest live as long as its test: `LIFE` no longer ends it.
     pub fn live_on(&mut self) {
         self.life = None;
     }
 
-    /// Where its sockets are.
+    /// The directory of the guest's sockets.
     pub fn at(&self) -> PathBuf {
         self.directory.join("guest")
     }
 
-    /// Waits until the guest has logged something, from a byte of its log on.
+    /// Waits until the guest has logged `text` behind byte `from` of its log.
     pub fn wait_for_log(&self, from: usize, text: &str) {
         let deadline = Instant::now() + PATIENCE;
         while !self.log().get(from..).unwrap_or_default().contains(text) {
             assert!(Instant::now() < deadline, "{text:?} is not logged\n{}", self.log());
-            // QEMU writes the file, and tells nobody.
+            // QEMU writes the file without any event.
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -182,7 +182,7 @@ impl Guest {
         guest
     }
 
-    /// STARTPOD with what most tests need.
+    /// Sends STARTPOD with the settings that most tests need.
     pub fn start_pod(&self) {
         let pod = json!({"hostname": "pod-1", "shareDir": "share_dir", "dns": ["192.0.2.1"], "dnsSearch": ["a.test"]});
         self.call(Command::StartPod(Box::new(parse::<Pod>(pod))));
@@ -193,17 +193,17 @@ impl Guest {
         self.client.as_ref().expect("the host is connected")
     }
 
-    /// The host goes away.
+    /// Closes the host's connection.
     pub fn hang_up(&mut self) {
         self.client = None;
     }
 
-    /// The host comes back, in its own way.
+    /// Connects the host by a client that the test has made.
     pub fn be(&mut self, client: Client) {
         self.client = Some(client);
     }
 
-    /// The host comes back; a local guest then says READY again.
+    /// Connects the host again. A local guest then sends READY again.
     pub fn connect(&mut self) {
         let (client, _) =
             Client::resume(&self.at(), &[]).unwrap_or_else(|fault| panic!("{fault}\n{}", self.log()));
@@ -213,13 +213,13 @@ impl Guest {
         self.client = Some(client);
     }
 
-    /// The host goes away, and somebody comes who speaks in bytes.
+    /// Closes the host's connection and opens one that sends and receives raw bytes.
     pub fn raw(&mut self) -> Raw {
         let from = self.log().len();
         self.hang_up();
         if self.kind == Kind::Vm {
-            // Over virtio-serial a host that does not greet may lose replies that come before the guest knows
-            // of the change.
+            // Over virtio-serial, a host that does not greet the guest may lose the replies sent before the
+            // guest has noticed the change.
             self.wait_for_log(from, "the host has left the control port");
         }
         let mut raw = Raw::connect(&self.directory.join("guest"));
@@ -235,19 +235,19 @@ impl Guest {
             .into_owned()
     }
 
-    /// Waits until the guest's log says that.
+    /// Waits until the guest has logged `text`.
     pub fn await_log(&self, text: &str) {
         self.wait_for_log(0, text);
     }
 
-    /// A command that must succeed.
+    /// Sends a command that must succeed, and returns the reply.
     pub fn call(&self, command: Command) -> Vec<u8> {
         let what = format!("{command:?}");
         let reply = self.client().send(command).wait(PATIENCE);
         reply.unwrap_or_else(|error| panic!("{what}: {error}\n{}", self.log()))
     }
 
-    /// A command that must be refused; the reason.
+    /// Sends a command that must be refused, and returns the reason.
     pub fn refused(&self, command: Command) -> String {
         let what = format!("{command:?}");
         match self.client().send(command).wait(PATIENCE) {
@@ -264,12 +264,12 @@ impl Guest {
                 return status;
             }
             assert!(Instant::now() < deadline, "the guest does not end\n{}", self.log());
-            // There is no event for the end of a child that a thread of this process could share.
+            // No event that a thread of this process could share tells of the end of a child.
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// The process of hyperctl.
+    /// The pid of hyperctl.
     pub fn hyperctl(&self) -> u32 {
         self.hyperctl.id()
     }
@@ -291,8 +291,8 @@ fn pid_of(child: &Child) -> Pid {
     Pid::from_raw(child.id().cast_signed())
 }
 
-/// Ends a guest after so long, unless what is returned is dropped before. The guest's log says so, which is
-/// what a failing test shows.
+/// Ends a guest after `limit`, unless the returned sender is dropped before. The guest's log, which a failing
+/// test shows, says so.
 fn end_after(limit: Duration, hyperctl: Pid, log: PathBuf) -> Sender<()> {
     let (life, over) = channel();
     std::thread::spawn(move || {
@@ -309,7 +309,7 @@ fn end_after(limit: Duration, hyperctl: Pid, log: PathBuf) -> Sender<()> {
 
 // ---- processes ----
 
-/// A process that was started, and its host's ends.
+/// A process that was started, with the host's ends of its streams.
 pub struct Running<'a> {
     pub guest: &'a Guest,
     pub container: ContainerId,
@@ -317,7 +317,7 @@ pub struct Running<'a> {
     pub streams: ProcessStreams,
 }
 
-/// What a process came to.
+/// The exit status and the output of a process.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub status: u8,
@@ -326,12 +326,12 @@ pub struct Outcome {
 }
 
 impl Guest {
-    /// Starts a container whose init has these words; more of its JSON in `more`.
+    /// Starts a container whose init has these arguments. `more` is merged into its JSON.
     pub fn container(&self, id: &str, args: &[&str], more: Value) -> Running<'_> {
         self.try_container(id, args, more).unwrap_or_else(|error| panic!("{id}: {error}\n{}", self.log()))
     }
 
-    /// The same, which may be refused.
+    /// Starts a container as `container` does; the guest may refuse it.
     pub fn try_container(&self, id: &str, args: &[&str], more: Value) -> Result<Running<'_>, CallError> {
         let mut value = json!({"id": id, "image": "image", "rootfs": "rootfs"});
         let (container, process) = split(more);
@@ -345,18 +345,18 @@ impl Guest {
         Ok(Running { guest: self, container: container_id, process: process_id, streams })
     }
 
-    /// A container that lives until it is killed.
+    /// Starts a container that lives until it is killed.
     pub fn sleeper(&self, id: &str) -> Running<'_> {
         self.container(id, &["sleep", "100000"], json!({}))
     }
 
-    /// Starts a process in a container; more of its JSON in `more`.
+    /// Starts a process in a container. `more` is merged into its JSON.
     pub fn exec(&self, container: &str, args: &[&str], more: Value) -> Running<'_> {
         self.try_exec(container, args, more)
             .unwrap_or_else(|error| panic!("{args:?}: {error}\n{}", self.log()))
     }
 
-    /// The same, which may be refused.
+    /// Starts a process as `exec` does; the guest may refuse it.
     pub fn try_exec(&self, container: &str, args: &[&str], more: Value) -> Result<Running<'_>, CallError> {
         let (value, stdio, stderr) = process_value("", args, more);
         let process: Process = parse(value);
@@ -372,7 +372,7 @@ impl Guest {
         self.exec(container, &["sh", "-c", script], json!({})).outcome()
     }
 
-    /// Runs a shell script that must succeed and complain of nothing; its output.
+    /// Runs a shell script that must exit with 0 and write nothing to stderr. Returns its stdout.
     pub fn says(&self, container: &str, script: &str) -> String {
         let outcome = self.sh(container, script);
         assert_eq!(
@@ -384,8 +384,8 @@ impl Guest {
         outcome.stdout
     }
 
-    /// A container whose init is a shell script that must succeed and complain of nothing; its output. The id
-    /// is free again afterwards.
+    /// Starts a container whose init is a shell script that must exit with 0 and write nothing to stderr.
+    /// Returns its stdout, and removes the container, so its id is free again.
     pub fn container_says(&self, id: &str, script: &str, more: Value) -> String {
         let outcome = self.container(id, &["sh", "-c", script], more).outcome();
         assert_eq!(
@@ -398,19 +398,19 @@ impl Guest {
         outcome.stdout
     }
 
-    /// REMOVECONTAINER.
+    /// Sends REMOVECONTAINER.
     pub fn remove(&self, id: &str) {
         self.call(Command::RemoveContainer(RemoveContainer { container: container_id(id) }));
     }
 
-    /// A root filesystem of its own in the share; its path there.
+    /// Makes another root filesystem in the share and returns its path.
     pub fn image(&self, name: &str) -> PathBuf {
         let root = self.share.join(name).join("rootfs");
         make_rootfs(&root);
         root
     }
 
-    /// KILLCONTAINER with SIGKILL, the end, and REMOVECONTAINER.
+    /// Sends KILLCONTAINER with SIGKILL, waits for the end, and sends REMOVECONTAINER.
     pub fn finish(&self, running: Running<'_>) {
         let container = running.container.clone();
         self.call(Command::KillContainer(KillContainer {
@@ -423,24 +423,24 @@ impl Guest {
 }
 
 impl Running<'_> {
-    /// Closes stdin, reads everything, waits for the event.
+    /// Closes stdin, reads all output, and waits for the event PROCESSASYNCEVENT.
     pub fn outcome(self) -> Outcome {
         let _ = self.streams.stdin.close();
         self.end_before(1)
     }
 
-    /// The same without closing stdin.
+    /// Reads all output and waits for the event, with stdin left open.
     pub fn end(self) -> Outcome {
         self.end_before(0)
     }
 
-    /// The same of a process that may have ended before the last so many frames for its stdin came: each is
-    /// then answered by a further end of its stream.
+    /// As `end`, for a process that may have ended before the last `frames` frames for its stdin arrived. The
+    /// guest answers each of those with one more EOF frame.
     pub fn end_before(self, frames: u32) -> Outcome {
         self.end_within(frames, PATIENCE)
     }
 
-    /// As `outcome`, of a program that may take longer than others.
+    /// As `outcome`, for a program that may take longer than `PATIENCE`.
     pub fn outcome_within(self, patience: Duration) -> Outcome {
         let _ = self.streams.stdin.close();
         self.end_within(1, patience)
@@ -462,13 +462,13 @@ impl Running<'_> {
         Outcome { status, stdout: text(stdout), stderr: text(stderr) }
     }
 
-    /// Waits for the event.
+    /// Waits for the event and returns the exit status.
     pub fn status(&self) -> u8 {
         let finished = self.guest.client().finished(&self.container, &self.process, PATIENCE);
         finished.unwrap_or_else(|error| panic!("{error}\n{}", self.guest.log()))
     }
 
-    /// SIGNALPROCESS.
+    /// Sends SIGNALPROCESS.
     pub fn signal(&self, signal: i64) {
         self.guest.call(Command::SignalProcess(SignalProcess {
             container: self.container.clone(),
@@ -477,7 +477,7 @@ impl Running<'_> {
         }));
     }
 
-    /// WINSIZE.
+    /// Sends WINSIZE.
     pub fn resize(&self, row: u16, column: u16) {
         self.guest.call(Command::WinSize(WinSize {
             container: self.container.clone(),
@@ -502,7 +502,7 @@ impl Running<'_> {
     }
 }
 
-/// KILLCONTAINER.
+/// The command KILLCONTAINER.
 pub fn kill(id: &str, signal: i64) -> Command {
     Command::KillContainer(KillContainer {
         container: container_id(id),
@@ -510,7 +510,7 @@ pub fn kill(id: &str, signal: i64) -> Command {
     })
 }
 
-/// EXECCMD.
+/// The command EXECCMD.
 pub fn parse_exec(container: &str, process: Value) -> Command {
     Command::ExecCmd(ExecCmd { container: container_id(container), process: Box::new(parse(process)) })
 }
@@ -532,7 +532,7 @@ pub fn parse<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
 }
 
-/// `more` of a container: its own keys, and its process's.
+/// Splits `more` into the keys of the container and those of its process.
 fn split(mut more: Value) -> (Value, Value) {
     let process = more.as_object_mut().and_then(|map| map.remove("process")).unwrap_or_else(|| json!({}));
     (more, process)
@@ -544,7 +544,7 @@ fn merge(value: &mut Value, more: Value) {
     }
 }
 
-/// A process with stream numbers of its own.
+/// The JSON of a process with unused stream numbers, and the numbers of its stdio and stderr.
 fn process_value(id: &str, args: &[&str], more: Value) -> (Value, u64, u64) {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let stdio = NEXT.fetch_add(2, Ordering::Relaxed);
@@ -558,8 +558,9 @@ fn process_value(id: &str, args: &[&str], more: Value) -> (Value, u64, u64) {
 
 // ---- files ----
 
-/// A directory of one's own below the system's temporary one, or below /var/tmp where nothing in that one can
-/// be setuid or a device: so is Debian 13's /tmp, and images have both.
+/// Makes a new directory below the system's temporary directory. If that is mounted nosuid or nodev, as
+/// Debian 13's /tmp is, the new directory is below /var/tmp, because images contain setuid programs and
+/// devices.
 pub fn scratch() -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let temporary = std::env::temp_dir();
@@ -569,7 +570,7 @@ pub fn scratch() -> PathBuf {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = place.join(format!("hyperinit-test-{}-{number}", std::process::id()));
         match fs::create_dir(&path) {
-            // A test that was killed has left it, and its number is this one's now.
+            // Left by a killed test whose process had the same pid.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             made => {
                 made.unwrap();

@@ -1,4 +1,4 @@
-//! A local guest's own processes, as this machine sees them.
+//! The processes of a local guest, as this machine sees them.
 
 use std::fs;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use super::{Guest, PATIENCE};
 
-/// Their names in ps(1), PID 1 first.
+/// The names of a guest's processes in ps(1), PID 1 first.
 pub const NAMES: [&str; 7] = ["init", "warden", "netd", "mountd", "execd", "streamd", "podinit"];
 
 /// Every process of this machine.
@@ -25,13 +25,13 @@ fn parent(pid: i32) -> Option<i32> {
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
-/// The children of a process, those that are not reaped yet too: in a guest all are init's.
+/// The children of a process, with those not reaped yet. In a guest every process is a child of init.
 pub fn children(of: i32) -> Vec<i32> {
     all().filter(|&pid| parent(pid) == Some(of)).collect()
 }
 
-/// The guest's processes on this machine, by the name that they have in ps(1). PID 1 has the log, is the
-/// parent of all others, and has what they log by sockets, which nothing of a container has.
+/// The pids of the guest's processes with this name in ps(1). The guest's log is the standard error of PID 1,
+/// which is the parent of all others. The others log through sockets, and no process of a container does.
 pub fn processes(guest: &Guest, name: &str) -> Vec<i32> {
     let log = guest.directory.join("guest/console.log");
     let comm = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -43,7 +43,7 @@ pub fn processes(guest: &Guest, name: &str) -> Vec<i32> {
     named.filter(|&pid| is_init(pid) || by_init(pid)).collect()
 }
 
-/// The one process of that name, as soon as there is one that is not `old`.
+/// Waits for exactly one process of that name whose pid is not `old`.
 pub fn process(guest: &Guest, name: &str, old: Option<i32>) -> i32 {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -57,13 +57,13 @@ pub fn process(guest: &Guest, name: &str, old: Option<i32>) -> i32 {
     }
 }
 
-/// SIGKILL.
+/// Sends SIGKILL.
 pub fn kill_hard(pid: i32) {
     nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
 }
 
-/// Kills helpers at once and waits until others are in their places: what is asked before that may be sent to
-/// those that die, and then is an error.
+/// Kills helpers and waits for their successors. A request sent earlier may still go to a dying helper, and
+/// then fails.
 pub fn replace(guest: &Guest, names: &[&str]) {
     let old: Vec<_> = names.iter().map(|&name| (name, process(guest, name, None))).collect();
     old.iter().for_each(|&(_, pid)| kill_hard(pid));
@@ -72,10 +72,10 @@ pub fn replace(guest: &Guest, names: &[&str]) {
     }
 }
 
-/// Waits until PID 1 or a helper has nothing to do: it waits for its next event, or request. The kernel tells
-/// of no call while a process could run, so whatever has been sent to this one before has been dealt with.
+/// Waits until PID 1 or a helper is idle: it waits for its next event or request. /proc/PID/syscall names no
+/// call while a process is runnable, so an idle process has dealt with everything sent to it before.
 pub fn wait_for_rest(guest: &Guest, name: &str) {
-    // As the C library of either architecture waits for epoll's events.
+    // The calls by which the C library of each architecture waits for epoll events.
     #[cfg(target_arch = "x86_64")]
     const EVENTS: [i64; 2] = [libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
     #[cfg(not(target_arch = "x86_64"))]
@@ -94,7 +94,7 @@ pub fn wait_for_rest(guest: &Guest, name: &str) {
     }
 }
 
-/// A line of /proc/PID/status, without its key.
+/// The value of a line of /proc/PID/status.
 pub fn status(pid: i32, key: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));

@@ -1,4 +1,4 @@
-//! QEMU's own control socket: what a host does to a VM's hardware.
+//! QEMU's control socket (QMP): how a host changes a VM's hardware.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -12,12 +12,12 @@ use super::PATIENCE;
 pub struct Qmp {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
-    /// What QEMU told of its devices, and nobody has waited for yet.
+    /// Events about devices that no test has waited for yet.
     events: Vec<Value>,
 }
 
 impl Qmp {
-    /// To the VM whose sockets are in that directory.
+    /// Connects to the VM whose sockets are in that directory.
     pub fn connect(directory: &Path) -> Qmp {
         let writer = UnixStream::connect(directory.join("qmp.sock")).unwrap();
         writer.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -28,7 +28,7 @@ impl Qmp {
         qmp
     }
 
-    /// A command that must succeed; what it returns.
+    /// Runs a command that must succeed, and returns its result.
     pub fn run(&mut self, command: &str, arguments: Value) -> Value {
         let line = json!({"execute": command, "arguments": arguments});
         self.writer.write_all(format!("{line}\n").as_bytes()).unwrap();

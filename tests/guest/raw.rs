@@ -1,4 +1,5 @@
-//! A host that speaks in bytes: what no honest client says, and the exact frames that come back.
+//! A host that sends and receives bytes: it can send what no honest client would, and sees the exact frames
+//! that come back.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -10,18 +11,18 @@ use hyperinit_client::{CONTROL_SOCKET, STREAM_SOCKET};
 
 use super::PATIENCE;
 
-/// Both channels, as sockets.
+/// The sockets of both channels.
 pub struct Raw {
     pub control: UnixStream,
     pub stream: UnixStream,
     control_decoder: ControlDecoder,
     stream_decoder: StreamDecoder,
-    /// What NEXT has credited so far.
+    /// The sum of the bytes that NEXT frames have credited so far.
     pub credited: u64,
 }
 
-/// The host leaves, though a child that another test is just starting may have duplicates of its sockets
-/// until it executes its program.
+/// Shuts the sockets down: a child that another test is just starting may have duplicates of them until it
+/// executes its program, so closing them would not be enough.
 impl Drop for Raw {
     fn drop(&mut self) {
         for socket in [&self.control, &self.stream] {
@@ -72,7 +73,7 @@ impl Raw {
         }
     }
 
-    /// Reads until a message other than NEXT comes, and must be this one.
+    /// Skips NEXT frames, and returns the payload of the next frame, which must be `message`.
     pub fn expect(&mut self, message: Message) -> Vec<u8> {
         loop {
             match self.next().unwrap_or_else(|| panic!("the guest hung up before {message}")) {
@@ -101,8 +102,8 @@ impl Raw {
     }
 }
 
-/// A read with a timeout is not begun again after a signal (signal(7)), and a thread beside this one whose
-/// child ends while it starts the next gets one.
+/// Reads again after a signal: the kernel does not restart a read with a timeout (signal(7)). A thread that
+/// starts a child gets a signal when another thread's child ends.
 fn read(socket: &mut UnixStream, to: &mut [u8]) -> std::io::Result<usize> {
     loop {
         match socket.read(to) {

@@ -7,10 +7,10 @@ use std::process::Command as Program;
 
 use nix::sys::stat::{Mode, umask};
 
-/// A root filesystem of busybox with a few accounts.
+/// Makes a root filesystem of busybox with a few accounts.
 pub fn make_rootfs(root: &Path) {
     const BUSYBOX: &str = "/bin/busybox";
-    // Users have to get in, whatever the umask of whoever runs the test.
+    // Users other than root have to get in, whatever umask the test runs with.
     umask(Mode::from_bits_truncate(0o022));
     assert!(Path::new(BUSYBOX).exists(), "{BUSYBOX} is missing: apt-get install busybox-static");
     for directory in ["bin", "dev", "etc", "home/web", "proc", "root", "sys", "tmp", "usr/bin", "var"] {

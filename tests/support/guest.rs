@@ -1,4 +1,4 @@
-//! A guest without a VM: namespaces of one thread, laid out as src/init/root.rs does it.
+//! A guest without a VM: namespaces of one thread, laid out as src/init/root.rs lays out a guest.
 
 use std::cell::RefCell;
 use std::fs;
@@ -24,16 +24,16 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use super::DEADLINE;
 use super::limits::allow_open_files;
 
-/// Where the test's own files are, in the guest's namespace.
+/// The directory of the test's own files in the guest's mount namespace.
 pub const SCRATCH: &str = "/run/test";
 
 /// The guest of one test.
 pub struct Guest {
-    /// The directory of this guest's cgroup, as the whole hierarchy has it.
+    /// The path of this guest's cgroup in the machine's whole hierarchy.
     cgroup: Option<PathBuf>,
     /// The pod inits.
     inits: RefCell<Vec<Pid>>,
-    /// What the test may have to reap: init's other children.
+    /// Init's other children, which the test may have to reap.
     children: RefCell<Vec<Pid>>,
 }
 
@@ -93,9 +93,9 @@ impl Guest {
         for pid in &children {
             let _ = waitpid(raw(pid), None);
         }
-        // A pod init cannot be waited for: it is gone when everyone in its namespace is reaped, also a
-        // process whose start failed, which the test does not know. Who is left goes with the test's own
-        // process.
+        // A pod init cannot be waited for: it ends only when everyone in its namespace is reaped, including a
+        // process whose start failed, which the test does not know. Processes left over end with the test's
+        // own process.
         if let Some(cgroup) = &self.cgroup {
             let _ = fs::write(cgroup.join("cgroup.kill"), "1");
             until_empty(cgroup);
@@ -107,17 +107,17 @@ impl Guest {
         }
     }
 
-    /// A pod init that is to be killed by the end.
+    /// Registers a pod init, to be killed at the end.
     pub fn adopt_init(&self, pid: Pid) {
         self.inits.borrow_mut().push(pid);
     }
 
-    /// Another child of init that is to be killed and reaped by the end.
+    /// Registers another child of init, to be killed and reaped at the end.
     pub fn adopt(&self, pid: Pid) {
         self.children.borrow_mut().push(pid);
     }
 
-    /// Waits for a child of init; its exit code, or 128+n when signal n killed it.
+    /// Waits for a child of init. Returns its exit code, or 128+n if signal n killed it.
     pub fn wait(&self, pid: Pid) -> i32 {
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
@@ -138,7 +138,7 @@ impl Guest {
         kill(nix::unistd::Pid::from_raw(pid.0), signal).unwrap();
     }
 
-    /// Runs `look` in a container, with the mounts that are there.
+    /// Runs `look` in a container's mount namespace, with the text of its mountinfo.
     pub fn inside<T: Send>(&self, container: &str, look: impl FnOnce(&str) -> T + Send) -> T {
         let id = ContainerId::try_from(container.to_owned()).unwrap();
         let kept = open(&paths::container_mount_ns(&id), OFlag::O_RDONLY, Mode::empty()).unwrap();
@@ -154,13 +154,14 @@ impl Guest {
         })
     }
 
-    /// The mounts of this guest, as mountinfo has them.
+    /// This guest's mountinfo.
     pub fn mounts(&self) -> String {
         fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
     }
 }
 
-/// Makes every machine the same in what a thread, or a new network namespace, inherits of its settings.
+/// Sets what a thread or a new network namespace inherits to fixed values, so that tests behave the same on
+/// every machine.
 pub fn settle() {
     allow_open_files();
     umask(Mode::from_bits_truncate(0o022));
@@ -171,7 +172,7 @@ pub fn settle() {
     }
 }
 
-/// The killed die on their own time; cgroup.events tells.
+/// Waits until a killed cgroup is empty. Processes die with a delay, and cgroup.events tells of the last.
 fn until_empty(cgroup: &Path) {
     let events = fs::File::open(cgroup.join("cgroup.events")).unwrap();
     while !fs::read_to_string(cgroup.join("cgroup.events")).unwrap().contains("populated 0") {
@@ -181,7 +182,7 @@ fn until_empty(cgroup: &Path) {
     }
 }
 
-/// A private /dev: no test touches the machine's.
+/// A private /dev, so that no test touches the machine's.
 fn devices() {
     mount(Some("tmpfs"), "/dev", Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=755")).unwrap();
     for (name, major, minor) in
@@ -198,7 +199,7 @@ pub fn node(name: &str, kind: SFlag, major: u64, minor: u64) {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
 }
 
-/// A cgroup of its own, that the guest sees as the root of them all.
+/// Makes a cgroup that the guest sees as the root of the hierarchy.
 fn cgroup() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let all = Path::new(SCRATCH).join("cgroup");

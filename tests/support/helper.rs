@@ -1,4 +1,4 @@
-//! A helper by its `--stdio` door: one request a line, one reply a line.
+//! A helper driven through its `--stdio` door: one request and one reply a line.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use super::guest::SCRATCH;
 use super::read_until;
 
-/// A running helper. It is killed when this is dropped.
+/// A running helper. Dropping it kills the process.
 pub struct Helper {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -25,7 +25,7 @@ pub struct Helper {
     log: PathBuf,
 }
 
-/// Its binary.
+/// The path of a helper's binary.
 pub fn binary(role: Role) -> &'static str {
     match role {
         Role::Netd => env!("CARGO_BIN_EXE_netd"),
@@ -36,19 +36,19 @@ pub fn binary(role: Role) -> &'static str {
 }
 
 impl Helper {
-    /// Starts it confined, with more arguments and, for those that inherit one, descriptor 3.
+    /// Starts the helper confined, with more arguments, and with `socket` as descriptor 3.
     pub fn start(role: Role, arguments: &[&str], socket: Option<OwnedFd>) -> Helper {
         let mut command = Command::new(binary(role));
         command.arg("--stdio").args(arguments);
         Helper::spawn(role, command, socket)
     }
 
-    /// Starts a command that is, or becomes, the helper.
+    /// Starts a command that is, or becomes, the helper, with `socket` as descriptor 3.
     pub fn spawn(role: Role, command: Command, socket: Option<OwnedFd>) -> Helper {
         Helper::spawn_with(role, command, socket.into_iter().collect())
     }
 
-    /// The same with descriptors 3, 4, …
+    /// Starts a command that is, or becomes, the helper, with `inherited` as descriptors 3, 4, …
     pub fn spawn_with(role: Role, mut command: Command, inherited: Vec<OwnedFd>) -> Helper {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let log = PathBuf::from(format!("{SCRATCH}/{role}.{}.log", NEXT.fetch_add(1, Ordering::Relaxed)));
@@ -60,7 +60,7 @@ impl Helper {
         Helper { child, stdin, stdout, log }
     }
 
-    /// Writes a line, and reads the reply's.
+    /// Writes a line and returns the line of the reply.
     pub fn line(&mut self, line: &str) -> String {
         self.write(line);
         self.reply(line)
@@ -79,22 +79,23 @@ impl Helper {
         reply.trim_end().to_owned()
     }
 
-    /// Asks, and does not wait for the reply.
+    /// Sends a request without waiting for the reply.
     pub fn send<Q: Serialize>(&mut self, request: &Q) {
         self.write(&serde_json::to_string(request).unwrap());
     }
 
-    /// The next reply, whatever it is to.
+    /// The next reply, to whichever request.
     pub fn receive<R: DeserializeOwned>(&self) -> Result<R, Fault> {
         result(&self.reply("any request"))
     }
 
-    /// Asks, in the types of its edge.
+    /// Sends a request and returns the reply, in the types of the helper's protocol.
     pub fn ask<Q: Serialize, R: DeserializeOwned>(&mut self, request: &Q) -> Result<R, Fault> {
         result(&self.line(&serde_json::to_string(request).unwrap()))
     }
 
-    /// Asks, but is gone before the reply comes: the helper cannot write it. Returns how it ended.
+    /// Sends a request and closes the helper's stdout, so that the helper cannot write the reply. Returns the
+    /// helper's exit status.
     pub fn ask_and_leave<Q: Serialize>(&mut self, request: &Q) -> ExitStatus {
         drop(self.stdout.take());
         let line = format!("{}\n", serde_json::to_string(request).unwrap());
@@ -102,23 +103,23 @@ impl Helper {
         self.child.wait().unwrap()
     }
 
-    /// What it has logged.
+    /// The helper's log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// Its number.
+    /// The helper's pid.
     pub fn pid(&self) -> Pid {
         Pid(i32::try_from(self.child.id()).unwrap())
     }
 
-    /// kill -9.
+    /// Kills the helper with SIGKILL and reaps it.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Closes its door, and waits for its end.
+    /// Closes the helper's stdin and waits for its end.
     pub fn finish(mut self) -> ExitStatus {
         drop(self.stdin.take());
         self.child.wait().unwrap()
@@ -132,7 +133,7 @@ impl Drop for Helper {
     }
 }
 
-/// A reply's line: a `Result` as serde writes it.
+/// Parses a reply: a `Result` as serde writes it.
 fn result<R: DeserializeOwned>(reply: &str) -> Result<R, Fault> {
     let reply: serde_json::Value = serde_json::from_str(reply).unwrap();
     match (reply.get("Ok"), reply.get("Err")) {
@@ -142,12 +143,12 @@ fn result<R: DeserializeOwned>(reply: &str) -> Result<R, Fault> {
     }
 }
 
-/// `read_until` takes what it reads from by value.
+/// Lets `read_until`, which takes its source by value, read from a borrowed stdout.
 struct Borrowed<'a>(&'a ChildStdout);
 
 impl std::io::Read for Borrowed<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
-        // A byte at a time: what follows a line stays for the next.
+        // Reads one byte at a time, so that what follows a line stays for the next call.
         let end = bytes.len().min(1);
         nix::unistd::read(self.0, &mut bytes[..end]).map_err(Into::into)
     }

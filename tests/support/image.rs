@@ -1,4 +1,4 @@
-//! An image on the share: a static busybox and the files that a distribution has.
+//! An image on the share: a static busybox, and the account files of a distribution.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -31,7 +31,7 @@ pub fn image(name: &str) -> PathBuf {
     root
 }
 
-/// A program of an image.
+/// Adds a program to an image.
 pub fn program(root: &Path, name: &str, bytes: &[u8], mode: u32) {
     let path = root.join("bin").join(name);
     fs::write(&path, bytes).unwrap();

@@ -1,8 +1,8 @@
-//! What a test's process may use.
+//! The resource limits of a test's process.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// As many open files as there may be: some machines allow few at first.
+/// Raises the limit of open files to its maximum: some machines start with a low one.
 pub fn allow_open_files() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();

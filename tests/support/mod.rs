@@ -1,7 +1,7 @@
-//! What the per-helper tests share: a guest made of namespaces, the helpers by their `--stdio` door, an
-//! image, a pod.
+//! Shared parts of the per-helper tests: a guest made of namespaces, helpers driven by their `--stdio` door,
+//! an image, a pod.
 //!
-//! They need root, and leave nothing: everything happens in namespaces of one thread, on a tmpfs of its own.
+//! The tests need root and leave nothing behind: each runs in the namespaces of one thread, on its own tmpfs.
 // Each test binary uses a part of it.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
@@ -19,10 +19,11 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// How long anything may take before the test fails: many times what a loaded machine needs.
+/// How long any step may take before the test fails: many times what a loaded machine needs.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Reads until the end (of a pty: until its last process is gone), or until `enough` says so.
+/// Reads until the end of the file (for a pty: until its last process is gone), or until `enough` returns
+/// true.
 pub fn read_until(mut file: impl Read + AsFd, enough: impl Fn(&[u8]) -> bool) -> String {
     let until = Instant::now() + DEADLINE;
     let mut all = Vec::new();
@@ -35,7 +36,7 @@ pub fn read_until(mut file: impl Read + AsFd, enough: impl Fn(&[u8]) -> bool) ->
         match file.read(&mut bytes) {
             Ok(0) => break,
             Ok(count) => all.extend_from_slice(&bytes[..count]),
-            // A pty's way to say that nobody is at the other end.
+            // A pty reports EIO when no process has its other end open.
             Err(error) if error.raw_os_error() == Some(nix::libc::EIO) => break,
             Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
             Err(error) => panic!("{error} after {:?}", String::from_utf8_lossy(&all)),

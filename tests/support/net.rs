@@ -1,5 +1,5 @@
-//! Networks of a test: the thread's own namespace as the guest's, another one as the world, links between
-//! them, and what ip(8) and nft(8) say of it.
+//! Networks for a test: the thread's own namespace is the guest's, another one is the world, and links join
+//! them. ip(8) and nft(8) show their state.
 
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::DEADLINE;
 use super::guest::settle;
 
-/// A user's PATH may lack what only root needs.
+/// A user's PATH may lack the directories of root's programs.
 pub const SYSTEM_PATH: &str = "/sbin:/usr/sbin:/bin:/usr/bin";
 
 fn run(program: &str, package: &str, words: &str) -> Output {
@@ -27,23 +27,23 @@ fn ok(output: Output, words: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// ip(8), in the thread's namespace.
+/// Runs ip(8) in the thread's namespace and returns its output.
 pub fn ip(words: &str) -> String {
     ok(run("ip", "iproute2", words), words)
 }
 
-/// The same as JSON.
+/// Runs ip(8) with `-json` and returns its output.
 pub fn ip_json(words: &str) -> Value {
     serde_json::from_str(&ip(&format!("-json {words}"))).unwrap()
 }
 
-/// nft(8), in the thread's namespace.
+/// Runs nft(8) in the thread's namespace and returns its output.
 pub fn nft(words: &str) -> String {
     ok(run("nft", "nftables", words), words)
 }
 
-/// The addresses of a link as `address/prefix`, without those that the kernel has given it, and whether all
-/// can be used.
+/// The addresses of a link as `address/prefix`, without link-local ones, which the kernel assigns by itself;
+/// and whether duplicate address detection is over for all of them.
 pub fn addresses(link: &str) -> (Vec<String>, bool) {
     let all = ip_json(&format!("address show dev {link}"));
     let all = all[0]["addr_info"].as_array().unwrap();
@@ -52,8 +52,8 @@ pub fn addresses(link: &str) -> (Vec<String>, bool) {
     (ours.iter().map(text).collect(), ours.iter().all(|info| info["tentative"].is_null()))
 }
 
-/// All of the namespace's links, addresses and routes, but for those that the kernel gives a link by itself
-/// when it finds that somebody is at its other end.
+/// All links, addresses and routes of the namespace, without the link-local routes that the kernel adds by
+/// itself once it sees that the other end of a link is up.
 pub fn everything() -> String {
     let mut all = String::new();
     for link in ip_json("link show").as_array().unwrap() {
@@ -67,14 +67,14 @@ pub fn everything() -> String {
     all
 }
 
-/// Another namespace, and a thread in it.
+/// Another network namespace, and a thread in it.
 pub struct World {
     work: Option<Sender<Box<dyn FnOnce() + Send>>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl World {
-    /// With nothing in it.
+    /// Makes an empty network namespace.
     pub fn new() -> World {
         let (work, queue) = channel::<Box<dyn FnOnce() + Send>>();
         let (tell, told) = channel();
@@ -88,14 +88,15 @@ impl World {
         World { work: Some(work), thread: Some(thread) }
     }
 
-    /// Does something there.
+    /// Runs `work` in the world's namespace and returns its result.
     pub fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (tell, told) = channel();
         self.work.as_ref().unwrap().send(Box::new(move || tell.send(work()).unwrap())).unwrap();
         told.recv_timeout(DEADLINE).unwrap()
     }
 
-    /// A link `name` here, whose other end is there, up, and has these addresses.
+    /// Makes a link `name` in this namespace. Its other end has the same name in the world, is up, and has
+    /// these addresses.
     pub fn link(&self, name: &str, addresses: &[&str]) {
         self.link_to(
             &format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid()),
@@ -104,7 +105,7 @@ impl World {
         );
     }
 
-    /// The same with the namespace of that file.
+    /// As `link`, into the network namespace of the file `namespace`.
     pub fn link_to(&self, namespace: &str, name: &str, addresses: &[&str]) {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         let addresses: Vec<String> = addresses.iter().map(|&address| address.to_owned()).collect();
@@ -117,8 +118,8 @@ impl World {
         });
     }
 
-    /// Waits until packets pass: a link that is up is used when its other end has been noticed, which takes
-    /// the kernel up to a second.
+    /// Waits until packets pass over a link. The kernel takes up to a second to notice that the other end is
+    /// up.
     pub fn until_ready(&self, name: &str) {
         let until = Instant::now() + DEADLINE;
         let state = |name: &str| ip_json(&format!("link show dev {name}"))[0]["operstate"].clone();
@@ -134,15 +135,14 @@ impl World {
         }
     }
 
-    /// Connects from there to a port here; somebody has to answer. The source is the world's address in that
-    /// network.
+    /// Connects from the world to a listening port here. The source is the world's address in that network.
     pub fn connect(&self, to: &str) -> TcpStream {
         let address: SocketAddr = to.parse().unwrap();
         let connected = self.inside(move || TcpStream::connect_timeout(&address, DEADLINE / 2));
         connected.unwrap_or_else(|error| panic!("{to}: {error}"))
     }
 
-    /// Whether nobody answers there.
+    /// Whether the world's packets to this address are dropped.
     pub fn is_kept_from(&self, to: &str) -> bool {
         let to: SocketAddr = to.parse().unwrap();
         self.inside(move || TcpStream::connect_timeout(&to, SILENCE))
@@ -150,7 +150,7 @@ impl World {
     }
 }
 
-/// Packets that are dropped are not answered: that takes a moment to see.
+/// How long to wait before packets count as dropped: a dropped packet gets no answer.
 const SILENCE: Duration = Duration::from_millis(500);
 
 impl Drop for World {
@@ -160,20 +160,20 @@ impl Drop for World {
     }
 }
 
-/// Listens here.
+/// Makes a nonblocking listener in this namespace.
 pub fn listen(at: &str) -> TcpListener {
     let listener = TcpListener::bind(at).unwrap_or_else(|error| panic!("{at}: {error}"));
     listener.set_nonblocking(true).unwrap();
     listener
 }
 
-/// A server that says one word to everybody, for as long as the test lasts; its port.
+/// Starts a server that sends `word` to each connection, for as long as the test lasts. Returns its port.
 pub fn serve(at: &str, word: &'static str) -> u16 {
     let listener = TcpListener::bind(at).unwrap_or_else(|error| panic!("{at}: {error}"));
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            // Whoever leaves early has heard enough.
+            // A client may have left before the word is written.
             let _ = stream.and_then(|mut stream| stream.write_all(word.as_bytes()));
         }
     });

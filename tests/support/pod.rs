@@ -1,4 +1,4 @@
-//! A pod of the real mountd and execd, with the test in the places of init and of streamd.
+//! A pod of the real mountd and execd. The test takes the places of init and streamd.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,34 +17,34 @@ use serde_json::{Value, json};
 use super::guest::Guest;
 use super::helper::{Helper, binary};
 
-/// The pod's name.
+/// The pod's hostname.
 pub const HOSTNAME: &str = "thepod";
 
-/// execd, and streamd's end of their socket.
+/// execd, with streamd's end of the socket between them.
 pub struct Execd {
     /// The helper.
     pub helper: Helper,
-    /// streamd's end.
+    /// streamd's end of the socket.
     pub streamd: OwnedFd,
-    /// What the warden keeps for its successors.
+    /// The descriptors that the warden keeps for execd's successors.
     pub kept: Vec<OwnedFd>,
 }
 
 /// A process of a container.
 pub struct Running {
-    /// Its number.
+    /// Its pid.
     pub pid: Pid,
-    /// What streamd was told.
+    /// The packet that streamd received about it.
     pub streams: Streams,
     /// The write end of its stdin.
     pub stdin: Option<File>,
-    /// The read end of its stdout, or its tty.
+    /// The read end of its stdout, or its terminal.
     pub out: File,
     /// The read end of its stderr.
     pub err: Option<File>,
 }
 
-/// What the containers of a pod share, without DNS.
+/// The files of a pod without DNS.
 pub fn pod_files() -> mountd::PodFiles {
     mountd::PodFiles {
         hostname: HOSTNAME.to_owned(),
@@ -61,18 +61,18 @@ pub fn socket_pair() -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()
 }
 
-/// A container's id.
+/// Parses a container id.
 pub fn id(container: &str) -> ContainerId {
     ContainerId::try_from(container.to_owned()).unwrap()
 }
 
-/// The request to enter the pod, with the streams of what runs.
+/// The request to enter the pod. `running` names the streams of its running processes.
 pub fn join(running: &[StreamId]) -> execd::Request {
     execd::Request::JoinPod { running: running.to_vec() }
 }
 
 impl Execd {
-    /// Starts it.
+    /// Starts execd.
     pub fn start(arguments: &[&str]) -> Execd {
         let (theirs, streamd) = socket_pair();
         let (put, take) = socket_pair();
@@ -86,28 +86,28 @@ impl Execd {
         Helper::spawn_with(Role::Execd, command, kept.iter().map(|fd| fd.try_clone().unwrap()).collect())
     }
 
-    /// It is killed, and another comes after it, in the pod.
+    /// Kills execd, starts its successor, and lets that one join the pod.
     pub fn is_replaced(&mut self, running: &[StreamId]) {
         self.helper.kill();
         self.helper = Execd::helper(&[], &self.kept);
         self.done(&join(running)).unwrap();
     }
 
-    /// The next packet, if it says that a process never ran; its stream.
+    /// The stream of the process that never ran, if the next packet says so.
     pub fn forgotten(&self) -> Option<StreamId> {
         let mut packet = [0; STREAMS_LEN];
         let (count, _) = receive_fds(&self.streamd, &mut packet).ok()?;
         forgotten(&packet[..count])
     }
 
-    /// A request that is answered by `Done`.
+    /// Sends a request that `Done` answers.
     pub fn done(&mut self, request: &execd::Request) -> Result<(), Fault> {
         let reply: execd::Reply = self.helper.ask(request)?;
         assert_eq!(reply, execd::Reply::Done);
         Ok(())
     }
 
-    /// A request that starts something.
+    /// Sends a request that starts a process, and returns its pid.
     pub fn started(&mut self, request: &execd::Request) -> Result<Pid, Fault> {
         match self.helper.ask(request)? {
             execd::Reply::Started { pid } => Ok(pid),
@@ -115,7 +115,7 @@ impl Execd {
         }
     }
 
-    /// The next packet, as streamd takes it.
+    /// The next packet and its descriptors, as streamd takes them; none if there is no packet.
     pub fn packet(&self) -> Option<(Streams, Vec<OwnedFd>)> {
         let mut packet = [0; STREAMS_LEN];
         match receive_fds(&self.streamd, &mut packet) {
@@ -130,28 +130,28 @@ impl Execd {
     }
 }
 
-/// A pod that is up.
+/// A running pod.
 pub struct Pod<'a> {
     /// Its guest.
     pub guest: &'a Guest,
-    /// The real one.
+    /// The real mountd.
     pub mountd: Helper,
-    /// The real one.
+    /// The real execd.
     pub execd: Execd,
     /// The pod init.
     pub init: Pid,
-    /// The sysctls of each container that was prepared.
+    /// The sysctls of each prepared container.
     sysctls: BTreeMap<String, Sysctls>,
     next_stream: u64,
 }
 
 impl<'a> Pod<'a> {
-    /// Starts one without DNS.
+    /// Starts a pod without DNS.
     pub fn start(guest: &'a Guest) -> Pod<'a> {
         Pod::with(guest, pod_files(), &[])
     }
 
-    /// Starts one.
+    /// Starts a pod with these files; both helpers get `arguments`.
     pub fn with(guest: &'a Guest, files: mountd::PodFiles, arguments: &[&str]) -> Pod<'a> {
         let mut mountd = Helper::start(Role::Mountd, arguments, None);
         done(&mut mountd, &mountd::Request::PreparePod { pod: files }).unwrap();
@@ -163,7 +163,7 @@ impl<'a> Pod<'a> {
         Pod { guest, mountd, execd, init, sysctls: BTreeMap::new(), next_stream: 1 }
     }
 
-    /// Prepares a container of the image of the same name; `more` is merged into what the host says.
+    /// Prepares a container from the image of the same name. `more` is merged into the container's JSON.
     pub fn prepare(&mut self, container: &str, more: Value) -> Result<(), Fault> {
         let all = json!({
             "id": container, "image": container, "rootfs": "rootfs", "process": {"args": ["/bin/true"]}
@@ -173,18 +173,18 @@ impl<'a> Pod<'a> {
         done(&mut self.mountd, &mountd::Request::PrepareContainer { container })
     }
 
-    /// Adds a sysctl of which mountd was not told to a container's.
+    /// Adds a sysctl to those of a container without telling mountd.
     pub fn wants(&mut self, container: &str, name: &str, value: &str) {
         let all = self.sysctls.entry(container.to_owned()).or_default();
         all.insert(name.to_owned(), value.to_owned());
     }
 
-    /// Asks mountd.
+    /// Sends mountd a request.
     pub fn mountd(&mut self, request: &mountd::Request) -> Result<(), Fault> {
         done(&mut self.mountd, request)
     }
 
-    /// A request to start a process; `more` is merged into what the host says.
+    /// A request to start a process. `more` is merged into the process's JSON.
     pub fn request(&mut self, container: &str, init: bool, more: Value) -> execd::Request {
         let (stdio, stderr) = (self.next_stream, self.next_stream + 1);
         self.next_stream += 2;
@@ -207,7 +207,7 @@ impl<'a> Pod<'a> {
         self.begin(&request)
     }
 
-    /// Starts a container's init that ends at once. What it has set stays.
+    /// Runs a container's init that ends at once. The settings that it made stay.
     pub fn init_sets(&mut self, container: &str) -> Result<(), Fault> {
         let running = self.exec_init(container, json!({"args": ["/bin/true"]}))?;
         assert_eq!(self.guest.wait(running.pid), 0);
@@ -239,7 +239,7 @@ impl<'a> Pod<'a> {
         (self.guest.wait(running.pid), out, err)
     }
 
-    /// What a shell's words print, trimmed; it has to succeed.
+    /// Runs a shell script that must succeed without writing to stderr. Returns its output, trimmed.
     pub fn shell(&mut self, container: &str, words: &str) -> String {
         let (status, out, err) = self.run(container, json!({"args": ["/bin/sh", "-c", words]}));
         assert_eq!((status, err.as_str()), (0, ""), "{words}: {out}");
@@ -247,17 +247,17 @@ impl<'a> Pod<'a> {
     }
 }
 
-/// Lets a process execute, as init does once it knows of it.
+/// Lets a started process execute its program, as init does once it knows the process.
 pub fn release(pid: Pid) {
     hyperinit::sys::signal::kill(pid, nix::libc::SIGCONT, false).unwrap();
 }
 
-/// A request that mountd answers by `Done`; a disk that is not there is a fault.
+/// Sends a request that mountd answers by `Done`. A missing disk is a fault.
 pub fn done(mountd: &mut Helper, request: &mountd::Request) -> Result<(), Fault> {
     match mountd.ask(request)? {
         mountd::Reply::Done => Ok(()),
         mountd::Reply::NotYet { fault } => Err(fault),
-        // As init does.
+        // Ask again, as init does.
         mountd::Reply::Populating => done(mountd, request),
         mountd::Reply::Part { .. } => panic!("a part of a file was not asked for"),
     }

@@ -1,35 +1,36 @@
-//! A program that makes one system call and exits with its errno (0: it succeeded), for filters that no
-//! program of an image provokes: an ELF file of a hundred bytes.
+//! A program that makes one system call and exits with its errno (0 for success), for filter rules that no
+//! program of an image reaches: an ELF file of a hundred bytes.
 
-/// Where the program is loaded. Its first bytes are readable memory, for calls that want a pointer.
+/// The load address of the program. Its first bytes are readable memory, for calls that take a pointer.
 pub const BASE: u64 = 0x40_0000;
 
-/// In place of an argument: what the call before gave.
+/// As an argument: stands for the result of the previous call.
 #[cfg(target_arch = "x86_64")]
 pub const RESULT: u64 = 0xffff_ffff_feed_0001;
 
 /// The ELF and program headers, in bytes.
 const HEADERS: u64 = 64 + 56;
-/// One call without what becomes of its result, in bytes.
+/// The length of the code of one call, without the handling of its result, in bytes.
 #[cfg(target_arch = "x86_64")]
 const CALL: u64 = 7 * 10 + 2;
-/// What the last result becomes, in bytes.
+/// The length of the code that exits with the last result, in bytes.
 #[cfg(target_arch = "x86_64")]
 const EXIT: u64 = 17;
 
-/// The program.
+/// A program that makes one call.
 #[cfg(target_arch = "x86_64")]
 pub fn elf(number: u64, arguments: [u64; 6]) -> Vec<u8> {
     elf_of(&[(number, arguments)], &[])
 }
 
-/// Where the data of a program of so many calls is in its memory.
+/// The address of the data in a program of `elf_of` with so many calls.
 #[cfg(target_arch = "x86_64")]
 pub fn data_at(calls: u64) -> u64 {
     BASE + HEADERS + CALL * calls + EXIT
 }
 
-/// The same with several calls, of which the last one decides, and with readable data.
+/// A program that makes several calls and exits with the errno of the last one. `data` is readable memory
+/// behind the code.
 #[cfg(target_arch = "x86_64")]
 pub fn elf_of(calls: &[(u64, [u64; 6])], data: &[u8]) -> Vec<u8> {
     let mut code = code(calls);
@@ -40,7 +41,7 @@ pub fn elf_of(calls: &[(u64, [u64; 6])], data: &[u8]) -> Vec<u8> {
     file(code)
 }
 
-/// A program that makes the calls again and again, whatever becomes of them.
+/// A program that makes the calls in an endless loop and ignores their results.
 #[cfg(target_arch = "x86_64")]
 pub fn elf_forever(calls: &[(u64, [u64; 6])]) -> Vec<u8> {
     const JUMP: usize = 5;
@@ -52,11 +53,11 @@ pub fn elf_forever(calls: &[(u64, [u64; 6])]) -> Vec<u8> {
     file(code)
 }
 
-/// A program that makes the calls so many times at most, until the last one fails. Then it writes
-/// `\nfull 0 NN\n`, NN being the errno in two digits (00: it never failed), and sleeps.
+/// A program that makes the calls until the last one fails, `most` times at most. Then it writes
+/// `\nfull 0 NN\n`, where NN is the errno in two digits (00: it never failed), and sleeps.
 #[cfg(target_arch = "x86_64")]
 pub fn elf_until(most: u32, calls: &[(u64, [u64; 6])], data: &[u8]) -> Vec<u8> {
-    /// The instructions before and behind the calls, in bytes.
+    /// The length of the instructions before and behind the calls, in bytes.
     const AROUND: u64 = 5 + 13 + 5;
     const TELL: u64 = 52;
     let text_at = BASE + HEADERS + AROUND + CALL * calls.len() as u64 + TELL;
@@ -87,7 +88,7 @@ pub fn elf_until(most: u32, calls: &[(u64, [u64; 6])], data: &[u8]) -> Vec<u8> {
     file_of(bytes, 7)
 }
 
-/// Where the data of such a program is in its memory.
+/// The address of the data in a program of `elf_until` with so many calls.
 #[cfg(target_arch = "x86_64")]
 pub fn data_until(calls: u64) -> u64 {
     BASE + HEADERS + 23 + CALL * calls + 52 + 11
@@ -101,7 +102,7 @@ fn code(calls: &[(u64, [u64; 6])]) -> Vec<u8> {
             code.extend(opcode);
             code.extend(value.to_le_bytes());
         };
-        // movabs into rdi, rsi, rdx, r10, r8, r9, rax; of a result mov from rax, and a nop of seven bytes
+        // movabs into rdi, rsi, rdx, r10, r8, r9, rax; for `RESULT`, mov from rax and a nop of seven bytes
         let registers = [[0x48, 0xbf], [0x48, 0xbe], [0x48, 0xba], [0x49, 0xba], [0x49, 0xb8], [0x49, 0xb9]];
         for (register, value) in registers.into_iter().zip(*arguments) {
             if value == RESULT {
@@ -118,13 +119,13 @@ fn code(calls: &[(u64, [u64; 6])]) -> Vec<u8> {
     code
 }
 
-/// The ELF file of some code, which is readable and executable memory.
+/// The ELF file of some code, in readable and executable memory.
 #[cfg(target_arch = "x86_64")]
 fn file(code: Vec<u8>) -> Vec<u8> {
     file_of(code, 5)
 }
 
-/// The same with the flags of its memory: 1 executable, 2 writable, 4 readable.
+/// The ELF file of some code, with the flags of its memory: 1 executable, 2 writable, 4 readable.
 #[cfg(target_arch = "x86_64")]
 fn file_of(code: Vec<u8>, flags: u32) -> Vec<u8> {
     let size = HEADERS + code.len() as u64;

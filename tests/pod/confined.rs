@@ -1,4 +1,5 @@
-//! What each process of the running guest may do, as the kernel has it, is what policy/*.json says.
+//! Checks that each process of a running guest has the rights that policy/*.json declares, as the kernel
+//! shows them.
 
 use std::fs;
 use std::time::Instant;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use crate::guest::processes::{NAMES, children, process, status};
 use crate::guest::{Guest, Kind, PATIENCE};
 
-/// What a file of policy/ says.
+/// Reads a file of policy/.
 fn file(name: &str) -> Value {
     let path = format!("{}/policy/{name}.json", env!("CARGO_MANIFEST_DIR"));
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
@@ -35,7 +36,7 @@ fn sets(pid: i32, key: &str) -> CapSet {
     CapSet(u64::from_str_radix(&status(pid, key), 16).unwrap())
 }
 
-/// How many filters a process has.
+/// The number of seccomp filters of a process.
 fn filters(pid: i32) -> u32 {
     status(pid, "Seccomp_filters").parse().unwrap()
 }
@@ -44,14 +45,14 @@ fn filters(pid: i32) -> u32 {
 fn every_process_has_exactly_what_its_policy_says() {
     let guest = Guest::with_pod(Kind::Local);
     let main = guest.sleeper("main");
-    // This machine's root may have less than all, and a filter already.
+    // This machine's root may lack capabilities, and the test may already run under a filter.
     let own = std::process::id().cast_signed();
     let (available, inherited) = (sets(own, "CapPrm"), filters(own));
     let granted = ContainerProfile::of(Profile::Default).unwrap().capabilities();
     for name in NAMES {
         let pid = process(&guest, name, None);
         let keeps = match name {
-            // It holds what it grants.
+            // execd also holds the capabilities that it grants to containers.
             "execd" => declared(name).union(granted),
             _ => declared(name),
         };
@@ -68,20 +69,20 @@ fn every_process_has_exactly_what_its_policy_says() {
         assert_eq!(sets(pid, "CapAmb"), CapSet::default(), "{name}");
         let policy = file(name);
         let uid = policy["user"]["uid"].as_u64().unwrap_or(0);
-        // Whose files it opens and makes.
+        // The user for the files that it opens and makes (fsuid).
         let files = if policy["user"]["root_files"] == true { 0 } else { uid };
         for key in ["Uid", "Gid"] {
             assert_eq!(status(pid, key), format!("{uid}\t{uid}\t{uid}\t{files}"), "{name}");
         }
         assert_eq!(status(pid, "NoNewPrivs"), u8::from(policy["no_new_privs"] == true).to_string(), "{name}");
         assert_eq!(status(pid, "Seccomp"), "2", "{name}");
-        // policy/README.md «The ceiling»: how many filters stand between a process and the kernel.
+        // policy/README.md «The ceiling»: the number of filters between each process and the kernel.
         let count = match name {
-            // Its own alone; the warden's, which is the ceiling.
+            // One: init has only its own, and the warden's is the ceiling.
             "init" | "warden" => 1,
-            // The ceiling, then their own: execd's is the ceiling once more.
+            // The ceiling, then their own; execd's own filter is the ceiling once more.
             "netd" | "mountd" | "streamd" | "execd" => 2,
-            // Both of what started it, then its own.
+            // Both filters of execd, which starts the pod init, then its own.
             _ => 3,
         };
         assert_eq!(filters(pid), inherited + count, "{name}");
@@ -111,7 +112,7 @@ fn a_containers_process_has_what_its_profile_grants() {
             };
             children(guests_init).into_iter().filter(named).collect::<Vec<_>>()
         };
-        // What was started may still be on its way into its program.
+        // A started process may not have executed its program yet.
         let deadline = Instant::now() + PATIENCE;
         while sleeping().len() < 3 {
             assert!(Instant::now() < deadline, "three were started, not {:?}", sleeping());
@@ -135,7 +136,7 @@ fn a_containers_process_has_what_its_profile_grants() {
     }
 }
 
-/// The kinds of what a process has open, without the standard streams.
+/// The kinds of the files that a process has open besides the standard streams.
 fn open_kinds(pid: i32) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let above = entries.filter(|entry| entry.file_name().to_str().unwrap().parse::<i32>().unwrap() > 2);
@@ -170,8 +171,8 @@ fn every_process_has_open_what_it_needs() {
     guest.finish(main);
 }
 
-/// A container sees which sockets there are in its network, and may use its links: neither is the guest's
-/// own.
+/// A container sees which sockets exist in its network namespace, and may use the links there. So the pod's
+/// network namespace is not the guest's.
 #[test]
 fn the_pods_network_is_not_the_guests() {
     let guest = Guest::with_pod(Kind::Local);
@@ -187,8 +188,8 @@ fn the_pods_network_is_not_the_guests() {
     }
     let seen = guest.says("main", "readlink /proc/self/ns/net");
     assert_eq!(seen.trim_end(), pods.display().to_string());
-    // A local guest has opened its ports before, and what listens stays where it was opened: a VM has
-    // devices.
+    // A local guest opens its ports before the pod's network exists, and a listening socket stays in the
+    // network namespace where it was opened. A VM has devices instead.
     let sockets = guest.says("main", "cat /proc/net/unix");
     let others: Vec<_> = sockets
         .lines()
@@ -204,7 +205,8 @@ fn the_pods_network_is_not_the_guests() {
     guest.finish(main);
 }
 
-/// The inodes of the sockets that are bound to a file, and of the connections made to it, where a process is.
+/// The inodes of the sockets bound to a file, and of the connections accepted there, in a process's network
+/// namespace.
 fn sockets(pid: i32, file: &str) -> Vec<String> {
     // proc_net(5): the inode, then the path.
     let text = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap();
@@ -220,7 +222,7 @@ fn each_port_to_the_host_is_in_one_process() {
     let guest = Guest::with_pod(Kind::Local);
     let main = guest.sleeper("main");
     let exec = guest.exec("main", &["sleep", "100000"], json!({}));
-    // streamd has accepted the host's connection once something came over it.
+    // Once output has come over it, streamd has accepted the host's connection.
     assert_eq!(guest.says("main", "echo up"), "up\n");
     let (init, netd) = (process(&guest, "init", None), process(&guest, "netd", None));
     let mut everybody: Vec<_> = NAMES.iter().map(|&name| (name, process(&guest, name, None))).collect();
@@ -228,12 +230,13 @@ fn each_port_to_the_host_is_in_one_process() {
     everybody
         .extend(children(init).into_iter().filter(|pid| !named.contains(pid)).map(|pid| ("container", pid)));
     assert!(everybody.len() >= NAMES.len() + 2, "{everybody:?}");
-    // What listens, and the host's connection; the warden keeps the listener for the next streamd.
+    // The holders of the listening socket and of the host's connection. The warden keeps streamd's listening
+    // socket for the next streamd.
     for (file, holders) in
         [("ctl.sock", &[("init", 2)][..]), ("stream.sock", &[("warden", 1), ("streamd", 2)])]
     {
-        // The kernel lists what listens where it was opened, before init left the network to the pod, and an
-        // accepted connection where the one that connected is.
+        // The kernel lists a listening socket in the network namespace where it was opened, before init left
+        // that network to the pod, and an accepted connection in the namespace of the process that connected.
         let ends = [sockets(netd, file), sockets(std::process::id().cast_signed(), file)].concat();
         let mut holding = Vec::new();
         for (name, pid) in &everybody {
@@ -281,7 +284,7 @@ fn nobody_outside_sees_into_a_helper() {
     let guest = Guest::with_pod(Kind::Local);
     for name in NAMES {
         let pid = process(&guest, name, None);
-        // Not dumpable: its /proc belongs to root whoever it runs as.
+        // The process is not dumpable, so its /proc files belong to root, whatever user it runs as.
         let owner =
             std::os::unix::fs::MetadataExt::uid(&fs::metadata(format!("/proc/{pid}/environ")).unwrap());
         assert_eq!(owner, 0, "{name}");

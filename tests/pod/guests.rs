@@ -1,4 +1,4 @@
-//! What needs a guest of its own: its beginning, its end, and the hosts that come and go.
+//! Tests that need a separate guest: its start, its end, and hosts that disconnect and reconnect.
 
 use std::io::Write;
 use std::time::Duration;
@@ -16,7 +16,7 @@ fn start_pod(pod: Value) -> Command {
     Command::StartPod(Box::new(parse(pod)))
 }
 
-/// STARTPOD with words that the client library would not say.
+/// Sends a STARTPOD that the client library would not send. Returns the refusal.
 fn refused_pod(guest: &Guest, pod: &Value) -> String {
     refusal(guest.client().send_raw(Message::StartPod.id(), pod.to_string().as_bytes()).wait(PATIENCE))
 }
@@ -64,11 +64,11 @@ fn a_pod_has_its_resolver_and_its_share() {
 #[test]
 fn a_pod_that_fails_late_is_undone_too() {
     let guest = Guest::boot(Kind::Local);
-    // READY does not wait for the helpers, and what is asked of one that is not up yet is asked of its
-    // successor too.
+    // READY does not wait for the helpers, and a request to a helper that is not up yet is also sent to its
+    // successor.
     guest.await_log("execd is up");
-    // mountd has laid out the pod when execd is asked for its init, and does not answer until init has
-    // enough.
+    // When execd is asked for the pod init, mountd has already laid out the pod. The stopped execd does not
+    // answer until init gives up on it.
     let execd = process(&guest, "execd", None);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(execd), nix::sys::signal::Signal::SIGSTOP).unwrap();
     let text =
@@ -117,7 +117,7 @@ fn the_privileged_profile_gives_more() {
     let main = guest.sleeper("main");
     guest.says("main", "mount -t tmpfs x /tmp && touch /tmp/x && umount /tmp");
     let status = guest.says("main", "cat /proc/self/status");
-    // This machine may have fewer to give.
+    // This machine's root may have fewer capabilities to grant.
     let own = u64::from_str_radix(&status_of(std::process::id().cast_signed(), "CapPrm"), 16).unwrap();
     let granted = ContainerProfile::of(Profile::Privileged).unwrap().capabilities().intersection(CapSet(own));
     for key in ["CapPrm", "CapEff", "CapBnd"] {
@@ -125,7 +125,7 @@ fn the_privileged_profile_gives_more() {
         assert_eq!(CapSet(u64::from_str_radix(line, 16).unwrap()), granted, "{key}");
     }
     assert!(status.contains("Seccomp:\t2"), "{status}");
-    // Not written: here it is the machine's.
+    // Nothing is written to /sys: here it is the machine's.
     let options = guest.says("main", "awk '$5 == \"/sys\" { print $6 }' /proc/self/mountinfo");
     assert!(options.starts_with("rw,"), "{options}");
     assert_ne!(guest.sh("main", "reboot -f").status, 0, "the ceiling holds");
@@ -176,8 +176,8 @@ fn a_crowd_to_the_end() {
 #[test]
 fn what_a_process_says_at_the_end_is_told_before_the_end() {
     let mut guest = Guest::with_pod(Kind::Local);
-    // One that stays until it is killed: the end of its init would end the container, and the polite process
-    // with it.
+    // The init of the container ignores SIGTERM: its end would end the container, and the polite process with
+    // it.
     let deaf =
         guest.container("main", &["sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"], json!({}));
     deaf.read_until("up\n");
@@ -200,7 +200,7 @@ fn what_a_process_says_at_the_end_is_told_before_the_end() {
         before.iter().any(|event| event.contains("raw-801") && event.contains(r#""status":0"#)),
         "{before:?}"
     );
-    // Nothing is waited for any more: all of it must be in the socket.
+    // From now on no read waits: all frames must already be in the socket.
     raw.stream.set_nonblocking(true).unwrap();
     let mut said = Vec::new();
     while let Some((number, payload)) = raw.next_stream() {
@@ -234,7 +234,7 @@ fn destroypod_may_follow_anything_at_once() {
             .collect();
         client.call(Command::DestroyPod).unwrap();
         for pending in pending {
-            // Done or refused, but answered, and before the last frame.
+            // Each command was done or refused, but answered, before the last frame.
             assert!(!matches!(pending.wait(Duration::ZERO), Err(hyperinit_client::CallError::Late(_))));
         }
         assert!(guest.wait_for_end().success(), "behind {count} commands");
@@ -298,7 +298,7 @@ fn what_happens_while_the_host_is_away_is_told_when_it_is_back() {
     let (number, first) = raw.next_stream().unwrap();
     assert_eq!(number, 501);
     drop(raw);
-    // The next host gets every frame that the first one did not get whole.
+    // The next host gets every frame that the first host did not receive completely.
     let mut raw = guest.raw();
     let mut text = Vec::new();
     loop {
@@ -313,7 +313,7 @@ fn what_happens_while_the_host_is_away_is_told_when_it_is_back() {
     assert!(String::from_utf8(event).unwrap().contains(r#""status":33"#));
     let all: String = (1..=300_000).map(|number| format!("{number}\n")).collect();
     assert!(all.as_bytes().starts_with(&first));
-    // What was on its way to the first host is lost with it; nothing else is, and nothing comes twice.
+    // Only what was on its way to the first host is lost; nothing comes twice.
     assert!(all.as_bytes().ends_with(&text) && text.len() + first.len() <= all.len(), "{} bytes", text.len());
     assert!(text.len() + first.len() + (1 << 20) > all.len(), "{} bytes", text.len());
 }
@@ -328,7 +328,7 @@ fn a_command_survives_its_host_and_its_reply_does_not() {
     raw.send(Message::Ping, b"null");
     drop(raw);
     guest.connect();
-    // The first reply of this connection is to its own first command.
+    // The first reply on this connection answers its own first command.
     guest.call(Command::Ping);
     assert_eq!(guest.container_says("slow", "echo free again", json!({})), "free again\n");
 }
@@ -358,17 +358,17 @@ fn every_byte_is_credited_once_however_they_come() {
     let mut guest = Guest::with_pod(Kind::Local);
     drop(guest.sleeper("main"));
     let ping = frame::control(Message::Ping, b"null").unwrap();
-    // Longer than one write of runV's.
+    // Longer than one write of runV.
     let word = "x".repeat(1200);
     for (number, size) in [1, 7, 8, 9, 511, 512, 513, 1 << 20].into_iter().enumerate() {
         let mut raw = guest.raw();
         let exec = exec_json(601 + 2 * number as u64, &["echo", &word]);
         let exec = frame::control(Message::ExecCmd, &exec).unwrap();
         let bytes = [&ping[..], &exec, &ping, &ping].concat();
-        // A header that comes alone is credited before its frame is whole.
+        // A header that arrives alone is credited before its frame is complete.
         raw.control.write_all(&ping[..8]).unwrap();
         while raw.credited < 8 {
-            // The end of the process before may come first.
+            // The event of the previous process may come first.
             assert_ne!(raw.next().map(|(message, _)| message), Some(Message::Ack));
         }
         assert_eq!(raw.credited, 8);
@@ -381,7 +381,7 @@ fn every_byte_is_credited_once_however_they_come() {
         while answers < 4 {
             answers += usize::from(raw.next().unwrap().0 == Message::Ack);
         }
-        // A read is credited before what it completes is answered.
+        // A read is credited before the commands that it completes are answered.
         assert_eq!(raw.credited, (ping.len() + bytes.len()) as u64, "{size} bytes at a time");
     }
 }
@@ -407,7 +407,7 @@ fn the_event_comes_when_the_end_has_been_written() {
         raw.expect(Message::Ack);
         let event = raw.expect(Message::ProcessAsyncEvent);
         assert!(String::from_utf8(event).unwrap().contains(r#""status":5"#));
-        // Nothing is waited for any more: all of it must be in the socket.
+        // From now on no read waits: all frames must already be in the socket.
         raw.stream.set_nonblocking(true).unwrap();
         let mut frames: Vec<_> = (0..3).map(|_| raw.next_stream().unwrap()).collect();
         assert_eq!(frames.pop(), Some((stdio, Vec::new())), "the end is the last frame");

@@ -1,4 +1,4 @@
-//! A container whose disk hangs: nobody else waits for what is started in it.
+//! A container whose disk hangs holds up only the processes started in it.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime};
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::guest::{Guest, Kind, PATIENCE, container_id, parse, parse_exec};
 
-/// More than fit the way to execd at once.
+/// More starts than fit into execd's socket at once.
 const HELD: u64 = 40;
 
 fn exec(guest: &Guest, container: &str, number: u64, args: &[&str]) -> Pending {
@@ -26,7 +26,8 @@ fn starts_that_a_disk_holds_up_hold_up_nothing_else() {
     let root = guest.image("slow");
     let good = guest.sleeper("good");
     let slow = guest.container("slow", &["sleep", "100000"], json!({"image": "slow"}));
-    // As on a disk that hangs: who opens it waits. It is another file than the one that is remembered.
+    // Simulates a disk that hangs: opening this file blocks. Its new modification time makes it differ from
+    // the version that execd remembers.
     let passwd = std::fs::File::options().write(true).open(root.join("etc/passwd")).unwrap();
     passwd.set_modified(SystemTime::now()).unwrap();
     let hanging =
@@ -38,7 +39,7 @@ fn starts_that_a_disk_holds_up_hold_up_nothing_else() {
         (0..HELD).map(|number| exec(&guest, "slow", 20_001 + 2 * number, &["true"])).collect();
     let mut fds = [PollFd::new(hanging.as_fd(), PollFlags::POLLIN)];
     assert!(poll(&mut fds, PollTimeout::try_from(PATIENCE).unwrap()).unwrap() > 0, "nobody opens it");
-    // Replies have their order, but what they tell of has happened.
+    // The replies wait for their turn, but the commands have been carried out.
     let mut replies = Vec::new();
     for number in (30_001..).step_by(2).take(100) {
         let streams = guest.client().streams(number, number + 1);
@@ -57,7 +58,7 @@ fn starts_that_a_disk_holds_up_hold_up_nothing_else() {
     let other = json!({"id": "other", "image": "image", "rootfs": "rootfs", "process": process});
     replies.push(guest.client().send(Command::NewContainer(parse(other))));
     assert_eq!(streams.stdout.read_to_end(PATIENCE).unwrap(), b"other\n");
-    // They fail, or go on if it was in time.
+    // The held starts fail by their time limit, or succeed if they are released in time.
     drop(hanging);
     for pending in held {
         match pending.wait(PATIENCE) {

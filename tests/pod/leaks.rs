@@ -1,4 +1,4 @@
-//! What five hundred processes and fifty containers leave behind: nothing.
+//! Checks that five hundred processes and fifty containers leave nothing behind.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,10 +9,10 @@ use serde_json::json;
 use crate::guest::processes::{NAMES, children, process, status, wait_for_rest};
 use crate::guest::{Guest, Kind, PATIENCE, container_id, kill, refusal};
 
-/// How much memory may grow, in kB, for what is no leak: buffers of an allocator that come and go.
+/// How much a process's memory may grow without a leak, in kB: allocator buffers come and go.
 const MEMORY: i64 = 1024;
 
-/// What a guest has, by name.
+/// The resources of a guest, by name.
 fn belongings(guest: &Guest) -> BTreeMap<String, i64> {
     let mut all = BTreeMap::new();
     let count = |path: String| fs::read_dir(path).unwrap().count() as i64;
@@ -28,18 +28,18 @@ fn belongings(guest: &Guest) -> BTreeMap<String, i64> {
     let mounts = fs::read_to_string(format!("/proc/{init}/mountinfo")).unwrap();
     all.insert("mounts".to_owned(), mounts.lines().count() as i64);
     all.insert("containers".to_owned(), count(format!("{root}/run/hyperinit/containers")));
-    // A machine without cgroup v2 gives its guests none.
+    // On a machine without cgroup v2 the guest has no cgroups.
     let cgroup = fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap();
     if cgroup.lines().any(|line| line.contains("::") && line.contains("hyperctl-")) {
         let cgroups = fs::read_dir(format!("{root}/sys/fs/cgroup/pod")).unwrap().flatten();
         all.insert("cgroups".to_owned(), cgroups.filter(|entry| entry.path().is_dir()).count() as i64);
     }
-    // Zombies are among them.
+    // Includes zombies.
     all.insert("children".to_owned(), children(init).len() as i64);
     all
 }
 
-/// Five hundred processes of all kinds, sixteen at a time.
+/// Runs processes of four kinds, sixteen a round, and one that cannot start.
 fn processes(guest: &Guest, rounds: usize) {
     for round in 0..rounds {
         let running: Vec<_> = (0..16)
@@ -70,7 +70,7 @@ fn containers(guest: &Guest, count: usize) {
         guest.call(kill(&id, 9));
         assert_eq!((exec.end().status, running.end().status), (137, 137));
         guest.remove(&id);
-        // What is refused half-way leaves nothing either.
+        // A container that is refused half-way leaves nothing either.
         for more in [
             json!({"rootfs": "missing"}),
             json!({"process": {"user": "missing"}}),
@@ -85,7 +85,7 @@ fn containers(guest: &Guest, count: usize) {
 fn five_hundred_processes_and_fifty_containers_leave_nothing() {
     let guest = Guest::with_pod(Kind::Local);
     let main = guest.sleeper("main");
-    // Once before, for what is allocated once.
+    // A first run allocates what is allocated only once.
     processes(&guest, 4);
     containers(&guest, 5);
     let before = settled(&guest);
@@ -100,13 +100,13 @@ fn five_hundred_processes_and_fifty_containers_leave_nothing() {
     guest.finish(main);
 }
 
-/// What there is once execd has been told of the last ends: a process has to be started for that.
+/// The resources once execd has been told of the last ends: it is told with the next start.
 fn settled(guest: &Guest) -> BTreeMap<String, i64> {
     guest.says("main", "true");
     let deadline = std::time::Instant::now() + crate::guest::PATIENCE;
     loop {
         let now = belongings(guest);
-        // Two looks that agree: nothing is on its way any more.
+        // Two equal measurements mean that nothing is in progress.
         std::thread::yield_now();
         let again = belongings(guest);
         if now == again || std::time::Instant::now() > deadline {
@@ -115,7 +115,7 @@ fn settled(guest: &Guest) -> BTreeMap<String, i64> {
     }
 }
 
-/// How much memory PID 1 has that is of no file, in kB.
+/// The anonymous memory of PID 1, in kB.
 fn own_memory(guest: &Guest) -> i64 {
     wait_for_rest(guest, "init");
     let pid = process(guest, "init", None);
@@ -124,12 +124,13 @@ fn own_memory(guest: &Guest) -> i64 {
     line.trim_end_matches("kB").trim().parse().unwrap()
 }
 
-/// What PID 1 keeps of what it has once needed, in kB: its buffers for the port and for helpers, and the end
-/// of its heap.
+/// How much memory PID 1 may keep, in kB: its buffers for the port and for the helpers, and the end of its
+/// heap.
 const KEPT: i64 = 224;
 
-/// Files are what is large of what a host asks. While they pass through PID 1 it starts processes, whose
-/// small blocks must not come to lie behind large ones and keep those from the kernel.
+/// Files are the largest payloads of a host. While files pass through PID 1, it also starts processes. The
+/// small blocks of those processes must not end up behind large ones and so keep the large ones from being
+/// returned to the kernel.
 #[test]
 fn files_leave_nothing_in_pid_1() {
     let guest = Guest::with_pod(Kind::Local);

@@ -1,4 +1,4 @@
-//! A whole pod in the whole guest, in namespaces of this machine.
+//! Tests of a whole pod in the whole guest, in namespaces of this machine.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
@@ -14,7 +14,7 @@ mod scenarios;
 use guest::{Guest, Kind};
 use hyperinit::command::Command;
 
-/// One scenario in a guest of its own, which ends in order.
+/// Runs one scenario in a separate guest and ends the guest by DESTROYPOD.
 fn run(scenario: fn(&Guest)) {
     let guest = Guest::with_pod(Kind::Local);
     scenario(&guest);

@@ -1,5 +1,5 @@
-//! What a process of a container does to have all of something: it takes until the kernel refuses more or
-//! ends it, says so, and keeps it.
+//! The eater: a process of a container that takes as much of one resource as it can. It takes until the
+//! kernel refuses more or ends it, reports the result, and keeps what it has.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -27,22 +27,22 @@ use nix::sys::timer::Timer;
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 use nix::unistd::{Uid, getpid, pause, pipe2, setresuid, write};
 
-/// As many as the one packet has that carries most (SCM_MAX_FD).
+/// The largest number of descriptors that one packet can carry (SCM_MAX_FD).
 const FDS: usize = 253;
-/// How many things share one set, instance or file.
+/// How many objects share one set, instance or file.
 const TOGETHER: usize = 500;
-/// What is taken of something that has no end but memory's and takes long: far more than the kernel lets a
-/// user have by itself.
+/// Where to stop with a resource that only memory limits and that takes long: far above the kernel's default
+/// limit for a user.
 const MANY: usize = 20_000;
-/// That was enough.
+/// The pseudo error of a resource of which the eater has taken the number that it wanted.
 const ENOUGH: Errno = Errno::UnknownErrno;
 
-/// Takes all of it, says `full COUNT ERROR`, and stays.
+/// Takes as much of `what` as it can, says `full COUNT ERROR`, and stays.
 pub fn eat(what: &str) -> ! {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    // Of the pod's last memory the kernel would take this program's own pages first, and read them again and
-    // again.
+    // When the pod's memory runs out, the kernel would first drop this program's own pages, and read them
+    // again and again.
     if getrlimit(Resource::RLIMIT_MEMLOCK).unwrap().1 == RLIM_INFINITY {
         mlockall(MlockAllFlags::MCL_CURRENT).unwrap();
     }
@@ -50,7 +50,7 @@ pub fn eat(what: &str) -> ! {
         let user = Uid::from_raw(number.parse().unwrap());
         setresuid(user, user, user).unwrap();
     }
-    // What is had is never given back: each leaks what it makes.
+    // Nothing is ever given back: each function leaks what it makes.
     let (count, errno) = match what {
         "connections" => connections(),
         "epoll watches" => watches(),
@@ -99,17 +99,17 @@ fn errno(error: std::io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap())
 }
 
-/// One more, until there is none.
+/// Calls `more` until it fails. Returns the count and the error.
 fn until(mut more: impl FnMut(usize) -> Result<(), Errno>) -> (usize, Errno) {
     (0..).find_map(|count| more(count).err().map(|errno| (count, errno))).unwrap()
 }
 
-/// One more, if there are not so many.
+/// Calls `more` unless `most` are there already.
 fn enough(count: usize, most: usize, more: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
     if count < most { more() } else { Err(ENOUGH) }
 }
 
-/// Writes until nothing more fits.
+/// Writes until the kernel would block.
 fn fill(to: &mut impl Write) -> Result<(), Errno> {
     let bytes = [0; 32 << 10];
     loop {
@@ -145,7 +145,7 @@ fn inotify() -> (usize, Errno) {
     })
 }
 
-/// Descriptors of this process's own standard input that lie in sockets.
+/// Puts descriptors of this process's standard input in flight: they lie unread in sockets.
 fn in_flight() -> (usize, Errno) {
     let input = std::io::stdin();
     let fds = [input.as_raw_fd(); FDS];
@@ -175,7 +175,8 @@ fn in_flight() -> (usize, Errno) {
     (sent, errno)
 }
 
-/// Locks of single bytes; the kernel looks through those of a file for each.
+/// Takes locks on single bytes. Few share a file, because the kernel searches a file's locks for each new
+/// one.
 fn locks() -> (usize, Errno) {
     let open = |at: usize| {
         let path = format!("/dev/shm/locked{at}");
@@ -209,7 +210,7 @@ fn pipe() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Messages from user to user, which a netlink socket has that nobody reads.
+/// Sends messages from user to user into netlink sockets that nobody reads.
 fn netlink() -> (usize, Errno) {
     let open = || {
         let protocol = SockProtocol::NetlinkUserSock;
@@ -227,7 +228,7 @@ fn netlink() -> (usize, Errno) {
     })
 }
 
-/// A list of links (RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP) that nobody reads.
+/// Requests a list of links (RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP) and does not read it.
 fn dump() -> Result<(), Errno> {
     const GET_LINKS: [u8; 32] =
         [32, 0, 0, 0, 18, 0, 1, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -248,9 +249,10 @@ fn queue(sender: BorrowedFd<'_>, to: &NetlinkAddr) -> Result<(), Errno> {
     }
 }
 
-/// Answers to pings that nobody reads.
+/// Sends pings and does not read the replies.
 fn pings(kind: SockType) -> (usize, Errno) {
-    // An ICMP echo request: type 8, code 0, a checksum that the kernel makes or, of zeros and this, is right.
+    // An ICMP echo request: type 8, code 0. The kernel computes the checksum for a ping socket; for a raw
+    // socket this one is right, because all other bytes are zero.
     let mut packet = [0; 32 << 10];
     packet[..4].copy_from_slice(&[8, 0, 0xf7, 0xff]);
     until(|_| {
@@ -292,11 +294,12 @@ fn tcp() -> (usize, Errno) {
     })
 }
 
-/// Packets to so many places that each is a connection; the kernel forgets some for the others.
+/// Sends packets to so many ports that each is a tracked connection. The kernel evicts some to make room for
+/// others.
 fn connections() -> (usize, Errno) {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     for port in (10_000..).take(MANY) {
-        // What nobody listens to is refused later.
+        // Later sends fail because nobody listens on the ports.
         let _ = socket.send_to(&[0], (Ipv4Addr::LOCALHOST, port));
     }
     (MANY, ENOUGH)

@@ -1,6 +1,6 @@
-//! One container takes all of something that the kernel counts by user, or all of the kernel's memory that it
-//! can have of one kind: what is charged ends at the pod's share of memory, and the guest goes on whatever it
-//! is. All in one VM, from a container's seat under the default profile.
+//! One container takes as much as it can of a resource that the kernel counts by user, or of one kind of
+//! kernel memory. What is charged to the pod ends at the pod's share of memory, and the guest goes on in
+//! every case. All cases run in one VM, from a process of a container under the default profile.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 #![cfg(target_arch = "x86_64")]
@@ -25,38 +25,38 @@ use guest::image::with_busybox;
 use guest::processes::{process, replace};
 use guest::{Guest, Kind, PATIENCE, Running, parse, scratch};
 
-/// What tells this program, in a container, what to take.
+/// Tells this program, in a container, which resource to take.
 const WHAT: &str = "QUOTAS";
-/// The number of the user that it becomes first: one that the guest gives nobody.
+/// The uid that the eater takes first: one that the guest gives to no container process.
 const AS: &str = "QUOTAS_AS";
-/// The guest's processes that are users of their own.
+/// The helpers, each of which has its own user.
 const HELPERS: [&str; 4] = ["netd", "mountd", "execd", "streamd"];
 
-/// A line of its own, among the harness's.
+/// Prints a line apart from those of the test harness.
 fn say(line: &str) {
     let mut out = std::io::stdout();
     out.write_all(format!("\n{line}\n").as_bytes()).and_then(|()| out.flush()).unwrap();
 }
 
-/// How one that takes all of something ends.
+/// How taking a resource ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// It is refused more, with this error, or has taken far more than a user may have without this guest's
-    /// settings.
+    /// The kernel refuses more with this error. `enough` means that the eater has taken far more than a user
+    /// could have without this guest's settings.
     Refused(&'static str),
-    /// The pod's memory is at its end: the kernel ends a process of the pod.
+    /// The pod's memory runs out: the kernel kills a process of the pod.
     Pod,
-    /// The VM's memory is: the kernel ends the one who asks.
+    /// The VM's memory runs out: the kernel kills the process that asks.
     Vm,
-    /// Either of the two: a part of what the kernel has for it is charged to nobody, and which memory ends
-    /// first depends on how much the guest has to itself.
+    /// `Pod` or `Vm`: part of the kernel's memory for it is charged to no cgroup, and which memory runs out
+    /// first depends on how much the guest uses for itself.
     Either,
 }
 
 use End::{Either, Pod, Refused, Vm};
 
-/// What a container takes all of, as whom, and how that ends. A helper's name: the container's root becomes
-/// the helper's user.
+/// Each resource, the user that takes it, and how that ends. The name of a helper means that the container's
+/// root takes the helper's uid.
 const KINDS: [(&str, &str, End); 24] = [
     ("connections", "root", Refused("enough")),
     ("epoll watches", "root", Either),
@@ -84,7 +84,7 @@ const KINDS: [(&str, &str, End); 24] = [
     ("unix queues", "root", Pod),
 ];
 
-/// The VM, and what is done from its own side.
+/// The VM, and what the test does in the guest itself.
 struct World {
     guest: Guest,
 }
@@ -94,7 +94,7 @@ impl World {
         let directory = scratch();
         let image = with_busybox(&directory);
         let options = ["--memory", "256", "--initrd", image.to_str().unwrap()];
-        // The kernel tells at each kill who was there, and a serial line is slow.
+        // Without this the kernel logs every process at each kill, and a serial line is slow.
         let guest = Guest::boot_up(Kind::Vm, "sysctl.vm.oom_dump_tasks=0 hyper_debug", &options);
         fs::remove_dir_all(directory).unwrap();
         let root = guest.share.join("image/rootfs");
@@ -105,14 +105,14 @@ impl World {
             fs::write(&path, program).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
-        // With lists the guest tracks connections.
+        // With whitelists of port mappings the guest tracks connections.
         let lists = json!({"internalNetworks": ["10.1.0.0/16"], "externalNetworks": ["10.2.0.0/16"]});
         let pod = json!({"hostname": "pod-1", "shareDir": "share_dir", "portmappingWhiteLists": lists});
         guest.call(Command::StartPod(Box::new(parse(pod))));
         World { guest }
     }
 
-    /// What a script says in the guest itself.
+    /// Runs a script in the guest itself, through the debugging door, and returns its output.
     fn door(&self, script: &str) -> String {
         let script = format!("PATH=/bin; {script}");
         let outcome =
@@ -121,7 +121,8 @@ impl World {
         outcome.stdout
     }
 
-    /// Every helper dies and has a successor that serves, and output is whole.
+    /// Checks that the guest still works: every killed helper has a successor that serves, and output is
+    /// complete.
     fn goes_on(&self, what: &str) {
         let from = self.guest.log().len();
         self.door("for name in netd mountd execd streamd; do busybox kill -9 $(busybox pidof $name); done");
@@ -139,7 +140,7 @@ impl World {
         assert!(!log.contains("died too often") && !log.contains("has to wait"), "{what}\n{log}");
     }
 
-    /// Has a container take all of it; how that ended, and what the eater said.
+    /// Lets the eater run. Returns how it ended, and what the eater or the kernel said.
     fn eaten(&self, what: &str, running: Running<'_>) -> (End, String) {
         let from = self.guest.log().len();
         let mut text = String::new();
@@ -158,7 +159,7 @@ impl World {
             }
         }
         assert_eq!(running.status(), 137, "{what}: {text}");
-        // The kernel tells before it ends anybody, and QEMU writes it down.
+        // The kernel logs before it kills, and QEMU writes the log to the file.
         self.guest.wait_for_log(from, "ut of memory");
         let log = self.guest.log()[from..].to_owned();
         let end = if log.contains("Memory cgroup out of memory") { Pod } else { Vm };
@@ -167,7 +168,7 @@ impl World {
     }
 }
 
-/// In the container this is the eater.
+/// Run in the container, this is the eater.
 #[test]
 fn a_container_that_takes_all_of_something_costs_the_guest_nothing() {
     if let Ok(what) = env::var(WHAT) {
@@ -225,17 +226,18 @@ fn variable(name: &str, value: &str) -> Value {
     json!({"env": name, "value": value})
 }
 
-/// A process of a container's root that has become the helper's user names it by its number, and by being
-/// everybody's or that user's.
+/// A process of a container's root that has taken the helper's uid tries to reach the helper: by its pid, and
+/// by addressing all processes or all of that user.
 fn cannot_reach(guest: &Guest, name: &str, pid: i32, user: u64) {
     let (number, everybody, kill) = (pid.try_into().unwrap(), u64::MAX, 9);
     let become_user = (libc::SYS_setresuid.cast_unsigned(), [user, user, user, 0, 0, 0]);
     let attempts: [(&str, i64, [u64; 3], i32); 4] = [
         ("kill", libc::SYS_kill, [number, kill, 0], libc::ESRCH),
         ("tgkill", libc::SYS_tgkill, [number, number, kill], libc::ESRCH),
-        // It says so although it may end nobody: the others in the pod are root's.
+        // The kernel returns success although the process may signal nobody: the others in the pod are
+        // root's.
         ("kill everybody", libc::SYS_kill, [everybody, kill, 0], 0),
-        // Its own too.
+        // The process sets its own priority too, so the call succeeds.
         ("setpriority", libc::SYS_setpriority, [libc::PRIO_USER.into(), user, 19], 0),
     ];
     let before = nice(pid);
@@ -250,22 +252,22 @@ fn cannot_reach(guest: &Guest, name: &str, pid: i32, user: u64) {
     assert_eq!(nice(pid), before, "{name} has the priority that it had");
 }
 
-/// proc_pid_stat(5): field 19.
+/// The nice value (proc_pid_stat(5): field 19).
 fn nice(pid: i32) -> String {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     stat.rsplit_once(") ").unwrap().1.split(' ').nth(19 - 3).unwrap().to_owned()
 }
 
-/// The number of a helper's user.
+/// The uid of a helper; none if the name is no helper's.
 fn helpers_user(name: &str) -> Option<String> {
     let text = fs::read_to_string(format!("{}/policy/{name}.json", env!("CARGO_MANIFEST_DIR"))).ok()?;
     let policy: Value = serde_json::from_str(&text).unwrap();
     policy["user"]["uid"].as_u64().map(|number| number.to_string())
 }
 
-/// The guest gives nobody a helper's number, but a container's root may take it. It gets nowhere by that: it
-/// names no process outside of the pod, and what the kernel counts for streamd does not keep streamd from
-/// parking a connection for its successor.
+/// The guest gives no process a helper's uid, but a container's root may take it. That gains nothing: the
+/// process can name no process outside the pod, and the in-flight descriptors that the kernel counts for
+/// streamd's uid do not keep streamd from parking a connection for its successor.
 #[test]
 fn a_container_that_takes_a_helpers_number_reaches_nothing_of_the_helper() {
     if let Ok(what) = env::var(WHAT) {
@@ -282,13 +284,13 @@ fn a_container_that_takes_a_helpers_number_reaches_nothing_of_the_helper() {
         let user = helpers_user(name).unwrap();
         cannot_reach(&guest, name, pid, user.parse().unwrap());
         let envs = [variable(WHAT, "in-flight descriptors"), variable(AS, &user)];
-        // Below the guest's own, whatever the machine lets it have.
+        // Below the guest's own limit, on any machine.
         let files = json!({"type": "RLIMIT_NOFILE", "soft": 512, "hard": 512});
         let running = guest.exec("eater", &args, json!({"envs": envs, "rlimits": [files]}));
         running.read_until(" ETOOMANYREFS\n");
     }
     assert_eq!(HELPERS.map(|name| process(&guest, name, None)), helpers, "they live");
-    // A connection that comes now is parked, and the next streamd has it.
+    // A connection that comes now is parked, and the next streamd gets it.
     guest.hang_up();
     guest.connect();
     replace(&guest, &HELPERS);
@@ -301,8 +303,9 @@ fn is_expected(expected: End, end: End) -> bool {
     expected == end || expected == Either && matches!(end, Pod | Vm)
 }
 
-/// The kernel tells every network namespace of devices that come and change (uevents), and so a container,
-/// which may have netlink sockets: as under Docker without user namespaces. What it hears is in /sys, too.
+/// The kernel sends uevents (devices that appear and change) to every network namespace. So a container,
+/// which may open netlink sockets, receives them, as under Docker without user namespaces. It can read the
+/// same facts in /sys.
 fn hears_of_devices(world: &World) {
     let listener = world.guest.exec("eater", &["/bin/listener"], json!({}));
     listener.read_until("listening");
@@ -313,7 +316,7 @@ fn hears_of_devices(world: &World) {
     assert_eq!(listener.end().status, 137);
 }
 
-/// All connections together are kept to a part of the VM's memory.
+/// Checks that all connections together are limited to a part of the VM's memory.
 fn has_its_share_of_connections(guest: &Guest) {
     let number = |script: &str| guest.says("well", script).trim().parse::<u64>().unwrap();
     let memory = number("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo") << 10;

@@ -1,26 +1,26 @@
-//! What came of an effect that was tried.
+//! The result of trying an effect.
 
 use nix::errno::Errno;
 
-/// What a call came to.
+/// The result of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// It did what it was asked for.
+    /// The call succeeded and returned this value.
     Done(u64),
-    /// The kernel has refused it.
+    /// The kernel refused the call with this error.
     Refused(Errno),
-    /// The filter of the process has trapped it, which would have ended the process.
+    /// The seccomp filter trapped the call, which would have ended the process.
     Trapped,
-    /// No number of its PID namespace stands for the other process.
+    /// The other process has no pid in the PID namespace of this one.
     Unseen,
-    /// The call was made, and nothing came of it.
+    /// The call was made, and had no effect.
     Nothing,
-    /// It has nothing to try this with, or is itself the one that it would be done to.
+    /// The process has nothing to try this with, or is itself the victim.
     NotHere,
 }
 
 impl Answer {
-    /// As the table has it.
+    /// The word for the answer in the table.
     pub fn word(self) -> String {
         match self {
             Answer::Done(_) => "allowed".to_owned(),
@@ -32,13 +32,13 @@ impl Answer {
         }
     }
 
-    /// An error that the kernel finds only after it has allowed the call, for a call whose arguments are
-    /// wrong on purpose.
+    /// Counts `errno` as success: the kernel finds this error only after it has allowed the call. For calls
+    /// whose arguments are wrong on purpose.
     pub fn past(self, errno: Errno) -> Answer {
         if self == Answer::Refused(errno) { Answer::Done(0) } else { self }
     }
 
-    /// What it returned.
+    /// The value that the call returned, if it succeeded.
     pub fn value(self) -> Option<u64> {
         match self {
             Answer::Done(value) => Some(value),
@@ -47,7 +47,7 @@ impl Answer {
     }
 }
 
-/// Several answers in one cell: one word if all are the same, else each with what was tried.
+/// Several answers in one cell: one word if all are equal, otherwise each word with the parts that gave it.
 pub fn together(answers: &[(String, Answer)]) -> String {
     let mut words: Vec<(String, Vec<&str>)> = Vec::new();
     for (what, answer) in answers.iter().filter(|(_, answer)| *answer != Answer::NotHere) {

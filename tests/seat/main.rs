@@ -1,9 +1,9 @@
-//! The seats: what every process of the guest can do, tried from its own place. The real process is stopped
-//! and made to call what it should not be able to (seat.rs); each row of the table is an effect, each column
-//! a process.
+//! The seats: tries from the place of every process of the guest what that process can do. The test stops the
+//! real process and makes it call what it should not be able to call (seat.rs). Each row of the table is an
+//! effect, each column a process.
 //!
-//! In a VM the answers have to be those of docs/seats.md, which this test writes (`SEATS=write`). In
-//! namespaces the machine may refuse more than a VM does, for its root may lack a right; never less.
+//! In a VM the answers have to equal docs/seats.md, which this test writes with `SEATS=write`. In namespaces
+//! a process may be able to do less, because the machine's root may lack a right, but never more.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 #![cfg(target_arch = "x86_64")]
@@ -33,16 +33,16 @@ use seat::Seat;
 use serde_json::json;
 use world::{CONTAINER_ROOT, CONTAINER_USER, OTHER_ROOT, OTHER_USER, World};
 
-/// The guest's own processes. execd is last: see [`without_the_door`].
+/// The guest's own processes. execd is tried last, because [`without_the_door`] takes rights from it.
 const GUESTS: [&str; 7] = ["init", "warden", "netd", "mountd", "streamd", "podinit", "execd"];
-/// A container's.
+/// The processes of a container.
 const CONTAINERS: [&str; 2] = [CONTAINER_ROOT, CONTAINER_USER];
-/// Tells this program, in a VM, that it is not the test: from which places it has to try.
+/// Set in the VM: the places from which this program tries the effects there.
 const PLACES: &str = "SEAT_PLACES";
 
-/// Tries everything from the place of a process. Lines of the process, the row, and the answer.
+/// Tries every effect from the place of one process. Returns lines of the process, the row, and the answer.
 fn attempt_from(world: &World, name: &str) -> Vec<String> {
-    // Whoever was ended from the last place has its successor, which the next one may be needed for.
+    // An effect of the previous place may have ended a process; this waits for its successor.
     for name in GUESTS {
         world.pid(name);
     }
@@ -55,8 +55,8 @@ fn attempt_from(world: &World, name: &str) -> Vec<String> {
     attempts.iter().map(|effect| format!("{name}\t{}\t{}", effect.name, effect.attempt(&mut place))).collect()
 }
 
-/// In the VM the test comes in by the debugging door, for which execd has more than otherwise: it gives that
-/// up, and cannot get it back.
+/// In the VM the test comes in by the debugging door, for which execd holds additional rights. This drops
+/// them, and execd cannot regain them.
 fn without_the_door(seat: &mut Seat) {
     const VERSION_3: u64 = 0x2008_0522;
     let own = Policy::decode(embedded_policy!("execd")).unwrap().capabilities();
@@ -69,7 +69,7 @@ fn without_the_door(seat: &mut Seat) {
     assert!(seat.call(libc::SYS_capset, [header, sets]).value().is_some());
 }
 
-/// What the containers are, in a guest.
+/// Starts the containers' processes of a guest.
 fn containers(guest: &Guest) -> [Running<'_>; 4] {
     let words = |command: &'static str| command.split(' ').collect::<Vec<_>>();
     let root = guest.share.join("image/rootfs");
@@ -84,7 +84,7 @@ fn containers(guest: &Guest) -> [Running<'_>; 4] {
     ]
 }
 
-/// From these places of a VM, by this very program in it.
+/// Tries the effects from these places in a VM, where this very program runs.
 fn in_a_vm(profile: &str, places: &[&'static str]) -> Vec<String> {
     let disk = scratch();
     fs::File::create(disk.join("disk")).unwrap().set_len(1 << 20).unwrap();
@@ -102,20 +102,20 @@ fn in_a_vm(profile: &str, places: &[&'static str]) -> Vec<String> {
     outcome.stdout.lines().filter(|line| line.contains('\t')).map(str::to_owned).collect()
 }
 
-/// No test, but what the VM executes.
+/// Not a test of its own: the VM executes it.
 #[test]
 fn in_the_guest_itself() {
     let Ok(places) = env::var(PLACES) else { return };
     let world = World { init: 1, vm: true };
     for place in places.lines() {
         let lines = attempt_from(&world, place);
-        // All at once, and when everybody of the guest goes on.
+        // Written at once, when all processes of the guest run again.
         let text = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
         std::io::Write::write_all(&mut std::io::stdout(), format!("\n{text}").as_bytes()).unwrap();
     }
 }
 
-/// The same of a guest in namespaces.
+/// Tries the effects from these places of a guest in namespaces.
 fn in_namespaces(profile: &str, places: &[&'static str]) -> Vec<String> {
     let guest = Guest::boot_with(Kind::Local, &format!("hyper_profile={profile}"));
     guest.start_pod();
@@ -124,7 +124,7 @@ fn in_namespaces(profile: &str, places: &[&'static str]) -> Vec<String> {
     places.iter().flat_map(|place| attempt_from(&world, place)).collect()
 }
 
-/// Every place, with what stands for it: the guest's, and the containers' under each profile.
+/// Tries the effects from every place: the guest's own processes, and the containers' under each profile.
 fn columns(boot: fn(&str, &[&'static str]) -> Vec<String>) -> Vec<Column> {
     let profiles = page::profiles();
     let places = |profile: &str| {

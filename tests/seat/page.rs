@@ -1,4 +1,4 @@
-//! docs/seats.md: the table of the answers, as it is printed and as it is read.
+//! docs/seats.md: prints and reads the table of the answers.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,13 +8,13 @@ use super::effects;
 use super::reasons::{REASONS, Reason};
 use super::world::{CONTAINER_ROOT, CONTAINER_USER};
 
-/// What renews the page.
+/// The variable that makes the test write the page.
 const WRITE: &str = "SEATS";
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/seats.md");
-/// What is behind this line of it is printed.
+/// The line of the page behind which the test prints.
 const MARK: &str =
     "<!-- From here on tests/seat prints this page: SEATS=write cargo test --test seat what_each -->\n";
-/// The containers' profiles, `default` first: each has a guest and two columns.
+/// The containers' profiles, `default` first. Each has a guest and two columns.
 pub fn profiles() -> Vec<String> {
     let files = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/policy/container")).unwrap();
     let names =
@@ -25,21 +25,21 @@ pub fn profiles() -> Vec<String> {
     names
 }
 
-/// What says that the VM has nothing to try it with.
+/// Answers which say that the VM's kernel lacks the part that would be tried.
 const LACKS: [&str; 4] = ["–", "EINVAL", "ENOENT", "EAFNOSUPPORT"];
 
-/// Who has CAP_SYS_ADMIN, and may otherwise not look into others.
+/// The processes with CAP_SYS_ADMIN that may nevertheless not look into other processes.
 const ADMINS: [&str; 2] = ["mountd", "execd"];
 
-/// What one process can do: the answer of each row.
+/// The answers of one process, by row.
 pub struct Column {
-    /// As the head of the table has it.
+    /// The name in the head of the table.
     name: String,
     cells: BTreeMap<String, String>,
 }
 
 impl Column {
-    /// From the lines of all places of a guest.
+    /// The columns from the lines of all places of a guest.
     pub fn all_of(profile: &str, lines: &[String]) -> Vec<Column> {
         let mut columns: Vec<Column> = Vec::new();
         for line in lines {
@@ -68,19 +68,19 @@ fn head(profile: &str, place: &str) -> String {
     }
 }
 
-/// All of it.
+/// The whole table.
 pub struct Table(Vec<Column>);
 
 impl Table {
     pub fn new(mut columns: Vec<Column>) -> Table {
-        // In the order of README's table: execd is tried last, and is not last there.
+        // In the order of README's table: execd is tried last, but is not last there.
         let order = ["init", "warden", "netd", "mountd", "execd", "streamd", "pod init"];
         columns
             .sort_by_key(|column| order.iter().position(|name| *name == column.name).unwrap_or(order.len()));
         Table(columns)
     }
 
-    /// As the page has it.
+    /// Reads the table from the page.
     pub fn of_the_page() -> Table {
         let text = fs::read_to_string(PATH).unwrap();
         let (_, printed) = text.split_once(MARK).expect("the page has its mark");
@@ -106,17 +106,18 @@ impl Table {
         Table(columns)
     }
 
-    /// Whether somebody could do what the page says is refused, or make a call that it says is trapped.
+    /// The cells where a process could do what the page says is refused, or make a call that the page says is
+    /// trapped.
     pub fn more_than(&self, seen: &Column) -> Vec<String> {
         let column = self.0.iter().find(|column| column.name == seen.name);
         let column = column.unwrap_or_else(|| panic!("the page has no {}", seen.name));
         let mut more = Vec::new();
         for (row, cell) in &seen.cells {
             let expected = column.cell(row);
-            // A machine may have parts of the kernel that the VM's has not.
+            // A machine's kernel may have parts that the VM's kernel lacks.
             let lacks = LACKS.iter().any(|lacks| expected.contains(lacks));
-            // On newer kernels (seen on 6.18) CAP_SYS_ADMIN is enough to read these (kernel/fork.c,
-            // may_access_mm): the page says so.
+            // On newer kernels (seen on 6.18) CAP_SYS_ADMIN is enough to read these files (kernel/fork.c,
+            // may_access_mm). The page says so.
             let lacks = lacks || row.starts_with("environ and maps") && ADMINS.contains(&seen.name.as_str());
             let opened = cell.contains("allowed") && !expected.contains("allowed") && !lacks;
             let untrapped = expected == "trap" && cell != "trap" && cell != "–";
@@ -127,7 +128,7 @@ impl Table {
         more
     }
 
-    /// Every cell that says «allowed» has a reason, and every reason has a cell.
+    /// Checks that every cell that says «allowed» has a reason, and that every reason has a cell.
     pub fn has_reasons(&self) {
         let mut missing = Vec::new();
         for column in &self.0 {
@@ -156,7 +157,7 @@ impl Table {
         assert!(idle.is_empty(), "reasons for what nobody can do: {idle:#?}");
     }
 
-    /// The page says the same, or is written.
+    /// Compares the table with the page, or writes the page.
     pub fn is_the_page(&self) {
         let text = fs::read_to_string(PATH).unwrap();
         let (before, printed) = text.split_once(MARK).expect("the page has its mark");
@@ -205,7 +206,7 @@ impl Table {
     }
 }
 
-/// The lines that only one of two texts has.
+/// The lines that are in only one of two texts.
 fn difference(page: &str, seen: &str) -> Vec<String> {
     let only = |sign: char, one: &str, other: &str| {
         let other: Vec<_> = other.lines().collect();

@@ -1,17 +1,17 @@
-//! Why what is allowed is allowed: every cell of the table that says so has a reason here.
+//! The reasons for the table's cells that say «allowed»: each of them needs one here.
 
 /// Why some processes may do something.
 pub struct Reason {
-    /// Heads of the table; `default`, `privileged` and `restricted` stand for both columns of the profile,
-    /// `containers` for all.
+    /// Heads of the table. `default`, `privileged` and `restricted` stand for both columns of the profile,
+    /// `containers` for all columns of containers.
     pub seats: &'static [&'static str],
-    /// Rows, by the beginnings of their names.
+    /// The beginnings of the names of the rows.
     pub rows: &'static [&'static str],
     pub why: &'static str,
 }
 
 impl Reason {
-    /// Whether it is about a cell.
+    /// Whether the reason covers this cell.
     pub fn is_of(&self, column: &str, row: &str) -> bool {
         let (profile, is_container) =
             column.split_once(", ").map_or((column, false), |(profile, _)| (profile, true));
@@ -22,7 +22,7 @@ impl Reason {
     }
 }
 
-/// What a program of an image does, and needs no right for.
+/// What any program of an image does, without any special right.
 const PROGRAMS: &[&str] = &[
     "executes a program",
     "has writable memory that it can execute",

@@ -1,8 +1,8 @@
-//! The place of a real process: it is stopped (ptrace), and makes the calls that the test wants, with its own
-//! user, capabilities, filters, namespaces, descriptors and root.
+//! The place of a real process: the test stops the process (ptrace) and makes it call what the test wants,
+//! with the process's own user, capabilities, filters, namespaces, descriptors and root.
 //!
-//! A call that its filter traps does not happen; the signal (SIGSYS) that would end the process is taken
-//! away, so it goes on as if nothing had been.
+//! A call that the filter traps does not happen. The test suppresses the signal (SIGSYS) that would end the
+//! process, and the process goes on as if nothing had been.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -17,26 +17,26 @@ use nix::unistd::Pid;
 use super::answer::Answer;
 use super::registers::{INSTRUCTION, Registers};
 
-/// How much memory the arguments of one effect may take, below the stack of the process.
+/// How much memory the arguments of one effect may take, below the stack of the process, in bytes.
 const SCRATCH: u64 = 0x4000;
 
-/// A process that stands, and calls what it is told to.
+/// A stopped process that makes the calls that the test tells it to.
 pub struct Seat {
     pid: Pid,
-    /// With what it goes on in the end.
+    /// The registers with which it continues in the end.
     saved: Registers,
     instruction: u64,
     memory: File,
     /// The next free byte of the scratch memory.
     free: u64,
-    /// What came for it meanwhile.
+    /// Signals that arrived while it was stopped.
     signals: Vec<Signal>,
-    /// A child of another seat, which is to end with it.
+    /// Whether it is a child made by another seat: it is killed when dropped.
     disposable: bool,
 }
 
 impl Seat {
-    /// Stops a process at a call that it is in, or at its next.
+    /// Stops a process in its current system call, or in its next one.
     pub fn take(pid: i32) -> Seat {
         let pid = Pid::from_raw(pid);
         let options =
@@ -64,7 +64,7 @@ impl Seat {
         Seat { pid, saved, instruction, memory, free: 0, signals: Vec::new(), disposable }
     }
 
-    /// The process, as the test sees it.
+    /// The pid of the process, as the test sees it.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw()
     }
@@ -74,7 +74,7 @@ impl Seat {
         self.free = self.saved.free_stack() - SCRATCH;
     }
 
-    /// Puts bytes into its memory. Where they are.
+    /// Writes bytes into the memory of the process. Returns their address.
     pub fn put(&mut self, bytes: &[u8]) -> u64 {
         let at = self.free;
         self.free = (at + bytes.len() as u64).next_multiple_of(16);
@@ -83,18 +83,18 @@ impl Seat {
         at
     }
 
-    /// The same of a text with its end.
+    /// Writes a NUL-terminated text into the memory of the process. Returns its address.
     pub fn text(&mut self, text: &str) -> u64 {
         self.put(&[text.as_bytes(), &[0]].concat())
     }
 
-    /// The same of numbers as the kernel has them in its structures.
+    /// Writes 64-bit words in native order into the memory of the process. Returns their address.
     pub fn words(&mut self, words: &[u64]) -> u64 {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         self.put(&bytes)
     }
 
-    /// What is in its memory now.
+    /// Reads bytes from the memory of the process.
     pub fn look(&self, at: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         self.memory.read_exact_at(&mut bytes, at).unwrap();
@@ -106,13 +106,13 @@ impl Seat {
         self.call_and_watch(number, arguments).0
     }
 
-    /// Makes a system call. The second is a child that it has made.
+    /// Makes a system call. The second value is the child that the call made, if any.
     fn call_and_watch<const N: usize>(&mut self, number: i64, arguments: [u64; N]) -> (Answer, Option<Pid>) {
         let mut all = [0; 6];
         all[..N].copy_from_slice(&arguments);
         self.saved.calling(self.instruction, number, all).give(self.pid);
         let mut child = None;
-        // To its entry, and to its end.
+        // One stop at the entry of the call, one at its exit.
         for _ in 0..2 {
             loop {
                 ptrace::syscall(self.pid, None).unwrap();
@@ -142,19 +142,19 @@ impl Seat {
         (answer, child)
     }
 
-    /// Whether the filter's signal waits for it.
+    /// Whether SIGSYS from the filter is pending.
     fn is_trapped(&self) -> bool {
-        // proc_pid_status(5): the signals that wait for this thread.
+        // proc_pid_status(5): SigPnd is the set of signals pending for this thread.
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
         let pending = status.lines().find_map(|line| line.strip_prefix("SigPnd:")).unwrap();
         let pending = u64::from_str_radix(pending.trim(), 16).unwrap();
         pending >> (libc::SIGSYS - 1) & 1 == 1
     }
 
-    /// A copy of the process, for what cannot be taken back: it ends when it is dropped. None if it may not
-    /// be made, and why.
+    /// A copy of the process, for what cannot be undone. It is killed when it is dropped. The error is the
+    /// answer to clone.
     pub fn child(&mut self) -> Result<Seat, Answer> {
-        // No signal tells the parent of its end.
+        // Without an exit signal: the parent gets none when the child ends.
         let (answer, child) = self.call_and_watch(libc::SYS_clone, [0; 5]);
         let Some(child) = child else { return Err(answer) };
         waitpid(child, Some(WaitPidFlag::__WALL)).unwrap();
@@ -163,7 +163,7 @@ impl Seat {
         Ok(seat)
     }
 
-    /// Ends a child, which its parent then forgets.
+    /// Kills a child, and has its parent reap it.
     pub fn end_child(&mut self, child: Seat) {
         drop(child);
         let all = i64::from(libc::__WALL).cast_unsigned();
@@ -171,7 +171,7 @@ impl Seat {
         self.call(libc::SYS_wait4, [any, 0, all, 0]);
     }
 
-    /// Lets it go to its next stop. False: it has ended.
+    /// Lets the process run to its next stop. False if it has ended.
     fn step(&mut self) -> bool {
         ptrace::syscall(self.pid, None).unwrap();
         match waitpid(self.pid, Some(WaitPidFlag::__WALL)).unwrap() {
@@ -182,7 +182,7 @@ impl Seat {
         true
     }
 
-    /// It goes on where it was: the kernel restarts the call that it was in, as after any stop.
+    /// Lets the process continue where it was. The kernel restarts the interrupted call, as after any stop.
     fn leave(&mut self) -> nix::Result<()> {
         ptrace::interrupt(self.pid)?;
         ptrace::cont(self.pid, None)?;
@@ -210,7 +210,7 @@ impl Drop for Seat {
                 Ok(status) if !matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..))
             ) {}
         } else {
-            // A test that fails leaves a process that stands, and the guest is killed with it.
+            // When a test fails, the process may stay stopped; it ends with the guest.
             let _ = self.leave();
         }
     }

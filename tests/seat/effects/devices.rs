@@ -1,4 +1,4 @@
-//! Devices of the guest: its disk, its memory, its log, its ports to the host.
+//! The guest's devices: its disk, its memory, its log, its ports to the host.
 
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -7,7 +7,8 @@ use nix::sys::stat::makedev;
 use super::{AT_FDCWD, Effect, NULL, Place, int};
 use crate::answer::{Answer, together};
 
-/// The words of the row, the name in the guest's /dev, whether it is a block device, its number.
+/// For each device: the words of the row, its name in the guest's /dev, whether it is a block device, and its
+/// device number, which serves where sysfs does not name it.
 const DEVICES: [(&str, &str, bool, (u64, u64)); 5] = [
     ("a disk", "vda", true, (254, 0)),
     ("the kernel's memory", "mem", false, (1, 1)),
@@ -16,7 +17,7 @@ const DEVICES: [(&str, &str, bool, (u64, u64)); 5] = [
     ("the port of streams", "vport1p2", false, (0, 0)),
 ];
 
-/// Each of them by the node that the guest has, and by one that is made.
+/// Opens each device by the node that the guest has, and by a node that the process makes.
 pub fn effects() -> Vec<Effect> {
     DEVICES
         .into_iter()
@@ -35,7 +36,7 @@ pub fn effects() -> Vec<Effect> {
         .collect()
 }
 
-/// As the guest numbers it: whoever looks is outside of every seat.
+/// The device number that the guest's sysfs gives. The test reads it from outside every seat.
 fn numbers_of(name: &str) -> Option<(u64, u64)> {
     let below = ["/sys/class/block", "/sys/class/virtio-ports", "/sys/class/misc", "/sys/class/mem"];
     let text = below.iter().find_map(|class| std::fs::read_to_string(format!("{class}/{name}/dev")).ok())?;
@@ -43,11 +44,12 @@ fn numbers_of(name: &str) -> Option<(u64, u64)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Makes a node and opens it: on a filesystem of its own, if it can mount one, else where it is.
+/// Makes a node and opens it: on a tmpfs of its own if the process can mount one, otherwise in the current
+/// /dev/shm or /dev.
 fn makes_a_node(place: &mut Place<'_>, block: bool, numbers: (u64, u64)) -> Answer {
     if place.name == "mountd" {
-        // It has no copy of itself that could move to mounts of its own, and the guest's /dev is a place for
-        // nodes.
+        // mountd cannot make a copy of itself that could move to another mount namespace, and nodes can be
+        // made in the guest's /dev.
         return node_in(place, "/dev", block, numbers);
     }
     place.once(|place| {

@@ -1,4 +1,4 @@
-//! Settings of the kernel, and calls that change what it is.
+//! Settings of the kernel, and calls that change the kernel itself.
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -7,7 +7,8 @@ use nix::libc;
 use super::{Effect, NULL, Place, int, one, past_fault};
 use crate::answer::{Answer, together};
 
-/// Settings that reach the whole guest. The first name programs that the kernel starts with everything.
+/// Settings that affect the whole guest. The first four name programs that the kernel starts with full
+/// rights.
 const SETTINGS: [&str; 8] = [
     "/proc/sys/kernel/core_pattern",
     "/proc/sys/kernel/modprobe",
@@ -21,7 +22,7 @@ const SETTINGS: [&str; 8] = [
 
 const GROUP: &str = "The kernel itself";
 
-/// Each of them, as the process is and as root.
+/// Opens each setting for writing, and the first one also after becoming root.
 pub fn effects() -> Vec<Effect> {
     let settings = SETTINGS.map(|path| Effect {
         group: "Settings of the kernel",
@@ -54,7 +55,7 @@ fn calls() -> Vec<Effect> {
             GROUP,
             "loads another kernel",
             &[
-                // A flag that there is not.
+                // A flag that does not exist, so nothing is loaded.
                 ("kexec_load", |p| {
                     p.seat.call(libc::SYS_kexec_load, [0, 0, NULL, 1 << 60]).past(Errno::EINVAL)
                 }),
@@ -65,14 +66,14 @@ fn calls() -> Vec<Effect> {
                 }),
             ],
         ),
-        // Without the numbers that reboot(2) wants.
+        // Without the magic numbers that reboot(2) requires.
         one(GROUP, "reboots", |p| p.seat.call(libc::SYS_reboot, [0, 0, 0, NULL]).past(Errno::EINVAL)),
         several(
             GROUP,
             "sets the clock",
             &[
                 ("clock_settime", sets_the_clock),
-                // A tick that there is not.
+                // A tick out of range, so the clock is not adjusted.
                 ("adjtimex", |p| {
                     let tick =
                         p.seat.put(&[0x00, 0x40, 0, 0].iter().copied().chain([0; 204]).collect::<Vec<u8>>());
@@ -93,7 +94,7 @@ fn calls() -> Vec<Effect> {
     ]
 }
 
-/// Calls that reach past every wall, and that nobody has.
+/// Calls that bypass every boundary, and that no process of the guest has.
 fn others() -> Vec<Effect> {
     vec![
         one(GROUP, "userfaultfd", |p| p.makes(libc::SYS_userfaultfd, [0])),
@@ -107,7 +108,7 @@ fn others() -> Vec<Effect> {
             &[
                 ("swapon", |p| past_fault(p.seat.call(libc::SYS_swapon, [NULL, 0]))),
                 ("quotactl", |p| past_fault(p.seat.call(libc::SYS_quotactl, [0, NULL, 0, NULL]))),
-                // A file that cannot be executed into.
+                // The file does not exist, so accounting does not start.
                 ("acct", |p| {
                     let path = p.seat.text("/no/such/file");
                     p.seat.call(libc::SYS_acct, [path]).past(Errno::ENOENT)
@@ -122,7 +123,7 @@ fn others() -> Vec<Effect> {
                 ("ioperm", |p| p.seat.call(libc::SYS_ioperm, [0x80, 1, 1])),
             ],
         ),
-        // The newest of the kernel's log, a byte of it.
+        // Reads the newest byte of the kernel's log (SYSLOG_ACTION_READ_ALL).
         one("The log", "reads the kernel's log by syslog", |p| {
             let byte = p.seat.put(&[0]);
             p.seat.call(libc::SYS_syslog, [3, byte, 1])
@@ -130,7 +131,7 @@ fn others() -> Vec<Effect> {
     ]
 }
 
-/// A row of several calls.
+/// A row that tries several calls.
 fn several(
     group: &'static str,
     name: &str,
@@ -143,7 +144,8 @@ fn several(
     Effect { group, name: name.to_owned(), act: Box::new(act) }
 }
 
-/// To what it says. The clock of a local guest is the machine's, and stays.
+/// Sets the clock to the time that it shows. A local guest's clock is the machine's, so it is not tried
+/// there.
 fn sets_the_clock(place: &mut Place<'_>) -> Answer {
     if !place.world.vm {
         return Answer::NotHere;
@@ -152,7 +154,7 @@ fn sets_the_clock(place: &mut Place<'_>) -> Answer {
     let clock = int(libc::CLOCK_REALTIME);
     place.seat.call(libc::SYS_clock_gettime, [clock, now]);
     if place.seat.look(now, 8) == [0; 8] {
-        // It may not even ask for the time.
+        // The filter does not even allow the process to read the time.
         return place.seat.call(libc::SYS_clock_settime, [clock, NULL]);
     }
     place.seat.call(libc::SYS_clock_settime, [clock, now])

@@ -1,4 +1,4 @@
-//! Memory, files, limits and lives of other processes.
+//! Other processes: their memory, files, limits and ends.
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -10,7 +10,7 @@ use crate::world::{CONTAINER_ROOT, CONTAINER_USER, HELPERS, OTHER_ROOT, OTHER_US
 
 const GROUP: &str = "Other processes";
 
-/// Whom it is done to: the words of the row, and the processes.
+/// The victims: the words of the row, and the processes.
 const VICTIMS: [(&str, &[&str]); 6] = [
     ("init", &["init"]),
     ("the warden", &["warden"]),
@@ -20,9 +20,9 @@ const VICTIMS: [(&str, &[&str]); 6] = [
     ("a container's process of a user", &[CONTAINER_USER, OTHER_USER]),
 ];
 
-/// Something done to a process of that number.
+/// An action against the process with this pid.
 type Deed = fn(&mut Place<'_>, u64) -> Answer;
-/// What is tried of each process, in one row: the words of the row, and the parts.
+/// A row's words, and the actions that it tries against each victim.
 type Attempt = (&'static str, &'static [(&'static str, Deed)]);
 
 const ATTEMPTS: [Attempt; 6] = [
@@ -70,14 +70,14 @@ const ATTEMPTS: [Attempt; 6] = [
     ),
 ];
 
-/// One row for each attempt and each kind of process.
+/// One row for each attempt and each kind of victim.
 pub fn effects() -> Vec<Effect> {
     let rows =
         |(what, parts): Attempt| VICTIMS.map(|(whose, victims)| row(GROUP, what, whose, parts, victims));
     let as_root = one(GROUP, "memory of a container's process of root, once it has become root", |place| {
         let Some(number) = place.number(OTHER_ROOT) else { return Answer::NotHere };
         place.once(|place| {
-            // The kernel asks for the same user and the same group.
+            // The kernel compares the group as well as the user.
             place.seat.call(libc::SYS_setresgid, [0, 0, 0]);
             match place.seat.call(libc::SYS_setresuid, [0, 0, 0]) {
                 Answer::Done(_) => file(place, number, "mem", OFlag::O_RDWR),
@@ -88,7 +88,7 @@ pub fn effects() -> Vec<Effect> {
     ATTEMPTS.into_iter().flat_map(rows).chain([as_root]).collect()
 }
 
-/// What ends a helper where it is allowed, so it comes last.
+/// The effects that end a helper where they are allowed, and so come last.
 pub fn last() -> Vec<Effect> {
     let parts: &[(&str, Deed)] = &[("SIGKILL", kills), ("SIGABRT by tgkill", aborts)];
     let whom: [(&str, &[&str]); 3] =
@@ -107,14 +107,14 @@ fn row(
         let own = place.name;
         let mut answers: Vec<(&str, &str, Answer)> = Vec::new();
         for victim in victims.iter().filter(|victim| **victim != own) {
-            // Once: a helper that was ended by one part is not there for the next.
+            // Found only once: a helper that one action has ended is not there for the next.
             let number = place.number(victim);
             for (part, deed) in parts {
                 let answer = number.map_or(Answer::Unseen, |number| deed(place, number));
                 answers.push((victim, part, answer));
             }
         }
-        // Whose it was is said only where it matters.
+        // A victim is named only where the answers differ between victims.
         let same =
             |part: &str, answer| answers.iter().all(|&(_, other, found)| other != part || found == answer);
         let mut cells: Vec<(String, Answer)> = Vec::new();
@@ -133,7 +133,7 @@ fn file(place: &mut Place<'_>, number: u64, name: &str, flags: OFlag) -> Answer 
     place.opens(&format!("/proc/{number}/{name}"), flags)
 }
 
-/// Some kernels ask only when it is read, and then say that it is empty.
+/// Reads a file of /proc. Some kernels check the right only on reading, and then report an empty file.
 fn text(place: &mut Place<'_>, number: u64, name: &str) -> Answer {
     let file = place.open(&format!("/proc/{number}/{name}"), OFlag::O_RDONLY);
     let Some(fd) = file.value() else { return file };
@@ -143,7 +143,7 @@ fn text(place: &mut Place<'_>, number: u64, name: &str) -> Answer {
     if answer == Answer::Done(0) { Answer::Nothing } else { answer }
 }
 
-/// At an address where nothing is: that is found after the right to it.
+/// Copies from an address where nothing is mapped: the kernel checks the right first.
 fn copies(place: &mut Place<'_>, number: u64, call: i64) -> Answer {
     let byte = place.seat.put(&[0]);
     let local = place.seat.words(&[byte, 1]);
@@ -151,7 +151,7 @@ fn copies(place: &mut Place<'_>, number: u64, call: i64) -> Answer {
     past_fault(place.seat.call(call, [number, local, 1, remote, 1, 0]))
 }
 
-/// PTRACE_SEIZE stops nobody; whoever is traced is let go of.
+/// Traces by PTRACE_SEIZE, which does not stop the victim, and detaches afterwards.
 fn traces(place: &mut Place<'_>, number: u64) -> Answer {
     let request = |request: u32| u64::from(request);
     let answer = place.seat.call(libc::SYS_ptrace, [request(libc::PTRACE_SEIZE), number, 0, 0]);
@@ -163,7 +163,7 @@ fn traces(place: &mut Place<'_>, number: u64) -> Answer {
     answer
 }
 
-/// Its standard error, which every process has.
+/// Takes the victim's standard error, which every process has.
 fn takes_a_descriptor(place: &mut Place<'_>, number: u64) -> Answer {
     let pidfd = place.seat.call(libc::SYS_pidfd_open, [number, 0]);
     let Some(fd) = pidfd.value() else { return pidfd };
@@ -172,7 +172,7 @@ fn takes_a_descriptor(place: &mut Place<'_>, number: u64) -> Answer {
     answer
 }
 
-/// A limit becomes what it was.
+/// Sets a limit of the victim to the value that it has.
 fn limits(place: &mut Place<'_>, number: u64) -> Answer {
     let limit = place.seat.words(&[0, 0]);
     let files = u64::from(libc::RLIMIT_CORE);
@@ -183,7 +183,8 @@ fn limits(place: &mut Place<'_>, number: u64) -> Answer {
     place.seat.call(libc::SYS_prlimit64, [number, files, limit, NULL])
 }
 
-/// The same of its priority, which getpriority(2) counts from 20 downwards.
+/// Sets the victim's priority to the value that it has. The getpriority system call returns 20 minus the nice
+/// value (getpriority(2)).
 fn priority(place: &mut Place<'_>, number: u64) -> Answer {
     let which = u64::from(libc::PRIO_PROCESS);
     let asked = place.seat.call(libc::SYS_getpriority, [which, number]);
@@ -211,8 +212,8 @@ fn signals_by_pidfd(place: &mut Place<'_>, number: u64) -> Answer {
     answer
 }
 
-/// PID 1 of a namespace is not ended from inside, whatever the call says. A helper that was ended by one call
-/// may not be there for the next.
+/// Sends SIGKILL. PID 1 of a namespace is not ended by a signal from inside, whatever the call returns. A
+/// helper that one action has ended may not be there for the next.
 fn kills(place: &mut Place<'_>, number: u64) -> Answer {
     if would_end_the_pod(place, number) {
         return Answer::NotHere;
@@ -227,7 +228,7 @@ fn aborts(place: &mut Place<'_>, number: u64) -> Answer {
     place.seat.call(libc::SYS_tgkill, [number, number, int(libc::SIGABRT)]).past(Errno::ESRCH)
 }
 
-/// Outside of the pod its init is a process like others.
+/// Outside the pod, its init is an ordinary process, and the signal would end it.
 fn would_end_the_pod(place: &Place<'_>, number: u64) -> bool {
     let outside = place.number("init").is_some() || place.name == "init";
     outside && place.number("podinit") == Some(number)

@@ -1,4 +1,4 @@
-//! Sockets: to the host, of the guest's network, and what netd can ask of its own.
+//! Sockets: to the host and to the guest's network, and what netd's own socket allows.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use nix::libc;
 use super::{Effect, NULL, Place, int, one};
 use crate::answer::Answer;
 
-/// The words of the row; family, kind and protocol.
+/// The words of the row; the address family, type and protocol of the socket.
 const SOCKETS: [(&str, i32, i32, i32); 12] = [
     ("AF_VSOCK, to the host", libc::AF_VSOCK, libc::SOCK_STREAM, 0),
     ("AF_PACKET, all packets", libc::AF_PACKET, libc::SOCK_RAW, 0x0300),
@@ -41,9 +41,9 @@ pub fn effects() -> Vec<Effect> {
     });
     const OWN: &str = "The netfilter socket that it has";
     let requests = [
-        // Bind, of group 9 for any protocol.
+        // NFULNL_CFG_CMD_BIND, group 9, any protocol.
         one(OWN, "has packets copied to it by NFLOG", |p| asks(p, NFLOG_CONFIG, &[8, 0, 1, 0, 1, 0, 0, 0])),
-        // Bind, of queue 9.
+        // NFQNL_CFG_CMD_BIND, queue 9.
         one(OWN, "decides on packets by NFQUEUE", |p| asks(p, NFQUEUE_CONFIG, &[8, 0, 1, 0, 1, 0, 0, 2])),
         one(OWN, "reads the table of connections", |p| asks(p, CONNTRACK_GET, &[])),
         one(OWN, "empties the table of connections", |p| asks(p, CONNTRACK_DELETE, &[])),
@@ -54,11 +54,11 @@ pub fn effects() -> Vec<Effect> {
     sockets.into_iter().chain(requests).collect()
 }
 
-/// Sends a request over the netfilter socket that the process has, and hears the answer.
+/// Sends a request over the process's own netfilter socket and reads the answer.
 fn asks(place: &mut Place<'_>, kind: u16, attributes: &[u8]) -> Answer {
     /// NLM_F_REQUEST and NLM_F_ACK.
     const FLAGS: u16 = 5;
-    /// Who asks has to recognise the answer.
+    /// Identifies the answer to this request.
     const SEQUENCE: u32 = 0x5ea7;
     let Some(fd) = netfilter_socket(place.seat.pid()) else { return Answer::NotHere };
     let mut message = Vec::new();
@@ -85,7 +85,8 @@ fn asks(place: &mut Place<'_>, kind: u16, attributes: &[u8]) -> Answer {
         if word(8) != Some(SEQUENCE) {
             continue;
         }
-        // An error of 0 is the kernel's yes; any other kind of message is what was asked for.
+        // An error of 0 is the kernel's acknowledgement. A message of another type is the requested data, and
+        // the acknowledgement follows it.
         let kind = u16::from_ne_bytes([bytes[4], bytes[5]]);
         if i32::from(kind) != libc::NLMSG_ERROR {
             continue;
@@ -97,7 +98,7 @@ fn asks(place: &mut Place<'_>, kind: u16, attributes: &[u8]) -> Answer {
     }
 }
 
-/// Its descriptor of a netlink socket of netfilter's.
+/// The process's descriptor of a NETLINK_NETFILTER socket.
 fn netfilter_socket(pid: i32) -> Option<u64> {
     // The columns of /proc/net/netlink: the second is the protocol, the last the inode.
     let table = fs::read_to_string(format!("/proc/{pid}/net/netlink")).ok()?;

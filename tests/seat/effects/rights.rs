@@ -1,4 +1,4 @@
-//! More rights than it has: programs, users, namespaces, mounts, cgroups, other roots.
+//! Gaining rights: by programs, users, namespaces, mounts, cgroups, other roots.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -11,9 +11,9 @@ use super::{Effect, NULL, Place, int, one};
 use crate::answer::{Answer, together};
 use crate::guest::processes::status;
 
-/// A program that belongs to root and is setuid, in the containers' image and where the guest has the share.
+/// A setuid program that belongs to root, in the containers' image; the guest sees it in the share.
 pub const SETUID: &str = "bin/gain";
-/// Where the guest itself has the image.
+/// The directories where the image may be: a container's own root, and the guest's places of the share.
 const IMAGES: [&str; 3] =
     ["/", "/run/hyperinit/share/image/rootfs/", "/run/hyperinit/local-share/image/rootfs/"];
 
@@ -56,8 +56,8 @@ pub fn effects() -> Vec<Effect> {
             place.makes(libc::SYS_fsopen, [kind, 1])
         }),
         one(GROUP, "unmounts", |place| {
-            // The first call of two for a mount that nobody uses: it only says whether the second would do
-            // it.
+            // MNT_EXPIRE only marks an unused mount: EAGAIN on this first call says that a second one would
+            // unmount it.
             let at = place.seat.text("/dev/shm");
             let answer = place.seat.call(libc::SYS_umount2, [at, int(libc::MNT_EXPIRE)]);
             answer.past(Errno::EAGAIN).past(Errno::EBUSY)
@@ -73,7 +73,7 @@ pub fn effects() -> Vec<Effect> {
     ]
 }
 
-/// Executes a program of the image that waits. What came of it is seen by who traces it.
+/// Executes a program of the image that sleeps. The tracer sees the result.
 fn execute(place: &mut Place<'_>, program: &str) -> Answer {
     let mut answer = Answer::NotHere;
     for image in IMAGES {
@@ -92,7 +92,7 @@ fn executes(place: &mut Place<'_>) -> Answer {
     execute(place, "bin/busybox")
 }
 
-/// Whether a setuid program is root.
+/// Whether a setuid program runs as root.
 fn gains(place: &mut Place<'_>) -> Answer {
     let pid = place.seat.pid();
     let uid = || status(pid, "Uid").split_whitespace().nth(1).map(str::to_owned);
@@ -108,13 +108,13 @@ fn gains(place: &mut Place<'_>) -> Answer {
 
 fn unshares(place: &mut Place<'_>, flag: i32) -> Answer {
     if place.name == "mountd" && flag == libc::CLONE_NEWNS {
-        // It has no copy of itself for this: its filter allows that call, which its work is made of.
+        // mountd cannot make a copy of itself to try this. Its filter allows the call, which its work needs.
         return Answer::Done(0);
     }
     place.once(|place| place.seat.call(libc::SYS_unshare, [int(flag)]))
 }
 
-/// By its file in /proc. init itself is there.
+/// Enters the mount namespace of init by its file in /proc. init itself is already there.
 fn enters(place: &mut Place<'_>) -> Answer {
     let Some(number) = place.number("init") else {
         return if place.name == "init" { Answer::NotHere } else { Answer::Unseen };
@@ -126,7 +126,7 @@ fn enters(place: &mut Place<'_>) -> Answer {
     answer
 }
 
-/// On a directory that everybody has, and takes it away again.
+/// Mounts a tmpfs on a directory that every process has, and unmounts it.
 fn mounts(place: &mut Place<'_>) -> Answer {
     let (kind, at) = (place.seat.text("tmpfs"), place.seat.text("/dev/shm"));
     let answer = place.seat.call(libc::SYS_mount, [kind, at, kind, 0, NULL]);
@@ -138,7 +138,7 @@ fn mounts(place: &mut Place<'_>) -> Answer {
 
 fn mounts_cgroups(place: &mut Place<'_>) -> Answer {
     if place.name == "mountd" {
-        // It has no copy of itself for this, and the guest's mount of it.
+        // mountd cannot make a copy of itself to try this, and has the guest's mount of cgroup2 anyway.
         return Answer::NotHere;
     }
     let own = place.seat.call(libc::SYS_unshare, [int(libc::CLONE_NEWNS)]);
@@ -153,8 +153,8 @@ fn mounts_cgroups(place: &mut Place<'_>) -> Answer {
     place.opens("/dev/shm/cgroup.procs", OFlag::O_WRONLY)
 }
 
-/// A directory above the root that it has: below another root, it climbs from a descriptor of the one that it
-/// had.
+/// Tries to reach a directory above its root: it changes its root to a directory below, and climbs from a
+/// descriptor of the old root.
 fn breaks_out(place: &mut Place<'_>) -> Answer {
     let Some(outer) = fs::metadata(format!("/proc/{}/root", place.seat.pid())).ok() else {
         return Answer::NotHere;

@@ -1,6 +1,6 @@
-//! Documents are complete and true. docs/protocol-coverage.md has a row for every command and every key,
-//! every row names tests, and every test that is named exists. docs/protocol.md has every command and key,
-//! docs/helpers.md every request. A section of a document that is cited exists.
+//! Checks that the documents are complete and true. docs/protocol-coverage.md has a row for every command and
+//! every key, every row names tests, and every test named exists. docs/protocol.md has every command and key,
+//! docs/helpers.md every request. Every section of a document that is cited exists.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
@@ -13,17 +13,17 @@ use hyperinit::frame::Message;
 use hyperinit::wire::Role;
 
 const DOCUMENT: &str = "docs/protocol-coverage.md";
-/// Where the types of the host's JSON are.
+/// The files with the types of the host's JSON.
 const TYPES: [&str; 2] = ["protocol/src/spec.rs", "protocol/src/command.rs"];
-/// What runs each of them, in namespaces and in a VM.
+/// The directory of the scenarios, which run both in namespaces and in a VM.
 const SCENARIOS: &str = "tests/scenarios/";
 
-/// A line of the table.
+/// A row of the table.
 struct Row {
     line: String,
-    /// What it is about: the words in backticks.
+    /// The commands or keys of the row: the words in backticks.
     what: Vec<String>,
-    /// File and name.
+    /// The file and the name of each test.
     tests: Vec<(String, String)>,
 }
 
@@ -61,7 +61,7 @@ fn rows() -> Vec<Row> {
         .collect()
 }
 
-/// `Type.key` of each key that the guest reads, by the names that the host uses.
+/// `Type.key` of each key that the guest reads, by the name that the host uses.
 fn keys() -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
     for path in TYPES {
@@ -91,18 +91,18 @@ fn camel(name: &str) -> String {
     words.fold(first, |all, word| all + &word[..1].to_uppercase() + &word[1..])
 }
 
-/// Whether a file has a test of that name.
+/// Whether a file has a test of that name that runs.
 fn is_test(file: &str, name: &str) -> bool {
     let text = read(file);
     let Some(at) = text.find(&format!("fn {name}(")) else { return false };
     if file.starts_with(SCENARIOS) {
         let word =
             |text: &str| text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name);
-        // Those that end their guest are called by name.
+        // Scenarios that end their guest are called by name.
         return word(&read("tests/scenarios/mod.rs"))
             || ["tests/pod/guests.rs", "tests/vm.rs"].into_iter().all(|caller| word(&read(caller)));
     }
-    // The one with a harness of its own: its processes are its tests.
+    // tests/confined/main.rs has its own harness: its tests are the processes that it starts.
     file == "tests/confined/main.rs" || text[..at].trim_end().ends_with("#[test]")
 }
 
@@ -118,7 +118,7 @@ fn every_row_names_tests_and_every_test_is_one() {
     }
 }
 
-/// docs/threat-model.md names tests behind their files.
+/// docs/threat-model.md names tests, each after its file.
 #[test]
 fn the_threat_model_names_tests_that_exist() {
     let (mut file, mut count) = (None, 0);
@@ -137,7 +137,7 @@ fn the_threat_model_names_tests_that_exist() {
     assert!(count > 50, "{count}");
 }
 
-/// docs/limits.md names constants, each by its module.
+/// docs/limits.md names constants, each with its module.
 #[test]
 fn every_limit_is_a_constant_of_that_name() {
     let sources = ["src", "helpers", "host", "protocol"]
@@ -167,7 +167,7 @@ fn files(directory: &Path, extensions: &[&str]) -> String {
         .collect()
 }
 
-/// What cites sections of documents, as `protocol.md «Streams»`.
+/// The files and directories that cite sections of documents, as `protocol.md «Streams»`.
 const CITING: [&str; 10] = [
     "src",
     "helpers",
@@ -197,11 +197,11 @@ fn every_section_that_is_cited_exists() {
     }
 }
 
-/// The documents and sections that a text cites: a document's name, and right behind it sections in «», with
-/// commas between.
+/// The documents and sections that a text cites: the name of a document, followed directly by sections in «»,
+/// separated by commas.
 fn citations(text: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    // In two parts, or this line would be a citation.
+    // Written in two parts, so that this line is not itself a citation.
     for (at, _) in text.match_indices(concat!(".md", " «")) {
         let (before, behind) = text.split_at(at + ".md".len());
         let name = before.rsplit(|c: char| c.is_whitespace() || "(`[".contains(c)).next().unwrap_or_default();
@@ -217,7 +217,7 @@ fn citations(text: &str) -> Vec<(String, String)> {
     found
 }
 
-/// README is what a stranger reads first: short, and its links lead somewhere.
+/// README is the first thing that a stranger reads: it is short, and its links lead to files.
 #[test]
 fn the_readme_is_short_and_its_links_exist() {
     let text = read("README.md");

@@ -1,5 +1,5 @@
-//! The floor program over unix sockets: every line of its protocol, so that the bench's ratios rest on
-//! something.
+//! The floor program over unix sockets: tests every line of its protocol, so that the ratios of the bench can
+//! be relied on.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// Far more than any step takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The program and its two ports; all of it goes with the value.
+/// The program and its two ports. Dropping it ends the program and removes the directory.
 struct Floor {
     child: Child,
     directory: PathBuf,

@@ -1,8 +1,8 @@
-//! The guest kernel does from inside what policy/kernel says, asked by a PID 1 of the test's own, whom no
-//! filter keeps from asking. Debian's kernel answers otherwise, so the questions can be answered wrongly.
+//! Checks from inside that the guest kernel does what policy/kernel says. The test's own PID 1 asks, and no
+//! filter keeps it from asking. Debian's kernel answers differently, which shows that the questions can fail.
 //!
-//! `make guest-kernel-test` builds that kernel and runs this; `make test` does not, for the build takes
-//! minutes.
+//! `make guest-kernel-test` builds that kernel and runs this test. `make test` does not, because the build
+//! takes minutes.
 #![forbid(unsafe_code)]
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's panic is its report")]
@@ -22,7 +22,7 @@ use guest::{Guest, Kind};
 use hyperinit_client::Client;
 
 const ENOSYS: &str = "38";
-/// System calls by x86_64's numbers, and the errno of each (0: it succeeded).
+/// System calls by their x86_64 numbers, and the errno of each (0: it succeeded).
 const CALLS: &[(&str, u64, [u64; 6], &str)] = &[
     ("bpf", 321, [0; 6], ENOSYS),
     ("delete_module", 176, [0; 6], ENOSYS),
@@ -48,7 +48,7 @@ const CALLS: &[(&str, u64, [u64; 6], &str)] = &[
     ("x32_getpid", 0x4000_0027, [0; 6], ENOSYS),
 ];
 
-/// What the shell is asked, and what it says.
+/// Names of questions, the shell scripts that ask them, and the expected output.
 const QUESTIONS: &[(&str, &str, &str)] = &[
     ("binfmt_misc", "mount -t binfmt_misc none /mnt 2>/dev/null; echo $?", "255"),
     (
@@ -73,14 +73,14 @@ const QUESTIONS: &[(&str, &str, &str)] = &[
     ("vsyscall", "grep -c vsyscall /proc/self/maps", "0"),
 ];
 
-/// A file of the checkout's .cache.
+/// The path of a file in the checkout's .cache.
 fn cached(name: &str, made_by: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache").join(name);
     assert!(path.exists(), "no .cache/{name}: {made_by}");
     path
 }
 
-/// An initramfs whose init asks everything and powers off.
+/// An initramfs whose init asks every question and powers off.
 fn asking(directory: &Path) -> PathBuf {
     let busybox = fs::read("/bin/busybox").expect("busybox is missing: apt-get install busybox-static");
     let mut init = "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nexport PATH=/bin\n\
@@ -117,7 +117,7 @@ fn asking(directory: &Path) -> PathBuf {
     image
 }
 
-/// What a kernel answers, by the question's name.
+/// A kernel's answers, by the name of the question.
 fn answers(kernel: &Path) -> BTreeMap<String, String> {
     let directory = guest::scratch();
     let image = asking(&directory);

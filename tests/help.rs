@@ -1,4 +1,4 @@
-//! `--help` of each program of the guest explains every option that the program takes.
+//! Checks that `--help` of each program of the guest explains every option that the program takes.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 

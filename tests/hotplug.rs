@@ -1,4 +1,4 @@
-//! Hardware that comes while the guest runs, and a guest that slept.
+//! Hardware that is plugged while the guest runs, and a guest that was paused.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
@@ -11,7 +11,7 @@ use guest::{Guest, Kind, PATIENCE};
 use hyperinit::command::Command;
 use serde_json::json;
 
-/// How long the VM sleeps: several times what an RTC that counts seconds can be wrong by.
+/// How long the VM is paused: several times the error of an RTC that counts whole seconds.
 const SLEEP: Duration = Duration::from_secs(5);
 
 /// The processors and the memory (kB) that a container sees.
@@ -24,9 +24,9 @@ fn machine(guest: &Guest) -> (u64, u64) {
 
 #[test]
 fn processors_and_memory_are_plugged() {
-    // Some kernels bring memory online by themselves.
+    // Without memhp_default_state=offline, below, some kernels bring memory online by themselves.
     let qemu = "-smp 1,maxcpus=2 -m 512,slots=2,maxmem=1G";
-    // Privileged, to see what the pod may have.
+    // Privileged, so that the container can read the pod's limits.
     let append = "memhp_default_state=offline hyper_profile=privileged";
     let guest = Guest::boot_up(Kind::Vm, append, &["--qemu", qemu]);
     guest.start_pod();
@@ -36,7 +36,7 @@ fn processors_and_memory_are_plugged() {
     let limited = limit();
     let (processors, memory) = machine(&guest);
     assert_eq!(processors, 1);
-    // Nothing plugged is no error.
+    // ONLINECPUMEM with nothing plugged is no error.
     guest.call(Command::OnlineCpuMem);
 
     let mut qmp = Qmp::connect(&guest.at());
@@ -49,14 +49,14 @@ fn processors_and_memory_are_plugged() {
     let ram = json!({"qom-type": "memory-backend-ram", "id": "ram", "size": 256 << 20});
     qmp.run("object-add", ram);
     qmp.run("device_add", json!({"driver": "pc-dimm", "id": "plugged-ram", "memdev": "ram"}));
-    // READY from the host is for what is on the PCI bus.
+    // Rescan (READY from the host) is for devices on the PCI bus, ONLINECPUMEM for processors and memory.
     guest.call(Command::Rescan);
     guest.call(Command::OnlineCpuMem);
 
     let deadline = Instant::now() + PATIENCE;
     loop {
         let (processors, now) = machine(&guest);
-        // The kernel keeps a few per cent of new memory to itself.
+        // The kernel keeps a few percent of new memory for itself.
         if processors == 2 && now >= memory + (240 << 10) && limit() >= limited + (240 << 20) {
             break;
         }
@@ -78,7 +78,8 @@ fn a_guest_that_slept_wakes_up_at_its_pods_start() {
     let said: u64 = guest.sh("c", "date +%s").stdout.trim().parse().unwrap();
     let after = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     assert!((before - 2..=after + 2).contains(&said), "it is {before} to {after}, and the guest says {said}");
-    // Two copies of a guest would be told apart by this; virtio-rng is the host's randomness.
+    // This line shows the renewal that keeps two copies of a guest apart. virtio-rng delivers the host's
+    // randomness.
     guest.wait_for_log(0, "the random pool is renewed with the host's randomness");
     guest.wait_for_log(0, "the clock said ");
     guest.finish(sleeper);

@@ -1,5 +1,5 @@
-//! Guests that are opened in other ways: by a STARTPOD of the old style, which carries its containers, and by
-//! the debugging door. In namespaces, and in one VM.
+//! Guests that are opened in other ways: by an old-style STARTPOD, which carries its containers, and by the
+//! debugging door. Each runs in namespaces and in one VM.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 #[test]
 fn in_namespaces() {
     let guest = Guest::boot_with(Kind::Local, "hyper_debug");
-    // The share is there before the pod is.
+    // The share exists before the pod does.
     the_door(&guest, "/run/hyperinit/local-share/image/rootfs/bin/busybox");
     old_style(&guest);
     the_door_in_a_pod(&guest, "/run/hyperinit/local-share/image/rootfs/bin/busybox");
@@ -42,7 +42,7 @@ fn in_a_vm() {
 
 /// Runs a script in the guest itself.
 fn script<'a>(guest: &'a Guest, busybox: &str, script: &str, more: Value) -> Running<'a> {
-    // Its applets, for there is nothing else.
+    // busybox's applets are the only programs of the guest.
     let path = Path::new(busybox).parent().unwrap().display();
     let script = format!("PATH={path}; {script}");
     guest.exec("hyperstart", &[busybox, "sh", "-c", &script], more)
@@ -83,7 +83,7 @@ fn the_door(guest: &Guest, busybox: &str) {
     let missing = guest.exec("hyperstart", &["/no/such/program"], json!({})).outcome();
     assert_eq!(missing.status, 127, "{}", missing.stderr);
 
-    // A terminal and its size.
+    // A terminal, and its size.
     let terminal = json!({"terminal": true, "stderr": 0});
     let shell = guest.exec("hyperstart", &[busybox, "sh", "-i"], terminal);
     shell.resize(33, 44);
@@ -92,7 +92,7 @@ fn the_door(guest: &Guest, busybox: &str) {
     shell.read_until("33 44");
     assert_eq!(shell.end().status, 5);
 
-    // Users are numbers: the guest has no passwd.
+    // Users are numbers, because the guest has no passwd file.
     let user =
         script(guest, busybox, "busybox grep -E '^(Uid|CapEff)' /proc/self/status", json!({"user": "33"}));
     assert_eq!(user.outcome().stdout, "Uid:\t33\t33\t33\t33\nCapEff:\t0000000000000000\n");
@@ -103,20 +103,20 @@ fn the_door(guest: &Guest, busybox: &str) {
 }
 
 fn the_door_in_a_pod(guest: &Guest, busybox: &str) {
-    // Its processes are outside, and a person can look at a container from there.
+    // The door's processes are outside the pod, and can look into a container from there.
     let pid = "busybox readlink /proc/self/ns/pid";
     let outside = says(guest, busybox, pid);
     assert_ne!(outside, guest.says("a", "readlink /proc/self/ns/pid"));
     let inside = "busybox nsenter --mount=/run/hyperinit/containers/a/mnt /bin/busybox cat /etc/hostname";
     assert_eq!(says(guest, busybox, inside), "old\n");
-    // The door makes no container wider.
+    // The door does not widen a container's rights.
     let status = guest.says("a", "cat /proc/self/status");
     let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:\t")).unwrap();
     let bounding = CapSet(u64::from_str_radix(line, 16).unwrap());
     let granted = ContainerProfile::of(Profile::Default).unwrap().capabilities();
     assert_eq!(bounding.intersection(granted), bounding, "{line}");
 
-    // execd comes back to both kinds of process.
+    // A new execd can start both kinds of process, and a process started earlier goes on.
     if guest.kind == Kind::Local {
         let door = script(guest, busybox, "echo up; read word; echo $word", json!({}));
         door.read_until("up\n");
@@ -129,7 +129,7 @@ fn the_door_in_a_pod(guest: &Guest, busybox: &str) {
     }
 }
 
-/// What came by the door ends with the guest.
+/// A process started through the door ends with the guest.
 fn the_end(guest: Guest, busybox: &str) {
     let polite = "trap 'echo goodbye; exit 4' TERM; echo up; while :; do busybox sleep 0.01; done";
     let polite = script(&guest, busybox, polite, json!({}));
@@ -153,12 +153,12 @@ fn container(id: &str, stdio: u64, args: &[&str]) -> Value {
         "process": {"args": args, "stdio": stdio, "stderr": stdio + 1}})
 }
 
-/// Leaves a pod with the containers `a`, which lives, and `b`, which has ended.
+/// Leaves a pod with the container `a`, which runs, and `b`, which has ended.
 fn old_style(guest: &Guest) {
     const FIRST: u64 = 1_000_000;
     let sleeps = ["sleep", "100000"];
 
-    // One of them cannot be: nothing is left of the others, and the guest is as before.
+    // One container cannot start, so nothing is left of the other, and the guest is as before.
     let missing = json!({"id": "b", "image": "no-such-image", "process": {"args": ["true"], "stdio": FIRST + 2, "stderr": FIRST + 3}});
     let stdout = guest.client().streams(FIRST, FIRST + 1);
     let text = guest.refused(pod(json!([container("a", FIRST, &sleeps), missing])));
@@ -169,7 +169,7 @@ fn old_style(guest: &Guest) {
     let text = guest.refused(parse_exec("a", json!({"args": ["true"], "stdio": FIRST, "stderr": FIRST + 1})));
     assert!(text.contains("there is no pod"), "{text}");
 
-    // The same numbers are free again.
+    // The same stream numbers are free again.
     let said = guest.client().streams(FIRST + 2, FIRST + 3);
     let lives = container("a", FIRST, &sleeps);
     guest.call(pod(json!([lives, container("b", FIRST + 2, &["cat", "/etc/hostname"])])));

@@ -1,4 +1,4 @@
-//! docs/processes.svg is what docs/processes.txt says. `PICTURE=write` makes it anew.
+//! Checks that docs/processes.svg is made from docs/processes.txt. `PICTURE=write` makes it again.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
@@ -9,12 +9,12 @@ use std::fs;
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/processes.txt");
 const PICTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/processes.svg");
 
-/// A box's size, the distance between two boxes' corners, and the margin, in pixels.
+/// The size of a box, the distance between the corners of two boxes, and the margin, in pixels.
 const SIZE: (i32, i32) = (170, 66);
 const STEP: (i32, i32) = (260, 110);
 const MARGIN: i32 = 20;
 
-/// The middle of a box and its lines of text.
+/// The middle of a box, and its lines of text.
 struct Place {
     middle: (i32, i32),
     lines: Vec<String>,
@@ -30,10 +30,10 @@ fn place(words: &str) -> (String, Place) {
     (name.to_owned(), Place { middle, lines: text.split(" | ").map(str::to_owned).collect() })
 }
 
-/// Where the line from the middle of a box to another point leaves the box.
+/// The point where the line from the middle of a box to another point leaves the box.
 fn border(from: (i32, i32), to: (i32, i32)) -> (i32, i32) {
     let (across, down) = (to.0 - from.0, to.1 - from.1);
-    // Through a side, unless the line is too steep for it.
+    // It leaves through the left or right side, unless the line is too steep.
     if across.abs() * SIZE.1 >= down.abs() * SIZE.0 {
         let half = SIZE.0 / 2 * across.signum();
         (from.0 + half, from.1 + down * half / across)

@@ -1,5 +1,5 @@
-//! Helpers that are killed in the middle of a running pod: the pod lives, nothing that was written or exited
-//! is lost, and the next command works.
+//! Helpers that are killed while a pod runs: the pod goes on, no output and no exit status is lost, and the
+//! next command works.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
@@ -18,17 +18,17 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-/// A process that says a number for each line that it is told, and exits with 7 at the end.
+/// A process that answers each line with its number and the line, and exits with 7 at the end of its stdin.
 fn talker<'a>(guest: &'a Guest, container: &str) -> Running<'a> {
     let script = "n=0; while read line; do n=$((n+1)); echo $n $line; echo e$n >&2; done; exit 7";
     guest.exec(container, &["sh", "-c", script], json!({}))
 }
 
-/// Sends commands, and waits until the guest has read them and PID 1 has done what it can: helpers have been
-/// asked.
+/// Sends commands, and waits until the guest has read them and PID 1 has nothing more to do: it has sent its
+/// requests to the helpers.
 fn send_through(guest: &Guest, commands: &[(Message, Value)]) -> Vec<Pending> {
     let client = guest.client();
-    // All that went before has been answered, and so written.
+    // The client has written everything sent before, for it has been answered.
     let mut end = client.credit().0;
     let pending = commands.iter().map(|(message, json)| {
         let json = json.to_string();
@@ -45,7 +45,7 @@ fn send_through(guest: &Guest, commands: &[(Message, Value)]) -> Vec<Pending> {
     pending
 }
 
-/// Everything that has to work after a helper's death.
+/// Checks everything that has to work after a helper's death.
 fn works(guest: &Guest, id: &str) {
     let outcome = guest.sh("main", "echo new; exit 3");
     assert_eq!((outcome.stdout.as_str(), outcome.status), ("new\n", 3));
@@ -145,7 +145,7 @@ fn a_start_in_flight_is_an_error_and_the_next_one_works() {
     let mut answers = pending.into_iter().map(|pending| pending.wait(PATIENCE));
     let text = refusal(answers.next().unwrap());
     assert!(text.contains("execd: it died before it answered"), "{text}");
-    // It had not come to these.
+    // execd had not received these requests, so its successor did.
     assert!(answers.all(|answer| answer == Ok(Vec::new())));
     process(&guest, "execd", Some(execd));
     works(&guest, "after");
@@ -172,7 +172,7 @@ fn a_container_in_the_making_is_undone_and_its_id_free() {
         ];
         let [new, signal] = send_through(&guest, &commands).try_into().unwrap();
         if name == "execd" {
-            // It is asked when mountd has done its part.
+            // execd is asked only when mountd has finished.
             let init = process(&guest, "init", None);
             let kept = format!("/proc/{init}/root/run/hyperinit/containers/making/mnt");
             let deadline = Instant::now() + PATIENCE;
@@ -195,7 +195,7 @@ fn a_container_in_the_making_is_undone_and_its_id_free() {
     }
 }
 
-/// Whatever a mountd that dies leaves of a volume that it fills: the next start finds it new, or whole.
+/// A mountd that dies while it fills a volume leaves the volume new or complete for the next start.
 #[test]
 fn a_volume_is_new_or_whole_when_mountd_dies_over_it() {
     const FILES: usize = 2_000;
@@ -218,7 +218,7 @@ fn a_volume_is_new_or_whole_when_mountd_dies_over_it() {
             while !at.join(stage).exists() && !start.is_finished() {}
             kill_hard(mountd);
             match start.join().unwrap() {
-                // A fast machine may be done before it is seen.
+                // A fast machine may have filled the volume before this test sees the stage.
                 Ok(container) => {
                     assert_eq!(container.outcome().stdout, format!("{FILES}\n"));
                     guest.remove("docker");
@@ -231,7 +231,7 @@ fn a_volume_is_new_or_whole_when_mountd_dies_over_it() {
         });
         process(&guest, "mountd", Some(mountd));
         let files = std::fs::read_dir(at.join("_data")).unwrap().count();
-        // With all of them there the mark may be gone too.
+        // With all the files in place the mark may be gone already.
         let known = files == 0 || files == FILES || at.join(".hyperinit-whole").exists();
         assert!(known, "{files} and nobody who knows");
         assert_eq!(guest.container_says("docker", script[2], more), format!("{FILES}\n"), "{stage}");
@@ -315,11 +315,10 @@ fn without_a_warden_the_guest_goes_on_with_what_it_has() {
     assert!(guest.wait_for_end().success());
 }
 
-/// As docs/design.md has it: after so many deaths without an answered request between them a helper is
-/// closed.
+/// docs/design.md: a helper that dies so many times with no answered request in between is closed.
 const DEATHS: usize = 8;
 
-/// Has a helper die as often as it takes, each time before it has done anything.
+/// Kills a helper until it is closed, each time before it has done anything.
 fn close(guest: &Guest, name: &str) {
     let from = guest.log().len();
     let closed = format!("{name} died too often: it is closed for a while");
@@ -330,7 +329,7 @@ fn close(guest: &Guest, name: &str) {
     }
     followed.kill();
     guest.await_log(&closed);
-    // One that dies at once may have been reaped before init was told who it was.
+    // A helper that dies at once may have been reaped before init was told its pid.
     let (gone, soon) = (format!("{name} is gone"), format!("{name} died as soon as it was started"));
     let log = guest.log();
     let deaths = log[from..].lines().filter(|line| line.contains(&gone) || line.contains(&soon)).count();
@@ -369,8 +368,8 @@ fn a_mountd_that_dies_again_and_again_is_closed_and_the_rest_goes_on() {
     assert!(guest.wait_for_end().success());
 }
 
-/// What they died of has passed: without a word of the host's another is tried, and what was left undone is
-/// no obstacle.
+/// When the cause of the deaths has passed, the guest starts the helper again without a command from the
+/// host, and the work left undone is no obstacle.
 #[test]
 fn a_helper_that_was_closed_comes_back() {
     let guest = Guest::with_pod(Kind::Local);
@@ -443,9 +442,9 @@ fn a_pod_init_that_dies_ends_the_pod_in_order() {
     for running in [exec, main, other] {
         assert_eq!(running.end().status, 137);
     }
-    // The kernel lets it go when everything of the pod has been reaped.
+    // The kernel reaps the pod init only when everything in the pod has been reaped.
     guest.await_log("the pod init is gone: the pod ends");
-    // In order and completely: another one can be started.
+    // The end is complete: another pod can be started.
     guest.start_pod();
     let main = guest.sleeper("main");
     works(&guest, "after");

@@ -1,4 +1,4 @@
-//! Every transport between host and guest, and hosts that leave in the middle and come back.
+//! Tests every transport between host and guest, and hosts that disconnect at any moment and reconnect.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
@@ -18,19 +18,20 @@ use hyperinit::ids::ProcessId;
 use hyperinit_client::Client;
 use serde_json::json;
 
-/// How many lines a process writes while its host leaves: far more than anything between the two holds.
+/// How many lines a process writes while its host disconnects: far more than the buffers between the two can
+/// hold.
 const LINES: u32 = 400_000;
 
 /// How a guest's channels behave.
 #[derive(Clone, Copy, PartialEq)]
 enum Way {
-    /// A device that tells when its host leaves: virtio-serial.
+    /// virtio-serial: the device tells the guest when its host disconnects.
     Device,
-    /// Sockets: READY for every connection.
+    /// Sockets: the guest sends READY on every connection.
     Socket,
 }
 
-/// A pod does what it does over any channel.
+/// Checks that a pod works over this channel.
 fn a_pod_works(guest: &Guest) {
     let init = guest.container("works", &["sh", "-c", "echo out; echo err >&2; cat; exit 7"], json!({}));
     let bytes: String = ('a'..='z').cycle().take(20_000).collect();
@@ -41,18 +42,18 @@ fn a_pod_works(guest: &Guest) {
     );
 }
 
-/// The guest ends by itself, after the reply.
+/// Checks that the guest ends by itself after the reply to DESTROYPOD.
 fn it_ends(guest: Guest) {
     guest.call(Command::DestroyPod);
     assert!(guest.wait_for_end().success());
 }
 
-/// Takes the host away, and brings it back for the processes with these streams.
+/// Disconnects the host and reconnects it for the processes with these streams.
 fn come_back(guest: &mut Guest, way: Way, processes: &[(u64, u64)]) -> Vec<hyperinit_client::ProcessStreams> {
     let logged = guest.log().len();
     guest.hang_up();
     if way == Way::Device {
-        // One that is back before the guest has looked was never away: docs/streams.md.
+        // A host that reconnects before the guest has looked does not count as gone: docs/streams.md.
         guest.wait_for_log(logged, "the host has left the control port");
         guest.wait_for_log(logged, "the host has left the stream port");
     }
@@ -64,13 +65,13 @@ fn come_back(guest: &mut Guest, way: Way, processes: &[(u64, u64)]) -> Vec<hyper
     streams
 }
 
-/// A host that leaves when the guest has half a command, and one whose command is under way.
+/// A host disconnects in the middle of a command, and a host disconnects while its command is carried out.
 fn leaving_in_the_middle_of_a_command(guest: &mut Guest, way: Way) {
-    // The length says that more is to come; nobody sends it.
+    // The length announces more bytes, which never come.
     let half = frame::control(Message::Ping.id(), &[b' '; 600]).unwrap();
     let (control, stream) = halves(&guest.at(), guest, way);
     (&control).write_all(&half[..300]).unwrap();
-    // The credit says that the guest has it.
+    // The credit shows that the guest has read the bytes.
     let mut credit = [0; 12];
     (&control).read_exact(&mut credit).unwrap();
     assert_eq!(credit, *frame::control(Message::Next.id(), &300u32.to_be_bytes()).unwrap());
@@ -86,8 +87,8 @@ fn leaving_in_the_middle_of_a_command(guest: &mut Guest, way: Way) {
     }
     guest.call(Command::Ping);
 
-    // A command that the guest has whole, and a host that does not wait for its reply: the command counts,
-    // and the reply is not taken for another's.
+    // The guest has the whole command, and the host does not wait for the reply. The command takes effect,
+    // and its reply is not taken for that of another command.
     let json = json!({
         "id": "left", "image": "image", "rootfs": "rootfs",
         "process": {"id": "init", "args": ["sleep", "100000"], "stdio": 70001, "stderr": 70002}
@@ -105,7 +106,7 @@ fn leaving_in_the_middle_of_a_command(guest: &mut Guest, way: Way) {
     assert_eq!(guest.sh("left", "echo here").stdout, "here\n");
 }
 
-/// Both sockets as they are, in the place of the guest's client, which has left before.
+/// Connects two plain sockets in place of the guest's client, which disconnects first.
 fn halves(at: &Path, guest: &mut Guest, way: Way) -> (UnixStream, UnixStream) {
     let logged = guest.log().len();
     guest.hang_up();
@@ -121,7 +122,7 @@ fn halves(at: &Path, guest: &mut Guest, way: Way) -> (UnixStream, UnixStream) {
     sockets
 }
 
-/// A host that leaves while a process writes: when it is back it gets whole frames, in order, to the end.
+/// A host disconnects while a process writes. After reconnecting it gets whole frames, in order, to the end.
 fn leaving_in_the_middle_of_output(guest: &mut Guest, way: Way) {
     let (stdio, stderr) = (70011, 70012);
     let more = json!({"process": {"stdio": stdio, "stderr": stderr}});
@@ -139,15 +140,17 @@ fn leaving_in_the_middle_of_output(guest: &mut Guest, way: Way) {
         rest.stdout.len(),
         all.len()
     );
-    // What neither side had read was lost with the connection: the sockets' and the port's buffers, not more.
+    // Only what neither side had read is lost with the connection: the contents of the buffers of sockets and
+    // port.
     assert!(rest.stdout.len() > all.len() / 4, "{} of {} bytes", rest.stdout.len(), all.len());
 }
 
-/// What happens while no host is there is told to the next one.
+/// What happens while no host is connected is told to the next one.
 fn an_event_waits_for_a_host(guest: &mut Guest, way: Way) {
     let more = json!({"process": {"stdio": 70021, "stderr": 70022}});
     let running = guest.container("ends", &["sh", "-c", "read line; exit 5"], more);
-    // It exits by what its host does last; whether that is before or after the host has left does not matter.
+    // The process exits on the host's last write; whether that is before or after the host has disconnected
+    // does not matter.
     running.streams.stdin.write(b"now\n").unwrap();
     drop(running);
     come_back(guest, way, &[(70021, 70022)]);
@@ -177,18 +180,19 @@ fn hosts_come_and_go_over_virtio_serial() {
     it_ends(guest);
 }
 
-/// The kernel takes a buffer from the device's queue also when it is only asked whether there is one, and
-/// does not wake anybody for it then (virtio_console). One answer in some thousands comes to that moment.
+/// Checks that no wakeup is lost. The kernel (virtio_console) takes a buffer from the device's queue also
+/// when it is only asked whether there is one, and then wakes nobody. One answer in some thousands arrives at
+/// that moment.
 fn nothing_is_overheard(guest: &Guest) {
     for _ in 0..5000 {
         guest.client().call(Command::Ping).unwrap();
     }
 }
 
-/// How long visitors follow each other.
+/// How long visitors follow each other at most.
 const VISITS: Duration = Duration::from_secs(25);
 
-/// A host that leaves in the middle of what it says: control bytes, stream bytes.
+/// What a host that disconnects half-way has sent: control bytes, stream bytes.
 fn one_who_leaves(round: usize) -> (Vec<u8>, Vec<u8>) {
     let ping = frame::control(Message::Ping, b"null").unwrap();
     let exec = json!({"container": "c", "process": {
@@ -201,20 +205,20 @@ fn one_who_leaves(round: usize) -> (Vec<u8>, Vec<u8>) {
     let file = frame::control(Message::WriteFile, &file).unwrap();
     let stdin = frame::stream(90_000, &[b'x'; 4000]).unwrap();
     match round % 40 {
-        // What the guest recovers from by itself, and then what it has to be left for.
+        // First what the guest recovers from by itself, then what makes it drop the connection.
         at if at % 4 == 0 => (exec[..exec.len() / 2].to_vec(), Vec::new()),
         at if at % 4 == 2 => (exec, Vec::new()),
         5 => ([&ping[..], &ping].concat(), stdin[..2000].to_vec()),
         13 => ([&ping[..], &ping[..5]].concat(), stdin[..5].to_vec()),
         21 => (file[..500].to_vec(), stdin),
         29 => ([&exec[..], &exec[..9]].concat(), stdin[..13].to_vec()),
-        // Nobody.
+        // No visitor.
         _ => (Vec::new(), Vec::new()),
     }
 }
 
-/// Hosts that come as soon as the one before has gone, wherever that was in what it said: each is understood,
-/// and hears its own.
+/// Hosts connect as soon as the previous one has disconnected, at any point of what that one sent. The guest
+/// understands each of them, and each gets only its own replies.
 #[test]
 fn visitors_follow_each_other_over_virtio_serial() {
     let mut guest = Guest::with_pod(Kind::Vm);
@@ -229,7 +233,8 @@ fn visitors_follow_each_other_over_virtio_serial() {
             (&control).write_all(&said).unwrap();
             (&stream).write_all(&written).unwrap();
             if round % 3 > 0 {
-                // The guest has begun to listen to it, if the one before has not just been told of.
+                // Waits until the guest has begun to read from this visitor, unless it has only just noticed
+                // the end of the previous one.
                 control.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
                 let _ = (&control).read(&mut [0; 8]);
             }
@@ -255,7 +260,7 @@ fn visitors_follow_each_other_over_virtio_serial() {
 
 #[test]
 fn hosts_come_and_go_over_vsock() {
-    // Ports are there too: vsock is what a host means that offers it.
+    // The virtio ports exist too: a host that offers vsock wants vsock.
     let ports = "-device virtio-serial-pci -chardev socket,id=c0,path=ctl.sock,server=on,wait=off \
          -device virtserialport,chardev=c0,name=sh.hyper.channel.0 \
          -chardev socket,id=c1,path=stream.sock,server=on,wait=off \
@@ -268,7 +273,7 @@ fn hosts_come_and_go_over_vsock() {
     it_ends(guest);
 }
 
-/// Connects once the guest says that it is up: asked before, the device may break (host/client).
+/// Connects once the guest says that it is up: the vsock device may break if it is used before (host/client).
 fn when_up(guest: &Path, at: &Path) -> Result<Client, Fault> {
     let log = std::fs::read(guest.join("console.log")).unwrap_or_default();
     match String::from_utf8_lossy(&log).contains("init: up after") {
@@ -282,11 +287,11 @@ fn a_pod_works_over_serial_lines() {
     let mut guest = Guest::boot_up(Kind::Vm, "", &["--transport", "serial"]);
     guest.start_pod();
     a_pod_works(&guest);
-    // Nothing tells the guest of a host that comes between two frames, and it does not matter.
+    // The guest does not notice a host that connects between two frames, and need not.
     guest.hang_up();
     guest.connect();
     a_pod_works(&guest);
-    // One that leaves in the middle of frames is another matter: the next one has to be silent for a while.
+    // If the previous host disconnected in the middle of frames, the next one has to be silent for a while.
     guest.hang_up();
     let (control, stream) = Client::sockets(&guest.at()).unwrap();
     (&control).write_all(&frame::control(Message::Ping.id(), b"null").unwrap()[..10]).unwrap();
@@ -302,7 +307,8 @@ fn a_pod_works_over_serial_lines() {
 
 #[test]
 fn xens_consoles_are_found_and_its_share_is_asked_for() {
-    // Consoles of virtio have the same names and the same driver above theirs; Xen itself cannot be run here.
+    // virtio consoles have the same names as Xen's and the same driver above theirs. Xen itself cannot run
+    // here.
     let consoles = (0..3)
         .map(|n| {
             format!(

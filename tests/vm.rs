@@ -1,4 +1,4 @@
-//! The same scenarios in a VM: a real kernel, virtio-serial, 9p.
+//! Runs the scenarios in a VM: with a real kernel, virtio-serial and 9p.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
@@ -24,11 +24,11 @@ macro_rules! list {
     };
 }
 
-/// Every scenario, and those of a share that is a filesystem.
+/// All scenarios, and those for a share that is a filesystem.
 const ALL: &[Scenario] = scenarios::for_all!(list);
 const OF_FILESYSTEMS: &[Scenario] = scenarios::for_filesystems!(list);
 
-/// One VM for all of them: a boot costs seconds.
+/// Runs all scenarios in one VM, because a boot costs seconds.
 fn run(guest: Guest, scenarios: impl IntoIterator<Item = Scenario>) {
     let mut failed = Vec::new();
     for (name, scenario) in scenarios {
@@ -48,7 +48,7 @@ fn every_scenario() {
     run(Guest::with_pod(Kind::Vm), ALL.iter().copied().chain([more]));
 }
 
-/// By virtiofs: what 9p cannot do, and what has to do with files.
+/// Runs over virtiofs the scenarios that 9p cannot serve, and all that concern files.
 #[test]
 fn every_scenario_of_files_by_virtiofs() {
     let guest = Guest::boot_up(Kind::Vm, "", &["--share-by", "virtiofs"]);
@@ -59,7 +59,8 @@ fn every_scenario_of_files_by_virtiofs() {
     run(guest, OF_FILESYSTEMS.iter().chain(ALL.iter().filter(|scenario| of_files(scenario))).copied());
 }
 
-/// More open files than the kernel's own maximum: in namespaces that is the machine's.
+/// A process gets a limit of open files above the kernel's initial maximum. In namespaces that maximum
+/// belongs to the machine.
 fn what_a_host_gives(guest: &Guest) {
     let limit = json!({"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1_073_741_816, "hard": 1_073_741_816}]});
     let main = guest.sleeper("files");
@@ -67,8 +68,8 @@ fn what_a_host_gives(guest: &Guest) {
     guest.finish(main);
 }
 
-/// What the kernel counts for the whole guest: open files, threads, mounts that a container sees, free memory
-/// in kB.
+/// The kernel's counts for the whole guest: open files, threads, mounts that a container sees, available
+/// memory in kB.
 fn belongings(guest: &Guest) -> [i64; 4] {
     let script = "read files rest </proc/sys/fs/file-nr; read one five fifteen threads pid </proc/loadavg
         echo $files ${threads#*/}; wc -l </proc/mounts; grep ^MemAvailable: /proc/meminfo | tr -cd 0-9";
@@ -77,7 +78,7 @@ fn belongings(guest: &Guest) -> [i64; 4] {
     numbers.try_into().unwrap()
 }
 
-/// A VM is alone with its kernel, so that whatever five hundred processes and fifty containers leave is seen
+/// A VM has its own kernel, so whatever five hundred processes and fifty containers leave behind can be seen
 /// from inside.
 #[test]
 fn a_crowd_leaves_nothing() {
@@ -98,7 +99,7 @@ fn a_crowd_leaves_nothing() {
     crowd();
     let after = belongings(&guest);
     let [files, threads, mounts, memory] = std::array::from_fn(|at| after[at] - before[at]);
-    // The kernel gives files and threads back a moment later than processes see it.
+    // The kernel frees files and threads a moment after processes see them gone.
     assert!(files < 50 && threads < 20, "{before:?} before, {after:?} after");
     assert_eq!(mounts, 0, "{before:?} before, {after:?} after");
     assert!(memory > -(8 << 10), "{before:?} before, {after:?} after");
@@ -106,13 +107,13 @@ fn a_crowd_leaves_nothing() {
     assert!(guest.wait_for_end().success());
 }
 
-/// A VM of 512 MB, as hyperctl makes it, has room for a crowd.
+/// A VM of 512 MB, the default of hyperctl, has room for a crowd.
 #[test]
 fn a_crowd_to_the_end() {
     scenarios::crowd::a_crowd_to_the_end(Guest::with_pod(Kind::Vm));
 }
 
-/// DESTROYPOD on a port that has to be drained, and a machine that goes off.
+/// DESTROYPOD on a port that has to be drained, and a machine that powers off.
 #[test]
 fn the_end() {
     let deaf = |guest: &Guest| {
@@ -126,8 +127,8 @@ fn the_end() {
     guest.start_pod();
     assert_eq!(guest.container_says("main", "hostname", json!({})), "pod-1\n");
     deaf(&guest);
-    // Of one that runs to the end too: the host has the whole file with the reply, whatever the guest's
-    // kernel still held.
+    // A container that runs until the end has written a file. The host has the whole file when the reply
+    // comes, although the guest's kernel may have held part of it.
     guest.says("deaf", "yes written | head -c 4000000 >/written");
     let (first, ping) = (guest.client().send(Command::DestroyPod), guest.client().send(Command::Ping));
     let second = guest.client().send(Command::DestroyPod);

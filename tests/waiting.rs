@@ -1,5 +1,5 @@
-//! Nobody waits for what holds up another container: its files, or the mountd that works for it. What real
-//! disks, servers and shares hold up is in tests/storage.
+//! Checks that containers do not wait for what holds up another container: its files, or the mountd that
+//! works for it. tests/storage covers what real disks, servers and shares hold up.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
@@ -21,7 +21,7 @@ fn signal(pid: i32, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(Pid::from_raw(pid), signal).unwrap();
 }
 
-/// A mountd that does not come back from the kernel, as this machine can make one: it is stopped.
+/// Simulates a mountd that does not return from the kernel: it is stopped.
 #[test]
 fn a_mountd_that_is_held_up_holds_up_its_own_container_only() {
     let guest = Guest::with_pod(Kind::Local);
@@ -31,7 +31,7 @@ fn a_mountd_that_is_held_up_holds_up_its_own_container_only() {
     let mut beside = Beside::default();
     beside.live(&guest, 34, &json!({}));
     assert!(is_held_up(&slow));
-    // Whoever works meanwhile is confined as the first is.
+    // The mountds that work meanwhile are confined as the first one is.
     let others: Vec<i32> = processes(&guest, "mountd").into_iter().filter(|&pid| pid != first).collect();
     assert!(!others.is_empty());
     for other in others {
@@ -55,7 +55,7 @@ fn a_mountd_that_is_held_up_holds_up_its_own_container_only() {
     slow.wait(PATIENCE).unwrap();
     beside.done("a mountd that is held up");
     guest.call(kill("slow"));
-    // Those that are not needed any more are ended.
+    // Those no longer needed are ended.
     let deadline = Instant::now() + PATIENCE;
     while processes(&guest, "mountd") != [first] {
         assert!(Instant::now() < deadline, "more than one mountd is there\n{}", guest.log());
@@ -64,12 +64,12 @@ fn a_mountd_that_is_held_up_holds_up_its_own_container_only() {
     assert!(!guest.log().contains("mountd 1 is gone"), "{}", guest.log());
 }
 
-/// It takes as long as it takes, and a SIGKILL still gives it up.
+/// Filling a volume may take any time, and KILLCONTAINER with SIGKILL still gives it up.
 #[test]
 fn a_volume_of_many_files_that_is_filled_holds_up_its_own_container_only() {
     let guest = Guest::with_pod(Kind::Local);
     let data = guest.image("full").join("data");
-    // A million for a hundred containers beside it.
+    // A million files for a hundred containers beside it (`BESIDE=100`).
     let times = times(5);
     for directory in 0..times * 10 {
         let directory = data.join(directory.to_string());
@@ -79,7 +79,7 @@ fn a_volume_of_many_files_that_is_filled_holds_up_its_own_container_only() {
     fs::create_dir(guest.share.join("volume")).unwrap();
     let fsmap = json!([{"source": "volume", "path": "/data", "dockerVolume": true}]);
     let more = json!({"image": "full", "initialize": true, "fsmap": fsmap});
-    // As many as may be filled at once, and one that waits for the first's.
+    // Three starts that fill the same volume; all of them are held up.
     let slow: Vec<Pending> = (0..3).map(|number| begin(&guest, &format!("slow{number}"), &more)).collect();
     let mut beside = Beside::default();
     beside.live(&guest, times, &json!({}));

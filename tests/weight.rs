@@ -1,5 +1,6 @@
-//! What a command's JSON grows to in memory: init counts each of its bytes several times (`command::weight`),
-//! and this is how often. A program of its own, for it counts every allocation.
+//! Measures how much memory a command's JSON takes when parsed: init counts each byte of it several times
+//! (`command::weight`), and this test checks that factor. It is a separate program because it counts every
+//! allocation.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
@@ -18,18 +19,18 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Who counts: every allocation of this program is counted, and another test's would be too.
+/// Held while a test counts: the counter covers the whole program, and so another test too.
 static COUNTING: Mutex<()> = Mutex::new(());
 
-/// What the C library needs for a block besides: a word, and what it is rounded up by.
+/// The C library's overhead for a block, in bytes: a header word, and rounding.
 const BLOCK: usize = 16;
 
-/// A list of so many of the same.
+/// A JSON list of `count` equal elements.
 fn list(element: &str, count: usize) -> String {
     format!("[{}]", vec![element; count].join(","))
 }
 
-/// How much the command takes for each byte of its JSON. A list takes the next power of two.
+/// How many bytes of memory the command takes for each byte of its JSON. A list takes the next power of two.
 fn grown(message: Message, json: &str) -> f64 {
     assert!(json.len() <= JSON_MAX, "{} bytes", json.len());
     let region = Region::new(COUNTED);
@@ -50,8 +51,8 @@ fn exec(more: &str) -> String {
     format!(r#"{{"container":"c","process":{{"id":"p",{more}}}}}"#)
 }
 
-/// Every list, as full as it may be, and with as little in it as can be said; and text. What is just more
-/// than a power of two has been twice as large while it was read.
+/// Every list at its maximum length, with the smallest possible elements; and text. A list slightly longer
+/// than a power of two has twice the capacity that it needs.
 fn shapes() -> Vec<(&'static str, Message, String)> {
     let full = |element: &str, fits: usize| list(element, fits.min((JSON_MAX - 200) / (element.len() + 1)));
     vec![
@@ -125,7 +126,7 @@ fn json_grows_by_no_more_than_it_is_counted_for() {
     );
 }
 
-/// As large as it may be: what is longer than its list may be is refused.
+/// JSON of nearly the maximum size grows less: longer lists are refused.
 #[test]
 fn large_json_grows_less() {
     let _counting = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);

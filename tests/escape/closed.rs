@@ -1,5 +1,5 @@
-//! What a VM closes at boot (src/init/closed.rs): its settings, and that what it starts by itself has
-//! nothing.
+//! What a VM closes at boot (src/init/closed.rs): the settings that it makes, and that a program which the
+//! kernel starts by itself has no capabilities.
 
 use std::fs;
 use std::time::Instant;
@@ -10,12 +10,12 @@ use hyperinit::wire::Profile;
 
 use crate::guest::{Guest, Kind, PATIENCE};
 
-/// The words of a setting, whatever is between them.
+/// The words of a setting, without the whitespace between them.
 fn words(text: &str) -> Vec<&str> {
     text.split_whitespace().collect()
 }
 
-/// A root process of the container reads every setting that the kernel has.
+/// A root process of the container reads every setting that the kernel has, and finds the guest's value.
 fn each_setting_reads_back(guest: &Guest, profile: Profile) {
     let mut missing = Vec::new();
     for setting in settings(profile) {
@@ -23,19 +23,21 @@ fn each_setting_reads_back(guest: &Guest, profile: Profile) {
         let read = guest.sh("main", &format!("cat {}", path.display()));
         match (profile, setting.name) {
             _ if read.stderr.contains("No such file") => missing.push(setting.name),
-            // Only who has CAP_SYS_ADMIN may read it.
+            // Reading it needs CAP_SYS_ADMIN.
             (Profile::Default, "net.core.bpf_jit_harden") => {
                 assert!(read.stderr.contains("Operation not permitted"), "{}", read.stderr);
             }
             _ => assert_eq!(words(&read.stdout), words(setting.value), "{}: {}", setting.name, read.stderr),
         }
     }
-    // Debian's kernel has all but these: it has no uevent helper, and Linux 6.1 cannot turn io_uring off.
+    // Debian's kernel has all settings but these: it has no uevent helper, and Linux 6.1 cannot turn io_uring
+    // off.
     let may_miss = ["kernel.hotplug", "kernel.io_uring_disabled"];
     assert!(missing.iter().all(|name| may_miss.contains(name)), "{missing:?}");
 }
 
-/// A core file is where the process was that died, if its limit allows one, and else nowhere.
+/// A core file is written to the working directory of the process if the process's limit allows one, and
+/// nowhere else.
 fn a_core_file_is_where_its_process_was(guest: &Guest) {
     let script = "cd /dev/shm; for limit in 0 unlimited; do
         sh -c \"ulimit -c $limit; kill -ABRT \\$\\$\"; ls; done; rm -f core";
@@ -63,9 +65,9 @@ fn what_a_vm_has_closed_reads_back() {
     }
 }
 
-/// Who may write to core_pattern has the kernel start any program as the guest's root, outside of every
-/// filter: here a container of the privileged profile. The program has no capability, and cannot be given
-/// one.
+/// A process that may write to core_pattern can make the kernel start any program as the guest's root,
+/// outside every filter. Here a container of the privileged profile does so. The program has no capability
+/// and cannot be given one.
 fn a_program_that_the_kernel_starts_has_nothing(guest: &Guest) {
     let root = "/../run/hyperinit/share/image/rootfs";
     let out = guest.share.join("image/rootfs/out");
@@ -86,7 +88,7 @@ fn a_program_that_the_kernel_starts_has_nothing(guest: &Guest) {
         let line = status.lines().find(|line| line.starts_with(set)).unwrap();
         assert_eq!(words(line)[1], "0000000000000000", "{status}");
     }
-    // Not even for who may do all that a container may.
+    // Not even a process with all capabilities that a container may have can give it one.
     let given = guest.sh("main", "echo 4294967295 511 >/proc/sys/kernel/usermodehelper/bset");
     assert!(given.stderr.contains("Operation not permitted"), "{}", given.stderr);
 }

@@ -1,4 +1,4 @@
-//! What an image puts in the places that the guest mounts over, binds from or writes to.
+//! Hostile images: what an image puts in the places that the guest mounts over, binds from or writes to.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +15,7 @@ fn replace(root: &Path, path: &str, to: &str) {
     symlink(to, path).unwrap();
 }
 
-/// A directory that looks like one of the kernel's.
+/// Fills a directory with forged files, so that it looks like one of the kernel's.
 fn forge(root: &Path, files: &[&str]) {
     for file in files {
         let path = root.join(file);
@@ -27,7 +27,8 @@ fn forge(root: &Path, files: &[&str]) {
 const FORGED_PROC: [&str; 6] =
     ["sys/kernel/shmmni", "sysrq-trigger", "kcore", "self/attr/exec", "self/oom_score_adj", "self/setgroups"];
 
-/// What the devices and what is hidden have to be, whatever the image has in their places.
+/// Checks from inside that the devices and the hidden files are the guest's, whatever the image has in their
+/// places.
 const LOOK: &str = "
     for d in null:1:3 zero:1:5 full:1:7 random:1:8 urandom:1:9 tty:5:0; do
         [ $(stat -c %t:%T /dev/${d%%:*}) = ${d#*:} ] || echo /dev/$d is another
@@ -39,8 +40,8 @@ const LOOK: &str = "
     grep -q ' /proc .* - proc ' /proc/self/mountinfo || echo /proc is none
     [ ! -L /dev/console ] || echo /dev/console is a link";
 
-/// Starts a container of an image that a trap was set in; with `refused`, it has to be refused with that
-/// word. Either way nothing of the guest's has changed.
+/// Starts a container of an image in which `set` has set a trap. If `refused` is given, the start has to fail
+/// with that word. In either case nothing outside the container has changed.
 fn is_safe(name: &str, set: impl FnOnce(&Path), more: Value, refused: Option<&str>) {
     let guest = Guest::with_pod(Kind::Local);
     let outside = Outside::new(&guest);
@@ -65,15 +66,16 @@ fn is_safe(name: &str, set: impl FnOnce(&Path), more: Value, refused: Option<&st
     assert_eq!(mounted_in_the_guest(&guest, OUTSIDE), Vec::<String>::new(), "{name}");
 }
 
-/// CVE-2026-41579: nodes and links of /dev are made in, and removed from, wherever a link in its place leads.
+/// CVE-2026-41579: the guest makes and removes nodes and links in /dev, and would do so wherever a link in
+/// its place leads.
 #[test]
 fn a_link_in_the_place_of_dev_is_refused() {
     is_safe("absolute", |root| replace(root, "dev", OUTSIDE), json!({}), Some("/dev"));
     is_safe("relative", |root| replace(root, "dev", "../../outside"), json!({}), Some("/dev"));
 }
 
-/// CVE-2025-31133: what hides files is bound from a /dev/null that the image has replaced. CVE-2025-52565:
-/// the tty is bound on, or from, a /dev/console or /dev/pts/N that leads elsewhere.
+/// CVE-2025-31133: hidden files are covered by a bind mount of /dev/null, which the image has replaced.
+/// CVE-2025-52565: the terminal is bound on, or from, a /dev/console or /dev/pts/N that leads elsewhere.
 #[test]
 fn an_images_own_dev_is_not_used() {
     let set = |root: &Path| {
@@ -95,8 +97,8 @@ fn an_images_own_dev_is_not_used() {
     is_safe("files", set, json!({}), None);
 }
 
-/// CVE-2025-52881, CVE-2019-16884: what the guest writes below /proc goes to a file of the image's, or to
-/// another of the kernel's, and what hides below it hides nothing.
+/// CVE-2025-52881, CVE-2019-16884: what the guest writes below /proc goes to a file of the image, or to
+/// another file of the kernel, and the covers below it hide nothing.
 #[test]
 fn an_images_own_proc_is_not_used() {
     let sysctl = json!({"sysctl": {"kernel.shmmni": "1234"}});
@@ -121,8 +123,8 @@ fn an_images_own_proc_is_not_used() {
     is_safe("sys", |root| replace(root, "sys", OUTSIDE), sysctl, Some("/sys"));
 }
 
-/// CVE-2019-16884, CVE-2023-28642: a volume's mount point is a link to /proc, or to what is hidden in it. It
-/// may be mounted over, which is the container's own loss; what was hidden stays hidden.
+/// CVE-2019-16884, CVE-2023-28642: a volume's mount point is a link to /proc, or to a hidden place in it. The
+/// mount may succeed, which harms only the container itself. What was hidden stays hidden.
 #[test]
 fn a_volume_does_not_uncover_what_is_hidden() {
     let guest = Guest::with_pod(Kind::Local);
@@ -165,8 +167,9 @@ fn a_volume_does_not_uncover_what_is_hidden() {
     }
 }
 
-/// A file that the guest binds, or that a host's volume is bound on, is a link to a device or to a setting of
-/// the kernel's: that would be a file then, for all that the container and the guest do with it.
+/// A file that the guest binds, or on which a host's volume is bound, is a link to a device or to a setting
+/// of the kernel. If the guest followed the link, the file would replace that device or setting for the
+/// container and for the guest.
 #[test]
 fn a_link_makes_no_file_of_a_device_or_a_setting() {
     let links = [
@@ -186,7 +189,7 @@ fn a_link_makes_no_file_of_a_device_or_a_setting() {
         let fsmap = json!({"fsmap": [{"source": "outside/file", "path": "/etc/app.conf", "readOnly": true}]});
         is_safe(&format!("device{number}"), set, fsmap, None);
     }
-    // On the way to the place there is nothing that could be put in its stead.
+    // The directories on the way to a mount point may not be links to the guest's own mounts either.
     let more = json!({"fsmap": [{"source": "outside/file", "path": "/etc/app/conf"}]});
     is_safe("way", |root| replace(root, "etc/app", "/dev"), more, Some("the guest's own"));
 }

@@ -1,4 +1,4 @@
-//! What a container of the default profile can do from where it is.
+//! What a container of the default profile can do from inside.
 
 use std::ffi::CStr;
 use std::fs::{self, File};
@@ -11,8 +11,9 @@ use serde_json::json;
 use crate::guest::processes::{process, status};
 use crate::guest::{Guest, Kind, PATIENCE, refusal};
 
-/// Directories and files that are hidden, or read-only, are a container's to uncover by no means: unmounting,
-/// mounting over, moving, another name for the same file, another process's root; nor do they fill.
+/// A container cannot uncover hidden or read-only files and directories: not by unmounting, mounting over, or
+/// moving them, nor by another name for the file or another process's root. It cannot put files into them
+/// either.
 #[test]
 fn masked_directories_stay_masked() {
     let guest = Guest::with_pod(Kind::Local);
@@ -50,15 +51,15 @@ fn masked_directories_stay_masked() {
     assert_eq!(guest.says("masked", hidden), "");
     let user = guest.exec("masked", &["sh", "-c", hidden], json!({"user": "web"})).outcome();
     assert_eq!((user.stdout.as_str(), user.status), ("", 0), "{}", user.stderr);
-    // What covers is shared by all covers of a container, and by no other container.
+    // Within a container one empty directory covers all hidden directories. Another container has its own.
     let again = guest.sleeper("again");
     assert_eq!(guest.says("again", hidden), "");
     guest.finish(again);
     guest.finish(main);
 }
 
-/// CVE-2022-29162: with capabilities inheritable, a file's inheritable ones would come into force for a user
-/// who has none.
+/// CVE-2022-29162: if capabilities were inheritable, the inheritable capabilities of a file would take effect
+/// for a user who has none.
 #[test]
 fn nothing_is_inheritable() {
     const XATTR: &CStr = c"security.capability";
@@ -67,7 +68,8 @@ fn nothing_is_inheritable() {
     let program = root.join("bin/busybox.inherits");
     fs::copy(root.join("bin/busybox"), &program).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    // linux/capability.h, revision 2, effective: nothing permitted, everything inheritable.
+    // struct vfs_cap_data of linux/capability.h, revision 2, with the effective bit: nothing permitted,
+    // everything inheritable.
     let words: [u32; 5] = [0x0200_0001, 0, u32::MAX, 0, 0x1ff];
     let value: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     xattr::set(File::open(&program).unwrap(), XATTR, &value).unwrap();
@@ -88,8 +90,8 @@ fn nothing_is_inheritable() {
     guest.finish(main);
 }
 
-/// /proc/1: the pod init was cloned from execd, in a copy of the guest's mounts. Nothing of the guest is to
-/// be reached by it, in the default profile not even what is there.
+/// /proc/1: the pod init was cloned from execd, with a copy of the guest's mounts. A container cannot reach
+/// anything of the guest through it, and under the default profile cannot even see what the pod init has.
 #[test]
 fn the_pod_init_leads_nowhere() {
     let guest = Guest::with_pod(Kind::Local);
@@ -106,12 +108,12 @@ fn the_pod_init_leads_nowhere() {
         nsenter -t 1 -m true 2>/dev/null && echo entered
         true";
     assert_eq!(guest.says("main", ways), "");
-    // Which mounts a process has, anybody may read.
+    // Any process may read which mounts another one has.
     has_left_the_guest(&guest);
     guest.finish(main);
     drop(guest);
 
-    // Who may trace it finds nothing either.
+    // A process that may trace the pod init finds nothing of the guest either.
     let guest = Guest::boot_with(Kind::Local, "hyper_profile=privileged");
     guest.start_pod();
     let main = guest.sleeper("main");
@@ -121,7 +123,8 @@ fn the_pod_init_leads_nowhere() {
     guest.finish(main);
 }
 
-/// Its only mount is an empty directory. It goes there while STARTPOD is being answered.
+/// Waits until the pod init has an empty directory as its only mount. It moves there while the guest answers
+/// STARTPOD.
 fn has_left_the_guest(guest: &Guest) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -133,7 +136,8 @@ fn has_left_the_guest(guest: &Guest) {
     }
 }
 
-/// Sysctl injection: what a name or a value says besides, and what is the whole guest's.
+/// Sysctl injection: names and values that smuggle in another setting, and settings that affect the whole
+/// guest.
 #[test]
 fn a_sysctl_is_one_setting_of_the_pods() {
     let guest = Guest::with_pod(Kind::Local);
@@ -172,7 +176,7 @@ fn a_sysctl_is_one_setting_of_the_pods() {
     with("kernel.shmmni", "1234").unwrap();
 }
 
-/// A gigabyte passwd, and group: refused by its size, and never read into memory.
+/// A passwd or group file of a gigabyte is refused by its size, and never read into memory.
 #[test]
 fn a_gigabyte_passwd_is_refused() {
     let guest = Guest::with_pod(Kind::Local);

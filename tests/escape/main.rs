@@ -1,9 +1,8 @@
-//! A hostile container: the known ways out of one, tried on a whole guest. Each test names the CVE or the
-//! mechanism.
+//! A hostile container: tries the known ways out of a container on a whole guest. Each test names the CVE or
+//! the mechanism.
 //!
-//! Tried elsewhere, and not again here: descriptors and the working directory (CVE-2024-21626) in
-//! tests/execd/profile.rs, TIOCSTI and ioctl's 64-bit number there too, a setuid program that has to work in
-//! tests/scenarios/exec.rs.
+//! Other tests cover: descriptors and the working directory (CVE-2024-21626), TIOCSTI and the 64-bit number
+//! of ioctl (tests/execd/profile.rs); a setuid program that has to work (tests/scenarios/exec.rs).
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
@@ -31,44 +30,45 @@ use std::{env, fs};
 use guest::{Guest, Running};
 use serde_json::json;
 
-/// What tells this program, in a container, which attack it is.
+/// Tells this program, in a container, which attack it is.
 const ATTACK: &str = "ESCAPE";
 
-/// In a container: what is to be attacked. In the test: nothing.
+/// In a container: the argument of the attack, if this is the attack named. In the test: none.
 fn told(attack: &str) -> Option<String> {
     env::var(ATTACK).ok()?.strip_prefix(attack)?.strip_prefix(' ').map(str::to_owned)
 }
 
-/// Puts this very program into an image.
+/// Copies this very program into an image.
 fn arm(root: &Path) {
     fs::copy(env::current_exe().unwrap(), root.join("bin/escape")).unwrap();
 }
 
-/// Runs a test of this program in a container, as the attack that it also is.
+/// Starts a test of this program in a container, where it is the attack.
 fn attack<'a>(guest: &'a Guest, container: &str, test: &str, attack: &str, what: &str) -> Running<'a> {
     let args = ["/bin/escape", "--exact", test, "--nocapture", "--test-threads=1"];
     let envs = json!([{"env": ATTACK, "value": format!("{attack} {what}")}]);
     guest.exec(container, &args, json!({"envs": envs}))
 }
 
-/// A line of an attack's, among the harness's.
+/// Prints a line of an attack apart from those of the test harness.
 fn say(line: &str) {
     let mut out = std::io::stdout();
     out.write_all(format!("\n{line}\n").as_bytes()).and_then(|()| out.flush()).unwrap();
 }
 
-/// What an attack has said behind a word.
+/// The rest of the line of an attack's output that begins with `word`.
 fn said<'a>(text: &'a str, word: &str) -> &'a str {
     let line = text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {word} in {text:?}"))
 }
 
-/// What must not change: a directory of the share that no image has, and that the guest reaches by this path.
+/// A directory of the share that belongs to no image and must not change. The guest reaches it by the path
+/// `OUTSIDE`.
 struct Outside {
     at: PathBuf,
 }
 
-/// The guest's own path to it; in an image it is whatever the image has there.
+/// The guest's own path to it. The same path in an image leads to what the image has there.
 const OUTSIDE: &str = "/run/hyperinit/share/outside";
 const SECRET: &str = "the guest's\n";
 
@@ -82,7 +82,7 @@ impl Outside {
         Outside { at }
     }
 
-    /// Its names and what is in them.
+    /// The names in the directory, with the text of each file and the number of entries of each directory.
     fn content(&self) -> BTreeMap<PathBuf, String> {
         let entries = fs::read_dir(&self.at).unwrap().map(|entry| entry.unwrap().path());
         entries
@@ -99,7 +99,7 @@ impl Outside {
     }
 }
 
-/// The mounts of the guest's own namespace that are below a path.
+/// The mount points below a path in the guest's own mount namespace.
 fn mounted_in_the_guest(guest: &Guest, below: &str) -> Vec<String> {
     let init = guest::processes::process(guest, "init", None);
     let mounts = fs::read_to_string(format!("/proc/{init}/mountinfo")).unwrap();

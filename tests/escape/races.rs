@@ -1,4 +1,4 @@
-//! Links that are swapped under the guest's hands, for seconds, by a container that has the same files.
+//! Races: a container swaps links in its files, for seconds, while the guest works on the same files.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,19 +13,18 @@ use crate::guest::processes::{NAMES, process};
 use crate::guest::{Guest, Kind, container_id};
 use crate::{OUTSIDE, Outside, arm, attack, mounted_in_the_guest, said, say, told};
 
-/// How long each is tried.
+/// How long each race lasts.
 const WHILE: Duration = Duration::from_secs(3);
-/// What an image's own files say.
+/// The text of the image's own files.
 const INSIDE: &str = "the image's\n";
-/// Where links lead: as the guest has it, and as the share's own directories have it.
+/// The targets of the links: an absolute path of the guest, a path upwards, and a path in the share.
 const LINKS: [(&str, &str); 3] = [
     ("absolute", OUTSIDE),
     ("up", "../../../../../../../run/hyperinit/share/outside"),
     ("share", "../../outside"),
 ];
 
-/// In a container: a directory is itself and, in turn, each of the links, as fast as it goes; until stdin
-/// ends.
+/// In a container: exchanges a directory with each of the links in turn, as fast as it can, until stdin ends.
 fn swap(spot: &str) -> ! {
     say("ready");
     let done = std::sync::atomic::AtomicBool::new(false);
@@ -50,7 +49,7 @@ fn swap(spot: &str) -> ! {
     std::process::exit(0)
 }
 
-/// An image in which every path is somewhere, by the link too: what follows it stays inside and succeeds.
+/// An image in which every target of a link exists, so that following a link inside the container succeeds.
 fn image(guest: &Guest) {
     let root = guest.image("race");
     arm(&root);
@@ -63,12 +62,13 @@ fn image(guest: &Guest) {
     }
     fs::create_dir(root.join("links")).unwrap();
     for (name, to) in LINKS {
-        // Exchanged with a directory right below the root.
+        // Resolved from the place right below the root with which it is exchanged.
         symlink(to, root.join("links").join(name)).unwrap();
     }
 }
 
-/// Has a container swap `spot` while `tried` is done again and again; returns how often it succeeded.
+/// Has a container swap `spot` while `tried` runs again and again, and checks that some tries succeed and
+/// nothing outside changes.
 fn race(spot: &str, mut tried: impl FnMut(&Guest, usize) -> Result<(), CallError>) {
     let guest = Guest::with_pod(Kind::Local);
     let outside = Outside::new(&guest);
@@ -100,12 +100,12 @@ fn race(spot: &str, mut tried: impl FnMut(&Guest, usize) -> Result<(), CallError
     guest.finish(main);
 }
 
-/// The spot as a host may write it: from the container's root in either case.
+/// The spot in the two forms that a host may write: both count from the container's root.
 fn spot(count: usize) -> &'static str {
     if count.is_multiple_of(2) { "/spot" } else { "spot" }
 }
 
-/// A container of the image that is being swapped, to its end.
+/// Runs a container of the image that is being swapped to its end.
 fn start(guest: &Guest, more: Value) -> Result<(), CallError> {
     let mut all = json!({"image": "race"});
     all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -115,7 +115,7 @@ fn start(guest: &Guest, more: Value) -> Result<(), CallError> {
     Ok(())
 }
 
-/// The attack's own program: alone, it is tried on a directory of the test's.
+/// The program of the attack. Run as a test, it tries the exchange in a scratch directory.
 #[test]
 fn a_container_swaps_links() {
     if let Some(spot) = told("swap") {
@@ -130,7 +130,7 @@ fn a_container_swaps_links() {
     fs::remove_dir_all(at).unwrap();
 }
 
-/// CVE-2021-30465: the parent of a mount point becomes a link between its look-up and the mount.
+/// CVE-2021-30465: the parent of a mount point becomes a link between its lookup and the mount.
 #[test]
 fn links_swapped_under_a_mount_lead_nowhere() {
     race("/spot", |guest, _| {
@@ -143,7 +143,7 @@ fn links_swapped_under_a_mount_lead_nowhere() {
     });
 }
 
-/// CVE-2018-15664's mechanism, at the making of directories: the workdir, and what the init layer makes.
+/// The mechanism of CVE-2018-15664, on mkdir: the working directory, and what the init layer makes.
 #[test]
 fn links_swapped_under_mkdir_lead_nowhere() {
     race("/spot", |guest, count| {
@@ -152,13 +152,13 @@ fn links_swapped_under_mkdir_lead_nowhere() {
     });
 }
 
-/// The same for the directory in which the guest makes files and mount points of its own.
+/// The mechanism of CVE-2018-15664, on the directory in which the guest makes its own files and mount points.
 #[test]
 fn links_swapped_under_the_init_layer_lead_nowhere() {
     race("/etc", |guest, _| start(guest, json!({"initialize": true})));
 }
 
-/// CVE-2018-15664: what is copied up into a new volume is the image's.
+/// CVE-2018-15664: only the image's files are copied up into a new volume.
 #[test]
 fn links_swapped_under_a_copy_up_lead_nowhere() {
     race("/spot", |guest, count| {
@@ -172,7 +172,7 @@ fn links_swapped_under_a_copy_up_lead_nowhere() {
     });
 }
 
-/// READFILE: what comes is the image's.
+/// READFILE returns only the image's files.
 #[test]
 fn links_swapped_under_readfile_lead_nowhere() {
     race("/spot", |guest, count| {
@@ -183,7 +183,7 @@ fn links_swapped_under_readfile_lead_nowhere() {
     });
 }
 
-/// WRITEFILE, of a file that is there and of a new one.
+/// WRITEFILE, to an existing file and to a new one.
 #[test]
 fn links_swapped_under_writefile_lead_nowhere() {
     race("/spot", |guest, count| {

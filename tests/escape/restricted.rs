@@ -1,5 +1,5 @@
-//! What a container of the profile `restricted` can do from where it is, as root and as a user: code that
-//! nobody trusts.
+//! What a container of the profile `restricted`, meant for untrusted code, can do from inside, as root and as
+//! a user.
 
 use std::fs;
 use std::io::Read;
@@ -17,7 +17,7 @@ use crate::guest::{Guest, Kind};
 use crate::{arm, attack, probe, said, say, told};
 
 const EPERM: i32 = Errno::EPERM as i32;
-/// Who tries.
+/// The users of the attempts.
 const USERS: [&str; 2] = ["root", "web"];
 
 fn boot() -> Guest {
@@ -32,7 +32,7 @@ fn program(root: &Path, name: &str, elf: &[u8], mode: u32) {
     fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Calls with their arguments, and what becomes of them.
+/// System calls with their arguments, and the errno of each.
 const CALLS: [(&str, u64, [u64; 6], i32); 34] = [
     ("socket AF_PACKET", 41, [17, 3, 0, 0, 0, 0], EPERM),
     ("socket AF_NETLINK", 41, [16, 3, 0, 0, 0, 0], EPERM),
@@ -65,7 +65,7 @@ const CALLS: [(&str, u64, [u64; 6], i32); 34] = [
     ("msgget", 68, [0; 6], EPERM),
     ("sethostname", 170, [0; 6], EPERM),
     ("a call of a newer kernel", 999, [0; 6], Errno::ENOSYS as i32),
-    // And what an ordinary program does.
+    // Calls that an ordinary program makes.
     ("socket AF_INET", 41, [2, 1, 0, 0, 0, 0], 0),
     ("socket AF_INET6 of UDP", 41, [10, 0o2_000_002, 0, 0, 0, 0], 0),
     ("pipe2", 293, [probe::BASE, 0, 0, 0, 0, 0], Errno::EFAULT as i32),
@@ -123,7 +123,8 @@ fn nobody_has_a_capability_or_gains_by_a_setuid_program() {
     guest.finish(main);
 }
 
-/// Processes of one start reach one another by signals and abstract sockets, those of two do not.
+/// Processes of the same start reach one another by signals and abstract sockets; processes of two starts do
+/// not.
 #[test]
 fn a_start_is_a_scope_of_signals_and_abstract_sockets() {
     if let Some(what) = told("scope") {
@@ -141,7 +142,7 @@ fn a_start_is_a_scope_of_signals_and_abstract_sockets() {
     assert_eq!(said(&outcome.stdout, "connected:"), expected, "{}", outcome.stdout);
     listening.signal(9);
     assert_eq!(listening.end().status, 137);
-    // The container's first process, which runs as the same user.
+    // A process of this start, and the container's first process, which runs as the same user.
     let script = "sleep 100000 & kill $! && echo its own; kill -0 $(pidof sleep | tr ' ' '\\n' | sort -n | head -1) 2>/dev/null || echo kept out";
     let expected = if scoped { "its own\nkept out\n" } else { "its own\n" };
     assert_eq!(guest.sh("main", script).stdout, expected);
@@ -151,7 +152,7 @@ fn a_start_is_a_scope_of_signals_and_abstract_sockets() {
     guest.finish(main);
 }
 
-/// In the container.
+/// The part of the test that runs in the container.
 fn attempt(what: &str) {
     let address = SocketAddr::from_abstract_name("restricted").unwrap();
     match what {

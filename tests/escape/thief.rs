@@ -1,5 +1,5 @@
-//! The process that is being started, and the pod init: they are in sight of every container, and belong to
-//! the guest.
+//! The process that is being started, and the pod init: every container can see them, but they belong to the
+//! guest.
 
 use std::fs::{self, File};
 use std::io::IoSliceMut;
@@ -14,12 +14,12 @@ use serde_json::json;
 use crate::guest::{Guest, Kind};
 use crate::{arm, attack, said, say, told};
 
-/// How long the thief is at work.
+/// How long the thief works.
 const SPREE: Duration = Duration::from_secs(4);
-/// What execd's processes and the pod init are called until they are another program.
+/// The names of execd's processes, until they execute another program, and of the pod init.
 const PREY: [&str; 2] = ["execd", "podinit"];
 
-/// Which ways into a process are open, of all that a root process of a container can try.
+/// The ways into a process that are open, of all that a root process of a container can try.
 fn ways_into(pid: i32) -> Vec<&'static str> {
     let at = |name: &str| format!("/proc/{pid}/{name}");
     let mut open = Vec::new();
@@ -35,8 +35,8 @@ fn ways_into(pid: i32) -> Vec<&'static str> {
     note("environ", File::open(at("environ")).is_ok_and(|file| file.read_at(&mut [0], 0).is_ok()));
     note("maps", File::open(at("maps")).is_ok());
     note("ns/mnt", File::open(at("ns/mnt")).is_ok());
-    // Where a static program without a fixed address has something to read is in its maps; the null page is
-    // nobody's, and EPERM comes before EFAULT.
+    // A readable address of a static position-independent program is known only from its maps. The null page
+    // is never mapped, and the kernel checks the right (EPERM) before the address (EFAULT).
     let mut byte = [0];
     let remote = [RemoteIoVec { base: 0, len: 1 }];
     let read = process_vm_readv(Pid::from_raw(pid), &mut [IoSliceMut::new(&mut byte)], &remote);
@@ -48,7 +48,8 @@ fn name(pid: i32) -> Option<String> {
     fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|comm| comm.trim_end().to_owned())
 }
 
-/// In a container: everything is tried on whoever is called as execd's processes are.
+/// In a container: tries every way into each process that has the name of execd's processes or of the pod
+/// init.
 fn steal() -> ! {
     say("ready");
     let until = Instant::now() + SPREE;
@@ -58,7 +59,7 @@ fn steal() -> ! {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
             let Some(before) = name(pid).filter(|name| PREY.contains(&name.as_str())) else { continue };
             let open = ways_into(pid);
-            // A process that has become its container's program meanwhile is no prey.
+            // Meanwhile the process may have become its container's own program, which does not count.
             if name(pid).as_ref() != Some(&before) {
                 continue;
             }
@@ -75,7 +76,7 @@ fn steal() -> ! {
     std::process::exit(0)
 }
 
-/// The ways are ways: an ordinary process of the same user is open by every one of them.
+/// Checks the thief itself: an ordinary process of the same user is open by every way.
 #[test]
 fn the_thief_knows_its_trade() {
     let mut child = Command::new("/bin/busybox").arg("cat").stdin(Stdio::piped()).spawn().unwrap();
@@ -85,8 +86,8 @@ fn the_thief_knows_its_trade() {
     assert_eq!(open, ["mem", "fd", "root", "cwd", "exe", "environ", "maps", "ns/mnt", "process_vm_readv"]);
 }
 
-/// ptrace and theft of descriptors (CVE-2016-9962): execd's process is in the container's PID namespace, with
-/// the guest's descriptors and capabilities, before it is the container's.
+/// ptrace and theft of descriptors (CVE-2016-9962): before it becomes the container's, execd's process is in
+/// the container's PID namespace with the guest's descriptors and capabilities.
 #[test]
 fn a_process_that_is_being_started_cannot_be_robbed() {
     if told("steal").is_some() {

@@ -1,5 +1,5 @@
-//! What needs a kernel of its own: devices, memory, tasks. One VM for all of the default profile, one for the
-//! privileged.
+//! Attacks that need a separate kernel: on devices, memory and tasks. One VM for the default profile, one for
+//! the privileged profile.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,24 +13,24 @@ use serde_json::json;
 use crate::guest::{Guest, Kind, Running, container_id, kill, make_rootfs, scratch};
 use crate::probe;
 
-/// x86_64's numbers.
+/// System call numbers of x86_64.
 const MMAP: u64 = 9;
 const FORK: u64 = 57;
 /// PROT_READ, PROT_WRITE.
 const WRITABLE: u64 = 3;
-/// MAP_PRIVATE, MAP_ANONYMOUS, MAP_POPULATE: what is mapped is there, and the kernel's to find.
+/// MAP_PRIVATE, MAP_ANONYMOUS, MAP_POPULATE: the memory is present at once, without being touched.
 const AT_ONCE: u64 = 0x8022;
 const A_MEGABYTE: (u64, [u64; 6]) = (MMAP, [0, 1 << 20, WRITABLE, AT_ONCE, u64::MAX, 0]);
 
-/// A VM with a disk that is no container's, and attackers in its image.
+/// A VM with a disk that belongs to no container, and with attackers in its image.
 fn boot(append: &str) -> (Guest, PathBuf) {
     let directory = scratch();
     let disk = directory.join("disk.img");
     fs::write(&disk, vec![b'D'; 1 << 20]).unwrap();
     let root = root_disk(&directory);
-    // Little memory, so that it is soon gone.
+    // Little memory, so that it runs out soon.
     let options = ["--disk", disk.to_str().unwrap(), "--disk", root.to_str().unwrap(), "--memory", "256"];
-    // The kernel tells at each kill who was there, and a serial line is slow.
+    // Without this the kernel logs every process at each kill, and a serial line is slow.
     let append = format!("sysctl.vm.oom_dump_tasks=0 {append}");
     let guest = Guest::boot_up(Kind::Vm, &append, &options);
     let root = guest.share.join("image/rootfs/bin");
@@ -58,14 +58,14 @@ fn root_disk(directory: &Path) -> PathBuf {
     image
 }
 
-/// The guest's processes are those that came up at boot, and do what they have to.
+/// Checks that the guest works, and that no helper has died since the boot.
 fn is_well(guest: &Guest) {
     guest.call(Command::Ping);
     assert_eq!(guest.container_says("well", "echo well", json!({})), "well\n");
     assert!(!guest.log().contains(" is gone ("), "a helper has died\n{}", guest.log());
 }
 
-/// KILLCONTAINER ends it, however many there are in it.
+/// Ends a container by KILLCONTAINER, however many processes it has.
 fn end(guest: &Guest, container: &str, init: Running<'_>) {
     guest.call(kill(container, 9));
     assert_eq!(init.end().status, 137);
@@ -85,7 +85,7 @@ fn a_hostile_container_in_a_vm() {
     fs::remove_dir_all(directory).unwrap();
 }
 
-/// What the kernel has of disks, ports to the host, memory and the like: `b:MAJOR:MINOR` or `c:MAJOR:MINOR`,
+/// The kernel's disks, ports to the host, memory devices and the like: `b:MAJOR:MINOR` or `c:MAJOR:MINOR`,
 /// one a line.
 fn devices(guest: &Guest, container: &str) -> String {
     let script = "for f in /sys/class/block/*/dev; do echo b:$(cat $f); done
@@ -98,7 +98,7 @@ fn devices(guest: &Guest, container: &str) -> String {
     devices
 }
 
-/// A script that makes a node of each device at each place, and says which can be used.
+/// A script that makes a node of each device in each place, and prints which can be used.
 fn make_nodes(devices: &str, places: &str) -> String {
     let devices = devices.lines().collect::<Vec<_>>().join(" ");
     format!(
@@ -112,15 +112,15 @@ fn make_nodes(devices: &str, places: &str) -> String {
     )
 }
 
-/// mknod of the guest's disks, of its memory, of its ports to the host: a node made by a root process, or
-/// brought by an image, opens nothing.
+/// mknod of the guest's disks, memory and ports to the host: no node opens the device, whether a root process
+/// made it or an image brought it.
 fn the_guests_devices_are_nobodys(guest: &Guest) {
     let main = guest.sleeper("nodes");
-    // /dev/null and its like are among them, and are no devices there either.
+    // The list includes /dev/null and the like, which cannot be used in these places either.
     let devices = devices(guest, "nodes");
     assert_eq!(guest.says("nodes", &make_nodes(&devices, "/dev /dev/shm")), "");
     guest.finish(main);
-    // The share's server has an opinion of its own on nodes; a disk's filesystem has none.
+    // The share's server may treat nodes in its own way; a disk's filesystem does not.
     let on_disk = json!({"image": "vdb", "fstype": "ext4", "rootfs": "rootfs"});
     assert_eq!(guest.container_says("disk", &make_nodes(&devices, "/ /tmp /root"), on_disk), "");
     let root = guest.image("brought");
@@ -136,20 +136,21 @@ fn the_guests_devices_are_nobodys(guest: &Guest) {
     assert_eq!(guest.container_says("brought", script, json!({"image": "brought"})), "");
 }
 
-/// The control port is init's: not a file of a container's /dev, not a socket, not another name of the same
-/// device (above).
+/// The control port belongs to init. A container reaches it neither by a file in its /dev, nor by a socket,
+/// nor by another name of the device (see above).
 fn the_control_port_is_out_of_reach(guest: &Guest) {
     let script = "ls /dev | grep -E 'vport|hvc|ttyS|kmsg|vsock|mem|port'
         grep -r sh.hyper.channel /sys/class/virtio-ports/*/name | wc -l
         awk '$4 ~ /00010000/ { print $8 }' /proc/net/unix";
     let outcome = guest.container("port", &["sh", "-c", script], json!({})).outcome();
-    // Both ports are there; no socket waits for connections in the network namespace that the pod shares with
-    // the guest. (One that was accepted keeps its listener's name, and nobody can connect to it.)
+    // Both ports exist. No socket listens in the network namespace that the pod shares with some helpers. (A
+    // connection that was accepted keeps its listener's name, but nobody can connect to it.)
     assert_eq!(outcome.stdout, "2\n", "{}", outcome.stderr);
     guest.remove("port");
 }
 
-/// oom_score_adj: the guest's processes are never taken, a container's are, and cannot exempt themselves.
+/// oom_score_adj: the kernel never kills the guest's processes for memory. It kills a container's, which
+/// cannot exempt themselves.
 fn the_memory_killer_takes_containers(guest: &Guest) {
     let main = guest.sleeper("score");
     assert_eq!(guest.says("score", "cat /proc/1/oom_score_adj /proc/self/oom_score_adj"), "-1000\n0\n");
@@ -160,7 +161,7 @@ fn the_memory_killer_takes_containers(guest: &Guest) {
     guest.finish(main);
 }
 
-/// Memory hogs, alone and by hundreds, with private memory and with the pod's shared memory.
+/// Memory hogs, one and hundreds of them, with private memory and with the pod's shared memory.
 fn a_memory_hog_starves_nobody(guest: &Guest) {
     let main = guest.sleeper("hog");
     for _ in 0..2 {
@@ -186,8 +187,8 @@ fn a_memory_hog_starves_nobody(guest: &Guest) {
     is_well(guest);
 }
 
-/// A fork bomb: it gets its share of the tasks, and of the processor's time; another container of the pod
-/// still starts processes, and the host ends it.
+/// A fork bomb gets no more than its share of the tasks and of processor time. Another container of the pod
+/// still starts processes, and the host can end the bomb.
 fn a_fork_bomb_starves_nobody(guest: &Guest) {
     let main = guest.sleeper("bomb");
     let watch = guest.sleeper("watch");
@@ -197,7 +198,7 @@ fn a_fork_bomb_starves_nobody(guest: &Guest) {
     let before = number(tasks);
     let share = room / 4 * 3 / 4 * 3;
     let bomb = guest.exec("bomb", &["bomb"], json!({}));
-    // It has all that it can have; then it tries on.
+    // The bomb has all the tasks that it can get, and tries on.
     let mut most = 0;
     while most < share {
         most = most.max(number(tasks));
@@ -213,8 +214,8 @@ fn a_fork_bomb_starves_nobody(guest: &Guest) {
     is_well(guest);
 }
 
-/// Of the guest's own in the privileged profile: how it is shared out, and that the ports have their one
-/// reader. With CAP_SYS_ADMIN everything else is the container's: docs say so.
+/// A privileged container reads how the guest's resources are divided, and cannot open the ports, which have
+/// a reader already. With CAP_SYS_ADMIN everything else belongs to the container: the documents say so.
 #[test]
 fn a_privileged_container_in_a_vm() {
     let (guest, directory) = boot("hyper_profile=privileged");
@@ -237,27 +238,28 @@ fn a_privileged_container_in_a_vm() {
     let room = guest.says("main", "cat /proc/sys/kernel/threads-max").trim().parse::<u64>().unwrap();
     assert_eq!(number("pod/pids.max"), Ok(room / 4 * 3));
     assert_eq!(number("pod/main/pids.max"), Ok(room / 4 * 3 / 4 * 3));
-    // Each of the guest's processes, by itself, weighs as much as the whole pod.
+    // Each process of the guest, by itself, weighs as much as the whole pod.
     assert_eq!(number("pod/cpu.weight"), Ok(100));
-    // A kernel may be without autogroups.
+    // Some kernels have no autogroups.
     let autogroups = "cat /proc/sys/kernel/sched_autogroup_enabled 2>/dev/null || echo 0";
     assert_eq!(guest.says("main", autogroups), "0\n");
-    // The guest's own are in the root, with the kernel's. Of what the container can name that is the pod init
-    // only: numbers of another PID namespace are 0.
+    // The guest's own processes are in the root cgroup, together with the kernel's. The container can name
+    // only the pod init among them: a pid of another PID namespace reads as 0.
     assert_eq!(guest.says("main", "grep -vx 0 /cg/cgroup.procs"), "1\n");
     assert_eq!(guest.says("main", "ls -d /cg/*/"), "/cg/pod/\n");
-    // Boot is over, and other processors are not interrupted any more.
+    // Boot is over, so RCU no longer interrupts the other processors.
     assert_eq!(guest.says("main", "cat /sys/kernel/rcu_expedited"), "0\n");
-    // A hog meets the pod's limit, not the end of the guest's memory.
+    // A hog hits the pod's limit before the guest's memory runs out.
     assert_eq!(guest.exec("main", &["hog"], json!({})).outcome().status, 137);
     let kills = |file: &str| guest.says("main", &format!("sed -n 's/^oom_kill //p' {file}"));
     assert_eq!((kills("/cg/pod/memory.events").as_str(), kills("/proc/vmstat").as_str()), ("1\n", "1\n"));
-    // Where nodes are devices they are used: what the default profile's container tries works.
+    // Where device nodes work, the container can use them: what fails under the default profile succeeds
+    // here.
     guest.says("main", "mkdir /nodes; mount -t tmpfs tmpfs /nodes");
     let disk = guest.says("main", "cat /sys/class/block/vda/dev");
     let used = guest.says("main", &make_nodes(&format!("b:{}", disk.trim()), "/nodes"));
     assert_eq!(used.lines().count(), 2, "{used}");
-    // The ports are open already, and are nobody else's to open.
+    // The ports are open already and can be opened only once.
     let opened = guest.sh("main", "for p in /devices/vport*; do cat $p; done");
     assert_eq!(opened.stderr.matches("Device or resource busy").count(), 2, "{}", opened.stderr);
     guest.call(Command::Ping);

@@ -1,4 +1,4 @@
-//! `hyperctl call` and `hyperctl exec`: a pod by hand.
+//! `hyperctl call` and `hyperctl exec`: a person drives a pod by hand.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use super::guest::{PATIENCE, make_rootfs};
 use super::up::up_with;
 use super::{Running, finish, hyperctl_path, output, read_until, scratch, signal, spawn, text};
 
-/// A guest that a person has for a while: everything by `call` and `exec`.
+/// A guest that a person uses for a while, entirely by `call` and `exec`.
 pub struct ByHand {
     pub directory: tempfile::TempDir,
     guest: Option<Running>,
@@ -35,7 +35,7 @@ impl ByHand {
         command
     }
 
-    /// A command that is done, with this on standard input; what it prints.
+    /// Runs a command that must succeed, with `stdin` on its standard input. Returns its output.
     pub fn call(&self, command: &str, json: &str, stdin: &[u8]) -> Vec<u8> {
         let mut child = spawn(self.command("call", &[command, json]).stdin(Stdio::piped()));
         child.stdin.take().unwrap().write_all(stdin).unwrap();
@@ -49,7 +49,7 @@ impl ByHand {
         output(self.command("exec", words))
     }
 
-    /// The pod and a container that says more than anybody reads.
+    /// Starts the pod, and a container that writes more than anybody reads.
     pub fn start(&self, network: &str) {
         self.call("STARTPOD", &format!(r#"{{"hostname": "hand", "shareDir": "share_dir"{network}}}"#), b"");
         let script = r#"["sh", "-c", "seq 300000; echo sat >/tmp/sat; sleep 100000"]"#;
@@ -59,7 +59,7 @@ impl ByHand {
         self.call("NEWCONTAINER", &container, b"");
     }
 
-    /// What a person does in a pod; where the guest's network is its own, there too.
+    /// Does what a person does in a pod, also in its network.
     fn use_it(&self) {
         let outcome = self.exec(&[
             "-e",
@@ -74,7 +74,7 @@ impl ByHand {
         ]);
         assert_eq!((text(&outcome.stdout), text(&outcome.stderr)), ("1 web\n", "err\n"));
         assert_eq!(outcome.status.code(), Some(7));
-        // What the container says goes nowhere, and holds it up no longer than somebody is there.
+        // The container's output goes nowhere, and does not hold the container up.
         let sat =
             self.exec(&["c", "--", "sh", "-c", "until [ -e /tmp/sat ]; do sleep 0.01; done; cat /tmp/sat"]);
         assert_eq!(text(&sat.stdout), "sat\n", "{}", text(&sat.stderr));
@@ -99,7 +99,6 @@ impl ByHand {
         assert_eq!(text(&address.stdout), "1\n", "{}", text(&address.stderr));
     }
 
-    /// The end, in order.
     /// Waits until the guest has ended.
     pub fn wait(mut self) -> Output {
         finish(self.guest.take().unwrap())
@@ -107,7 +106,7 @@ impl ByHand {
 
     fn end(self) {
         self.call("KILLCONTAINER", r#"{"container": "c", "signal": 9}"#, b"");
-        // It has ended when it can be removed; nobody here hears its event.
+        // The container can be removed once it has ended. No host is connected to receive its event.
         let deadline = std::time::Instant::now() + PATIENCE;
         while !output(self.command("call", &["REMOVECONTAINER", r#"{"container": "c"}"#])).status.success() {
             assert!(std::time::Instant::now() < deadline, "the container does not end");
@@ -135,7 +134,7 @@ fn a_pod_by_hand() {
     hand.end();
 }
 
-/// One host at a time, each over the guest's own channels.
+/// Over the guest's own channels, which take one host at a time.
 #[test]
 fn a_pod_by_hand_over_its_own_channels() {
     let hand = ByHand::new(&["--local", "--channels", "raw"]);
@@ -152,8 +151,8 @@ fn a_pod_by_hand_in_a_vm() {
     hand.end();
 }
 
-/// Waits until no process of the container has these words: hyperctl has sent the signal by which it ends,
-/// and has not waited.
+/// Waits until no process of the container has these words on its command line. hyperctl has sent the signal
+/// that ends the process, and has not waited.
 pub fn wait_for_end(hand: &ByHand, words: &str) {
     let look = format!("ps -o args | grep -v grep | grep -q '{words}'");
     let deadline = std::time::Instant::now() + PATIENCE;
@@ -172,7 +171,7 @@ fn an_execs_signals_are_its_programs() {
     signal(&child, Signal::SIGTERM);
     assert_eq!(finish(child).status.code(), Some(9));
 
-    // One that heeds none is ended by the third.
+    // A program that ignores SIGINT is ended by the third one.
     let deaf = "trap 'echo no' INT; echo up; while :; do sleep 0.01; done; : deaf";
     let mut child = spawn(&mut hand.command("exec", &["c", "--", "sh", "-c", deaf]));
     let mut stdout = child.stdout.take().unwrap();
@@ -185,7 +184,7 @@ fn an_execs_signals_are_its_programs() {
     assert_eq!(finish(child).status.code(), Some(130));
     wait_for_end(&hand, ": deaf");
 
-    // A reader that leaves ends it too.
+    // A reader that closes its end of the output ends the program too.
     let mut child = spawn(&mut hand.command("exec", &["c", "--", "yes", "long"]));
     child.stdout.take().unwrap().read_exact(&mut [0; 4]).unwrap();
     assert_eq!(finish(child).status.code(), Some(128 + Signal::SIGPIPE as i32));
@@ -210,7 +209,7 @@ fn an_exec_has_the_callers_terminal() {
     tty::set_size(&pty.slave, 44, 111).unwrap();
     signal(&child, Signal::SIGWINCH);
     read_until(&mut master, "44 111\r\n");
-    // The terminal goes with hyperctl.
+    // The program's terminal goes away with hyperctl.
     signal(&child, Signal::SIGTERM);
     assert_eq!(finish(child).status.code(), Some(143));
     assert!(tcgetattr(&pty.slave).unwrap() == before, "restored");

@@ -1,5 +1,5 @@
-//! hyperctl as a person meets it: what it says when it cannot, and what a run is like when it can. Needs root
-//! (for namespaces); some tests boot a VM.
+//! Tests hyperctl as a person uses it: its error messages, and its runs. Needs root (for namespaces); some
+//! tests boot a VM.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
@@ -34,7 +34,7 @@ fn hyperctl(line: &str) -> Command {
     command
 }
 
-/// A hyperctl that does not outlive its test.
+/// A hyperctl process. Dropping it kills the process, so that it does not outlive its test.
 struct Running(Option<Child>);
 
 impl std::ops::Deref for Running {
@@ -61,30 +61,29 @@ impl Drop for Running {
 }
 
 fn spawn(command: &mut Command) -> Running {
-    // What a test was started to ignore, as a shell's job in the background is, its hyperctl would ignore
-    // too.
+    // hyperctl would inherit the signals that the test ignores, as a shell's background job does.
     ignore_nothing().unwrap();
     loop {
         match command.spawn() {
-            // A program that was just copied: the child of another thread, which has not executed yet, has it
-            // open too.
+            // The program was just copied. A child that another thread has forked, but that has not executed
+            // its own program yet, still has the file open for writing.
             Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
             child => return Running(Some(child.unwrap())),
         }
     }
 }
 
-/// What a command came to; it must end in time.
+/// The output of a command, which must end in time.
 fn finish(mut running: Running) -> Output {
     let child = running.0.take().unwrap();
     let pid = child.id();
     let (sender, receiver) = channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
     receiver
-        // It may be one that boots a VM.
+        // The command may boot a VM.
         .recv_timeout(BOOT)
         .unwrap_or_else(|_| {
-            // Not reaped: the thread still waits for it.
+            // The pid is still valid: the thread has not reaped the process.
             let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
             panic!("hyperctl does not end")
         })
@@ -103,7 +102,7 @@ fn signal(child: &Running, signal: Signal) {
     kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
 }
 
-/// A directory that everybody may enter, and that goes with it.
+/// A temporary directory that every user may enter. Dropping it removes the directory.
 fn scratch() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -149,7 +148,7 @@ fn a_wrong_command_line_is_told_apart_from_what_a_container_says() {
     assert!(text(&help.stdout).contains("--read-only"));
 }
 
-/// hyperctl where a user other than root can execute it, and where no checkout is around it.
+/// hyperctl in a place where a user other than root can execute it, outside of any checkout.
 fn elsewhere(directory: &Path, line: &str) -> Command {
     let copy = directory.join("hyperctl");
     fs::copy(hyperctl_path(), &copy).unwrap();

@@ -1,4 +1,4 @@
-//! One `hyperctl up`, many `call` and `exec` at once: none is another's concern.
+//! One `hyperctl up` with many `call` and `exec` at once: none affects another.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -29,7 +29,7 @@ fn client(hand: &ByHand) -> Client {
     Client::visit(&hand.directory.path().join("guest")).unwrap()
 }
 
-/// An interactive exec, and the keys and the screen of its terminal.
+/// An interactive exec, with the host's end of its terminal.
 fn session(hand: &ByHand, script: &str) -> (Running, File) {
     let pty = openpty(None, None).unwrap();
     let end = || Stdio::from(pty.slave.try_clone().unwrap());
@@ -49,7 +49,7 @@ fn an_editor_and_a_shell_at_once() {
         read_until(terminal, &format!("{name} is up\r\n"));
     }
     for round in 0..20 {
-        // What is typed at all is read in the other order.
+        // Input is written in one order, and the output read in the other.
         for (name, (_, terminal)) in &mut sessions {
             terminal.write_all(format!("{round} of {name}\n").as_bytes()).unwrap();
         }
@@ -90,7 +90,7 @@ fn twenty_at_once_get_each_its_own() {
 #[test]
 fn who_does_not_read_holds_up_nobody() {
     let hand = hand();
-    // It writes as much as anybody takes, and its own hyperctl nothing of it.
+    // The program writes as much as it can; its hyperctl's output is not read.
     let mut slow = spawn(&mut hand.command("exec", &["c", "--", "sh", "-c", "seq 3000000"]));
     let mut first = [0; 2];
     slow.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
@@ -109,7 +109,7 @@ fn who_does_not_read_holds_up_nobody() {
 #[test]
 fn a_program_that_does_not_read_holds_up_nobody() {
     let hand = hand();
-    // It is sent as much as anybody takes.
+    // The program reads nothing; it is sent as much as its hyperctl takes.
     let mut deaf = spawn(hand.command("exec", &["-i", "c", "--", "sleep", "100000"]).stdin(Stdio::piped()));
     let mut stdin = deaf.stdin.take().unwrap();
     std::thread::spawn(move || while stdin.write_all(&[0; 1 << 16]).is_ok() {});
@@ -131,7 +131,7 @@ fn what_a_killed_exec_has_started_ends() {
     assert_eq!(finish(child).status.signal(), Some(9));
     wait_for_end(&hand, "yes of the killed");
 
-    // With a terminal it is told that this is gone.
+    // A process with a terminal gets SIGHUP, because its terminal is gone.
     let script = "trap 'echo hup >/tmp/hup; exit' HUP; echo up; while :; do sleep 0.01; done; : orphan";
     let (child, mut terminal) = session(&hand, script);
     read_until(&mut terminal, "up\r\n");
@@ -139,7 +139,7 @@ fn what_a_killed_exec_has_started_ends() {
     assert_eq!(finish(child).status.signal(), Some(9));
     wait_for_end(&hand, ": orphan");
     assert_eq!(text(&hand.exec(&["c", "--", "cat", "/tmp/hup"]).stdout), "hup\n");
-    // The container itself goes on.
+    // The container itself still runs.
     assert_eq!(hand.exec(&["c", "--", "true"]).status.code(), Some(0));
 }
 
@@ -168,7 +168,7 @@ fn half_a_command_and_garbage_are_their_senders_concern() {
         drop(control);
         other.call(Said::Ping).unwrap();
     }
-    // Bytes that are no frames, on either channel: that connection ends, no other one does.
+    // Bytes that are no frame, on either channel, end that connection and no other.
     for is_stream in [false, true] {
         let (mut control, mut stream) = mux::enter(&at).unwrap();
         let (speak, hear) = if is_stream { (&mut stream, &mut control) } else { (&mut control, &mut stream) };
@@ -177,7 +177,7 @@ fn half_a_command_and_garbage_are_their_senders_concern() {
         let _ = hear.read_to_end(&mut Vec::new()).unwrap();
         other.call(Said::Ping).unwrap();
     }
-    // What only a guest says is refused.
+    // Messages that only a guest may send are refused.
     for message in [Message::Ack, Message::Error, Message::Next, Message::ProcessAsyncEvent] {
         let refused = other.send_raw(message.id(), b"{}").wait(PATIENCE);
         assert!(matches!(refused, Err(CallError::Refused(_))), "{message}: {refused:?}");
@@ -225,10 +225,11 @@ fn numbers_and_names_of_streams_are_each_hosts_own() {
                 .wait(PATIENCE)
                 .unwrap();
         }
-        // One connection has each number once at a time.
+        // A connection can use each stream number only once at a time.
         let again = start(&clients[0], "again", "true").wait(PATIENCE);
         assert!(matches!(&again, Err(CallError::Refused(why)) if why.contains("stream 7")), "{again:?}");
-        // A name is the container's: the guest refuses it, and whose it is hears of its end.
+        // A process name is unique in the container: the guest refuses a second one, and the owner of the
+        // first still gets its event.
         let taken = start(&client(&hand), "a", "true").wait(PATIENCE);
         assert!(matches!(&taken, Err(CallError::Refused(why)) if why.contains("exists")), "{taken:?}");
         for (streams, name) in streams.iter().zip(["x", "y"]) {

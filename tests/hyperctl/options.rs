@@ -1,4 +1,4 @@
-//! The options of `run` and `exec`, by what the program sees of them.
+//! Tests the options of `run` and `exec` by what the program sees.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,7 +12,7 @@ use super::guest::make_rootfs;
 use super::run::{left, run};
 use super::{finish, hyperctl_path, output, read_until, scratch, signal, spawn, text};
 
-/// What a run prints, whose status is 0.
+/// The output of a run whose exit status is 0 and whose stderr is empty.
 fn said(options: &[&str], script: &str) -> String {
     let output = output(run(options, script).0);
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""), "{options:?}");
@@ -27,7 +27,8 @@ fn a_program_has_dockers_environment() {
     let words = format!("HOME=/root\nHOSTNAME=hyperinit\nPATH={PATH}\nUSER=root\n");
     assert_eq!(said(&[], env), words);
     assert_eq!(said(&["-u", "12345"], "echo $HOME"), "/\n");
-    // One that is named absolutely too, and what is in sbin is found.
+    // The environment is the same for a program named by an absolute path, and programs in the sbin
+    // directories are found.
     let (_, directory) = run(&[], "");
     let rootfs = directory.path().join("rootfs");
     fs::create_dir_all(rootfs.join("usr/local/sbin")).unwrap();
@@ -40,7 +41,7 @@ fn a_program_has_dockers_environment() {
         let lines: Vec<_> = text(&output.stdout).lines().collect();
         assert!(lines.contains(&format!("PATH={PATH}").as_str()) && lines.contains(&"A=1"), "{lines:?}");
     }
-    // The working directory is no place to look in.
+    // The working directory is not searched for the program.
     let output = output(run(&["-w", "/bin", "-e", "PATH=/nowhere"], "true").0);
     assert_eq!(output.status.code(), Some(127));
 }
@@ -93,7 +94,7 @@ fn a_run_says_what_docker_says() {
     assert!(groups.contains(&"4321") && groups.contains(&audio.trim_end()), "{groups:?}, {audio:?}");
 }
 
-/// It is there without the option too.
+/// A parent that reaps orphans is there with and without `--init`.
 #[test]
 fn what_a_program_leaves_is_reaped() {
     let script = "(sleep 0.01 & echo $! >/tmp/left); left=$(cat /tmp/left); \

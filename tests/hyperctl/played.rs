@@ -1,4 +1,4 @@
-//! `hyperctl exec` against a guest that does exactly what the test says.
+//! `hyperctl exec` against a guest that the test plays.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,14 +15,14 @@ use serde_json::{Value, from_slice, json};
 use super::guest::PATIENCE;
 use super::{Running, finish, hyperctl_path, scratch, signal, spawn, text};
 
-/// What hyperctl connects to.
+/// The listening sockets that hyperctl connects to.
 struct Listening {
     directory: tempfile::TempDir,
     control: UnixListener,
     stream: UnixListener,
 }
 
-/// The guest's end of both channels.
+/// The guest's ends of both channels.
 struct Guest {
     control: UnixStream,
     stream: UnixStream,
@@ -42,7 +42,7 @@ fn exec(directory: &Path, options: &[&str]) -> Running {
 }
 
 impl Listening {
-    /// The next host, which has not said anything yet.
+    /// Accepts the next host, which has not sent anything yet.
     fn accept(&self) -> Guest {
         let [control, stream] = [&self.control, &self.stream].map(|listener| {
             let (connection, _) = listener.accept().unwrap();
@@ -72,8 +72,8 @@ impl Guest {
         }
     }
 
-    /// Answers the greetings on both channels, and what comes behind them: hyperctl says that it reads on
-    /// behind an end.
+    /// Answers the greetings on both channels, and the GETVERSION behind them, by which hyperctl says that it
+    /// reads on after the end of a stream.
     fn greet(&mut self) {
         let (message, payload) = self.hear();
         assert!(message == Some(Message::Ping) && host::is_greeting(&payload));
@@ -92,7 +92,7 @@ impl Guest {
         from_slice::<Value>(&payload).unwrap()["process"].clone()
     }
 
-    /// The rows and columns of a WINSIZE for that process.
+    /// Waits for a WINSIZE for that process. Returns its rows and columns.
     fn hear_size(&mut self, process: &Value) -> (i64, i64) {
         let (message, payload) = self.hear();
         assert_eq!(message, Some(Message::WinSize));
@@ -101,7 +101,7 @@ impl Guest {
         (asked["row"].as_i64().unwrap(), asked["column"].as_i64().unwrap())
     }
 
-    /// The process ends with status 9.
+    /// Ends the process with status 9.
     fn end(&mut self, process: &Value) {
         let number = process["stdio"].as_u64().unwrap();
         self.stream.write_all(&frame::stream(number, b"").unwrap()).unwrap();
@@ -109,7 +109,7 @@ impl Guest {
         self.say(Message::ProcessAsyncEvent, event.to_string().as_bytes());
     }
 
-    /// The signal of a SIGNALPROCESS to that process.
+    /// Waits for a SIGNALPROCESS for that process. Returns its signal.
     fn hear_signal(&mut self, process: &Value) -> i64 {
         let (message, payload) = self.hear();
         assert_eq!(message, Some(Message::SignalProcess));
@@ -126,7 +126,7 @@ fn a_signal_while_the_program_is_being_started_is_the_programs() {
     let mut guest = place.accept();
     guest.greet();
     let process = guest.hear_exec();
-    // Its container is still being made: the start has no answer yet.
+    // The start has no answer yet, because its container is still being made.
     signal(&child, Signal::SIGTERM);
     assert_eq!(guest.hear_signal(&process), 15);
     guest.say(Message::Ack, b"");
@@ -136,7 +136,8 @@ fn a_signal_while_the_program_is_being_started_is_the_programs() {
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(9), ""));
 }
 
-/// What comes before it has no program to go to yet, and does not end hyperctl.
+/// A signal that arrives before hyperctl has asked for the program waits until it has, and does not end
+/// hyperctl.
 #[test]
 fn a_signal_before_the_program_is_asked_for_waits_for_it() {
     let place = listen();
@@ -178,7 +179,7 @@ fn a_terminals_size_is_sent_right_behind_the_start() {
 
 #[test]
 fn a_program_that_is_still_being_started_is_ended_with_hyperctl() {
-    // The third signal, or with a terminal the first.
+    // The third signal ends hyperctl, or with a terminal the first.
     for (options, signals, last) in [(&[][..], 3, 9), (&["-t"], 1, 1)] {
         let place = listen();
         let child = exec(place.directory.path(), options);
@@ -199,7 +200,7 @@ fn a_program_that_is_still_being_started_is_ended_with_hyperctl() {
 fn who_waits_for_the_guest_can_be_told_to_end() {
     let place = listen();
     let child = exec(place.directory.path(), &[]);
-    // It is connected, and nobody answers.
+    // hyperctl is connected, and gets no answer.
     let _guest = place.accept();
     signal(&child, Signal::SIGTERM);
     let output = finish(child);

@@ -1,4 +1,4 @@
-//! `hyperctl run`: a guest, a pod and a container that are one program.
+//! `hyperctl run`: runs one program in a guest, a pod and a container of its own.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -16,13 +16,13 @@ use nix::sys::termios::{LocalFlags, tcgetattr};
 use super::guest::{BOOT, make_rootfs};
 use super::{Running, elsewhere, finish, hyperctl_path, output, read_until, scratch, signal, spawn, text};
 
-/// `hyperctl run --local` in a root filesystem of its own, with more options.
+/// `hyperctl run --local` in a new root filesystem, with more options.
 pub fn run(options: &[&str], script: &str) -> (Command, tempfile::TempDir) {
     let directory = scratch();
     let rootfs = directory.path().join("rootfs");
     make_rootfs(&rootfs);
     let mut command = Command::new(hyperctl_path());
-    // What it makes for itself must be gone with it.
+    // hyperctl must remove what it makes for itself.
     command.env("TMPDIR", directory.path());
     command.arg("run");
     if !options.contains(&"--vm") {
@@ -33,7 +33,7 @@ pub fn run(options: &[&str], script: &str) -> (Command, tempfile::TempDir) {
     (command, directory)
 }
 
-/// What is in the directory of a run besides its root filesystem.
+/// The files in the directory of a run besides its root filesystem.
 pub fn left(directory: &tempfile::TempDir) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| !path.ends_with("rootfs")).collect()
@@ -52,10 +52,10 @@ fn a_run_is_its_program() {
     assert_eq!(left(&directory), Vec::<PathBuf>::new());
 }
 
-/// The guest puts its root together over /tmp, where only it sees that.
+/// The guest assembles its root over /tmp, visible only to itself.
 #[test]
 fn a_local_guest_does_not_change_the_mode_of_the_machines_tmp() {
-    // The checkout may be below /tmp itself: the working directory is still the one that the new /tmp hides.
+    // The checkout may be below /tmp itself. The working directory is still the one that the new /tmp hides.
     let script = "mount -t tmpfs -o mode=1777 tmpfs /tmp && mkdir -p \"$PWD\" && mount -c --bind . \"$PWD\" \
                   && \"$0\" run --local --rootfs .cache/rootfs true && stat -c %a /tmp";
     let mut command = Command::new("unshare");
@@ -125,7 +125,7 @@ fn output_that_cannot_be_written_is_told() {
     assert_eq!(left(&directory), Vec::<PathBuf>::new());
 }
 
-/// No thread of hyperctl's has them unblocked.
+/// Every thread of hyperctl has these signals blocked.
 #[test]
 fn two_signals_at_once_do_not_end_hyperctl() {
     for round in 0..10 {
@@ -143,7 +143,7 @@ fn two_signals_at_once_do_not_end_hyperctl() {
 
 #[test]
 fn a_bench_that_is_ended_leaves_nothing() {
-    // While the floor is measured, and the guest.
+    // Ended once while the floor is measured, and once while the guest is.
     for (place, rounds) in [("floor", "100000"), ("guest", "1")] {
         let directory = scratch();
         let rootfs = directory.path().join("rootfs");
@@ -182,7 +182,7 @@ fn a_program_that_heeds_no_signal_is_ended_by_the_third() {
     assert_eq!(left(&directory), Vec::<PathBuf>::new());
 }
 
-/// Two directories for volumes beside a run's root filesystem, each with a file.
+/// Two directories for volumes, each with a file.
 fn two_directories(directory: &Path) -> [PathBuf; 2] {
     ["one", "two"].map(|name| {
         let path = directory.join(name);
@@ -252,7 +252,7 @@ fn a_vm_has_directories_and_disks() {
     };
     let (ext2, xfs) = (image("ext2.img", "mkfs.ext2", 16 << 20), image("xfs.img", "mkfs.xfs", 300 << 20));
     let volume = |source: &Path, rest: &str| format!("{}:{rest}", source.display());
-    // The disks of volumes come after it.
+    // Disks of volumes come after the disk of `--disk`.
     let mut options = vec!["--vm", "--disk", xfs.to_str().unwrap()];
     let volumes = [volume(&one, "/mnt/one"), volume(&ext2, "/ext2")];
     options.extend(volumes.iter().flat_map(|volume| ["-v", volume]));
@@ -269,7 +269,7 @@ fn a_vm_has_directories_and_disks() {
     assert_eq!(text(&said.stdout), "kept\nro\nxfs\n", "{}", text(&said.stderr));
 }
 
-/// Starts a run on a pty; the caller's end of it, the terminal itself, and the child.
+/// Starts a run on a pty. Returns the master end, the terminal, and the child.
 fn run_on_tty(options: &[&str], script: &str) -> (File, OwnedFd, Running, tempfile::TempDir) {
     let pty = openpty(None, None).unwrap();
     tty::set_size(&pty.slave, 33, 99).unwrap();
@@ -299,8 +299,8 @@ fn a_terminal_is_passed_on_with_its_size_and_restored() {
     assert!(tcgetattr(&slave).unwrap() == before, "restored");
 }
 
-/// The container's terminal makes line ends; the caller's must not make them once more. Its keys are not the
-/// container's.
+/// The container's terminal turns line feeds into line ends, and the caller's must not do so again. Keys of
+/// the caller's terminal do not go to the container.
 #[test]
 fn a_terminal_that_only_shows_gets_each_line_end_once() {
     let (mut master, slave, child, _directory) = run_on_tty(&["-t"], "echo one; echo two; read word");

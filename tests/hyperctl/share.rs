@@ -1,5 +1,5 @@
-//! `--share-by`: which of its two ways a VM has its share, what hyperctl says of it, and what becomes of
-//! virtiofsd.
+//! `--share-by`: by which of its two ways a VM gets its share, what hyperctl prints about it, and when
+//! virtiofsd ends.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -15,7 +15,7 @@ use super::run::run;
 use super::up::up_with;
 use super::{elsewhere, finish, output, scratch, signal, text};
 
-/// The kind of filesystem that the container has its root by.
+/// Prints the type of the container's root filesystem.
 const KIND: &str = "grep ' / ' /proc/mounts | cut -d ' ' -f 3";
 
 #[test]
@@ -46,7 +46,7 @@ fn a_vm_shares_by_virtiofs_if_it_can_and_says_why_if_it_cannot() {
     );
 }
 
-/// Whichever virtiofsd there is, nobody may lend this user the numbers of others (subuid(5)).
+/// Whichever virtiofsd is installed, this user has no subordinate user ids (subuid(5)).
 #[test]
 fn without_root_a_vm_shares_by_9p() {
     let directory = scratch();
@@ -60,7 +60,7 @@ fn without_root_a_vm_shares_by_9p() {
     }
     let mut command = elsewhere(directory.path(), "run");
     for (option, name) in [("--kernel", "kernel/vmlinuz"), ("--initrd", "initrd.img")] {
-        // The checkout may be closed to others.
+        // Other users may not be able to enter the checkout.
         let copy = directory.path().join(option);
         fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache").join(name), &copy).unwrap();
         command.arg(option).arg(copy);
@@ -73,8 +73,8 @@ fn without_root_a_vm_shares_by_9p() {
     assert!(line.starts_with("hyperctl: sharing by 9p: "), "{line}");
 }
 
-/// Every process below hyperctl that is virtiofsd: one, or two that are in a PID namespace one below the
-/// other.
+/// Every virtiofsd process below hyperctl: one, or two, of which the second runs in a PID namespace below the
+/// first.
 fn virtiofsds(parent: u32) -> Vec<i32> {
     let mut all = children(parent.cast_signed());
     let mut next = 0;
@@ -87,7 +87,7 @@ fn virtiofsds(parent: u32) -> Vec<i32> {
     all.into_iter().filter(is_one).collect()
 }
 
-/// What uses the share of a dead one would wait for ever.
+/// Processes that use the share of a dead virtiofsd would wait forever.
 #[test]
 fn a_guest_ends_with_its_virtiofsd() {
     let directory = scratch();
@@ -114,7 +114,7 @@ fn virtiofsd_ends_with_a_hyperctl_that_is_killed() {
     signal(&child, Signal::SIGKILL);
     drop(child);
     let deadline = Instant::now() + PATIENCE;
-    // One that nobody has reaped has no program either.
+    // A process that has ended but is not reaped has no program either.
     while let Some(pid) = pids.iter().find(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok()) {
         assert!(Instant::now() < deadline, "virtiofsd {pid} is still there");
         std::thread::yield_now();

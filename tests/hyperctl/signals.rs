@@ -1,4 +1,4 @@
-//! hyperctl's signals are the program's; and its streams, in whatever state it was given them.
+//! Signals to hyperctl go to the program. Its standard streams work in whatever state it is given them.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,20 +16,20 @@ use super::guest::PATIENCE;
 use super::run::{left, run};
 use super::{Running, finish, read_until, spawn, text};
 
-/// Sends any signal, real-time ones too.
+/// Sends any signal, including real-time ones.
 fn send(child: &Running, number: i32) {
     let pid = ids::Pid(child.id().cast_signed());
     hyperinit::sys::signal::kill(pid, number, false).unwrap();
 }
 
-/// A shell script that says each of these signals that it gets. It does not wait for them in a call: one that
-/// came right before would be heard of with the next.
+/// A shell script that prints each of these signals when it gets it. It busy-waits: if it waited in a call, a
+/// signal that came just before the call would be noticed only with the next one.
 fn saying(signals: &[i32]) -> String {
     let traps: String = signals.iter().map(|number| format!("trap 'echo got {number}' {number}; ")).collect();
     format!("{traps} echo up; while :; do :; done")
 }
 
-/// The same command, started by a shell that has said this before.
+/// The command, started by a shell that has executed `words` before.
 fn after(words: &str, command: &Command) -> Command {
     let mut shell = Command::new("/bin/sh");
     shell
@@ -45,9 +45,9 @@ fn after(words: &str, command: &Command) -> Command {
 
 #[test]
 fn every_signal_that_a_program_can_have_is_its_own() {
-    // All but KILL, PIPE, CHLD, STOP, URG, and the two that the C library keeps.
+    // All but KILL, PIPE, CHLD, STOP, URG, and the two that the C library reserves.
     let all: Vec<i32> = (1..=64).filter(|number| ![9, 13, 17, 19, 23, 32, 33].contains(number)).collect();
-    // Two of INT and TERM in all: a third would end hyperctl.
+    // INT and TERM come twice in all; a third one would end hyperctl.
     let (mut command, directory) = run(&[], &saying(&all));
     let mut child = spawn(command.stdout(Stdio::piped()));
     let mut stdout = child.stdout.take().unwrap();
@@ -57,7 +57,7 @@ fn every_signal_that_a_program_can_have_is_its_own() {
         let said = read_until(&mut stdout, "\n");
         assert_eq!(said, format!("got {number}\n"));
     }
-    // It may be told to read its configuration again as often as one likes.
+    // Any number of SIGHUPs, which tell a program to read its configuration again, passes.
     for _ in 0..5 {
         send(&child, 1);
         assert_eq!(read_until(&mut stdout, "\n"), "got 1\n");
@@ -67,8 +67,8 @@ fn every_signal_that_a_program_can_have_is_its_own() {
     assert_eq!(left(&directory), Vec::<PathBuf>::new());
 }
 
-/// Its children get what it gives them, as under docker; but what a terminal's keys send goes to the whole
-/// group.
+/// A signal goes to the program and not to its children, as under Docker. Only the signals of a terminal's
+/// keys go to the whole group.
 #[test]
 fn a_signal_is_the_programs_alone() {
     let script = "sleep 1000 & child=$!; trap 'kill -0 $child && echo alone' USR1; trap : TSTP; \
@@ -79,7 +79,7 @@ fn a_signal_is_the_programs_alone() {
     read_until(&mut stdout, "up\n");
     send(&child, 10);
     assert_eq!(read_until(&mut stdout, "\n"), "alone\n");
-    // A job in a script's background ignores INT, and is stopped and goes on with its group.
+    // A background job of a script ignores INT, and stops and continues with its group.
     send(&child, 20);
     send(&child, 18);
     send(&child, 10);
@@ -96,7 +96,7 @@ fn what_was_ignored_stays_ignored() {
     read_until(&mut stdout, "up\n");
     send(&child, 1);
     send(&child, 10);
-    // In order: what had been passed on would have been said before.
+    // Signals arrive in order: an ignored one that had been passed on would have been printed before.
     for _ in 0..2 {
         send(&child, 15);
         assert_eq!(read_until(&mut stdout, "\n"), "got 15\n");
@@ -115,7 +115,7 @@ fn a_caller_that_ignores_its_children_gets_a_status_all_the_same() {
     assert_eq!(left(&directory), Vec::<PathBuf>::new());
 }
 
-/// Both ends of a pipe, of which a process has made the one that hyperctl gets non-blocking.
+/// Both ends of a pipe. The end `nonblocking`, which hyperctl gets, is in non-blocking mode.
 fn pipe(nonblocking: usize) -> [OwnedFd; 2] {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
     let ends = [reader, writer];
@@ -129,7 +129,7 @@ fn nothing_is_lost_in_pipes_that_somebody_made_non_blocking() {
     let ([out, to_out], [err, to_err], [from_in, stdin]) = (pipe(1), pipe(1), pipe(0));
     let child = spawn(command.stdin(from_in).stdout(to_out).stderr(to_err));
     drop(command);
-    // Nobody reads until there is no room for more, so that hyperctl has to wait.
+    // The test does not read until the pipe is full, so that hyperctl has to wait.
     wait_until_full(&out);
     let mut out = File::from(out);
     let mut said = String::new();
@@ -147,7 +147,7 @@ fn nothing_is_lost_in_pipes_that_somebody_made_non_blocking() {
         err.read_to_string(&mut said).unwrap();
         said
     });
-    // Its standard input has been empty all the time.
+    // hyperctl's standard input, also non-blocking, has been empty all the time.
     let mut stdin = File::from(stdin);
     stdin.write_all(b"in").unwrap();
     let mut answer = [0; 2];
@@ -160,7 +160,7 @@ fn nothing_is_lost_in_pipes_that_somebody_made_non_blocking() {
     assert_eq!(left(&directory), Vec::<PathBuf>::new());
 }
 
-/// Waits until a pipe has as much in it as goes into one.
+/// Waits until a pipe is full.
 fn wait_until_full(reader: &OwnedFd) {
     let deadline = Instant::now() + PATIENCE;
     let size = nix::fcntl::fcntl(reader, nix::fcntl::FcntlArg::F_GETPIPE_SZ).unwrap();
@@ -168,7 +168,7 @@ fn wait_until_full(reader: &OwnedFd) {
     assert_eq!(poll(&mut fds, PollTimeout::try_from(PATIENCE).unwrap()), Ok(1));
     loop {
         let there = rustix::io::ioctl_fionread(reader).unwrap();
-        // What is left of the last page is of no use to a large write.
+        // A large write needs whole pages: the rest of the last one may stay unused.
         if there + 4096 > u64::try_from(size).unwrap() {
             return;
         }

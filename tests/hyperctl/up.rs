@@ -1,4 +1,4 @@
-//! `hyperctl up`: a guest and its directory; `logs`: what it says; `call`: one command.
+//! `hyperctl up`: runs a guest and its directory; `logs`: prints its log; `call`: sends one command.
 
 use std::fs;
 use std::io::Read;
@@ -16,12 +16,12 @@ use super::guest::processes::children;
 use super::guest::{BOOT, PATIENCE, make_rootfs};
 use super::{Running, finish, hyperctl_path, output, read_until, scratch, signal, spawn, text};
 
-/// A guest that is up in `directory`/guest.
+/// A local guest that is up in `directory`/guest.
 fn up(directory: &Path) -> (Running, Client) {
     up_with(directory, &["--local"])
 }
 
-/// The same with other options; returned when it has said READY.
+/// A guest with other options. Returns when READY has come.
 pub fn up_with(directory: &Path, options: &[&str]) -> (Running, Client) {
     let mut command = Command::new(hyperctl_path());
     command.arg("up").args(options).arg("--share").arg(directory).arg("--dir").arg(directory.join("guest"));
@@ -38,7 +38,7 @@ pub fn up_with(directory: &Path, options: &[&str]) -> (Running, Client) {
         while !is_served(&at) {
             assert!(Instant::now() < deadline, "hyperctl up makes no socket");
             alive().unwrap();
-            // Nothing tells when a socket is there.
+            // No event tells that a socket exists.
             std::thread::sleep(Duration::from_millis(5));
         }
         Client::visit(&at)
@@ -51,7 +51,7 @@ pub fn up_with(directory: &Path, options: &[&str]) -> (Running, Client) {
     (child, client)
 }
 
-/// Waits until nobody is at the other end any more.
+/// Waits until the other end has closed the connection.
 fn wait_for_hang_up(client: &Client) {
     match client.event(PATIENCE) {
         Err(CallError::Broken(_)) => {}
@@ -73,7 +73,8 @@ fn a_guest_ends_with_a_signal_and_leaves_its_log_only() {
     }
 }
 
-/// Limits and the memory killer's choice are the machine's there; that it keeps them to itself means nothing.
+/// Limits and the score of the memory killer belong to the machine there, so it means nothing if the machine
+/// refuses to change them.
 #[test]
 fn a_local_guest_that_may_raise_no_limit_says_nothing_of_it() {
     let directory = scratch();
@@ -100,7 +101,7 @@ fn a_local_guest_that_may_raise_no_limit_says_nothing_of_it() {
     assert!(!log.contains("RLIMIT_") && !log.contains("oom_score_adj"), "{log}");
 }
 
-/// The kernel takes ten lines of a program in five seconds unless it is told otherwise.
+/// By default the kernel accepts ten lines of a program in five seconds.
 #[test]
 fn the_log_of_a_vm_is_complete() {
     let directory = scratch();
@@ -119,7 +120,7 @@ fn the_log_of_a_vm_is_complete() {
 fn a_vm_that_cannot_boot_is_an_error_with_its_last_words() {
     for (append, says) in [
         ("rdinit=/nothing", "Kernel panic - not syncing: "),
-        // The ports are virtio's.
+        // The VM's ports are virtio ports, not serial lines.
         ("hyper_use_serial", "init: the guest cannot boot: "),
     ] {
         let directory = scratch();
@@ -134,7 +135,7 @@ fn a_vm_that_cannot_boot_is_an_error_with_its_last_words() {
     }
 }
 
-/// QEMU's exit status is 0 when it is told to end.
+/// QEMU's exit status is 0 when SIGTERM ends it.
 #[test]
 fn a_vm_that_somebody_ends_is_an_error_that_says_how() {
     for (how, says) in [
@@ -160,12 +161,12 @@ fn a_guest_dies_with_a_hyperctl_that_is_killed() {
     signal(&child, Signal::SIGKILL);
     wait_for_hang_up(&client);
     assert_eq!(finish(child).status.signal(), Some(9));
-    // A dying guest's connections end before its listening socket does.
+    // The connections of a dying guest close before its listening socket does.
     while std::os::unix::net::UnixStream::connect(directory.path().join("guest/ctl.sock")).is_ok() {
         std::thread::yield_now();
     }
-    // Its directory is free again, whatever was left there; what was left of its cgroup goes with the next
-    // one.
+    // The directory can be used again, whatever was left in it. The next guest removes what was left of the
+    // cgroup.
     let (child, client) = up(directory.path());
     drop(client);
     signal(&child, Signal::SIGTERM);
@@ -206,12 +207,12 @@ fn the_log_is_followed_to_its_end() {
     let mut begun = read_until(&mut out, "up after");
     client.call(hyperinit::command::Command::DestroyPod).unwrap();
     assert_eq!(finish(child).status.code(), Some(0));
-    // It ends with the guest, and has missed nothing.
+    // `logs -f` ends with the guest, and has missed nothing.
     out.read_to_string(&mut begun).unwrap();
     assert_eq!(finish(followed).status.code(), Some(0));
     let log = fs::read_to_string(directory.path().join("guest/console.log")).unwrap();
     assert_eq!(begun, log);
-    // The guest is gone, its log is not.
+    // The guest is gone, but its log remains.
     assert_eq!(text(&output(logs(&[])).stdout), log);
 }
 
@@ -236,13 +237,14 @@ fn one_command_by_hand() {
     assert_eq!(finish(child).status.code(), Some(0));
 }
 
-/// As docs/hyperctl.md has it: nothing waits for the guest in between. Then several at once.
+/// As in docs/hyperctl.md, nothing waits for the guest between the commands. Then several commands run at
+/// once.
 #[test]
 fn a_pod_by_hand_and_who_comes_at_once() {
     who_comes_at_once(&["--local"]);
 }
 
-/// One after the other, none of which gets one channel and waits for the other.
+/// The commands run one after the other: none gets one channel and waits for the other.
 #[test]
 fn a_pod_by_hand_over_its_own_channels_and_who_comes_at_once() {
     who_comes_at_once(&["--local", "--channels", "raw"]);
@@ -278,7 +280,8 @@ fn who_comes_at_once(options: &[&str]) {
             assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""), "round {round}");
         }
     }
-    // What a terminal's keys send to hyperctl is not sent to its guest.
+    // The guest's processes are in process groups of their own, so the signals of a terminal's keys go to
+    // hyperctl alone.
     let own = Pid::from_raw(up.id().cast_signed());
     let guests = children(own.as_raw());
     assert!(!guests.is_empty());

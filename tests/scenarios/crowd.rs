@@ -1,5 +1,5 @@
-//! A hundred containers and a thousand processes, all there at once: each one's output and status is its own,
-//! whichever way it ends, and DESTROYPOD ends them all.
+//! A hundred containers and a thousand processes at once: each has its own output and status, whichever way
+//! it ends, and DESTROYPOD ends them all.
 
 use std::time::Duration;
 
@@ -10,14 +10,13 @@ use crate::guest::{Guest, Running};
 
 const CONTAINERS: usize = 100;
 const PROCESSES: usize = 1000;
-/// How many of the processes end before the pod does. Those that are left, and the containers, end within the
-/// time that runV gives DESTROYPOD also in a VM that is emulated on a busy machine.
+/// How many of the processes end before the pod does. The remaining ones, and the containers, can end within
+/// the time that runV gives DESTROYPOD, also in a VM that is emulated on a busy machine.
 const EARLY: usize = PROCESSES - 100;
-/// runV gives up ten seconds after it has asked; this machine may be busy with other things.
+/// How long DESTROYPOD may take. runV gives up after ten seconds; this machine may be busy with other things.
 const END: Duration = Duration::from_secs(30);
 
-/// A process that says who it is, and ends with a status of its own: when it is told to, or when the pod
-/// ends.
+/// A process that prints its name, and ends with a status of its own when it is told to or when the pod ends.
 fn script(name: &str, status: usize) -> String {
     format!(
         "trap 'echo {name} leaves; exit {status}' TERM
@@ -30,16 +29,17 @@ fn container(number: usize) -> String {
 }
 
 fn status(number: usize) -> usize {
-    // Below what a kill makes of one.
+    // Below 128, where the statuses of killed processes begin.
     number % 100
 }
 
-/// How many descriptors a new process has room for: it is born with a table as large as what it takes over.
+/// The size of a new process's descriptor table: the kernel makes it as large as the open descriptors of the
+/// parent require.
 fn table_size(guest: &Guest) -> String {
     guest.exec(&container(0), &["grep", "FDSize", "/proc/self/status"], json!({})).outcome().stdout
 }
 
-/// Ends a pod that nobody else uses.
+/// Fills and ends a pod that no other test uses.
 pub fn a_crowd_to_the_end(guest: Guest) {
     let start = |number: usize| {
         let script = script(&format!("init {number}"), status(number));
@@ -65,7 +65,7 @@ pub fn a_crowd_to_the_end(guest: Guest) {
         assert_eq!(outcome.stderr, format!("word {number}\n"));
     }
 
-    // Once they have said who they are they have their traps.
+    // A process that has printed its name has set its trap.
     let inits = inits.into_iter().enumerate().map(|(number, init)| (format!("init {number}"), number, init));
     let late = late.into_iter().enumerate().map(|(number, process)| (EARLY + number, process));
     let late = late.map(|(number, process)| (format!("process {number}"), number, process));
@@ -79,7 +79,7 @@ pub fn a_crowd_to_the_end(guest: Guest) {
         let outcome = running.end();
         let leaves = format!("{name} leaves\n");
         match usize::from(outcome.status) {
-            // Its container's init was faster, or it was not fast enough itself.
+            // The init of its container ended first, or the process itself was too slow.
             137 => assert!(outcome.stdout.is_empty() || outcome.stdout == leaves, "{outcome:?}"),
             own => assert_eq!((own, outcome.stdout), (status(number), leaves)),
         }

@@ -1,4 +1,4 @@
-//! What a process is: its environment, its user, its terminal, its limits.
+//! The environment, user, terminal and limits of a process.
 
 use hyperinit::command::{Command, WinSize};
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ pub fn the_environment_is_the_protocols(guest: &Guest) {
 }
 
 pub fn large_commands_arrive_whole(guest: &Guest) {
-    // Beyond 4 KiB a request travels to its helper in shared memory.
+    // A request above 4 KiB goes to its helper in shared memory.
     let word: String = (0..20_000).map(|number| format!("{number},")).collect();
     let envs = json!([{"env": "LARGE", "value": word}]);
     let more = json!({"process": {"envs": envs}});
@@ -64,7 +64,7 @@ pub fn users_and_groups_are_the_containers(guest: &Guest) {
         let text = refusal(guest.try_exec("users", &["true"], more));
         assert!(why.iter().all(|why| text.contains(why)), "{text}");
     }
-    // What was just refused has left nothing behind, and an account that is made now is known at once.
+    // The refused starts have left nothing behind, and an account that is made now is known at once.
     guest.says("users", "echo new:x:77:78::/new:/bin/sh >>/etc/passwd");
     assert_eq!(id(json!({"user": "new"})), "uid=77(new) gid=78 groups=78\n");
     guest.says("users", "echo more:x:79:new >>/etc/group");
@@ -81,7 +81,7 @@ pub fn a_process_starts_clean(guest: &Guest) {
     assert_eq!(outcome.stdout, "0022\n/tmp\n0\n1\n2\n3\n1\n99\n100\n", "{}", outcome.stderr);
     let files = guest.says("clean", "ulimit -Sn; ulimit -Hn");
     let numbers: Vec<u64> = files.lines().map(|number| number.parse().unwrap()).collect();
-    // As under Docker. A local guest has no more than the machine lets it have.
+    // The limits are those of Docker. A local guest cannot exceed the machine's.
     assert!(numbers[0] == 1024 && numbers[1] <= 524_288, "{files}");
     assert!(numbers[1] == 524_288 || guest.kind == Kind::Local, "{files}");
     let status = guest.exec("clean", &["cat", "/proc/self/status"], json!({})).outcome().stdout;
@@ -118,7 +118,7 @@ pub fn a_workdir_is_made_at_the_first_start_only(guest: &Guest) {
         guest.container_says("workdir", "pwd; stat -c '%u %g %a' .", more),
         "/srv/made/deep\n0 0 755\n"
     );
-    // It is there now.
+    // The directory exists now.
     let more = json!({"image": "workdir", "process": process});
     assert_eq!(guest.container_says("workdir", "pwd", more), "/srv/made/deep\n");
 }

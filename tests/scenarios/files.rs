@@ -1,4 +1,4 @@
-//! What a container sees of filesystems.
+//! The filesystems that a container sees.
 
 use hyperinit_client::CallError;
 use serde_json::json;
@@ -35,7 +35,7 @@ pub fn the_images_own_names_stay_in_it(guest: &Guest) {
     let said = guest.container_says("names", script, json!({"image": "names", "initialize": true}));
     let pods = "pod-1\nnameserver 192.0.2.1\nsearch a.test\n127.0.1.1\tpod-1\n";
     assert_eq!(said, format!("{pods}{}", "192.0.2.8 mine\n".repeat(3)), "a container's own, to write to");
-    // The pod's are bound over them, not written into them.
+    // The pod's files are bound over the image's, which stay unchanged.
     assert_eq!(std::fs::read_to_string(own("resolv.conf")).unwrap(), "nameserver 198.51.100.1\n");
     assert_eq!(std::fs::read_to_string(own("hostname")).unwrap(), "the-images\n");
     assert_eq!(std::fs::read_to_string(own("hosts")).unwrap(), "192.0.2.7 the-images\n");
@@ -43,10 +43,10 @@ pub fn the_images_own_names_stay_in_it(guest: &Guest) {
     assert_eq!(again, said, "nothing of it is another container's");
 }
 
-/// A program that looks names up finds its own machine.
+/// A program can resolve the names of its own machine.
 pub fn names_resolve(guest: &Guest) {
     let root = guest.image("resolve");
-    // As `docker export` leaves it.
+    // `docker export` leaves this file empty.
     std::fs::write(root.join("etc/hosts"), "").unwrap();
     let script = "hostname -i; ping -c 1 localhost | head -n 1; ping6 -c 1 localhost | head -n 1";
     let said = guest.container_says("resolve", script, json!({"image": "resolve"}));
@@ -55,7 +55,7 @@ pub fn names_resolve(guest: &Guest) {
     assert_eq!(said, expected);
 }
 
-/// A link out of the image makes no file of a device, nor of a setting.
+/// A link out of the image does not turn a device or a setting into a file.
 pub fn an_images_links_do_not_reach_devices(guest: &Guest) {
     for (name, to) in
         [("null", "/dev/null"), ("ptmx", "/dev/pts/ptmx"), ("setting", "/proc/sys/kernel/hostname")]
@@ -74,7 +74,7 @@ pub fn an_images_links_do_not_reach_devices(guest: &Guest) {
     }
 }
 
-/// One static program is an image, read-only or not.
+/// An image of one static program works, read-only or not.
 pub fn a_read_only_image_needs_no_mount_points(guest: &Guest) {
     let root = guest.share.join("bare/rootfs");
     std::fs::create_dir_all(&root).unwrap();
@@ -91,7 +91,7 @@ pub fn a_read_only_image_needs_no_mount_points(guest: &Guest) {
     assert_eq!(std::fs::read_dir(&root).unwrap().count(), 1, "the image is as it was");
 }
 
-/// As under Docker: what asks for a capability on most machines asks for none here.
+/// As under Docker: binding low ports and ping, which need a capability on most machines, need none here.
 pub fn users_have_all_ports_and_ping(guest: &Guest) {
     let main = guest.sleeper("ports");
     let settings =
@@ -101,7 +101,7 @@ pub fn users_have_all_ports_and_ping(guest: &Guest) {
     let outcome = as_user("nc -l -p 80 -e echo served & until nc 127.0.0.1 80 2>/dev/null; do :; done");
     assert_eq!((outcome.stdout.as_str(), outcome.status), ("served\n", 0), "{}", outcome.stderr);
     guest.finish(main);
-    // The host's word counts.
+    // The host's sysctl takes precedence.
     let more = |start: &str| json!({"sysctl": {"net.ipv4.ip_unprivileged_port_start": start}});
     let main = guest.container("ports", &["sleep", "100000"], more("1024"));
     assert_eq!(settings(), "1024\n0\t2147483647\n");
@@ -122,7 +122,7 @@ pub fn a_read_only_root_is_read_only(guest: &Guest) {
     assert!(!outcome.stdout.contains("new") && outcome.stdout.ends_with("shm\n"), "{}", outcome.stdout);
     guest.remove("ro");
 
-    // The pod's files are bound over the image's; where it has no place for them, there is one all the same.
+    // The pod's files are bound over the image's. A place for them exists even if the image has none.
     let files = "cat /etc/hostname /etc/resolv.conf; ls /etc; grep -c ' / overlay ' /proc/mounts; true";
     let expected =
         "pod-1\nnameserver 192.0.2.1\nsearch a.test\ngroup\nhostname\nhosts\npasswd\nresolv.conf\n";
@@ -161,8 +161,8 @@ pub fn dev_is_private_and_small(guest: &Guest) {
         modes,
         "console regular empty file 620\npts directory 755\npts/ptmx character special file 666\nshm directory 1777\n"
     );
-    // A node that a container's root makes is no device, not even a harmless one.
-    // (On a VM's share none can be made in the first place.)
+    // A node that a container's root makes cannot be used, not even that of a harmless device. (On a VM's
+    // share no node can be made at all.)
     let places =
         if guest.kind == Kind::Vm { &["/dev", "/dev/shm"][..] } else { &["/dev", "/dev/shm", "/tmp"] };
     for place in places {
@@ -191,7 +191,7 @@ pub fn a_pod_shares_what_a_pod_shares(guest: &Guest) {
         assert_eq!(one_line == two_line, !one_line.starts_with("mnt"), "{one_line} {two_line}");
     }
     let marker = guest.exec("one", &["sleep", "31337"], json!({}));
-    // A process that has been started may still be on its way into its program.
+    // A started process may not have executed its program yet.
     guest.says("two", "until ps | grep -q '[s]leep 31337'; do :; done");
     marker.signal(9);
     assert_eq!(marker.end().status, 137);
@@ -216,14 +216,14 @@ pub fn nothing_of_the_guest_is_in_sight(guest: &Guest) {
         "ls /run/hyperinit /image /dev/vport* /dev/kmsg /dev/hvc* /dev/sd* /dev/vd* 2>/dev/null",
     );
     assert_eq!(outcome.stdout, "");
-    // Nothing of the share but the container's own image, neither beside it nor above.
+    // The container sees nothing of the share but its own image, neither beside it nor above it.
     let other = guest.image("sight-other");
     std::fs::write(other.join("secret"), "").unwrap();
     assert_eq!(guest.sh("sight", "find / -name secret -o -name sight-other 2>/dev/null").stdout, "");
     let root = "awk '$5 == \"/\" { print $4 }' /proc/self/mountinfo";
     assert!(guest.says("sight", root).ends_with("image/rootfs\n"), "the mount is the image's part alone");
     assert_eq!(guest.says("sight", "ls /../../../"), guest.says("sight", "ls /"));
-    // The pod init is the only process of the guest's own that is in the pod, and is not looked into.
+    // The pod init is the only process of the guest in the pod, and the container cannot look into it.
     assert_eq!(guest.says("sight", "cat /proc/1/comm"), "podinit\n");
     assert_eq!(guest.says("sight", "tr -d '\\0' </proc/1/cmdline"), "podinit");
     assert_ne!(guest.sh("sight", "ls /proc/1/root/ /proc/1/cwd/").status, 0);
@@ -306,7 +306,7 @@ pub fn an_image_cannot_lead_out_of_itself(guest: &Guest) {
     assert_eq!(said, "/etc/made\nnameserver 192.0.2.1\nsearch a.test\n");
     assert!(root.join("etc/made").is_dir());
     for at in ["proc", "dev", "sys"] {
-        // One image for each: what the guest has seen of the share it need not look up again.
+        // A separate image for each: the guest need not look up again what it has already seen of the share.
         let image = format!("links-{at}");
         let root = guest.image(&image);
         std::fs::remove_dir(root.join(at)).unwrap();

@@ -1,4 +1,4 @@
-//! Containers and processes: how they come to be, and how they end.
+//! Containers and processes: how they start, and how they end.
 
 use std::time::Duration;
 
@@ -48,11 +48,11 @@ pub fn what_cannot_be_executed_says_why(guest: &Guest) {
     let text = outcome("/tmp/text");
     assert_eq!(text.status, 126, "not in a format that the kernel knows");
     assert!(text.stderr.contains("/tmp/text: Exec format error"), "{}", text.stderr);
-    // One argument may have 128 KiB (execve(2)).
+    // A single argument may have 128 KiB (execve(2)).
     let long = guest.exec("refused", &["/bin/true", &"x".repeat(128 << 10)], json!({})).outcome();
     assert_eq!(long.status, 125);
     assert!(long.stderr.contains("/bin/true: Argument list too long"), "{}", long.stderr);
-    // A container whose init cannot be executed has ended like any other.
+    // A container whose init cannot be executed ends like any other.
     let init = guest.container("no-init", &["/bin/missing"], json!({})).outcome();
     assert_eq!(init.status, 127);
     assert!(init.stderr.contains("/bin/missing: No such file or directory"), "{}", init.stderr);
@@ -75,7 +75,7 @@ pub fn signals_reach_the_init_and_the_group(guest: &Guest) {
 }
 
 pub fn killcontainer_signals_the_init_alone(guest: &Guest) {
-    // 138 is USR1, 143 is TERM; the first fatal signal is what a process has died of.
+    // 138 means USR1, 143 means TERM. The exit status shows the first fatal signal.
     let script = "sleep 1000 & trap 'kill $!; wait $!; echo $?; exit 3' USR1; echo ready; wait $!";
     let alone = guest.container("alone", &["sh", "-c", script], json!({}));
     alone.read_until("ready\n");
@@ -124,7 +124,7 @@ pub fn a_duplicate_is_refused_and_the_live_one_untouched(guest: &Guest) {
     main.streams.stdin.write(b"too").unwrap();
     let outcome = main.outcome();
     assert_eq!((outcome.stdout.as_str(), outcome.status), ("too", 6));
-    // An exited one's id is free, with and without REMOVECONTAINER.
+    // The id of an exited container is free, with and without REMOVECONTAINER.
     assert_eq!(guest.container("twice", &["sh", "-c", "exit 5"], json!({})).outcome().status, 5);
     guest.remove("twice");
     assert_eq!(guest.container_says("twice", "echo again", json!({})), "again\n");
@@ -215,7 +215,7 @@ pub fn replies_wait_their_turn_and_a_kill_does_not(guest: &Guest) {
     let victim = guest.container("victim", &["sh", "-c", script], json!({}));
     victim.read_until("ready\n");
     let exec = guest.exec("victim", &["sleep", "1000"], json!({}));
-    // A disk that does not come is waited for.
+    // The guest waits for a disk that does not come.
     let slow = json!({"id": "slow", "image": "no-such-disk", "fstype": "ext4",
         "process": {"args": ["true"], "stdio": 7101, "stderr": 7102}});
     let slow = guest.client().send_raw(Message::NewContainer.id(), slow.to_string().as_bytes());
@@ -230,7 +230,7 @@ pub fn replies_wait_their_turn_and_a_kill_does_not(guest: &Guest) {
     let ping = guest.client().send(Command::Ping);
     let outcome = victim.end();
     assert_eq!((outcome.stdout.as_str(), outcome.status), ("killed\n", 3), "the whole end of a container");
-    // Both signals have done their work, and the slow command's reply is still to come.
+    // Both signals have been delivered, and the reply to the slow command has not come yet.
     let early = slow.wait(Duration::ZERO);
     assert!(matches!(early, Err(CallError::Late(_))), "the kill waited for the disk: {early:?}");
     for pending in [&signalled, &killed, &ping] {
@@ -271,7 +271,7 @@ pub fn what_belongs_to_a_start_may_be_sent_behind_it(guest: &Guest) {
     assert_eq!(finished("e"), 143);
     guest.call(kill("behind", 9));
     assert_eq!(finished("init"), 137);
-    // The two channels are independent: the end may be read after the event.
+    // The two channels are independent: the end of a stream may be read after the event.
     for stdout in [init.stdout, exec.stdout] {
         assert!(stdout.read_to_end(PATIENCE).unwrap().is_empty());
         assert_eq!(stdout.eof_frames(), 1);
@@ -289,7 +289,7 @@ pub fn process_ids_are_a_containers_own(guest: &Guest) {
     assert_eq!(other.outcome().status, 4, "only its own container's ids are taken");
     same.streams.stdin.write(b"unharmed").unwrap();
     assert_eq!(same.outcome().stdout, "unharmed");
-    // Free again once its end has been told.
+    // The id is free again once the end of its process has been told.
     for status in [5, 6] {
         let again = guest.exec("ids-1", &["sh", "-c", &format!("exit {status}")], json!({"id": "same"}));
         assert_eq!(again.outcome().status, status);

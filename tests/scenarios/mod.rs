@@ -1,6 +1,6 @@
-//! What a guest does, one scenario a function: tests/pod runs each in a guest of its own in namespaces,
-//! tests/vm runs them all in one VM. A scenario finds a pod (`Guest::start_pod`), and leaves no container of
-//! its own behind.
+//! The scenarios: what a guest does, one function each. tests/pod runs each in a separate guest in
+//! namespaces, tests/vm runs them all in one VM. A scenario gets a running pod (`Guest::start_pod`), and
+//! removes its own containers.
 
 pub mod crowd;
 pub mod exec;
@@ -47,7 +47,8 @@ macro_rules! for_all {
 }
 pub(crate) use for_all;
 
-/// The same of what a share can only do that is a filesystem.
+/// The scenarios that need a share which is a full filesystem: `for_filesystems!(then)` hands the list to the
+/// macro `then!`.
 macro_rules! for_filesystems {
     ($then:ident) => {
         $then! {

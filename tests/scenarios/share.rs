@@ -1,5 +1,5 @@
 //! What a filesystem can do, on a share that is one: the machine's own in namespaces, virtiofs in a VM.
-//! QEMU's 9p is none (docs/limits.md).
+//! QEMU's 9p cannot do all of it (docs/limits.md).
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -14,17 +14,17 @@ use serde_json::json;
 use super::probe;
 use crate::guest::{Guest, Kind, PATIENCE};
 
-/// A call and its arguments, and one that names the data behind the calls.
+/// The number of a call, and its arguments.
 type Call = (i64, [u64; 6]);
-/// Where a call's path or address is said to be: behind the calls, at the beginning of the data.
+/// Stands for the address of the data behind the calls.
 const DATA: u64 = u64::MAX;
 
-/// The image's root, as this machine sees it.
+/// The root of the image on this machine.
 fn root(guest: &Guest) -> PathBuf {
     guest.share.join("image/rootfs")
 }
 
-/// Puts a program into the image that makes some calls. Its exit status is the last one's errno.
+/// Puts a program that makes these calls into the image. Its exit status is the errno of the last call.
 fn program(guest: &Guest, name: &str, calls: &[Call], data: &[u8]) {
     let at = probe::data_at(calls.len() as u64);
     let place = |argument: u64| if argument == DATA { at } else { argument };
@@ -59,7 +59,7 @@ pub fn fifos_lead_from_one_process_to_another(guest: &Guest) {
     assert_eq!(guest.container_says("fifo", script, json!({})), "fifo 600\nword\n");
 }
 
-/// By its descriptor and by its name below /proc.
+/// A file without a name works by its descriptor and by its name below /proc.
 pub fn a_file_without_a_name_is_a_file(guest: &Guest) {
     let times: Vec<u8> =
         [1_000_000_000_i64, 0, 1_100_000_000, 0].into_iter().flat_map(i64::to_ne_bytes).collect();
@@ -81,7 +81,7 @@ pub fn a_file_without_a_name_is_a_file(guest: &Guest) {
     assert_eq!(said, "5 640 33:34 1100000000 0\nmany \n7 600 0:0 1200000000\nmany mo");
 }
 
-/// Where it cannot be made the errno is the one by which programs know to do without.
+/// Where the share cannot make such a file, the errno is the one on which programs fall back to a named file.
 pub fn a_file_that_never_had_a_name(guest: &Guest) {
     let flags = (libc::O_TMPFILE | libc::O_RDWR) as u64;
     program(guest, "o-tmpfile", &[(libc::SYS_open, [DATA, flags, 0o600, 0, 0, 0])], b"/tmp\0");
@@ -94,10 +94,10 @@ pub fn a_file_that_never_had_a_name(guest: &Guest) {
     assert!(allowed.contains(&said.as_str()), "{said}");
 }
 
-/// A program's own capabilities count when a user executes it, whether the host gave them or the container.
+/// The capabilities of a program count when a user executes it, whether the host or the container set them.
 pub fn a_files_capabilities_are_its_programs(guest: &Guest) {
-    // linux/capability.h, struct vfs_cap_data: revision 2, effective; CAP_NET_RAW is permitted, nothing
-    // inherited.
+    // struct vfs_cap_data of linux/capability.h: revision 2 with the effective bit; CAP_NET_RAW is permitted,
+    // nothing is inheritable.
     let capabilities: Vec<u8> =
         [0x0200_0001_u32, 1 << 13, 0, 0, 0].into_iter().flat_map(u32::to_le_bytes).collect();
     let name = c"security.capability";
@@ -130,8 +130,8 @@ pub fn a_files_capabilities_are_its_programs(guest: &Guest) {
 }
 
 pub fn an_access_list_lets_in_whom_it_names(guest: &Guest) {
-    // linux/posix_acl_xattr.h: version 2; each entry a tag, permissions and an id. Owner rw, user 33 r, group
-    // none, mask r, others none.
+    // linux/posix_acl_xattr.h: version 2; each entry is a tag, permissions and an id. The owner has rw, user
+    // 33 r, the group nothing, the mask r, others nothing.
     let mut list = 2_u32.to_le_bytes().to_vec();
     for (tag, permissions, id) in [
         (0x01_u16, 6_u16, u32::MAX),
@@ -159,7 +159,8 @@ pub fn an_access_list_lets_in_whom_it_names(guest: &Guest) {
     guest.finish(main);
 }
 
-/// Changed in place, replaced, removed and made anew: a container that has read it reads it again.
+/// The host changes a file in place, replaces it, removes it and makes it again. A container that has read
+/// the file sees each change.
 pub fn what_the_host_changes_is_seen(guest: &Guest) {
     let directory = root(guest).join("tmp/of-the-host");
     fs::create_dir(&directory).unwrap();
@@ -193,7 +194,7 @@ pub fn what_the_host_changes_is_seen(guest: &Guest) {
     fs::remove_dir_all(directory).unwrap();
 }
 
-/// Of a process that another one outlives.
+/// The process that writes ends, while another one of the container goes on.
 pub fn what_a_process_has_written_is_the_hosts_when_it_ends(guest: &Guest) {
     let main = guest.sleeper("written");
     let path = root(guest).join("tmp/written");

@@ -1,4 +1,4 @@
-//! Files of containers, and parts of the share in them.
+//! READFILE and WRITEFILE, and parts of the share bound into containers.
 
 use std::fs;
 
@@ -22,7 +22,7 @@ fn write(guest: &Guest, path: &str, data: &[u8]) -> Result<Vec<u8>, CallError> {
     guest.client().call(Command::WriteFile(WriteFile { file: file("files", path), data: data.to_vec() }))
 }
 
-/// Bytes of which no two pages are the same.
+/// Bytes of which no two pages are equal.
 fn bytes(count: usize) -> Vec<u8> {
     (0..count).map(|at| (at / 7 % 253) as u8 ^ (at >> 12) as u8).collect()
 }
@@ -36,7 +36,7 @@ pub fn files_are_read_and_written(guest: &Guest) {
     );
     write(guest, "/tmp/new", b"").unwrap();
     assert_eq!(read(guest, "/tmp/new").unwrap(), b"");
-    // Not on the share: newer versions of QEMU 7.2 make no FIFO there.
+    // Not on the share: newer releases of QEMU 7.2 make no FIFO there.
     guest.says("files", "echo word >/tmp/new; mkfifo /dev/shm/fifo; ln -s /dev/shm/fifo /tmp/link; ln -s /proc/1/root/etc/passwd /tmp/magic");
     assert_eq!(read(guest, "/tmp/new").unwrap(), b"word\n");
     assert_eq!(read(guest, "/etc/hostname").unwrap(), b"pod-1\n");
@@ -69,7 +69,7 @@ pub fn large_files_go_both_ways(guest: &Guest) {
     write(guest, "/dev/shm/large", &large).unwrap();
     assert!(read(guest, "/dev/shm/large").unwrap() == large);
     guest.says("files", "truncate -s 16777208 /dev/shm/largest; truncate -s 16777209 /dev/shm/too-large");
-    // Other commands are answered in their order, and done meanwhile.
+    // Other commands are carried out meanwhile, and answered in order.
     let client = guest.client();
     let reads = ["/dev/shm/largest", "/dev/shm/largest", "/dev/shm/large"]
         .map(|path| client.send(Command::ReadFile(file("files", path))));
@@ -129,7 +129,7 @@ pub fn parts_of_the_share_are_bound(guest: &Guest) {
     }
 }
 
-/// In any order of the host's, and over the pod's own files.
+/// Volumes nest in whichever order the host lists them, and are mounted over the pod's own files.
 pub fn volumes_nest_and_come_before_the_pods_files(guest: &Guest) {
     let nest = guest.share.join("nest");
     for name in ["outer", "inner"] {

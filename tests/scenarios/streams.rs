@@ -1,4 +1,4 @@
-//! The processes' bytes: all of them, in order, whoever is slow.
+//! The bytes of processes arrive completely and in order, whichever side is slow.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -9,14 +9,15 @@ use crate::guest::{Guest, PATIENCE, Running, parse_exec};
 
 const LARGE: usize = 8 << 20;
 
-/// Bytes in which a lost, doubled or swapped piece shows.
+/// Bytes in which a lost, doubled or swapped piece is noticed.
 pub fn pattern(length: usize) -> Vec<u8> {
     (0..length / 8)
         .flat_map(|number| (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
         .collect()
 }
 
-/// A program that writes the pattern is the pattern in a file.
+/// Writes bytes to a file of the image, from where a program can print them. Returns the path in the
+/// container.
 fn file(guest: &Guest, name: &str, bytes: &[u8]) -> String {
     std::fs::write(guest.share.join("image/rootfs/tmp").join(name), bytes).unwrap();
     format!("/tmp/{name}")
@@ -63,7 +64,8 @@ pub fn a_host_that_reads_late_gets_everything(guest: &Guest) {
     let path = file(guest, "late", &bytes);
     let script = format!("cat {path} & echo $! >/dev/shm/late; wait; exit 9");
     let running = guest.exec("late", &["sh", "-c", &script], json!({}));
-    // Nobody reads until cat waits in its pipe and has come no further since the last look.
+    // The test does not read until cat sleeps in its write to the pipe and its position has not changed since
+    // the last look.
     let blocked = "until [ -s /dev/shm/late ]; do :; done
         cat=/proc/$(cat /dev/shm/late)
         until grep -q '^State:.S' $cat/status && [ \"$now\" = \"$before\" ] && [ -n \"$now\" ]; do
@@ -71,7 +73,7 @@ pub fn a_host_that_reads_late_gets_everything(guest: &Guest) {
         done
         >/tmp/late-blocked";
     let watch = guest.exec("late", &["sh", "-c", blocked], json!({}));
-    // No stream and no event can tell the host that it is so: the port is full.
+    // The port is full, so no stream and no event can tell the host.
     let mark = guest.share.join("image/rootfs/tmp/late-blocked");
     let deadline = Instant::now() + PATIENCE;
     while !mark.exists() {
@@ -138,7 +140,7 @@ pub fn a_flood_starves_nobody(guest: &Guest) {
                 discarded.fetch_add(chunk.len(), Ordering::Relaxed);
             }
         });
-        // Ten, and until it was a flood.
+        // At least ten commands, and at least until the output has become a flood.
         let start = Instant::now();
         for number in 0.. {
             assert_eq!(guest.says("flood", &format!("echo {number}")), format!("{number}\n"));
@@ -159,7 +161,7 @@ pub fn a_survivor_does_not_hold_up_the_end(guest: &Guest) {
     guest.says("survivor", "mkfifo /dev/shm/go");
     let outcome = guest.exec("survivor", &["sh", "-c", script], json!({})).outcome();
     assert_eq!((outcome.stdout.as_str(), outcome.status), ("early\n", 3));
-    // What it writes now is thrown away, and does not kill it.
+    // What it writes now is discarded, and does not kill it.
     guest.says("survivor", "echo go >/dev/shm/go; while [ ! -s /dev/shm/survivor ]; do :; done");
     assert_eq!(guest.says("survivor", "cat /dev/shm/survivor"), "0\n");
     guest.finish(main);
@@ -187,7 +189,8 @@ pub fn stdin_ends_once(guest: &Guest) {
         running.streams.stdin.close().unwrap();
         running.streams.stdin.write(b"after the end").unwrap();
     }
-    // It needs the first of the four frames behind its words.
+    // The first of the four frames behind the words is the end of stdin; the other three are answered by EOF
+    // frames.
     assert_eq!(running.end_before(3).stdout, "last words\n1\n");
     guest.finish(main);
 }

@@ -1,4 +1,4 @@
-//! Terminals as the host meets them (protocol.md «Streams», WINSIZE).
+//! Terminals as the host uses them (protocol.md «Streams», WINSIZE).
 
 use hyperinit::command::Command;
 use serde_json::{Value, json};
@@ -10,7 +10,8 @@ fn terminal() -> Value {
     json!({"terminal": true, "stderr": 0})
 }
 
-/// A terminal in raw mode is a pipe: it changes nothing and loses nothing, however slowly either side reads.
+/// A terminal in raw mode is like a pipe: it changes nothing and loses nothing, however slowly either side
+/// reads.
 pub fn eight_megabytes_through_it(guest: &Guest) {
     let main = guest.sleeper("tty-large");
     let bytes = pattern(8 << 20);
@@ -26,7 +27,7 @@ pub fn eight_megabytes_through_it(guest: &Guest) {
     guest.finish(main);
 }
 
-/// Only what is typed ends its input: Control-D.
+/// Only a typed Control-D ends the input of a terminal.
 pub fn an_empty_frame_does_not_close_it(guest: &Guest) {
     let main = guest.sleeper("tty-end");
     let running = guest.exec("tty-end", &["sh", "-c", "stty -echo; echo up; cat; echo end"], terminal());
@@ -40,7 +41,7 @@ pub fn an_empty_frame_does_not_close_it(guest: &Guest) {
     guest.finish(main);
 }
 
-/// A size that is sent right behind a start is there when the process asks for it first of all.
+/// The terminal has the size that was sent directly behind the start when the process first asks for it.
 pub fn its_size_may_be_sent_behind_the_start(guest: &Guest) {
     const ROUNDS: u64 = 40;
     let main = guest.sleeper("tty-first");
@@ -48,7 +49,7 @@ pub fn its_size_may_be_sent_behind_the_start(guest: &Guest) {
         let (stdio, id) = (50_001 + round, format!("first-{round}"));
         let process = json!({"id": id, "args": ["stty", "size"], "stdio": stdio, "terminal": true});
         let streams = guest.client().streams(stdio, 0);
-        // Each fourth is a container's init.
+        // Every fourth process is the init of a container.
         let (container, start) = if round % 4 == 0 {
             let json = json!({"id": id, "image": "image", "rootfs": "rootfs", "process": process});
             (id.as_str(), Command::NewContainer(parse(json)))
@@ -70,7 +71,7 @@ pub fn its_size_may_be_sent_behind_the_start(guest: &Guest) {
     guest.finish(main);
 }
 
-/// busybox's stty takes sizes from 2 to 29,999 for true.
+/// busybox's stty accepts only sizes from 2 to 29,999.
 pub fn its_size_is_any(guest: &Guest) {
     let main = guest.sleeper("tty-size");
     let script = "echo up; while read x; do stty size; done";

@@ -1,4 +1,4 @@
-//! What the host says, and says wrongly (protocol.md «Control messages», «JSON»).
+//! Correct and incorrect commands of a host (protocol.md «Control messages», «JSON»).
 
 use hyperinit::command::Command;
 use hyperinit::frame::Message;
@@ -45,7 +45,7 @@ pub fn a_wrong_word_is_named(guest: &Guest) {
         let text = refusal(guest.client().send_raw(message.id(), text.as_bytes()).wait(PATIENCE));
         assert!(text.contains(message.name()) && text.contains(key), "{message} {payload}: {text}");
     }
-    // Half a word, and one and a half.
+    // Incomplete JSON, JSON with more behind it, and text that is not UTF-8.
     for payload in
         [&b"{\"container\":"[..], b"{\"container\":\"c\",\"signal\":9}{", b"\xff\xfe", b"{\"a\":\"\xc3\"}"]
     {
@@ -72,20 +72,20 @@ pub fn unknown_words_are_overlooked(guest: &Guest) {
     guest.finish(main);
 }
 
-/// What runV still sends though it is deprecated, and ports where no white list gives them a meaning.
+/// Deprecated keys that runV still sends, and ports, which mean nothing without a whitelist.
 pub fn what_means_nothing_is_overlooked(guest: &Guest) {
     let more = json!({
         "restartPolicy": "always",
         "ports": [{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}],
     });
     for _ in 0..2 {
-        // The same ports once more: the first container is gone, and was not started again.
+        // The same ports again: the first container is gone, and was not restarted.
         assert_eq!(guest.container_says("nothing", "echo once", more.clone()), "once\n");
     }
 }
 
-/// docs/limits.md: an ERROR for each, and the guest goes on. An ERROR that quoted all of an id was too long
-/// to be sent.
+/// docs/limits.md: the guest answers each with an ERROR and goes on. An ERROR that quoted the whole id would
+/// be too long to send.
 pub fn what_is_too_much_is_refused(guest: &Guest) {
     let refused = |message: Message, payload: Value| {
         let call = guest.client().send_raw(message.id(), payload.to_string().as_bytes());

@@ -1,11 +1,11 @@
-//! Programs that people run, in a Debian root: each scenario says by value what plain Linux, and a container
-//! of Docker's, gives.
+//! Common programs in a Debian root. Each scenario states the output that plain Linux and a Docker container
+//! give.
 //!
-//! A scenario is a shell script and its output. It runs in a guest of its own in namespaces, and with all the
+//! A scenario is a shell script and its output. It runs in a separate guest in namespaces, and with all the
 //! others in one VM for each kind of share. `scripts/world` makes the roots. `make test` runs the scenarios
-//! of the root `core` in namespaces, and those of a user once more in the profile `restricted`. `make world`
-//! (`WORLD=all`) runs all of them, in VMs too, and each first in a plain chroot: that shows that the scenario
-//! itself is right. `WORLD_ONLY=NAME,…` leaves the others out of the VMs.
+//! of the root `core` in namespaces, and those of a user also under the profile `restricted`. `make world`
+//! (`WORLD=all`) runs all of them, in VMs too, and each first in a plain chroot, which shows that the
+//! scenario itself is right. `WORLD_ONLY=NAME,…` limits the VMs to the named scenarios.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
@@ -26,23 +26,24 @@ use hyperinit_client::Client;
 use root::{Root, Set};
 use serde_json::{Value, json};
 
-/// A VM without a processor's help takes minutes for what a machine does in seconds.
+/// How long a scenario may take. A VM without hardware virtualization takes minutes for what a machine does
+/// in seconds.
 const PATIENCE: Duration = Duration::from_secs(1200);
 
-/// What a program does, and what it says then.
+/// What a program does, and its output.
 struct Scenario {
-    /// The test's, by the list.
+    /// The name of the test, filled in by the list.
     name: &'static str,
     /// The root that it needs.
     set: Set,
-    /// Who runs it.
+    /// The user who runs it.
     user: &'static str,
     script: &'static str,
-    /// Its standard output. It says nothing on standard error, and its exit status is 0.
+    /// The expected standard output. Standard error has to be empty, and the exit status 0.
     says: &'static str,
 }
 
-/// Where a scenario runs: `$ON` in its script.
+/// The place where a scenario runs: `$ON` in its script.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum On {
     /// In a chroot of the machine, without hyperinit.
@@ -65,7 +66,8 @@ impl On {
         }
     }
 
-    /// Where UNIX sockets and FIFOs can be, `$RUN`: 9p has none, docs/limits.md says why.
+    /// The directory for UNIX sockets and FIFOs, `$RUN` in the script: 9p supports neither, docs/limits.md
+    /// says why.
     fn run(self) -> &'static str {
         match self {
             On::Plain | On::Local | On::Virtiofs => "/tmp",
@@ -74,7 +76,7 @@ impl On {
     }
 }
 
-/// What a shell of Docker's has in its environment, and the two words above.
+/// The environment of a shell under Docker, with `$ON` and `$RUN`.
 fn environment(on: On, user: &str) -> Vec<(&'static str, String)> {
     let home = match user {
         "root" => "/root".to_owned(),
@@ -89,7 +91,7 @@ fn environment(on: On, user: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// What precedes each script.
+/// Text in front of each script.
 const PRELUDE: &str = "set -eu
 cd /tmp
 # Until a command succeeds: what it waits for tells nobody.
@@ -100,7 +102,7 @@ fn words(scenario: &Scenario) -> [String; 3] {
     ["bash".to_owned(), "-c".to_owned(), format!("{PRELUDE}{}", scenario.script)]
 }
 
-/// Runs a scenario in a container of a guest; more of the container's JSON in `more`.
+/// Runs a scenario in a container of a guest. `more` is merged into the container's JSON.
 fn run(guest: &Guest, on: On, scenario: &Scenario, more: &Value) {
     let words = words(scenario);
     let args: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -125,7 +127,7 @@ fn judge(scenario: &Scenario, status: i32, stdout: &str, stderr: &str) {
     );
 }
 
-/// A guest of a root, with a pod.
+/// A guest with this root as its share, and a running pod.
 fn guest(kind: Kind, root: &Root, words: &str, options: &[&str]) -> Guest {
     let words = format!("hyper_log=warn {words}");
     let guest = Guest::boot_on(kind, scratch(), root.share(), &words, options, &Client::connect);
@@ -142,7 +144,7 @@ fn end(guest: Guest) {
 /// Runs a scenario in namespaces.
 fn in_namespaces(scenario: &'static Scenario) {
     if root::all() {
-        // In a root of its own: what a scenario leaves is not there when it runs again.
+        // In a separate root, so that what the scenario leaves is gone when it runs again.
         root::with(scenario.set, |root| {
             let (status, stdout, stderr) =
                 root.chroot(scenario.user, &words(scenario), &environment(On::Plain, scenario.user));
@@ -156,17 +158,17 @@ fn in_namespaces(scenario: &'static Scenario) {
     });
 }
 
-/// Runs the scenarios in one VM: a boot costs seconds.
+/// Runs the scenarios in one VM, because a boot costs seconds.
 fn in_a_vm(on: On, options: &[&str]) {
     root::with(root::largest(), |root| {
         let mut guest = guest(Kind::Vm, root, "", &[&["--memory", "1024", "--cpus", "2"], options].concat());
-        // Each scenario has a limit of its own, and all together take longer than other tests.
+        // Each scenario has its own limit, and all together take longer than other tests.
         guest.live_on();
         let only = std::env::var("WORLD_ONLY").ok();
         let wanted = |name| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == name));
         let all = ALL.iter().filter(|scenario| scenario.set <= root.set && wanted(scenario.name));
         run_all(on, all, |scenario| {
-            // They have one root, and names in common.
+            // The scenarios share one root, and some use the same names.
             let words = ["bash", "-c", "shopt -s dotglob; rm -rf /tmp/*"];
             assert_eq!(guest.container("clean", &words, json!({})).outcome_within(PATIENCE).status, 0);
             guest.remove("clean");
@@ -176,7 +178,7 @@ fn in_a_vm(on: On, options: &[&str]) {
     });
 }
 
-/// Runs scenarios in one guest, and says all that fail.
+/// Runs scenarios in one guest, and reports all that fail.
 fn run_all<'a>(on: On, all: impl Iterator<Item = &'a &'static Scenario>, run: impl Fn(&Scenario)) {
     let mut failed = Vec::new();
     for scenario in all {
@@ -193,13 +195,12 @@ fn run_all<'a>(on: On, all: impl Iterator<Item = &'a &'static Scenario>, run: im
     assert!(failed.is_empty(), "on {}: {failed:?}", on.name());
 }
 
-/// What a user does and the profile `restricted` has not: another user's powers, and a look into other
-/// processes.
+/// Scenarios of a user that need what the profile `restricted` denies: another user's rights, and access to
+/// other processes.
 const NOT_RESTRICTED: [&str; 3] =
     ["everybodys_files_are_theirs", "gdb_stops_a_program", "strace_sees_the_calls"];
 
-/// What can be done without privileges can be done in the profile for code that nobody trusts, with a volume
-/// to write to.
+/// What needs no privileges also works under the profile for untrusted code, with volumes to write to.
 #[test]
 fn a_user_works_in_the_restricted_profile() {
     root::with(root::largest(), |root| {

@@ -1,4 +1,4 @@
-//! The Debian roots: what a scenario does to one is gone with it.
+//! The Debian roots. What a scenario changes in one is discarded with it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,33 +8,32 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::guest::scratch;
 
-/// What is in a root, as `scripts/world` has it; the later has what the earlier has.
+/// The contents of a root, as `scripts/world` defines it. The later one includes the earlier.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Set {
-    /// Of `make test`.
+    /// The root of `make test`.
     Core,
-    /// Of `make world`.
+    /// The root of `make world`.
     All,
 }
 
-/// Whether everything is to be run.
+/// Whether all scenarios are to run (`WORLD=all`).
 pub fn all() -> bool {
     std::env::var("WORLD").is_ok_and(|which| which == "all")
 }
 
-/// The set that this run is about.
+/// The largest root of this run.
 pub fn largest() -> Set {
     if all() { Set::All } else { Set::Core }
 }
 
-/// A root that can be written to: an overlay on the one that is kept, in a mount namespace of the test's
-/// thread.
+/// A writable root: an overlay over the stored root, in a mount namespace of the test's thread.
 pub struct Root {
     pub set: Set,
     directory: PathBuf,
 }
 
-/// Does something with a root, on a thread of its own.
+/// Runs `test` with a root, on a separate thread.
 pub fn with(set: Set, test: impl FnOnce(&Root) + Send) {
     assert!(set <= largest(), "this scenario needs the large root: make world");
     std::thread::scope(|scope| {
@@ -62,15 +61,15 @@ impl Root {
             std::fs::create_dir_all(root.directory.join(part)).unwrap();
         }
         let at = root.directory.display();
-        // Or a file's number would change when it is first written to, and virtiofsd knows files by their
-        // numbers (docs/limits.md).
+        // Without `xino=on`, a file's inode number would change when it is first written to, and virtiofsd
+        // identifies files by their numbers (docs/limits.md).
         let options = format!("lowerdir={},upperdir={at}/upper,workdir={at}/work,xino=on", kept.display());
         mount(Some("overlay"), &root.path(), Some("overlay"), MsFlags::empty(), Some(options.as_str()))
             .expect("mounting an overlay (CONFIG_OVERLAY_FS)");
         root
     }
 
-    /// What a guest has as its share: the root is its image `image`.
+    /// The share for a guest: the root is its image `image`.
     pub fn share(&self) -> PathBuf {
         self.directory.join("share")
     }
@@ -79,15 +78,15 @@ impl Root {
         self.share().join("image/rootfs")
     }
 
-    /// Runs a program in a chroot, in namespaces like a container's, and without all else that a guest is.
-    /// Its exit status and what it said.
+    /// Runs a program in a chroot, in namespaces like those of a container, without the rest of a guest.
+    /// Returns its exit status, stdout and stderr.
     pub fn chroot(
         &self,
         user: &str,
         words: &[String],
         environment: &[(&str, String)],
     ) -> (i32, String, String) {
-        // Docker gives these files to a container.
+        // Docker provides these files and settings for a container.
         let prepare = "set -eu; cd \"$1\"; shift
             mount --rbind /dev dev; mount -t tmpfs -o mode=1777 shm dev/shm; mount -t proc proc proc; mount -t sysfs sysfs sys
             ip link set lo up; hostname pod-1; echo pod-1 >etc/hostname

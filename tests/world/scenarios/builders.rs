@@ -1,4 +1,4 @@
-//! Programs that make programs.
+//! Programs that build programs.
 
 use super::super::Scenario;
 use super::{all, core};

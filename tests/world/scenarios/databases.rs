@@ -1,4 +1,4 @@
-//! Programs that keep data: what they were told is there when they are started again.
+//! Programs that keep data: it is still there after a restart.
 
 use super::super::Scenario;
 use super::core;

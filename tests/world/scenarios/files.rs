@@ -1,4 +1,4 @@
-//! What programs rely on of a filesystem.
+//! What programs rely on in a filesystem.
 
 use super::super::Scenario;
 use super::core;

@@ -1,4 +1,4 @@
-//! The scenarios. Their values are those of plain Linux: `make world` runs each in a chroot too.
+//! The scenarios. Their expected outputs are those of plain Linux: `make world` also runs each in a chroot.
 
 pub mod builders;
 pub mod databases;
@@ -29,12 +29,12 @@ macro_rules! for_all {
 }
 pub(crate) use for_all;
 
-/// One that needs the small root.
+/// A scenario that needs the small root.
 const fn core(user: &'static str, script: &'static str, says: &'static str) -> Scenario {
     Scenario { name: "", set: Set::Core, user, script, says }
 }
 
-/// One that needs the large root.
+/// A scenario that needs the large root.
 const fn all(user: &'static str, script: &'static str, says: &'static str) -> Scenario {
     Scenario { name: "", set: Set::All, user, script, says }
 }

@@ -1,4 +1,4 @@
-//! Programs that look into others.
+//! Programs that trace others.
 
 use super::super::Scenario;
 use super::{all, core};

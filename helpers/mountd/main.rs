@@ -72,7 +72,8 @@ impl Mountd {
         match request {
             // Devices, clock and random pool belong to the machine: a local guest leaves them alone, and init
             // does not ask it to change them.
-            Request::Rescan | Request::WakeUp | Request::Online if self.rules.local => {}
+            // Its files are on filesystems of the machine, which outlive it: it has nothing to sync.
+            Request::Rescan | Request::WakeUp | Request::Online | Request::Sync if self.rules.local => {}
             Request::Rescan => hotplug::rescan()?,
             Request::WakeUp => wake::wake_up()?,
             Request::Online => hotplug::online()?,
@@ -102,7 +103,11 @@ impl Mountd {
             Request::DestroyPod => {
                 self.populations.forget_all();
                 self.reading = None;
-                pod::destroy()?;
+                let destroyed = pod::destroy();
+                if !self.rules.local {
+                    nix::unistd::sync();
+                }
+                destroyed?;
             }
         }
         Ok(Reply::Done)

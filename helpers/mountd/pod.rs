@@ -136,7 +136,6 @@ pub fn destroy() -> Result<(), Fault> {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Fault::io("removing", paths::POD, &error)),
         _ => Ok(()),
     });
-    nix::unistd::sync();
     first
 }
 

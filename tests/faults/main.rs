@@ -26,6 +26,8 @@ use guest::processes::{process, replace};
 use guest::{Guest, Kind, PATIENCE, Running, container_id, parse};
 use hyperinit::command::{Command, File, WriteFile};
 use hyperinit_client::{CallError, Client};
+use nix::errno::Errno;
+use nix::libc;
 use serde_json::json;
 use witness::Witness;
 
@@ -267,4 +269,19 @@ fn a_connection_that_could_not_be_accepted_is_later() {
         guest.be(client);
         assert_eq!(guest.client().finished(&container, &id, PATIENCE).unwrap(), 0);
     }
+}
+
+/// sync(2) writes back all filesystems of the machine, and waits for each of its disks.
+#[test]
+fn a_local_guest_ends_without_a_sync_of_the_machine() {
+    let guest = Guest::boot(Kind::Local);
+    guest.start_pod();
+    let _main = guest.sleeper("main");
+    let failing = Failing::seize(process(&guest, "mountd", None));
+    let synced = std::thread::scope(|scope| {
+        let host = scope.spawn(|| guest.call(Command::DestroyPod));
+        failing.fail(&[("sync", libc::SYS_sync, Errno::EIO)], 0..1, || host.is_finished())
+    });
+    assert!(synced.is_none(), "mountd made the call");
+    assert!(guest.wait_for_end().success());
 }

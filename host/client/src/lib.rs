@@ -59,7 +59,7 @@ const VSOCK_LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// on purpose.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 /// The interval between two looks for a socket that does not exist yet.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Why a call has no result.
 #[derive(Debug, Clone, PartialEq, Eq)]

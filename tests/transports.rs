@@ -145,7 +145,7 @@ fn leaving_in_the_middle_of_output(guest: &mut Guest, way: Way) {
     assert!(rest.stdout.len() > all.len() / 4, "{} of {} bytes", rest.stdout.len(), all.len());
 }
 
-/// What happens while no host is connected is told to the next one.
+/// The next host is told of an event that happened while no host was connected.
 fn an_event_waits_for_a_host(guest: &mut Guest, way: Way) {
     let more = json!({"process": {"stdio": 70021, "stderr": 70022}});
     let running = guest.container("ends", &["sh", "-c", "read line; exit 5"], more);
@@ -192,7 +192,7 @@ fn nothing_is_overheard(guest: &Guest) {
 /// How long visitors follow each other at most.
 const VISITS: Duration = Duration::from_secs(25);
 
-/// What a host that disconnects half-way has sent: control bytes, stream bytes.
+/// The bytes that a host sends on each channel before it disconnects half-way: control bytes, stream bytes.
 fn one_who_leaves(round: usize) -> (Vec<u8>, Vec<u8>) {
     let ping = frame::control(Message::Ping, b"null").unwrap();
     let exec = json!({"container": "c", "process": {

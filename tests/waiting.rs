@@ -55,7 +55,7 @@ fn a_mountd_that_is_held_up_holds_up_its_own_container_only() {
     slow.wait(PATIENCE).unwrap();
     beside.done("a mountd that is held up");
     guest.call(kill("slow"));
-    // Those no longer needed are ended.
+    // The mountds that are no longer needed are ended.
     let deadline = Instant::now() + PATIENCE;
     while processes(&guest, "mountd") != [first] {
         assert!(Instant::now() < deadline, "more than one mountd is there\n{}", guest.log());

@@ -76,7 +76,7 @@ fn steal() -> ! {
     std::process::exit(0)
 }
 
-/// Checks the thief itself: an ordinary process of the same user is open by every way.
+/// Checks the thief itself: an ordinary process of the same user is open to every way.
 #[test]
 fn the_thief_knows_its_trade() {
     let mut child = Command::new("/bin/busybox").arg("cat").stdin(Stdio::piped()).spawn().unwrap();

@@ -570,7 +570,7 @@ pub fn scratch() -> PathBuf {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = place.join(format!("hyperinit-test-{}-{number}", std::process::id()));
         match fs::create_dir(&path) {
-            // Left by a killed test whose process had the same pid.
+            // A killed test, whose process had the pid of this one, has left the directory.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             made => {
                 made.unwrap();

@@ -280,7 +280,7 @@ fn who_comes_at_once(options: &[&str]) {
             assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""), "round {round}");
         }
     }
-    // The guest's processes are in process groups of their own, so the signals of a terminal's keys go to
+    // The guest's processes are in other process groups, so the signals of a terminal's keys go to
     // hyperctl alone.
     let own = Pid::from_raw(up.id().cast_signed());
     let guests = children(own.as_raw());

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::guest::{Guest, Kind, PATIENCE, container_id, parse, parse_exec};
 
-/// More starts than fit into execd's socket at once.
+/// More starts than can be on their way to execd at once.
 const HELD: u64 = 40;
 
 fn exec(guest: &Guest, container: &str, number: u64, args: &[&str]) -> Pending {

@@ -161,7 +161,7 @@ pub fn a_survivor_does_not_hold_up_the_end(guest: &Guest) {
     guest.says("survivor", "mkfifo /dev/shm/go");
     let outcome = guest.exec("survivor", &["sh", "-c", script], json!({})).outcome();
     assert_eq!((outcome.stdout.as_str(), outcome.status), ("early\n", 3));
-    // What it writes now is discarded, and does not kill it.
+    // The survivor's output is now discarded, and writing it does not kill the survivor.
     guest.says("survivor", "echo go >/dev/shm/go; while [ ! -s /dev/shm/survivor ]; do :; done");
     assert_eq!(guest.says("survivor", "cat /dev/shm/survivor"), "0\n");
     guest.finish(main);
@@ -189,8 +189,8 @@ pub fn stdin_ends_once(guest: &Guest) {
         running.streams.stdin.close().unwrap();
         running.streams.stdin.write(b"after the end").unwrap();
     }
-    // The first of the four frames behind the words is the end of stdin; the other three are answered by EOF
-    // frames.
+    // The first of the four frames behind the words is the end of stdin; each of the other three may be
+    // answered by an EOF frame.
     assert_eq!(running.end_before(3).stdout, "last words\n1\n");
     guest.finish(main);
 }

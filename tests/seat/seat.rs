@@ -2,7 +2,7 @@
 //! with the process's own user, capabilities, filters, namespaces, descriptors and root.
 //!
 //! A call that the filter traps does not happen. The test suppresses the signal (SIGSYS) that would end the
-//! process, and the process goes on as if nothing had been.
+//! process, and the process goes on as if nothing had happened.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

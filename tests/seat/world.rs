@@ -18,7 +18,7 @@ pub const HELPERS: [&str; 4] = ["netd", "mountd", "execd", "streamd"];
 /// How long a helper may take to be replaced.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A guest whose PID 1 has the pid `init` here.
+/// A guest whose PID 1 has the pid `init` on this machine.
 pub struct World {
     pub init: i32,
     /// Whether the guest is a VM, with its own kernel that the effects may change.

@@ -84,7 +84,7 @@ impl Helper {
         self.write(&serde_json::to_string(request).unwrap());
     }
 
-    /// The next reply, to whichever request.
+    /// Reads the next reply, whichever request it answers.
     pub fn receive<R: DeserializeOwned>(&self) -> Result<R, Fault> {
         result(&self.reply("any request"))
     }

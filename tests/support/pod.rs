@@ -32,7 +32,7 @@ pub struct Execd {
 
 /// A process of a container.
 pub struct Running {
-    /// Its pid.
+    /// The pid of the process.
     pub pid: Pid,
     /// The packet that streamd received about it.
     pub streams: Streams,
@@ -132,7 +132,7 @@ impl Execd {
 
 /// A running pod.
 pub struct Pod<'a> {
-    /// Its guest.
+    /// The guest that it runs in.
     pub guest: &'a Guest,
     /// The real mountd.
     pub mountd: Helper,

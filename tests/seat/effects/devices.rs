@@ -44,8 +44,8 @@ fn numbers_of(name: &str) -> Option<(u64, u64)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Makes a node and opens it: on a tmpfs of its own if the process can mount one, otherwise in the current
-/// /dev/shm or /dev.
+/// Makes a node and opens it: in /dev/shm, with a tmpfs of the process's own if it can mount one; in /dev if
+/// the process cannot enter a new mount namespace.
 fn makes_a_node(place: &mut Place<'_>, block: bool, numbers: (u64, u64)) -> Answer {
     if place.name == "mountd" {
         // mountd cannot make a copy of itself that could move to another mount namespace, and nodes can be

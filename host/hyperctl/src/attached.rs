@@ -1,4 +1,4 @@
-//! A process of a guest with hyperctl's standard streams, signals and terminal.
+//! A process of a guest that is attached to hyperctl's standard streams, signals and terminal.
 
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, stdin};
@@ -17,50 +17,51 @@ use super::events::{self, Event, Failure, Signals};
 use super::terminal::{self, Terminal};
 use super::{pump, standard};
 
-/// A process runs as long as it does; this is how often the wait for it begins again.
+/// How long one wait for the process's end lasts. The process may run longer, so the wait is repeated.
 const WAIT: Duration = Duration::from_secs(24 * 3600);
-/// What asks hyperctl to end where it cannot be the process's.
+/// The signals that ask hyperctl to end when they cannot be passed on to the process.
 const ENDING: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
-/// Who asks for the end by one of these so often wants out, whatever the process makes of it; docker counts
-/// the same.
+/// The third of these signals means that the user wants out, whatever the process does with them; docker
+/// counts in the same way.
 const INSISTING: [Signal; 2] = [Signal::INT, Signal::TERM];
 const LAST_SIGNAL: u32 = 3;
-/// What a terminal, or a shell that has one, sends to the whole group of a job.
+/// The signals that a terminal, or a shell with one, sends to the whole process group of a job.
 const FOR_THE_GROUP: [Signal; 4] = [Signal::CONT, Signal::INT, Signal::QUIT, Signal::TSTP];
 
-/// Who it is.
+/// The process.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// What a person calls it.
+    /// The name for it in messages.
     pub what: &'static str,
     pub container: ContainerId,
     pub process: ProcessId,
-    /// It has a terminal.
+    /// Whether it has a terminal.
     pub tty: bool,
-    /// hyperctl's standard input is its own.
+    /// Whether hyperctl's standard input is passed on to it.
     pub interactive: bool,
-    /// It is its container's init.
+    /// Whether it is the init of its container.
     pub is_init: bool,
 }
 
-/// How it ended, or that hyperctl leaves it.
+/// How the process ended, or that hyperctl leaves it.
 pub enum End {
-    /// It has exited with this status, or could not be run.
+    /// The process has exited with this status, or could not be run.
     Done(Result<u8, Failure>),
-    /// Its guest is gone.
+    /// The guest is gone, with this status of QEMU or hyperinit.
     GuestEnded(ExitStatus),
-    /// hyperctl is told to end by this signal, or has nobody to write for any more (SIGPIPE); the process was
-    /// asked for, and may run, if there is somebody to say that to.
+    /// hyperctl was told to end by this signal, or its output is no longer read (SIGPIPE). With a client the
+    /// start of the process was sent, and the process may be running.
     Left(Signal, Option<Arc<Client>>),
 }
 
-/// The queue of whoever runs a process. Before any other thread is started.
+/// The queue of events for a subcommand that runs a process. Call it before any other thread is started.
 pub fn queue(tty: bool, interactive: bool) -> Result<(Sender<Event>, Receiver<Event>), Fault> {
     let reads_terminal = interactive && stdin().is_terminal();
     events::queue(Signals::Program { tty, reads_terminal })
 }
 
-/// Has `attend` start a process by a command, passes its streams on and waits for its end; its exit status.
+/// Makes `attend` send the command that starts the process, passes its streams on and waits for its end.
+/// Returns its exit status.
 pub fn run(
     target: &Target,
     process: &Process,
@@ -69,7 +70,7 @@ pub fn run(
     terminal: &Terminal,
     events: &Sender<Event>,
 ) -> Result<u8, Failure> {
-    // Asked for before anything can come.
+    // The streams are registered before any data can come.
     let streams = client.streams(process.stdio, process.stderr);
     match (target.tty, target.interactive) {
         (true, true) => terminal.make_raw()?,
@@ -77,7 +78,7 @@ pub fn run(
         (false, _) => {}
     }
     let (sent, start_sent) = sync_channel(1);
-    // Whoever waits for the process is there until Done, or has left without starting it.
+    // `attend` receives the event, unless it has left without starting the process.
     let _ = events.send(Event::Start { client: Arc::clone(client), command: start, sent });
     let gone = |_| Fault::new("starting", target.what, "hyperctl is ending");
     let started = start_sent.recv().map_err(gone)?;
@@ -96,13 +97,13 @@ pub fn run(
         }
     };
     for pump in [Some(out), err].into_iter().flatten() {
-        // The stream's end came before the event; only a panic is lost here.
+        // The stream ended before the event came. An error only means that the thread panicked.
         let _ = pump.join();
     }
     Ok(status)
 }
 
-/// A call that failed, as a failure of hyperctl.
+/// Turns a failed call into a failure of hyperctl.
 pub fn failed(doing: &'static str, to: &'static str) -> impl Fn(CallError) -> Failure {
     move |error| Failure {
         fault: Fault::new(doing, to, error.to_string()),
@@ -110,9 +111,9 @@ pub fn failed(doing: &'static str, to: &'static str) -> impl Fn(CallError) -> Fa
     }
 }
 
-/// Waits for the end, and passes signals and sizes on until then: also to a process that is still being
-/// started, for the guest keeps them behind the start. The start is sent from here, so that whoever leaves
-/// knows whether it was.
+/// Waits for the process's end, and passes signals and sizes on until then. The process may still be
+/// starting, for the guest keeps them until after the start. The start is sent from here, so that it is known
+/// on leaving whether it was sent.
 pub fn attend(target: &Target, queue: &Receiver<Event>) -> Result<End, Fault> {
     let mut client: Option<Arc<Client>> = None;
     let mut early = BTreeSet::new();
@@ -124,7 +125,7 @@ pub fn attend(target: &Target, queue: &Receiver<Event>) -> Result<End, Fault> {
             Event::GuestEnded(status) => return Ok(End::GuestEnded(status)),
             Event::Unread => return Ok(End::Left(Signal::PIPE, client)),
             Event::Start { client: connected, command, sent } => {
-                // It waits for it, unless it has panicked.
+                // `run` waits for this, unless its thread has panicked.
                 let _ = sent.send(target.start(&connected, command));
                 for signal in std::mem::take(&mut early) {
                     drop(target.signal(&connected, signal));
@@ -133,8 +134,8 @@ pub fn attend(target: &Target, queue: &Receiver<Event>) -> Result<End, Fault> {
             }
             Event::Signal(signal) => {
                 asked += u32::from(INSISTING.contains(&signal));
-                // With a terminal the process has its keys; what they would send is hyperctl's if it is sent
-                // to hyperctl.
+                // With a terminal, the process gets the keys of the terminal as input. The signals that keys
+                // would cause are hyperctl's own if they are sent to hyperctl.
                 let is_own = ENDING.contains(&signal) && (target.tty || client.is_none());
                 if is_own || asked >= LAST_SIGNAL {
                     return Ok(End::Left(signal, client));
@@ -142,7 +143,7 @@ pub fn attend(target: &Target, queue: &Receiver<Event>) -> Result<End, Fault> {
                 match client.as_deref() {
                     Some(client) if target.tty && signal == Signal::WINCH => target.resize(client),
                     Some(client) => drop(target.signal(client, signal)),
-                    // The size is asked for when there is a process.
+                    // The size is read when the process is started.
                     None if target.tty && signal == Signal::WINCH => {}
                     None => drop(early.insert(signal)),
                 }
@@ -152,9 +153,9 @@ pub fn attend(target: &Target, queue: &Receiver<Event>) -> Result<End, Fault> {
 }
 
 impl Target {
-    /// Sends it a signal: as docker does to an init alone, which says itself what its children get, but what
-    /// comes of keys to its group. Of other processes the protocol knows the group only. The reply is
-    /// nobody's business: it may have ended.
+    /// Sends the process a signal. As with docker, a container's init gets it alone and decides what its
+    /// children get; signals that stem from keys go to its process group. For other processes the protocol
+    /// has only the group. The reply is not needed: the process may have ended.
     pub fn signal(&self, client: &Client, signal: Signal) -> Pending {
         let container = self.container.clone();
         if self.is_init && !FOR_THE_GROUP.contains(&signal) {
@@ -167,7 +168,8 @@ impl Target {
         }))
     }
 
-    /// Starts it, with a terminal as large as the caller's. The reply to the size is nobody's business.
+    /// Sends the start, together with the size of the caller's terminal if the process has one. The reply to
+    /// the size is not needed.
     fn start(&self, client: &Client, command: Command) -> Pending {
         match self.size() {
             None => client.send(command),
@@ -178,21 +180,21 @@ impl Target {
         }
     }
 
-    /// Makes its terminal as large as the caller's.
+    /// Sets the size of the process's terminal to that of the caller's.
     fn resize(&self, client: &Client) {
         if let Some(size) = self.size() {
             drop(client.send(Command::WinSize(size)));
         }
     }
 
-    /// The size of the caller's terminal, for a program that has one.
+    /// The size of the caller's terminal; `None` if the process has no terminal.
     fn size(&self) -> Option<WinSize> {
         let (row, column) = terminal::size().filter(|_| self.tty)?;
         Some(WinSize { container: self.container.clone(), process: self.process.clone(), row, column })
     }
 }
 
-/// A shell's status of what a signal ended.
+/// The status that a shell reports for a process that this signal ended.
 pub fn status_of(signal: Signal) -> u8 {
     128 + u8::try_from(signal.get()).unwrap_or_default()
 }

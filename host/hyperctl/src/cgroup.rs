@@ -1,5 +1,5 @@
-//! A cgroup v2 of a local guest's own: inside its cgroup namespace it is the root, and has the pod's below
-//! it.
+//! The cgroup v2 of a local guest: it is the root of the guest's cgroup namespace, and the pod's cgroups are
+//! below it.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// How long the last processes of a guest that is gone may take to leave.
+/// How long the last processes may take to leave the cgroup of a guest that is gone.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(5);
-/// What our directories' names begin with; then comes hyperctl's number.
+/// The beginning of the cgroups' names, followed by hyperctl's process number.
 const PREFIX: &str = "hyperctl-";
 
-/// Dropping it kills what is in it and removes it.
+/// A cgroup. Dropping it kills its processes and removes it.
 #[derive(Debug)]
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// Makes one below hyperctl's own; none if this machine has no cgroup v2 that can be written.
+    /// Makes a cgroup below hyperctl's own; `None` if this machine has no cgroup v2 that can be written.
     pub fn make() -> Option<Cgroup> {
-        // Of a mount somewhere else the path may be no text.
+        // The paths of other mounts need not be UTF-8.
         let read = |path| fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let parent = own(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)?;
         sweep(&parent);
@@ -34,7 +34,7 @@ impl Cgroup {
         }
     }
 
-    /// Where it is.
+    /// The cgroup's directory.
     pub fn directory(&self) -> &Path {
         &self.0
     }
@@ -42,7 +42,8 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Before Linux 5.14 there is no such file; the end of its PID namespace has killed them anyway.
+        // Before Linux 5.14 this file does not exist; there the end of the PID namespace has killed the
+        // processes.
         let _ = fs::write(self.0.join("cgroup.kill"), "1");
         wait_until_empty(&self.0);
         remove(&self.0);
@@ -60,12 +61,12 @@ fn own(mountinfo: &str, cgroup: &str) -> Option<PathBuf> {
         }
         let mut fields = mount.split(' ').skip(3);
         let (root, at) = (fields.next()?, fields.next()?);
-        // A mount of a part of the hierarchy shows our cgroup only if it is below that part.
+        // A mount of a part of the hierarchy contains the own cgroup only if that is below the part.
         Some(Path::new(at).join(path.strip_prefix(root).ok()?))
     })
 }
 
-/// Removes what a hyperctl that was killed has left: nothing runs in it.
+/// Removes the cgroups that killed hyperctls have left. No process runs in them.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -91,7 +92,7 @@ fn wait_until_empty(directory: &Path) {
     }
 }
 
-/// A cgroup's directory goes once those below it have gone; its files are not ours to delete.
+/// Removes a cgroup with the cgroups below it. The files in it are the kernel's and go with it.
 fn remove(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -1,4 +1,4 @@
-//! What kernels and their modules come compressed with.
+//! Decompression of kernels and their modules.
 
 use std::io::Read;
 
@@ -6,8 +6,8 @@ use flate2::read::GzDecoder;
 use lzma_rust2::XzReader;
 use ruzstd::decoding::StreamingDecoder;
 
-/// The bytes behind gzip, xz or zstd, told by their magic numbers; others as they are. What follows the
-/// compressed stream is ignored: a kernel has its size there.
+/// Decompresses gzip, xz or zstd, recognised by their magic numbers; other bytes are returned as they are.
+/// What follows the compressed stream is ignored: a kernel has its size there.
 pub fn decompressed(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let mut out = Vec::new();
     let result = match bytes {
@@ -26,8 +26,8 @@ mod tests {
     use super::*;
 
     const TEXT: &[u8] = b"module module module module\n";
-    /// `printf 'module module module module\n' | xz --check=crc32 --x86 --lzma2`, as the kernel's build has
-    /// it.
+    /// `printf 'module module module module\n' | xz --check=crc32 --x86 --lzma2`, which are the options of
+    /// the kernel's build.
     const XZ: &[u8] = &[
         0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x01, 0x69, 0x22, 0xde, 0x36, 0x02, 0x01, 0x04, 0x00, 0x21,
         0x01, 0x16, 0x00, 0x0d, 0x86, 0x35, 0x1f, 0xe0, 0x00, 0x1b, 0x00, 0x0f, 0x5d, 0x00, 0x36, 0x9b, 0xc8,
@@ -35,7 +35,7 @@ mod tests {
         0xd6, 0x00, 0x01, 0x27, 0x1c, 0x01, 0x5b, 0x42, 0xee, 0x90, 0x42, 0x99, 0x0d, 0x01, 0x00, 0x00, 0x00,
         0x00, 0x01, 0x59, 0x5a,
     ];
-    /// The same through `zstd`.
+    /// The same text through `zstd`.
     const ZSTD: &[u8] = &[
         0x28, 0xb5, 0x2f, 0xfd, 0x04, 0x58, 0x75, 0x00, 0x00, 0x40, 0x6d, 0x6f, 0x64, 0x75, 0x6c, 0x65, 0x20,
         0x0a, 0x01, 0x00, 0xa2, 0x8b, 0x11, 0x9a, 0xd6, 0xe0, 0x2c,

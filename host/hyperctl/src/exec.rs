@@ -1,4 +1,4 @@
-//! `hyperctl exec`: one more process in a container of a guest that is up, and its exit status.
+//! `hyperctl exec`: runs a further process in a container of a running guest, and exits with its status.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
@@ -19,10 +19,10 @@ use super::events::{Event, Failure};
 use super::guest;
 use super::terminal::Terminal;
 
-/// How long the guest may take to hear that hyperctl leaves.
+/// How long to wait for the guest's reply to the signal that says goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// Runs a program in a container that is there.
+/// Runs a program in an existing container.
 pub fn exec(options: &Exec) -> Result<ExitCode, Fault> {
     let (events, queue) = attached::queue(options.process.tty, options.process.interactive)?;
     let process = process(options)?;
@@ -41,12 +41,12 @@ pub fn exec(options: &Exec) -> Result<ExitCode, Fault> {
     let (whose, directory) = (target.clone(), options.dir.clone());
     std::thread::spawn(move || {
         let status = visit(&whose, &directory, &process, &terminal, &events);
-        // Nobody waits any more: hyperctl is ending.
+        // If hyperctl is ending, the queue no longer has a receiver.
         let _ = events.send(Event::Done(status));
     });
     let status = match attached::attend(&target, &queue)? {
         End::Done(result) => result.map_err(|failure| failure.fault)?,
-        // It is not this hyperctl's guest: the connection breaks instead.
+        // Not sent here: the guest is not this hyperctl's, so its end is seen as a broken connection.
         End::GuestEnded(status) => {
             return Err(Fault::new("running", "the program", format!("its guest ended ({status})")));
         }
@@ -60,7 +60,7 @@ pub fn exec(options: &Exec) -> Result<ExitCode, Fault> {
     Ok(ExitCode::from(status))
 }
 
-/// From the connection, for which others may have to leave, to the program's exit status.
+/// Connects, for which other hosts may have to leave first, runs the program, and returns its exit status.
 fn visit(
     target: &Target,
     directory: &Path,
@@ -75,21 +75,21 @@ fn visit(
     attached::run(target, process, Command::ExecCmd(start), &client, terminal, events)
 }
 
-/// What a program of this machine would get in its place: SIGPIPE for what it writes, SIGHUP when its
-/// terminal goes; one that heeds no signal is killed.
+/// Sends the program the signal that a local one would get: SIGPIPE if its output is not read, SIGHUP if its
+/// terminal is gone. Otherwise it is killed.
 fn leave(target: &Target, client: &Client, signal: Signal) {
     let signal = match signal {
         Signal::PIPE => Signal::PIPE,
         _ if target.tty => Signal::HUP,
         _ => Signal::KILL,
     };
-    // It may have ended, and so may the guest.
+    // The program may have ended, and so may the guest.
     let _ = target.signal(client, signal).wait(GOODBYE);
 }
 
-/// EXECCMD's process, with names that nobody else's has.
+/// EXECCMD's process, with an id and stream numbers that no other host uses.
 fn process(options: &Exec) -> Result<Process, Fault> {
-    // Streams are numbers of 64 bits that the host chooses; each hasher has random keys of its own.
+    // Streams are 64-bit numbers that the host chooses; each hasher has random keys of its own.
     let random = RandomState::new().build_hasher().finish() | 1 << 63;
     let (stdio, stderr) = (random & !1, random | 1);
     let id = ProcessId::try_from(format!("hyperctl-{random:x}"))

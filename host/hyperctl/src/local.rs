@@ -22,7 +22,7 @@ pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Pl
     })
 }
 
-/// Namespaces of the machine's own users are root's to make.
+/// Checks that the caller is root: only root can make namespaces in which the machine's own users exist.
 pub fn need_root() -> Result<(), Fault> {
     match geteuid().is_root() {
         true => Ok(()),
@@ -33,7 +33,7 @@ pub fn need_root() -> Result<(), Fault> {
     }
 }
 
-/// A program of this package: it is beside hyperctl.
+/// The path of a program of this package, which is in hyperctl's own directory.
 pub fn beside(name: &str) -> Result<PathBuf, Fault> {
     let own = std::env::current_exe().fault("looking for", "hyperctl's own program")?;
     let path = own.with_file_name(name);
@@ -45,7 +45,7 @@ pub fn beside(name: &str) -> Result<PathBuf, Fault> {
     }
 }
 
-/// hyperinit's arguments; it runs in the guest's directory.
+/// hyperinit's arguments. It runs in the guest's directory, so the sockets' paths are relative.
 fn arguments(share: &Path, append: &str) -> Vec<OsString> {
     let mut arguments: Vec<OsString> =
         ["--local", "--ctl", CONTROL_SOCKET, "--stream", STREAM_SOCKET, "--share"].map(OsString::from).into();
@@ -54,7 +54,7 @@ fn arguments(share: &Path, append: &str) -> Vec<OsString> {
     arguments
 }
 
-/// The flags for what a kernel command line would say; words that are the kernel's own say nothing here.
+/// The flags that correspond to words of a kernel command line. Words for the kernel itself have none.
 fn flags(append: &str) -> Vec<&str> {
     let mut flags = Vec::new();
     for word in append.split_ascii_whitespace() {

@@ -1,4 +1,4 @@
-//! A VM's NICs: what QEMU is told of them, and what the pod of `hyperctl run` makes of the first.
+//! A VM's NICs: QEMU's arguments for them, and the network set-up of `hyperctl run`'s pod on the first one.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -7,14 +7,15 @@ use std::net::IpAddr;
 use hyperinit_protocol::fault::Fault;
 use hyperinit_protocol::spec::{Interface, IpAddress, Pod, Protocol, Route};
 
-/// QEMU's own network: what is there is the same everywhere (qemu-doc, «Using the user mode network stack»).
+/// QEMU's own network, whose addresses are always these (QEMU's documentation, "Using the user mode network
+/// stack").
 const USER: &str = "user";
 const LINK: &str = "eth0";
 const ADDRESSES: [(&str, &str); 2] = [("10.0.2.15", "24"), ("fec0::15", "64")];
 const GATEWAYS: [&str; 2] = ["10.0.2.2", "fec0::2"];
 const NAMESERVER: &str = "10.0.2.3";
 
-/// A port of this machine that leads to one of the guest's.
+/// A port of this machine that is forwarded to a port of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forward {
     protocol: Protocol,
@@ -22,14 +23,15 @@ pub struct Forward {
     guest: u16,
 }
 
-/// As QEMU's `hostfwd` has it. On the loopback: who else may come in is not for a test's VM to decide.
+/// The form of QEMU's `hostfwd`. The port is on the loopback address: whether other machines may connect is
+/// not for the VM of a test to decide.
 impl fmt::Display for Forward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:127.0.0.1:{}-:{}", self.protocol, self.host, self.guest)
     }
 }
 
-/// `HOST:GUEST`, or with a protocol behind it.
+/// Parses `HOST:GUEST[/PROTOCOL]`.
 pub fn forward(word: &str) -> Result<Forward, String> {
     let (ports, protocol) = word.split_once('/').unwrap_or((word, "tcp"));
     let protocol = match protocol {
@@ -43,7 +45,7 @@ pub fn forward(word: &str) -> Result<Forward, String> {
     Ok(Forward { protocol, host, guest })
 }
 
-/// A kind of network and its options.
+/// Checks a kind of network and its options.
 pub fn netdev(word: &str) -> Result<String, String> {
     match word.split(',').next() {
         Some("") | None => Err("not of the form KIND[,OPTION…]".to_owned()),
@@ -51,7 +53,7 @@ pub fn netdev(word: &str) -> Result<String, String> {
     }
 }
 
-/// What the VM is on.
+/// The VM's networks.
 fn networks<'a>(net: &'a [String], publish: &[Forward]) -> Vec<&'a str> {
     match net {
         [] if !publish.is_empty() => vec![USER],
@@ -81,13 +83,13 @@ pub fn arguments(net: &[String], publish: &[Forward]) -> Result<Vec<OsString>, F
             _ => String::new(),
         };
         add("-netdev", format!("{kind},id=net{number}{more}{forwards}"));
-        // No boot ROM: the kernel is given.
+        // No boot ROM is needed, because QEMU loads the kernel itself.
         add("-device", format!("virtio-net-pci,netdev=net{number},romfile="));
     }
     Ok(all)
 }
 
-/// Puts a pod on the network, if the VM's first is QEMU's own.
+/// Puts a pod on the VM's first network, if that is QEMU's own.
 pub fn set_up(pod: &mut Pod, net: &[String], publish: &[Forward], dns: &[IpAddr]) {
     let user = networks(net, publish).first().is_some_and(|first| is_user(first));
     pod.dns = dns.iter().map(IpAddr::to_string).collect();

@@ -1,20 +1,19 @@
-//! Where things are unless the command line says otherwise: below `.cache` of the checkout, as the Makefile
-//! fetches and makes them.
+//! The default places of files: below `.cache` of the checkout, where the Makefile downloads and makes them.
 
 use std::path::{Path, PathBuf};
 
 use hyperinit_protocol::fault::Fault;
 
-/// Something that a person can leave out.
+/// A file or directory with a default place.
 #[derive(Debug, Clone, Copy)]
 pub struct Place {
-    /// What it is, for a person.
+    /// Its name in messages.
     what: &'static str,
-    /// What names it: an option, or an environment variable.
+    /// The option or environment variable that names another path, for the message if it is missing.
     option: &'static str,
-    /// An environment variable that does.
+    /// An environment variable that names another path.
     variable: Option<&'static str>,
-    /// Where it is in the checkout.
+    /// The path relative to the checkout.
     path: &'static str,
     /// The command that makes it.
     made_by: &'static str,
@@ -44,7 +43,7 @@ const GUEST_KERNEL: Place = Place {
     path: ".cache/guest-kernel/vmlinuz",
     made_by: "make guest-kernel",
 };
-/// The initramfs for it, which has no modules.
+/// The initramfs for that kernel, which has no modules.
 const GUEST_INITRD: Place = Place {
     what: "the guest kernel's initramfs",
     option: "--initrd",
@@ -52,7 +51,7 @@ const GUEST_INITRD: Place = Place {
     path: ".cache/guest-kernel/initrd.img",
     made_by: "make guest-kernel",
 };
-/// The program that is a VM's vsock device.
+/// The program that provides a VM's vsock device.
 pub const VSOCK: Place = Place {
     what: "a vsock device",
     option: "$HYPERINIT_VSOCK",
@@ -69,7 +68,7 @@ pub const ROOTFS: Place = Place {
     made_by: "make rootfs",
 };
 
-/// What a VM boots.
+/// The files that a VM boots from.
 pub struct Boot {
     /// Its kernel.
     pub kernel: PathBuf,
@@ -77,8 +76,8 @@ pub struct Boot {
     pub initrd: PathBuf,
 }
 
-/// What was named. Where neither a kernel nor an initramfs was: the guest kernel, if there is one; and
-/// without another word it has its own initramfs.
+/// The files that were named, or the defaults. If neither a kernel nor an initramfs was named, the default is
+/// the guest kernel if it exists. The guest kernel's default initramfs is its own.
 pub fn boot(kernel: Option<&Path>, initrd: Option<&Path>) -> Result<Boot, Fault> {
     let own = GUEST_KERNEL.find(None).ok();
     let kernel = match &own {
@@ -89,14 +88,14 @@ pub fn boot(kernel: Option<&Path>, initrd: Option<&Path>) -> Result<Boot, Fault>
     Ok(Boot { initrd: place.find(initrd)?, kernel })
 }
 
-/// A program in PATH.
+/// Looks for a program in PATH.
 pub fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
 impl Place {
-    /// What an environment variable names.
+    /// The path in the environment variable.
     fn by_variable(self) -> Option<PathBuf> {
         let value = self.variable.and_then(std::env::var_os).filter(|value| !value.is_empty());
         value.map(PathBuf::from)
@@ -106,14 +105,15 @@ impl Place {
         named.is_some() || self.by_variable().is_some()
     }
 
-    /// The absolute path of what was named, or of what is at its place; a fault says how to get it.
+    /// The absolute path of the file that was named, or of the one at its default place; a fault tells how to
+    /// get it.
     pub fn find(self, named: Option<&Path>) -> Result<PathBuf, Fault> {
         if let Some(path) = named.map(Path::to_owned).or_else(|| self.by_variable()) {
             let absolute = path.canonicalize();
             return absolute.map_err(|error| Fault::io("looking for", path.display(), &error));
         }
         let own = std::env::current_exe().ok();
-        // Here, or in the checkout that hyperctl was built in.
+        // In the current directory, or in the checkout in which hyperctl was built.
         let homes = std::iter::once(Path::new(".")).chain(own.iter().flat_map(|own| own.ancestors().skip(1)));
         self.find_in(homes)
     }

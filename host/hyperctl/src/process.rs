@@ -1,4 +1,4 @@
-//! What `run` and `exec` say of a process, in docker's words, and what it comes to in the protocol.
+//! The options of `run` and `exec` for a process, named as docker's, and their translation to the protocol.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use hyperinit_protocol::fault::{Fault, OrFault};
 use hyperinit_protocol::ids::ProcessId;
 use hyperinit_protocol::spec::{Env, Process, RLIMITS, Rlimit};
 
-/// Where a program is looked for unless the caller says otherwise: docker's. The guest's own default, which
-/// is the protocol's, knows no `sbin` and tries the working directory.
+/// The program's default PATH, which is docker's. The guest's own default is the protocol's; it lacks `sbin`
+/// and includes the working directory.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// An unlimited limit, in OCI's words.
+/// The value of a limit that is unlimited, as in OCI.
 const UNLIMITED: u64 = u64::MAX;
 
 /// The options that `run` and `exec` have in common.
@@ -23,13 +23,13 @@ pub struct ProcessOptions {
     /// Pass standard input on; without it, the program's is empty
     #[arg(short, long)]
     pub interactive: bool,
-    /// Set an environment variable; a name alone has its value here, and is left out if it has none
+    /// Set an environment variable; a name alone takes its value from here, or is left out if it has none
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
     pub env: Vec<Variable>,
     /// Set the environment variables of a file, each on a line of its own; --env goes before
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
-    /// The working directory, an absolute path; `run` makes it if need be
+    /// The working directory, an absolute path; `run` makes it if missing
     #[arg(short, long, value_name = "DIR", default_value = "", value_parser = workdir)]
     pub workdir: String,
     /// The user and group, by names or numbers of the container
@@ -37,11 +37,11 @@ pub struct ProcessOptions {
     pub user: String,
 }
 
-/// An environment variable that somebody wants set.
+/// An environment variable to set.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Variable {
     name: String,
-    /// None: what it is here.
+    /// `None`: the value that it has in hyperctl's environment.
     value: Option<String>,
 }
 
@@ -52,7 +52,7 @@ impl std::fmt::Debug for Variable {
 }
 
 impl ProcessOptions {
-    /// The process of the protocol, without what only an init has.
+    /// The process in the protocol, without the fields that only an init has.
     pub fn process(
         &self,
         id: ProcessId,
@@ -75,7 +75,7 @@ impl ProcessOptions {
         })
     }
 
-    /// Of several values of a name the guest takes the last.
+    /// The variables in order: if a name has several values, the guest takes the last.
     fn environment(&self, here: impl Fn(&str) -> Option<OsString>) -> Result<Vec<Env>, Fault> {
         let mut all = vec![Variable { name: "PATH".to_owned(), value: Some(PATH.to_owned()) }];
         for file in &self.env_file {
@@ -104,7 +104,7 @@ impl ProcessOptions {
     }
 }
 
-/// `NAME=VALUE`, or `NAME`.
+/// Parses `NAME=VALUE` or `NAME`.
 fn variable(word: &str) -> Result<Variable, String> {
     let (name, value) = word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value)));
     match name.is_empty() {
@@ -120,8 +120,8 @@ fn variables_of(file: &Path) -> Result<Vec<Variable>, Fault> {
     variables(text).map_err(|why| Fault::new(doing, file.display(), why))
 }
 
-/// The lines of such a file, as docker reads them: a value is all that comes behind the `=`, with its blanks
-/// and quotes.
+/// The variables in the text of such a file, read as docker reads it: a value is everything after the `=`,
+/// including blanks and quotes.
 fn variables(text: &str) -> Result<Vec<Variable>, String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.lines().map(str::trim_start).enumerate();
@@ -133,7 +133,7 @@ fn variables(text: &str) -> Result<Vec<Variable>, String> {
                 Ok(_) => Err("a blank in the name".to_owned()),
                 Err(why) => Err(why),
             }
-            // The value is nobody's business.
+            // The message must not show the value, which may be secret.
             .map_err(|why| format!("line {}: {why}", number + 1))
         })
         .collect()
@@ -146,7 +146,7 @@ fn workdir(word: &str) -> Result<String, String> {
     }
 }
 
-/// `NAME=SOFT[:HARD]`; -1 is no limit.
+/// Parses `NAME=SOFT[:HARD]`; -1 is unlimited.
 pub fn ulimit(word: &str) -> Result<Rlimit, String> {
     let form = || "not of the form NAME=SOFT[:HARD]".to_owned();
     let (name, values) = word.split_once('=').ok_or_else(form)?;
@@ -166,7 +166,7 @@ pub fn ulimit(word: &str) -> Result<Rlimit, String> {
     }
 }
 
-/// `NAME=VALUE`.
+/// Parses `NAME=VALUE`.
 pub fn sysctl(word: &str) -> Result<(String, String), String> {
     match word.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),

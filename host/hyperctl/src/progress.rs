@@ -1,20 +1,20 @@
-//! The line that says what is going on while a person waits: on a terminal only, and gone afterwards.
+//! The line that tells what hyperctl waits for. It is shown on a terminal only, and cleared afterwards.
 
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// How often the line moves.
+/// How often the line is redrawn.
 const TICK: Duration = Duration::from_millis(120);
 
 /// A line on standard error. Dropping it clears it.
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// Shows the line, with the seconds that have gone by; nothing if standard error is no terminal.
+    /// Shows the line with the elapsed seconds; does nothing if standard error is not a terminal.
     pub fn start(what: &'static str) -> Progress {
         let bar = ProgressBar::new_spinner().with_message(what);
-        // A template that does not parse leaves the usual line.
+        // If the template does not parse, the default style stays.
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
             bar.set_style(style);
         }

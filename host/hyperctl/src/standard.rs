@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 
-/// A stream whose reads and writes wait, whoever made it non-blocking. Nothing is buffered.
+/// A stream whose reads and writes block even if it was made non-blocking. Nothing is buffered.
 pub struct Patient<T>(T);
 
 /// Standard input.
@@ -29,14 +29,14 @@ pub fn stderr() -> Patient<Stderr> {
 }
 
 impl<T: AsFd> Patient<T> {
-    /// Does it as soon as it can be done.
+    /// Repeats a call until it succeeds or fails with another error than EAGAIN and EINTR.
     fn wait_for<R>(&self, event: PollFlags, mut act: impl FnMut(&T) -> Result<R, Errno>) -> io::Result<R> {
         loop {
             match act(&self.0) {
                 Err(Errno::EAGAIN) => {
                     let mut fds = [PollFd::new(self.0.as_fd(), event)];
                     match poll(&mut fds, PollTimeout::NONE) {
-                        // An error or a hang-up is the next attempt's to say.
+                        // The next attempt reports an error or a hang-up.
                         Ok(_) | Err(Errno::EINTR) => {}
                         Err(errno) => return Err(errno.into()),
                     }
@@ -75,7 +75,7 @@ mod tests {
         let (reader, writer) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
         let sent: Vec<u8> = (0..1u32 << 20).map(|at| (at % 251) as u8).collect();
         let bytes = sent.clone();
-        // More than a pipe holds, and from the first byte on one of the two has to wait.
+        // This is more than a pipe holds, so one of the two has to wait from the first byte on.
         let thread = std::thread::spawn(move || Patient(writer).write_all(&bytes));
         let mut heard = Vec::new();
         Patient(reader).read_to_end(&mut heard).unwrap();

@@ -1,7 +1,7 @@
-//! `hyperctl tied`: between fork and exec of a guest, in a process with one thread.
+//! `hyperctl tied`: what has to happen between fork and exec of a guest, in a process with one thread.
 //!
-//! std::process has no safe place for code between the two, so hyperctl executes itself. The guest dies with
-//! its parent, even if that is killed, and is in its namespaces before its own first instruction.
+//! std::process has no safe way to run code between the two, so hyperctl executes itself. The guest dies with
+//! its parent, even if the parent is killed, and is in its namespaces before its first instruction.
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -18,15 +18,15 @@ use nix::unistd::{getegid, geteuid};
 
 use super::cli::Tied;
 
-/// Returns only if the program cannot be executed.
+/// Prepares this process and executes the program. Returns only if that fails.
 pub fn tied(options: &Tied) -> Result<ExitCode, Fault> {
-    // hyperctl's signals are not its guest's; in hyperctl itself no thread must have them.
+    // hyperctl blocks signals in every thread, and this process has inherited the mask. The guest must not.
     SigSet::empty().thread_set_mask().fault("unblocking", "signals")?;
     ignore_nothing().fault("heeding", "signals")?;
-    // Kept over execve(2), and over the loss of capabilities (prctl(2)).
+    // The setting survives execve(2) and the loss of capabilities (prctl(2)).
     set_pdeathsig(Some(Signal::SIGKILL)).fault("tying", "the guest to hyperctl")?;
     if let Some(cgroup) = &options.cgroup {
-        // Zero is the writer itself, in whatever PID namespace.
+        // Zero stands for the writing process, in any PID namespace.
         let procs = cgroup.join("cgroup.procs");
         std::fs::write(&procs, "0").fault("entering", procs.display())?;
     }
@@ -37,9 +37,9 @@ pub fn tied(options: &Tied) -> Result<ExitCode, Fault> {
             | CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWUTS;
         unshare(all).fault("making", "namespaces")?;
-        // Here and not in the guest, which cannot tell a network of its own from the machine's.
+        // Set here, because the guest cannot tell its own network namespace from the machine's.
         for (path, value) in USERS_NETWORK {
-            // A machine that keeps its settings to itself keeps these too.
+            // Where these files cannot be written, the machine's settings stay.
             let _ = std::fs::write(path, value);
         }
     }
@@ -53,7 +53,7 @@ pub fn tied(options: &Tied) -> Result<ExitCode, Fault> {
     Err(Fault::io("executing", program.display(), &error))
 }
 
-/// Binds each directory on the one behind it, in a mount namespace that ends with the program.
+/// Binds each directory on the one that follows it, in a mount namespace that ends with the program.
 fn bind(pairs: &[PathBuf], namespaces: bool) -> Result<(), Fault> {
     if !namespaces && geteuid().is_root() {
         unshare(CloneFlags::CLONE_NEWNS).fault("making", "a mount namespace")?;
@@ -61,19 +61,19 @@ fn bind(pairs: &[PathBuf], namespaces: bool) -> Result<(), Fault> {
         own_user_namespace()?;
     }
     let none = None::<&str>;
-    // Or the machine would see them too.
+    // Without this the bind mounts would propagate to the machine.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).fault("making private", "/")?;
     for pair in pairs.chunks_exact(2) {
         let [from, to] = pair else { continue };
-        // Part of a tree cannot be taken out of a namespace that is not one's own.
+        // Recursive, because in a user namespace a part of an inherited mount tree cannot be bound alone.
         let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
         mount(Some(from), to, none, flags, none).fault("binding", from.display())?;
     }
     Ok(())
 }
 
-/// A mount namespace without root: in a user namespace, in which the caller is who he is and nobody else is
-/// anybody.
+/// Enters a mount namespace without root, in a new user namespace that maps only the caller's own user and
+/// group.
 fn own_user_namespace() -> Result<(), Fault> {
     let (user, group) = (geteuid(), getegid());
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)

@@ -1,4 +1,4 @@
-//! `hyperctl up`: a guest in the foreground.
+//! `hyperctl up`: runs a guest in the foreground.
 
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
@@ -18,13 +18,13 @@ use super::{local, vm};
 
 /// How many lines of a dead guest's log are shown.
 const LAST_LINES: usize = 10;
-/// A guest's end and that of its channels are heard by two threads, on a busy machine one well after the
-/// other.
+/// How long to wait for the second of two events: the guest's end and the end of its channels are seen by two
+/// threads, on a busy machine one well after the other.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many control bytes a guest is sent before it has credited them: what it reads at once. runV's 512 make
-/// 300 kB/s.
+/// How many control bytes the guest is sent before it has credited them: as many as it reads at once. With
+/// runV's 512 a transfer reaches only 300 kB/s.
 const CHUNK: usize = 64 << 10;
-/// What ends the wait for a guest's channels is its own end.
+/// The time limit for connecting to the guest's channels. In fact only the guest's end stops the attempts.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Starts a guest and stays until it ends, or until a signal ends it.
@@ -47,12 +47,12 @@ pub fn up(options: &Up) -> Result<ExitCode, Fault> {
         let directory = options.dir.clone();
         let chunk = match options.options.transport {
             Transport::Virtio | Transport::Vsock => CHUNK,
-            // Nothing slows a host down there: QEMU's UART heeds no CRTSCTS.
+            // A serial line has no other flow control: QEMU's UART ignores CRTSCTS.
             Transport::Serial => CONTROL_CHUNK,
         };
         std::thread::spawn(move || {
             let fault = serve(door, &directory, &is_gone, chunk);
-            // Nobody waits any more: hyperctl is ending.
+            // If hyperctl is ending, the queue no longer has a receiver.
             let _ = events.send(Event::Done(Err(Failure { fault, lost: true })));
         });
     }
@@ -64,14 +64,14 @@ pub fn up(options: &Up) -> Result<ExitCode, Fault> {
     }
 }
 
-/// Waits for the guest's own end, its status, or for a signal, none.
+/// Waits for the guest's own end and returns its status, or for a signal and returns `None`.
 fn wait(queue: &Receiver<Event>, is_served: bool) -> Result<Option<ExitStatus>, Fault> {
     let gone = |_| Fault::new("waiting for", "the guest", "nobody is left");
     loop {
         match queue.recv().map_err(gone)? {
             Event::Signal(_) => return Ok(None),
             Event::GuestEnded(status) => {
-                // Those whom it was served to hear what it has said.
+                // The hosts that are being served still get what the guest has sent.
                 while is_served
                     && !matches!(
                         queue.recv_timeout(END_TIMEOUT),
@@ -80,7 +80,7 @@ fn wait(queue: &Receiver<Event>, is_served: bool) -> Result<Option<ExitStatus>, 
                 {}
                 return Ok(Some(status));
             }
-            // Its connection may only be the first that is heard to end.
+            // The connection's end may be due to the guest's end, which is only seen later.
             Event::Done(Err(Failure { fault, .. })) => {
                 return match queue.recv_timeout(END_TIMEOUT) {
                     Ok(Event::GuestEnded(status)) => Ok(Some(status)),
@@ -93,7 +93,7 @@ fn wait(queue: &Receiver<Event>, is_served: bool) -> Result<Option<ExitStatus>, 
     }
 }
 
-/// Connects to a guest that is being started and serves it to whoever comes; why that ended.
+/// Connects to a guest that is being started and serves it to other hosts. Returns why that ended.
 fn serve(door: Door, directory: &Path, is_gone: &AtomicBool, chunk: usize) -> Fault {
     let alive = || match is_gone.load(Ordering::Relaxed) {
         true => Err(Fault::new("connecting to", "the guest", "it has ended")),
@@ -108,17 +108,17 @@ fn serve(door: Door, directory: &Path, is_gone: &AtomicBool, chunk: usize) -> Fa
     mux::serve(door, control, stream, chunk)
 }
 
-/// Serves a guest in namespaces to whoever comes, until its channels end.
+/// Serves a local guest to all hosts that connect, until the guest's channels end.
 pub fn serve_local(door: Door, directory: &Path) -> Fault {
     serve(door, directory, &AtomicBool::new(false), CHUNK)
 }
 
-/// How a guest is started.
+/// Plans a guest, in a VM or local.
 pub fn plan(is_local: bool, directory: &Path, share: &Path, options: &GuestOptions) -> Result<Plan, Fault> {
     if is_local {
         local::need_root()?;
     }
-    // The guest's process runs in the guest's directory.
+    // The guest's process has another working directory, so the path has to be absolute.
     let share = share.canonicalize().fault("looking up the share", share.display())?;
     if !share.is_dir() {
         return Err(Fault::new("sharing", share.display(), "not a directory"));
@@ -129,7 +129,7 @@ pub fn plan(is_local: bool, directory: &Path, share: &Path, options: &GuestOptio
     }
 }
 
-/// The guest's end as an error, with its last words.
+/// The fault for a guest that has ended, with the last lines of its log.
 pub fn died(directory: &Path, status: ExitStatus) -> Fault {
     let words = last_words(directory, LAST_LINES);
     let log = if words.is_empty() { " is empty".to_owned() } else { format!(" ends with{words}") };

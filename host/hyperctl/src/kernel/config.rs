@@ -1,4 +1,4 @@
-//! A kernel's configuration, and where it may be found.
+//! A kernel's configuration, and the places to look for it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,17 +9,18 @@ use flate2::read::GzDecoder;
 
 use super::image;
 
-/// The mark before the compressed configuration in a kernel built with CONFIG_IKCONFIG (kernel/configs.c).
+/// The mark before the gzip-compressed configuration in a kernel built with CONFIG_IKCONFIG
+/// (kernel/configs.c).
 const EMBEDDED: &[u8] = b"IKCFG_ST\x1f\x8b";
-/// Far more than any configuration is long, in bytes.
+/// The limit in bytes for an unpacked configuration, far above the size of any.
 const LONGEST: u64 = 4 << 20;
 
-/// The options that are on, without CONFIG_, and their values as they are written.
+/// The options that are on, without CONFIG_, with their values as written.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Config(BTreeMap<String, String>);
 
 impl Config {
-    /// Reads `CONFIG_NAME=value` and leaves out every other line.
+    /// Parses the lines of the form `CONFIG_NAME=value` and ignores all others.
     pub fn parse(text: &str) -> Config {
         let option = |line: &str| {
             let (name, value) = line.strip_prefix("CONFIG_")?.split_once('=')?;
@@ -33,7 +34,7 @@ impl Config {
         self.0.get(option).map(String::as_str)
     }
 
-    /// The configuration of a kernel and where it was, or nothing if none can be found.
+    /// Finds a kernel's configuration and tells where it was; `None` if there is none.
     pub fn of(kernel: &Path) -> Option<(String, Config)> {
         let image = fs::read(image::bootable(kernel)).ok()?;
         if let Some(text) = embedded(&image) {
@@ -45,7 +46,7 @@ impl Config {
     }
 }
 
-/// The configuration inside an unpacked kernel.
+/// The configuration embedded in an unpacked kernel.
 fn embedded(kernel: &[u8]) -> Option<String> {
     let at = kernel.windows(EMBEDDED.len()).position(|window| window == EMBEDDED)?;
     let compressed = kernel.get(at + EMBEDDED.len() - 2..)?;
@@ -61,7 +62,7 @@ fn beside(kernel: &Path) -> Option<PathBuf> {
     Some(kernel.with_file_name(format!("config{rest}")))
 }
 
-/// Where distributions have the configuration of a kernel that is installed.
+/// The paths that distributions use for the configuration of an installed kernel.
 fn by_release(kernel: &Path) -> Vec<PathBuf> {
     // The release becomes part of a path, so it must be a single name.
     let release = image::release(kernel).filter(|release| !release.contains('/'));

@@ -1,4 +1,4 @@
-//! The kernel inside a bzImage: QEMU boots it directly, which saves the seconds that the bzImage needs to
+//! The kernel inside a bzImage. QEMU boots it directly, which saves the seconds that a bzImage takes to
 //! unpack itself without KVM.
 
 use std::fs;
@@ -10,19 +10,20 @@ use crate::compression::decompressed;
 
 /// "HdrS" at 0x202, the setup header's magic (Documentation/arch/x86/boot.rst).
 const HEADER_MAGIC: (usize, &[u8]) = (0x202, b"HdrS");
-/// How many sectors of setup code there are, less the boot sector; 0 means 4.
+/// The offset of the number of setup sectors, without the boot sector; 0 means 4.
 const SETUP_SECTS: usize = 0x1f1;
-/// Where the compressed kernel is, from the end of the setup code on, and how long it is (u32 each).
+/// The offsets of two u32: where the compressed kernel begins, counted from the end of the setup code, and
+/// how long it is in bytes.
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
-/// Where its version is written, from the first sector's end on (u16), which ends with a zero:
-/// `6.1.0-1-amd64 (…) #1 …`.
+/// The offset of a u16 that tells where the version is, counted from the end of the first sector. The version
+/// ends with a zero byte: `6.1.0-1-amd64 (…) #1 …`.
 const VERSION_OFFSET: usize = 0x20e;
 const SECTOR: usize = 512;
 const ELF_MAGIC: &[u8] = b"\x7fELF";
 
-/// What QEMU should boot for `kernel`: the kernel inside it, kept beside it for the next time. Whatever
-/// stands against that (it is no bzImage, the directory cannot be written) leaves the kernel itself, which
+/// What QEMU should boot for `kernel`: the kernel inside it, which is kept beside it for the next time. If
+/// that is not possible (it is not a bzImage, or the directory cannot be written), the file itself, which
 /// boots too.
 pub fn bootable(kernel: &Path) -> PathBuf {
     match unpacked_beside(kernel) {
@@ -46,7 +47,7 @@ fn unpacked_beside(kernel: &Path) -> Result<PathBuf, Fault> {
     }
     let image = fs::read(kernel).fault("reading", kernel.display())?;
     let vmlinux = unpack(&image).map_err(|why| Fault::new("unpacking", kernel.display(), why))?;
-    // Two hyperctls at once write two files, and each renames a whole one.
+    // Two hyperctls at the same time write two files, and each renames a complete one.
     let partial = unpacked.with_extension(format!("unpacked.{}", std::process::id()));
     let written = fs::write(&partial, vmlinux).and_then(|()| fs::rename(&partial, &unpacked));
     if written.is_err() {
@@ -56,7 +57,7 @@ fn unpacked_beside(kernel: &Path) -> Result<PathBuf, Fault> {
     Ok(unpacked)
 }
 
-/// The release that a bzImage says it is (`uname -r` of what it boots).
+/// The release in a bzImage's header (what `uname -r` prints after booting it).
 pub fn release(kernel: &Path) -> Option<String> {
     release_in(&fs::read(kernel).ok()?)
 }
@@ -72,7 +73,7 @@ fn release_in(image: &[u8]) -> Option<String> {
     String::from_utf8(release.to_vec()).ok().filter(|release| !release.is_empty())
 }
 
-/// The ELF file inside a bzImage.
+/// Unpacks the ELF file inside a bzImage.
 fn unpack(image: &[u8]) -> Result<Vec<u8>, String> {
     let (at, magic) = HEADER_MAGIC;
     if image.get(at..at + magic.len()) != Some(magic) {
@@ -102,7 +103,7 @@ mod tests {
     use super::*;
     use std::io::Read;
 
-    /// A bzImage of two setup sectors around a gzip payload at offset 64 of its code.
+    /// A bzImage with two setup sectors and a gzip payload at offset 64 after them.
     fn image(payload: &[u8]) -> Vec<u8> {
         let mut compressed = Vec::new();
         flate2::read::GzEncoder::new(payload, flate2::Compression::fast())

@@ -1,5 +1,5 @@
-//! `hyperctl kernel`: which kernel a VM gets, and what it lacks; and the options of the guest kernel for the
-//! one who builds it.
+//! `hyperctl kernel`: which kernel a VM gets and what that kernel lacks, and the options of the guest kernel,
+//! for building it.
 
 mod config;
 mod image;
@@ -20,7 +20,7 @@ use super::{places, standard};
 use config::Config;
 use options::Options;
 
-/// Prints what was asked for.
+/// Prints the report, the options, or what is wrong with a configuration.
 pub fn kernel(asked: &Kernel) -> Result<ExitCode, Fault> {
     let options = Options::read()?;
     if let Some(file) = &asked.check {
@@ -34,7 +34,7 @@ pub fn kernel(asked: &Kernel) -> Result<ExitCode, Fault> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Every option that is not as asked is a line, and then it is a fault.
+/// Prints a line for every option that differs from policy/kernel; if there is one, that is a fault.
 fn check(options: &Options, file: &Path) -> Result<ExitCode, Fault> {
     let text = fs::read_to_string(file).fault("reading", file.display())?;
     let violations = options.violations(&Config::parse(&text));
@@ -47,7 +47,7 @@ fn check(options: &Options, file: &Path) -> Result<ExitCode, Fault> {
     Err(Fault::new("checking", file.display(), why))
 }
 
-/// Which kernel and initramfs a VM would have, and what that kernel cannot do for a guest.
+/// The kernel and initramfs that a VM would have, and what that kernel cannot do for a guest.
 fn report(options: &Options, asked: &Kernel) -> Result<String, Fault> {
     let boot = places::boot(asked.kernel.as_deref(), asked.initrd.as_deref())?;
     let mut text = format!("kernel: {}\n", boot.kernel.display());

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::config::Config;
 
-/// The files of one architecture, the one that hyperctl has VMs of.
+/// The files for the one architecture of hyperctl's VMs.
 const FILES: [(&str, &str); 2] = [
     ("policy/kernel/common.json", include_str!("../../../../policy/kernel/common.json")),
     ("policy/kernel/x86_64.json", include_str!("../../../../policy/kernel/x86_64.json")),
@@ -22,11 +22,11 @@ struct File {
     groups: BTreeMap<String, Vec<Asked>>,
 }
 
-/// One option that is asked for, or that has to be off.
+/// An option that must be set, or must be off.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Asked {
-    /// Its name, without CONFIG_.
+    /// The option's name, without CONFIG_.
     option: String,
     is: Value,
     why: String,
@@ -45,7 +45,7 @@ enum Value {
 }
 
 impl Value {
-    /// As a configuration has it; nothing if it is off.
+    /// The value as in a configuration; `None` if the option is off.
     fn text(&self) -> Option<String> {
         match self {
             Value::Switch(true) => Some("y".to_owned()),
@@ -56,11 +56,11 @@ impl Value {
     }
 }
 
-/// All that is asked for.
+/// All options of policy/kernel.
 pub struct Options(Vec<File>);
 
 impl Options {
-    /// Reads what is built in; a fault is a mistake in policy/kernel.
+    /// Parses the embedded files. A fault is a mistake in policy/kernel.
     pub fn read() -> Result<Options, Fault> {
         let read = |(name, text): (&str, &str)| {
             serde_json::from_str(text).map_err(|error| Fault::new("reading", name, error.to_string()))
@@ -72,8 +72,8 @@ impl Options {
         self.0.iter().flat_map(|file| file.groups.values().flatten())
     }
 
-    /// The start of a configuration, for `make KCONFIG_ALLCONFIG=FILE allnoconfig`, with the reasons beside
-    /// it.
+    /// The start of a configuration, for `make KCONFIG_ALLCONFIG=FILE allnoconfig`, with the reasons as
+    /// comments.
     pub fn fragment(&self) -> String {
         let mut text = String::new();
         for file in &self.0 {
@@ -92,7 +92,7 @@ impl Options {
         text
     }
 
-    /// What a configuration has otherwise than asked, one line each.
+    /// Every option that differs from policy/kernel in a configuration, one line each.
     pub fn violations(&self, config: &Config) -> Vec<String> {
         let wrong = self.all().filter_map(|Asked { option, is, why, .. }| {
             let (asked, had) = (is.text(), config.get(option));
@@ -105,7 +105,7 @@ impl Options {
         wrong.collect()
     }
 
-    /// What a kernel of this configuration cannot do for a guest, with the options that it lacks for it.
+    /// The features that a guest lacks with a kernel of this configuration, each with the missing options.
     pub fn lacking(&self, config: &Config) -> BTreeMap<&str, BTreeSet<&str>> {
         let mut all: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for Asked { option, feature, .. } in self.all() {
@@ -118,7 +118,8 @@ impl Options {
         all
     }
 
-    /// Of what the features need: the options that are modules, which the initramfs has to bring.
+    /// The options that features need and that are modules in this configuration; the initramfs has to
+    /// contain them.
     pub fn modules(&self, config: &Config) -> Vec<&str> {
         let needed = self.all().filter(|asked| asked.feature.is_some());
         needed.map(|asked| asked.option.as_str()).filter(|option| config.get(option) == Some("m")).collect()

@@ -266,8 +266,8 @@ impl Mux {
         Ok(told.filter(|(_, flags)| !flags.is_empty()).collect())
     }
 
-    /// Asks a guest that is ready for flow control, as the first message on its stream channel. No host is let
-    /// in before it has answered.
+    /// Asks a guest that is ready for flow control, as the first message on its stream channel. No host is
+    /// let in before it has answered.
     fn ask_for_flow(&mut self, now: Instant) {
         if let HasFlow::Asked(again) = self.guest.flow
             && self.guest.ready
@@ -555,8 +555,8 @@ impl Mux {
         self.leave(visitor);
     }
 
-    /// A host has left: the processes that it started by EXECCMD are ended, as if they had lost their terminal
-    /// or their parent.
+    /// A host has left: the processes that it started by EXECCMD are ended, as if they had lost their
+    /// terminal or their parent.
     fn leave(&mut self, visitor: Visitor) {
         if self.hosts.remove(&visitor).is_none() {
             return;

@@ -150,7 +150,8 @@ impl Processes {
         let id = text(process, "id").unwrap_or_else(|| "init".to_owned());
         self.last += 2;
         for (key, theirs, ours) in [("stdio", stdio, self.last), ("stderr", stderr, self.last | 1)] {
-            // Equal or missing numbers are passed on as such: whether they are an error is the guest's decision.
+            // Equal or missing numbers are passed on as such: whether they are an error is the guest's
+            // decision.
             let ours = if key == "stderr" && stderr == stdio { self.last } else { ours };
             if let (true, Some(field)) = (theirs != 0, process.get_mut(key)) {
                 *field = ours.into();

@@ -1,6 +1,7 @@
 //! Encodes typed commands as messages, in the form in which runV writes them.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use hyperinit_protocol::command::Command;
 use hyperinit_protocol::fault::Fault;
@@ -35,8 +36,33 @@ pub fn encode(command: &Command) -> Result<(Message, Vec<u8>), Fault> {
     Ok((message, payload))
 }
 
+/// The value as JSON without the members that say nothing, as runV's encoder omits them: the original guest
+/// refuses an empty list of containers, and waits for a disk when a container has an empty `fstype`.
 fn json<T: Serialize>(message: Message, value: &T) -> Result<Vec<u8>, Fault> {
-    serde_json::to_vec(value).map_err(|error| Fault::new("encoding", message, error.to_string()))
+    let fault = |error: serde_json::Error| Fault::new("encoding", message, error.to_string());
+    let mut value = serde_json::to_value(value).map_err(fault)?;
+    omit_empty(&mut value);
+    serde_json::to_vec(&value).map_err(fault)
+}
+
+/// Texts that runV sends even when they are empty: a variable's value, and where a container's root is.
+const MAY_BE_EMPTY: [&str; 3] = ["value", "image", "rootfs"];
+
+/// Removes the members of objects that are null, an empty list or an empty text, at every depth.
+fn omit_empty(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.retain(|name, member| match member {
+                Value::Null => false,
+                Value::Array(items) => !items.is_empty(),
+                Value::String(text) => !text.is_empty() || MAY_BE_EMPTY.contains(&name.as_str()),
+                Value::Object(_) | Value::Bool(_) | Value::Number(_) => true,
+            });
+            members.values_mut().for_each(omit_empty);
+        }
+        Value::Array(items) => items.iter_mut().for_each(omit_empty),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 #[cfg(test)]
@@ -81,5 +107,23 @@ mod tests {
             assert_eq!(message.id(), id);
             assert_eq!(parse(message.id(), &payload).unwrap(), command);
         }
+    }
+
+    #[test]
+    fn members_that_say_nothing_are_omitted() {
+        let process =
+            r#"{"id":"init","args":["x"],"envs":[{"env":"A","value":""}],"workdir":"","rlimits":[]}"#;
+        let text =
+            format!(r#"{{"id":"c","image":"","rootfs":"r","fstype":"","volumes":[],"process":{process}}}"#);
+        let (_, payload) = encode(&parse(17, text.as_bytes()).unwrap()).unwrap();
+        let sent: Value = serde_json::from_slice(&payload).unwrap();
+        let process = &sent["process"];
+        for absent in
+            [&sent["fstype"], &sent["volumes"], &sent["addr"], &process["workdir"], &process["rlimits"]]
+        {
+            assert!(absent.is_null(), "{sent}");
+        }
+        assert_eq!(sent["image"], "");
+        assert_eq!(process["envs"], serde_json::json!([{"env": "A", "value": ""}]));
     }
 }

@@ -45,13 +45,16 @@ pub fn bench(options: &Bench) -> Result<ExitCode, Fault> {
     let current = Arc::new(Current::default());
     let (measured, options, directory) = (Arc::clone(&current), options.clone(), scratch.path().to_owned());
     std::thread::spawn(move || {
-        let report = report(&options, &rootfs, &directory, &measured);
-        let printed = report.and_then(|text| {
-            let line = format!("{text}\n");
-            standard::stdout().write_all(line.as_bytes()).fault("printing", "the report").map(|()| 0)
+        let mut report = Report::new(match (options.local, options.peer.is_empty()) {
+            (false, _) => "vm",
+            (true, true) => "local",
+            (true, false) => "peers",
         });
+        let result = fill(&mut report, &options, &rootfs, &directory, &measured);
+        // Rows that were measured before a failure are worth reading. A signal wants no report.
+        let printed = if result.is_err() && measured.is_closed() { Ok(()) } else { print(&report) };
         // Nobody waits any more: hyperctl is ending.
-        let _ = events.send(Event::Done(printed.map_err(Into::into)));
+        let _ = events.send(Event::Done(result.and(printed).map(|()| 0).map_err(Into::into)));
     });
     let status = loop {
         match queue.recv() {
@@ -65,20 +68,27 @@ pub fn bench(options: &Bench) -> Result<ExitCode, Fault> {
     status.map(ExitCode::from)
 }
 
-/// The floor and the guest, one after the other, as JSON.
-fn report(options: &Bench, rootfs: &Path, directory: &Path, current: &Current) -> Result<String, Fault> {
-    if !options.peer.is_empty() {
-        let mut report = Report::new("peers");
-        peers::measure(options, rootfs, directory, current, &mut report)?;
-        binaries(&mut report)?;
-        return report.to_json();
+/// Measures the floor and then the guest, or hyperctl's commands beside those of other runtimes.
+fn fill(
+    report: &mut Report,
+    options: &Bench,
+    rootfs: &Path,
+    directory: &Path,
+    current: &Current,
+) -> Result<(), Fault> {
+    if options.peer.is_empty() {
+        let floor = floor::measure(options, rootfs, &directory.join("floor"), current)?;
+        report.floor(&floor);
+        guest::measure(options, rootfs, &directory.join("guest"), current, &floor, report)?;
+    } else {
+        peers::measure(options, rootfs, directory, current, report)?;
     }
-    let floor = floor::measure(options, rootfs, &directory.join("floor"), current)?;
-    let mut report = Report::new(if options.local { "local" } else { "vm" });
-    report.floor(&floor);
-    guest::measure(options, rootfs, &directory.join("guest"), current, &floor, &mut report)?;
-    binaries(&mut report)?;
-    report.to_json()
+    binaries(report)
+}
+
+fn print(report: &Report) -> Result<(), Fault> {
+    let line = format!("{}\n", report.to_json()?);
+    standard::stdout().write_all(line.as_bytes()).fault("printing", "the report")
 }
 
 /// What is being measured: a signal drops it, wherever the measuring thread is.
@@ -126,6 +136,11 @@ impl Current {
     /// Ends all that is held.
     fn end(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = State::default();
+    }
+
+    /// Whether hyperctl is ending.
+    fn is_closed(&self) -> bool {
+        matches!(*self.0.lock().unwrap_or_else(PoisonError::into_inner), State::Closed)
     }
 
     /// Ends all that is held, and nothing starts any more.

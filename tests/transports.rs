@@ -276,9 +276,10 @@ fn hosts_come_and_go_over_vsock() {
 /// Connects once the guest says that it is up: the vsock device may break if it is used before (host/client).
 fn when_up(guest: &Path, at: &Path) -> Result<Client, Fault> {
     let log = std::fs::read(guest.join("console.log")).unwrap_or_default();
-    match String::from_utf8_lossy(&log).contains("init: up after") {
-        true => Client::connect(at),
-        false => Err(Fault::new("waiting for", "the guest", "it is not up")),
+    if String::from_utf8_lossy(&log).contains("init: up after") {
+        Client::connect(at)
+    } else {
+        Err(Fault::new("waiting for", "the guest", "it is not up"))
     }
 }
 

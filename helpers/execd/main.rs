@@ -62,10 +62,13 @@ pub fn main() -> ExitCode {
     helper::run(
         Role::Execd,
         embedded_policy!("execd"),
-        |options| match options.debug {
-            // Processes started through the debugging door may have every capability.
-            true => caps::permitted(),
-            false => Ok(ContainerProfile::of(options.profile)?.capabilities()),
+        |options| {
+            if options.debug {
+                // Processes started through the debugging door may have every capability.
+                caps::permitted()
+            } else {
+                Ok(ContainerProfile::of(options.profile)?.capabilities())
+            }
         },
         |options| {
             let socket = inherited(FD_SOCKET).fault("taking", "descriptor 3, the socket to streamd")?;

@@ -193,11 +193,14 @@ struct Pipes {
 
 impl Pipes {
     fn new(packet: &Packet) -> Result<Pipes, Fault> {
-        let pipe = |wanted: bool| match wanted {
-            true => pipe2(OFlag::O_CLOEXEC)
-                .fault("making", "a pipe")
-                .map(|(read, write)| (Some(read), Some(write))),
-            false => Ok((None, None)),
+        let pipe = |wanted: bool| {
+            if wanted {
+                pipe2(OFlag::O_CLOEXEC)
+                    .fault("making", "a pipe")
+                    .map(|(read, write)| (Some(read), Some(write)))
+            } else {
+                Ok((None, None))
+            }
         };
         let (stdin_read, stdin) = pipe(packet.stdin)?;
         let (output, stdout_write) = pipe(!packet.terminal)?;

@@ -46,9 +46,10 @@ impl<'a> Disk<'a> {
     /// Reads the host's name for a disk, given by `key`, or its address `addr`, which overrides the name.
     pub fn read(key: &str, name: &'a str, addr: &'a str) -> Result<Disk<'a>, Fault> {
         if addr.is_empty() {
-            return match is_word(name) {
-                true => Ok(Disk::Name(name)),
-                false => Err(Fault::new("reading", key, format!("{name:?} is not the name of a disk"))),
+            return if is_word(name) {
+                Ok(Disk::Name(name))
+            } else {
+                Err(Fault::new("reading", key, format!("{name:?} is not the name of a disk")))
             };
         }
         let number =

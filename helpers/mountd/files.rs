@@ -216,9 +216,10 @@ const KERNELS: [i64; 20] = [
 /// if its profile allows it.
 fn not_the_kernels(file: &OwnedFd, path: &str) -> Result<(), Fault> {
     let kind = fstatfs(file).fault("looking at", path)?.filesystem_type().0;
-    match KERNELS.contains(&kind) {
-        false => Ok(()),
-        true => Err(Fault::new("opening", path, "it is the kernel's, not a file of the container's")),
+    if KERNELS.contains(&kind) {
+        Err(Fault::new("opening", path, "it is the kernel's, not a file of the container's"))
+    } else {
+        Ok(())
     }
 }
 

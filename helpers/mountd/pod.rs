@@ -103,9 +103,10 @@ fn hosts(pod: &PodFiles) -> String {
 
 /// Refuses a word with a control character: a line break in it would add a line of its own.
 fn check_line(key: &str, word: &str) -> Result<(), Fault> {
-    match word.chars().any(char::is_control) {
-        true => Err(Fault::new("reading", key, "it contains a control character")),
-        false => Ok(()),
+    if word.chars().any(char::is_control) {
+        Err(Fault::new("reading", key, "it contains a control character"))
+    } else {
+        Ok(())
     }
 }
 

@@ -133,10 +133,7 @@ impl Reach<'_> {
         }
         let found = open(path, Resolve::InRoot)?;
         let (top, at) = (home.path_of(root.as_fd())?, home.path_of(found.as_fd())?);
-        match at.strip_prefix(top).is_ok_and(|below| !is_guests(below)) {
-            true => Ok(found),
-            false => Err(Errno::EXDEV),
-        }
+        if at.strip_prefix(top).is_ok_and(|below| !is_guests(below)) { Ok(found) } else { Err(Errno::EXDEV) }
     }
 }
 

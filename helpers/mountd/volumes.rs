@@ -105,9 +105,10 @@ fn depth(path: &Path) -> usize {
 }
 
 fn place<'a>(key: &str, path: &'a str) -> Result<&'a Path, Fault> {
-    match Path::new(path).components().any(|component| matches!(component, Component::Normal(_))) {
-        true => Ok(Path::new(path)),
-        false => Err(Fault::new("reading", key, format!("{path:?} names nothing below the root"))),
+    if Path::new(path).components().any(|component| matches!(component, Component::Normal(_))) {
+        Ok(Path::new(path))
+    } else {
+        Err(Fault::new("reading", key, format!("{path:?} names nothing below the root")))
     }
 }
 
@@ -255,17 +256,19 @@ pub fn bind(home: &Home, root: &OwnedFd, bind: &Bind<'_>) -> Result<(), Fault> {
         let place = open(paths::VOLUME, flags, Mode::empty()).fault("opening", paths::VOLUME)?;
         move_mount(&volume.root, &place).fault("attaching the volume for", &at)?;
     }
-    let file = match bind.may_be_a_file() {
-        true => file(home, &volume.data).fault("looking into the volume for", &at)?,
-        false => None,
+    let file = if bind.may_be_a_file() {
+        file(home, &volume.data).fault("looking into the volume for", &at)?
+    } else {
+        None
     };
     let what = file.as_ref().unwrap_or(&volume.data);
     // The host hides a file by its own /dev/null. Devices of the share do not work in a container, so the
     // guest's /dev/null takes its place.
     let null = matches!(bind.from, From::Share(_)) && is_null(what);
-    let (tree, attributes) = match null {
-        true => (clone_tree(null::open_checked(home)?, false), null::COVER),
-        false => (clone_tree(what, false), if bind.from == From::Memory { MEMORY } else { NODEV }),
+    let (tree, attributes) = if null {
+        (clone_tree(null::open_checked(home)?, false), null::COVER)
+    } else {
+        (clone_tree(what, false), if bind.from == From::Memory { MEMORY } else { NODEV })
     };
     let tree = tree.fault("cloning the volume for", &at)?;
     set_attributes(&tree, attributes | if bind.read_only { RDONLY } else { 0 }, false)
@@ -295,9 +298,10 @@ fn file(home: &Home, data: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
 /// Opens the place to mount over, and makes it if it is missing.
 fn target(home: &Home, root: &OwnedFd, at: &Path, directory: bool) -> Result<OwnedFd, Fault> {
     let reach = Reach::Volumes(home);
-    let target = match directory {
-        true => directory_to_mount_over(root, at, reach),
-        false => file_to_mount_over(root, at, reach),
+    let target = if directory {
+        directory_to_mount_over(root, at, reach)
+    } else {
+        file_to_mount_over(root, at, reach)
     }
     .map_err(|errno| fault("making in the image", at, errno))?;
     let same = |one: &OwnedFd| fstat(one).map(|stat| (stat.st_dev, stat.st_ino));

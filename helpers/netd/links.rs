@@ -244,12 +244,11 @@ pub fn name(link: &Link, old: &str, new: &str) -> Step {
 /// EBUSY, and the link has to be taken down for the rename.
 fn rename(link: &Link, old: &str, new: &str) -> Change {
     let plain = Change::new(name(link, old, new), Some(name(link, new, old)));
-    let busy = match link.up {
-        false => Vec::new(),
-        true => {
-            let down = Change::new(set_up(link, old, false), Some(set_up(link, old, true)));
-            vec![down, plain.clone(), bring_up(link, new)]
-        }
+    let busy = if link.up {
+        let down = Change::new(set_up(link, old, false), Some(set_up(link, old, true)));
+        vec![down, plain.clone(), bring_up(link, new)]
+    } else {
+        Vec::new()
     };
     Change { busy, ..plain }
 }

@@ -90,12 +90,15 @@ impl Plan {
     }
 
     fn script(&self) -> String {
-        let write = |count: usize, to: &str| match self.slow {
-            true => format!(
-                "i=0; while [ $i -lt {} ]; do dd if=/pattern bs=1000 skip=$i count=1 {to} 2>/dev/null; i=$((i+1)); done",
-                count / 1000
-            ),
-            false => format!("head -c {count} /pattern {to}"),
+        let write = |count: usize, to: &str| {
+            if self.slow {
+                format!(
+                    "i=0; while [ $i -lt {} ]; do dd if=/pattern bs=1000 skip=$i count=1 {to} 2>/dev/null; i=$((i+1)); done",
+                    count / 1000
+                )
+            } else {
+                format!("head -c {count} /pattern {to}")
+            }
         };
         let (out, err) = (write(self.stdout, ""), write(self.stderr, ">&2"));
         let status = self.status;

@@ -64,10 +64,7 @@ fn who_may_reach_what() {
             ("10.3.0.2:8080", false),
             ("[fec0:3::2]:80", false),
         ] {
-            match may {
-                true => drop(world.connect(to)),
-                false => assert!(world.is_kept_from(to), "{to}"),
-            }
+            if may { drop(world.connect(to)) } else { assert!(world.is_kept_from(to), "{to}") }
         }
         // The guest itself, and what it asks for.
         assert!(std::net::TcpStream::connect("127.0.0.1:80").is_ok());

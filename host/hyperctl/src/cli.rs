@@ -390,9 +390,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, ExitCo
     let args: Vec<OsString> = args.into_iter().collect();
     Cli::try_parse_from(&args).map(|cli| cli.command).map_err(|error| {
         // The reader may be gone; a failed write changes nothing.
-        let _ = match error.use_stderr() {
-            true => standard::stderr().write_all(error.render().to_string().as_bytes()),
-            false => standard::stdout().write_all(error.render().to_string().as_bytes()),
+        let _ = if error.use_stderr() {
+            standard::stderr().write_all(error.render().to_string().as_bytes())
+        } else {
+            standard::stdout().write_all(error.render().to_string().as_bytes())
         };
         match error.exit_code() {
             0 => ExitCode::SUCCESS,

@@ -24,12 +24,11 @@ pub fn plan(directory: &Path, share: &Path, options: &GuestOptions) -> Result<Pl
 
 /// Checks that the caller is root: only root can make namespaces in which the machine's own users exist.
 pub fn need_root() -> Result<(), Fault> {
-    match geteuid().is_root() {
-        true => Ok(()),
-        false => {
-            let why = "only root can: use sudo, or --vm, which needs none";
-            Err(Fault::new("starting", "a local guest", why))
-        }
+    if geteuid().is_root() {
+        Ok(())
+    } else {
+        let why = "only root can: use sudo, or --vm, which needs none";
+        Err(Fault::new("starting", "a local guest", why))
     }
 }
 
@@ -37,11 +36,10 @@ pub fn need_root() -> Result<(), Fault> {
 pub fn beside(name: &str) -> Result<PathBuf, Fault> {
     let own = std::env::current_exe().fault("looking for", "hyperctl's own program")?;
     let path = own.with_file_name(name);
-    match path.is_file() {
-        true => Ok(path),
-        false => {
-            Err(Fault::new("looking for", path.display(), "not there: `make build floor` makes all programs"))
-        }
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(Fault::new("looking for", path.display(), "not there: `make build floor` makes all programs"))
     }
 }
 

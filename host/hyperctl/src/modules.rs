@@ -73,9 +73,10 @@ pub fn modules_builtin(directory: &Path) -> Result<String, Fault> {
 /// Parses the name of a wanted module; the error lists the names.
 pub fn wanted(module: &str) -> Result<String, String> {
     let names = || WANTED.iter().map(|(name, _)| *name);
-    match names().any(|name| name == module) {
-        true => Ok(module.to_owned()),
-        false => Err(format!("not one that would be there: {}", names().collect::<Vec<_>>().join(", "))),
+    if names().any(|name| name == module) {
+        Ok(module.to_owned())
+    } else {
+        Err(format!("not one that would be there: {}", names().collect::<Vec<_>>().join(", ")))
     }
 }
 

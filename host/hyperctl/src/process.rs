@@ -107,9 +107,10 @@ impl ProcessOptions {
 /// Parses `NAME=VALUE` or `NAME`.
 fn variable(word: &str) -> Result<Variable, String> {
     let (name, value) = word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value)));
-    match name.is_empty() {
-        true => Err("there is no name".to_owned()),
-        false => Ok(Variable { name: name.to_owned(), value: value.map(str::to_owned) }),
+    if name.is_empty() {
+        Err("there is no name".to_owned())
+    } else {
+        Ok(Variable { name: name.to_owned(), value: value.map(str::to_owned) })
     }
 }
 
@@ -140,9 +141,10 @@ fn variables(text: &str) -> Result<Vec<Variable>, String> {
 }
 
 fn workdir(word: &str) -> Result<String, String> {
-    match word.is_empty() || word.starts_with('/') {
-        true => Ok(word.to_owned()),
-        false => Err(format!("the working directory '{word}' is invalid, it needs to be an absolute path")),
+    if word.is_empty() || word.starts_with('/') {
+        Ok(word.to_owned())
+    } else {
+        Err(format!("the working directory '{word}' is invalid, it needs to be an absolute path"))
     }
 }
 
@@ -160,9 +162,10 @@ pub fn ulimit(word: &str) -> Result<Rlimit, String> {
     };
     let (soft, hard) = values.split_once(':').unwrap_or((values, values));
     let (soft, hard) = (value(soft)?, value(hard)?);
-    match soft <= hard {
-        true => Ok(Rlimit { kind, hard, soft }),
-        false => Err("the soft limit is above the hard one".to_owned()),
+    if soft <= hard {
+        Ok(Rlimit { kind, hard, soft })
+    } else {
+        Err("the soft limit is above the hard one".to_owned())
     }
 }
 

@@ -123,10 +123,13 @@ fn program(is_root: bool) -> Result<PathBuf, String> {
     }
     let qemus = is_root.then(|| PathBuf::from(QEMUS));
     let mut all = qemus.into_iter().chain(PLACES.map(PathBuf::from)).chain(places::in_path(NAME));
-    all.find(|file| file.is_file()).ok_or_else(|| match is_root {
-        true => "there is no virtiofsd (`apt-get install virtiofsd`, before Debian 13 qemu-system-common)".to_owned(),
-        false => "there is no virtiofsd that works without root (`apt-get install virtiofsd`, before Debian 13 `cargo install virtiofsd`)".to_owned(),
-    })
+    let missing = if is_root {
+        "there is no virtiofsd (`apt-get install virtiofsd`, before Debian 13 qemu-system-common)"
+    } else {
+        "there is no virtiofsd that works without root (`apt-get install virtiofsd`, before Debian 13 `cargo \
+         install virtiofsd`)"
+    };
+    all.find(|file| file.is_file()).ok_or_else(|| missing.to_owned())
 }
 
 /// QEMU's says «virtiofsd version 7.2.22», the other one «virtiofsd 1.14.0».

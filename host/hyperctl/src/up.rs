@@ -95,9 +95,12 @@ fn wait(queue: &Receiver<Event>, is_served: bool) -> Result<Option<ExitStatus>, 
 
 /// Connects to a guest that is being started and serves it to other hosts. Returns why that ended.
 fn serve(door: Door, directory: &Path, is_gone: &AtomicBool, chunk: usize) -> Fault {
-    let alive = || match is_gone.load(Ordering::Relaxed) {
-        true => Err(Fault::new("connecting to", "the guest", "it has ended")),
-        false => Ok(()),
+    let alive = || {
+        if is_gone.load(Ordering::Relaxed) {
+            Err(Fault::new("connecting to", "the guest", "it has ended"))
+        } else {
+            Ok(())
+        }
     };
     let connected = Client::sockets_within(directory, FOREVER, alive);
     let (control, stream) = match connected {
@@ -123,10 +126,7 @@ pub fn plan(is_local: bool, directory: &Path, share: &Path, options: &GuestOptio
     if !share.is_dir() {
         return Err(Fault::new("sharing", share.display(), "not a directory"));
     }
-    match is_local {
-        true => local::plan(directory, &share, options),
-        false => vm::plan(directory, &share, options),
-    }
+    if is_local { local::plan(directory, &share, options) } else { vm::plan(directory, &share, options) }
 }
 
 /// The fault for a guest that has ended, with the last lines of its log.

@@ -54,9 +54,10 @@ pub fn tmpfs(word: &str) -> Result<String, String> {
 
 /// A path in the container, as it is.
 fn place(at: &str) -> Result<String, String> {
-    match at.starts_with('/') && Path::new(at).components().any(|part| matches!(part, Component::Normal(_))) {
-        true => Ok(at.to_owned()),
-        false => Err(format!("{at:?} is not an absolute path below the root")),
+    if at.starts_with('/') && Path::new(at).components().any(|part| matches!(part, Component::Normal(_))) {
+        Ok(at.to_owned())
+    } else {
+        Err(format!("{at:?} is not an absolute path below the root"))
     }
 }
 

@@ -86,10 +86,7 @@ where
     D: Deserializer<'de>,
 {
     let text: String = null_is_default(deserializer)?;
-    match text.len() <= MAX {
-        true => Ok(text),
-        false => Err(D::Error::custom(format_args!("longer than {MAX} bytes"))),
-    }
+    if text.len() <= MAX { Ok(text) } else { Err(D::Error::custom(format_args!("longer than {MAX} bytes"))) }
 }
 
 /// A collection of at most `MAX` elements.

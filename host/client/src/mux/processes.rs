@@ -106,18 +106,17 @@ impl Processes {
         }
         let Ok(mut value) = serde_json::from_slice::<Value>(payload) else { return Ok(Vec::new()) };
         let before = self.last;
-        let started = match message == Message::StartPod.id() {
-            true => match value.get_mut("containers").and_then(Value::as_array_mut) {
+        let started = if message == Message::StartPod.id() {
+            match value.get_mut("containers").and_then(Value::as_array_mut) {
                 Some(containers) => containers
                     .iter_mut()
                     .map(|container| self.start(visitor, is_exec, "id", container))
                     .collect::<Result<Vec<_>, _>>(),
                 None => return Ok(Vec::new()),
-            },
-            false => {
-                let key = if is_exec { "container" } else { "id" };
-                self.start(visitor, is_exec, key, &mut value).map(|one| vec![one])
             }
+        } else {
+            let key = if is_exec { "container" } else { "id" };
+            self.start(visitor, is_exec, key, &mut value).map(|one| vec![one])
         };
         let started = started.inspect_err(|_| drop(self.all.split_off(&(before + 1))));
         let started = started?.into_iter().flatten().collect();

@@ -92,9 +92,10 @@ fn unpack(image: &[u8]) -> Result<Vec<u8>, String> {
         image.get(start..start.checked_add(word(PAYLOAD_LENGTH)?)?)
     };
     let vmlinux = decompressed(payload().ok_or("its payload is outside the file")?)?;
-    match vmlinux.starts_with(ELF_MAGIC) {
-        true => Ok(vmlinux),
-        false => Err("its payload is compressed with something else than gzip, xz or zstd".to_owned()),
+    if vmlinux.starts_with(ELF_MAGIC) {
+        Ok(vmlinux)
+    } else {
+        Err("its payload is compressed with something else than gzip, xz or zstd".to_owned())
     }
 }
 

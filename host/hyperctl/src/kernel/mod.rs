@@ -26,10 +26,7 @@ pub fn kernel(asked: &Kernel) -> Result<ExitCode, Fault> {
     if let Some(file) = &asked.check {
         return check(&options, file);
     }
-    let text = match asked.options {
-        true => options.fragment(),
-        false => report(&options, asked)?,
-    };
+    let text = if asked.options { options.fragment() } else { report(&options, asked)? };
     standard::stdout().write_all(text.as_bytes()).fault("writing to", "standard output")?;
     Ok(ExitCode::SUCCESS)
 }

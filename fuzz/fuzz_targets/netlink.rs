@@ -14,9 +14,9 @@ use netlink_packet_route::RouteNetlinkMessage;
 mod address;
 #[path = "../../helpers/netd/answer.rs"]
 mod answer;
-#[path = "../../helpers/netd/had.rs"]
+#[path = "../../helpers/netd/snapshot.rs"]
 #[allow(dead_code)]
-mod had;
+mod snapshot;
 #[path = "../../helpers/netd/links.rs"]
 #[allow(dead_code)]
 mod links;
@@ -47,9 +47,9 @@ fuzz_target!(|data: &[u8]| {
         assert!(datagram.len() >= 16, "an end without a message");
     }
     for message in all {
-        // It must be possible to encode what is given back to the kernel.
+        // It must be possible to encode what is restored.
         for index in [0, 1, 2] {
-            if let Some(step) = had::gives_back(message.clone(), index) {
+            if let Some(step) = snapshot::restoring(message.clone(), index) {
                 let mut message =
                     NetlinkMessage::new(Default::default(), NetlinkPayload::InnerMessage(step.message));
                 message.finalize();

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use super::kernel::Kernel;
 use super::plan::{Change, Step};
-use super::{had, links, ports, routes};
+use super::{links, ports, routes, snapshot};
 
 /// How long one request waits for links that are being plugged (protocol.md «STARTPOD»).
 const PLUGGED: Duration = Duration::from_secs(2);
@@ -23,7 +23,7 @@ struct Done<'a> {
     undo: Vec<Step>,
     /// What links had before they were changed, by link number: a change may remove more from a link than it
     /// names, and so may undoing it.
-    had: BTreeMap<u32, Vec<Step>>,
+    snapshots: BTreeMap<u32, Vec<Step>>,
     /// A predecessor died during the same request, so a step whose result is already there counts as done. It
     /// is unknown whether the predecessor did it or it was so before, so it is not undone if a later step
     /// fails.
@@ -33,8 +33,8 @@ struct Done<'a> {
 impl Done<'_> {
     /// Records what a link has, before its first change.
     fn remember(&mut self, index: u32) -> Result<(), Fault> {
-        if let Entry::Vacant(new) = self.had.entry(index) {
-            new.insert(self.kernel.had(index)?);
+        if let Entry::Vacant(new) = self.snapshots.entry(index) {
+            new.insert(self.kernel.snapshot(index)?);
         }
         Ok(())
     }
@@ -76,12 +76,12 @@ impl Done<'_> {
 
     /// Makes a change for which the link must be taken down, and restores what the link had before.
     fn change_down(&mut self, change: &Change) -> Result<(), Fault> {
-        let had = match change.step.link() {
-            Some(index) => self.kernel.had(index)?,
+        let snapshot = match change.step.link() {
+            Some(index) => self.kernel.snapshot(index)?,
             None => Vec::new(),
         };
         change.busy.iter().try_for_each(|change| self.change(change))?;
-        had.iter().try_for_each(|step| unless_there(self.kernel.apply(step)))
+        snapshot.iter().try_for_each(|step| unless_there(self.kernel.apply(step)))
     }
 
     fn take_back(&mut self) {
@@ -89,24 +89,24 @@ impl Done<'_> {
             // Undoing another step may already have removed it.
             warn(unless_gone(self.kernel.apply(step)).map(drop));
         }
-        for (&index, had) in &self.had {
+        for (&index, snapshot) in &self.snapshots {
             // If the request is repeated, the order recorded is the predecessor's and does not show the
             // original one.
-            warn(give_back(self.kernel, index, had, !self.repeated));
+            warn(restore(self.kernel, index, snapshot, !self.repeated));
         }
     }
 }
 
 /// Restores what a link had. If its addresses are in a different order, they are removed first, because
 /// packets are sent from the first address of a network.
-fn give_back(kernel: &mut Kernel, index: u32, had: &[Step], in_order: bool) -> Result<(), Fault> {
-    let has = kernel.had(index)?;
-    if in_order && !had::same_order(&has, had) {
-        for step in had::removals(&has) {
+fn restore(kernel: &mut Kernel, index: u32, snapshot: &[Step], in_order: bool) -> Result<(), Fault> {
+    let now = kernel.snapshot(index)?;
+    if in_order && !snapshot::same_order(&now, snapshot) {
+        for step in snapshot::removals(&now) {
             warn(unless_gone(kernel.apply(&step)).map(drop));
         }
     }
-    for step in had {
+    for step in snapshot {
         warn(unless_there(kernel.apply(step)));
     }
     Ok(())
@@ -124,7 +124,7 @@ fn all_or_nothing<T>(
     repeated: bool,
     work: impl FnOnce(&mut Done) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
-    let mut done = Done { kernel, undo: Vec::new(), had: BTreeMap::new(), repeated };
+    let mut done = Done { kernel, undo: Vec::new(), snapshots: BTreeMap::new(), repeated };
     let result = work(&mut done);
     if result.is_err() {
         done.take_back();
@@ -244,7 +244,7 @@ fn reset_interface(
         None => unless_gone(kernel.link(&wanted.device))?,
     };
     let Some(link) = link else { return Ok(()) };
-    let mut done = Done { kernel, undo: Vec::new(), had: BTreeMap::new(), repeated: false };
+    let mut done = Done { kernel, undo: Vec::new(), snapshots: BTreeMap::new(), repeated: false };
     let changes = wanted.takes_back(&link, before);
     changes.iter().for_each(|change| {
         let result = unless_gone(done.change(change)).map(drop);

@@ -23,9 +23,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::answer::{self, List, Verdict};
-use super::had;
 use super::links::Link;
 use super::plan::Step;
+use super::snapshot;
 
 /// The size in bytes of the buffer for an answer. This is more than the kernel's description of a link needs,
 /// and than an acknowledgement with its header, errno and text.
@@ -122,7 +122,7 @@ impl Kernel {
 
     /// The addresses and routes of a link, as the steps that restore them. The link may lose them when it is
     /// taken down, when its MTU becomes too small for IPv6, or together with an address.
-    pub fn had(&mut self, index: u32) -> Result<Vec<Step>, Fault> {
+    pub fn snapshot(&mut self, index: u32) -> Result<Vec<Step>, Fault> {
         let mut all = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut addresses = AddressMessage::default();
@@ -132,7 +132,7 @@ impl Kernel {
             routes.header.address_family = family;
             all.extend(self.dump(&RouteNetlinkMessage::GetRoute(routes))?);
         }
-        Ok(had::all(all, index))
+        Ok(snapshot::steps(all, index))
     }
 
     /// Whether exactly this address or route exists.
@@ -150,7 +150,7 @@ impl Kernel {
             }
             _ => return Ok(false),
         };
-        Ok(self.dump(&question)?.iter().any(|there| had::is(there, wanted)))
+        Ok(self.dump(&question)?.iter().any(|there| snapshot::is_same(there, wanted)))
     }
 
     /// Looks up the link with a name. Fails with ENODEV if there is none.

@@ -5,13 +5,13 @@
 mod address;
 mod answer;
 mod apply;
-mod had;
 mod kernel;
 mod links;
 mod nft;
 mod plan;
 mod ports;
 mod routes;
+mod snapshot;
 
 use std::process::ExitCode;
 

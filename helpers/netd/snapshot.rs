@@ -17,8 +17,8 @@ use super::plan::Step;
 /// The steps that restore what a link had, from everything that the kernel listed: addresses first, then the
 /// routes that they make possible. Routes through a gateway come last, because the gateway has to be
 /// reachable.
-pub fn all(listed: Vec<RouteNetlinkMessage>, index: u32) -> Vec<Step> {
-    let mut steps: Vec<Step> = listed.into_iter().filter_map(|message| gives_back(message, index)).collect();
+pub fn steps(listed: Vec<RouteNetlinkMessage>, index: u32) -> Vec<Step> {
+    let mut steps: Vec<Step> = listed.into_iter().filter_map(|message| restoring(message, index)).collect();
     // The sort is stable and so keeps the kernel's order otherwise: packets are sent from the first address
     // of a network.
     steps.sort_by_key(|step| rank(&step.message));
@@ -40,77 +40,81 @@ fn rank(message: &RouteNetlinkMessage) -> u8 {
 /// The step that restores one listed object, if it is the link's: an address, or a route of the main table
 /// that was added explicitly (the kernel adds its own routes with the addresses, and routers announce
 /// theirs).
-pub fn gives_back(message: RouteNetlinkMessage, index: u32) -> Option<Step> {
+pub fn restoring(message: RouteNetlinkMessage, index: u32) -> Option<Step> {
     let message = match message {
-        RouteNetlinkMessage::NewAddress(had) if had.header.index == index => {
-            RouteNetlinkMessage::NewAddress(address(had)?)
+        RouteNetlinkMessage::NewAddress(listed) if listed.header.index == index => {
+            RouteNetlinkMessage::NewAddress(address(listed)?)
         }
-        RouteNetlinkMessage::NewRoute(mut had) if had.attributes.contains(&RouteAttribute::Oif(index)) => {
-            let ours = had.header.table == RouteHeader::RT_TABLE_MAIN
-                && !matches!(had.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
+        RouteNetlinkMessage::NewRoute(mut listed)
+            if listed.attributes.contains(&RouteAttribute::Oif(index)) =>
+        {
+            let ours = listed.header.table == RouteHeader::RT_TABLE_MAIN
+                && !matches!(listed.header.protocol, RouteProtocol::Kernel | RouteProtocol::Ra);
             if !ours {
                 return None;
             }
             // These fields are informational.
-            had.header.flags = RouteFlags::empty();
-            had.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
-            RouteNetlinkMessage::NewRoute(had)
+            listed.header.flags = RouteFlags::empty();
+            listed.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
+            RouteNetlinkMessage::NewRoute(listed)
         }
         _ => return None,
     };
-    Some(Step { doing: "giving back", to: format!("what link {index} had"), message })
+    Some(Step { doing: "restoring", to: format!("what link {index} had"), message })
 }
 
 /// The address to restore; none for an address that a router or the kernel assigns again.
-fn address(mut had: AddressMessage) -> Option<AddressMessage> {
-    if !had.header.flags.contains(AddressHeaderFlags::Permanent) {
+fn address(mut listed: AddressMessage) -> Option<AddressMessage> {
+    if !listed.header.flags.contains(AddressHeaderFlags::Permanent) {
         return None;
     }
-    if local(&had)?.is_ipv4() {
-        return Some(had);
+    if local(&listed)?.is_ipv4() {
+        return Some(listed);
     }
-    if had.header.scope == AddressScope::Link {
+    if listed.header.scope == AddressScope::Link {
         return None;
     }
     // The address was the link's before, so duplicate address detection is not needed.
-    had.header.flags |= AddressHeaderFlags::Nodad;
-    for attribute in &mut had.attributes {
+    listed.header.flags |= AddressHeaderFlags::Nodad;
+    for attribute in &mut listed.attributes {
         if let AddressAttribute::Flags(flags) = attribute {
             *flags |= AddressFlags::Nodad;
         }
     }
-    Some(had)
+    Some(listed)
 }
 
 /// Whether both have the same IPv4 addresses in the same order. The order of IPv6 addresses has no meaning.
 pub fn same_order(one: &[Step], other: &[Step]) -> bool {
     v4(one)
-        .map(|had| (local(had), had.header.prefix_len))
-        .eq(v4(other).map(|had| (local(had), had.header.prefix_len)))
+        .map(|listed| (local(listed), listed.header.prefix_len))
+        .eq(v4(other).map(|listed| (local(listed), listed.header.prefix_len)))
 }
 
 /// The steps that remove the IPv4 addresses from a link, the last one first.
-pub fn removals(had: &[Step]) -> Vec<Step> {
-    let mut steps: Vec<Step> = v4(had)
-        .map(|had| Step {
+pub fn removals(snapshot: &[Step]) -> Vec<Step> {
+    let mut steps: Vec<Step> = v4(snapshot)
+        .map(|listed| Step {
             doing: "removing",
-            to: format!("what link {} has", had.header.index),
-            message: RouteNetlinkMessage::DelAddress(had.clone()),
+            to: format!("what link {} has", listed.header.index),
+            message: RouteNetlinkMessage::DelAddress(listed.clone()),
         })
         .collect();
     steps.reverse();
     steps
 }
 
-fn v4(had: &[Step]) -> impl Iterator<Item = &AddressMessage> {
-    had.iter().filter_map(|step| match &step.message {
-        RouteNetlinkMessage::NewAddress(had) if local(had).is_some_and(|local| local.is_ipv4()) => Some(had),
+fn v4(snapshot: &[Step]) -> impl Iterator<Item = &AddressMessage> {
+    snapshot.iter().filter_map(|step| match &step.message {
+        RouteNetlinkMessage::NewAddress(listed) if local(listed).is_some_and(|local| local.is_ipv4()) => {
+            Some(listed)
+        }
         _ => None,
     })
 }
 
 /// Whether a listed address or route is the wanted one.
-pub fn is(listed: &RouteNetlinkMessage, wanted: &RouteNetlinkMessage) -> bool {
+pub fn is_same(listed: &RouteNetlinkMessage, wanted: &RouteNetlinkMessage) -> bool {
     match (listed, wanted) {
         (RouteNetlinkMessage::NewAddress(listed), RouteNetlinkMessage::NewAddress(wanted)) => {
             let place = |address: &AddressMessage| (address.header.index, address.header.prefix_len);
@@ -178,9 +182,9 @@ mod tests {
         flags: AddressHeaderFlags,
         scope: AddressScope,
     ) -> RouteNetlinkMessage {
-        let mut had = links::address(index, &network(text));
-        (had.header.flags, had.header.scope) = (flags, scope);
-        RouteNetlinkMessage::NewAddress(had)
+        let mut address = links::address(index, &network(text));
+        (address.header.flags, address.header.scope) = (flags, scope);
+        RouteNetlinkMessage::NewAddress(address)
     }
 
     fn route(protocol: RouteProtocol, table: u8, oif: u32, gateway: Option<&str>) -> RouteNetlinkMessage {
@@ -197,26 +201,26 @@ mod tests {
 
     #[test]
     fn a_link_gets_back_what_was_given_to_it() {
-        let back = gives_back(address(7, "fec0::2/64", PERMANENT, AddressScope::Site), 7).unwrap();
+        let back = restoring(address(7, "fec0::2/64", PERMANENT, AddressScope::Site), 7).unwrap();
         let nodad = PERMANENT | AddressHeaderFlags::Nodad;
         assert_eq!(back.message, address(7, "fec0::2/64", nodad, AddressScope::Site));
         let v4 = address(7, "169.254.0.2/16", PERMANENT, AddressScope::Link);
-        assert_eq!(gives_back(v4.clone(), 7).unwrap().message, v4, "no kernel gives itself one of IPv4");
+        assert_eq!(restoring(v4.clone(), 7).unwrap().message, v4, "no kernel gives itself one of IPv4");
         for (index, flags, scope) in [
             (8, PERMANENT, AddressScope::Site),
             (7, PERMANENT, AddressScope::Link),
             (7, AddressHeaderFlags::empty(), AddressScope::Site),
         ] {
-            assert_eq!(gives_back(address(index, "fec0::2/64", flags, scope), 7), None);
+            assert_eq!(restoring(address(index, "fec0::2/64", flags, scope), 7), None);
         }
-        assert!(gives_back(route(RouteProtocol::Boot, MAIN, 7, None), 7).is_some());
+        assert!(restoring(route(RouteProtocol::Boot, MAIN, 7, None), 7).is_some());
         for (protocol, table, oif) in [
             (RouteProtocol::Kernel, MAIN, 7),
             (RouteProtocol::Ra, MAIN, 7),
             (RouteProtocol::Boot, 255, 7),
             (RouteProtocol::Boot, MAIN, 8),
         ] {
-            assert_eq!(gives_back(route(protocol, table, oif, None), 7), None);
+            assert_eq!(restoring(route(protocol, table, oif, None), 7), None);
         }
     }
 
@@ -227,7 +231,7 @@ mod tests {
         let far = route(RouteProtocol::Boot, MAIN, 7, Some("10.0.0.1"));
         let near = route(RouteProtocol::Boot, MAIN, 7, None);
         let listed = vec![far.clone(), near.clone(), first.clone(), second.clone()];
-        let back: Vec<_> = all(listed, 7).into_iter().map(|step| step.message).collect();
+        let back: Vec<_> = steps(listed, 7).into_iter().map(|step| step.message).collect();
         assert_eq!(back, [first, second, near, far]);
     }
 
@@ -236,13 +240,13 @@ mod tests {
         let address = |text| address(7, text, PERMANENT, AddressScope::Universe);
         let [first, second] = [address("10.0.0.2/24"), address("10.0.0.1/24")];
         let v6 = address("fec0::2/64");
-        let had = all(vec![first.clone(), second.clone(), v6], 7);
-        assert!(same_order(&had, &had[..2]));
-        assert!(!same_order(&had, &all(vec![second.clone(), first.clone()], 7)));
-        assert!(!same_order(&had, &had[..1]) && !same_order(&had[..1], &had));
-        let removed: Vec<_> = removals(&had).into_iter().map(|step| step.message).collect();
+        let snapshot = steps(vec![first.clone(), second.clone(), v6], 7);
+        assert!(same_order(&snapshot, &snapshot[..2]));
+        assert!(!same_order(&snapshot, &steps(vec![second.clone(), first.clone()], 7)));
+        assert!(!same_order(&snapshot, &snapshot[..1]) && !same_order(&snapshot[..1], &snapshot));
+        let removed: Vec<_> = removals(&snapshot).into_iter().map(|step| step.message).collect();
         let del = |message| match message {
-            RouteNetlinkMessage::NewAddress(had) => RouteNetlinkMessage::DelAddress(had),
+            RouteNetlinkMessage::NewAddress(address) => RouteNetlinkMessage::DelAddress(address),
             other => other,
         };
         assert_eq!(removed, [del(second), del(first)]);

@@ -3,6 +3,7 @@
 
 mod accounts;
 mod child;
+mod output_store;
 mod pod;
 mod remembered;
 mod report;
@@ -11,7 +12,6 @@ mod start;
 mod streams;
 mod system_v;
 mod turns;
-mod vault;
 
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -21,17 +21,17 @@ use hyperinit::sandbox::{CapSet, ContainerProfile, Policy, Scoped, caps};
 use hyperinit::sys::fd::inherited;
 use hyperinit::sys::process::{check_single_threaded, ignore_nothing};
 use hyperinit::wire::Role;
-use hyperinit::wire::bootstrap::{FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT};
+use hyperinit::wire::bootstrap::{FD_OUTPUTS_IN, FD_OUTPUTS_OUT, FD_SOCKET};
 use hyperinit::wire::execd::Request;
 use hyperinit::{embedded_policy, helper};
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t};
 use nix::sys::stat::{Mode, umask};
+use output_store::OutputStore;
 use pod::Namespaces;
 use remembered::Remembered;
 use start::Becoming;
 use streams::Streams;
-use vault::Vault;
 
 /// execd's state: descriptors opened before it was confined, and the kept output of processes.
 struct Execd {
@@ -72,10 +72,10 @@ pub fn main() -> ExitCode {
         },
         |options| {
             let socket = inherited(FD_SOCKET).fault("taking", "descriptor 3, the socket to streamd")?;
-            let vault = match (inherited(FD_VAULT_IN), inherited(FD_VAULT_OUT)) {
-                (Ok(put), Ok(take)) => Vault::new(put, take),
-                // execd was started by hand, without an inherited vault.
-                _ => Vault::own()?,
+            let store = match (inherited(FD_OUTPUTS_IN), inherited(FD_OUTPUTS_OUT)) {
+                (Ok(put), Ok(take)) => OutputStore::new(put, take),
+                // execd was started by hand, without an inherited output store.
+                _ => OutputStore::own()?,
             };
             check_single_threaded().fault("looking for", "other threads")?;
             // Every process inherits these settings.
@@ -95,7 +95,7 @@ pub fn main() -> ExitCode {
                 podinit: Policy::decode(embedded_policy!("podinit"))?,
                 home: Namespaces::own()?,
                 proc: pod::guest_proc()?,
-                streams: Streams::new(socket, vault),
+                streams: Streams::new(socket, store),
                 remembered: Remembered::default(),
                 joined: false,
                 debug_door: options.debug,

@@ -1,5 +1,5 @@
-//! The vault: duplicates of the running processes' outputs, in the queue of a socket pair that every execd
-//! inherits. The kernel keeps them when execd or streamd or both die, in any order.
+//! The output store: duplicates of the running processes' outputs, in the queue of a socket pair that every
+//! execd inherits. The kernel keeps them when execd or streamd or both die, in any order.
 //!
 //! Entries can only be appended to a queue and taken from its front. So a sweep rotates the queue: an entry
 //! that stays is appended again, and only then taken from the front. A kill between the two leaves it in the
@@ -7,7 +7,7 @@
 //!
 //! The kernel counts descriptors in flight by the sender's real user. A process of the same user without
 //! capabilities, whose limit of open files is below that count, can send none (ETOOMANYREFS). execd has a
-//! user of its own, so the vault's descriptors are not counted against any container.
+//! user of its own, so the output store's descriptors are not counted against any container.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,7 +27,7 @@ const ENTRY_LEN: usize = MARK_LEN + STREAMS_LEN;
 const SPARE: usize = 16;
 
 /// The socket pair.
-pub struct Vault {
+pub struct OutputStore {
     put: OwnedFd,
     take: OwnedFd,
     /// The number of entries in the queue.
@@ -46,17 +46,17 @@ pub struct Entry {
     pub fds: Vec<OwnedFd>,
 }
 
-impl Vault {
-    /// The vault of these inherited descriptors.
-    pub fn new(put: OwnedFd, take: OwnedFd) -> Vault {
-        Vault { put, take, entries: 0, last: 0 }
+impl OutputStore {
+    /// The output store of these inherited descriptors.
+    pub fn new(put: OwnedFd, take: OwnedFd) -> OutputStore {
+        OutputStore { put, take, entries: 0, last: 0 }
     }
 
-    /// A vault that ends with this process, for an execd that is run by hand. Errors are those of
+    /// An output store that ends with this process, for an execd that is run by hand. Errors are those of
     /// socketpair(2).
-    pub fn own() -> Result<Vault, Fault> {
+    pub fn own() -> Result<OutputStore, Fault> {
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-            .map(|(put, take)| Vault::new(put, take))
+            .map(|(put, take)| OutputStore::new(put, take))
             .fault("making", "a socket pair")
     }
 
@@ -84,7 +84,7 @@ impl Vault {
     /// kept once.
     pub fn sweep(&mut self, mut keep: impl FnMut(Entry) -> bool) -> Result<(), Fault> {
         let mark = self.next_number();
-        send_fds(&self.put, &mark.to_be_bytes(), &[]).fault("sweeping", "the vault")?;
+        send_fds(&self.put, &mark.to_be_bytes(), &[]).fault("sweeping", "the output store")?;
         let (mut seen, mut entries) = (BTreeSet::new(), 0);
         loop {
             // One byte longer than an entry, so that a longer packet is recognised and removed.
@@ -96,7 +96,7 @@ impl Vault {
                 Err(Errno::EMSGSIZE | Errno::EMFILE) if peek(&self.take, &mut packet) == Ok(packet.len()) => {
                     None
                 }
-                Err(errno) => return Err(Fault::errno("sweeping", "the vault", errno)),
+                Err(errno) => return Err(Fault::errno("sweeping", "the output store", errno)),
             };
             let done = front.as_ref().is_some_and(|(packet, _)| *packet == mark.to_be_bytes());
             let entry = front.and_then(|(packet, fds)| decode(packet, fds));
@@ -104,17 +104,18 @@ impl Vault {
                 self.last = self.last.max(entry.number);
                 let (number, streams) = (entry.number, entry.packet);
                 let fds = entry.fds.iter().map(|fd| fd.try_clone()).collect::<Result<Vec<_>, _>>();
-                let fds = fds.fault("sweeping", "the vault")?;
+                let fds = fds.fault("sweeping", "the output store")?;
                 if keep(entry) {
                     let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                    send_fds(&self.put, &encode(number, &streams), &fds).fault("sweeping", "the vault")?;
+                    send_fds(&self.put, &encode(number, &streams), &fds)
+                        .fault("sweeping", "the output store")?;
                     entries += 1;
                 }
             }
             receive_fds(&self.take, &mut packet)
                 .map(drop)
                 .or_else(only_cut)
-                .fault("sweeping", "the vault")?;
+                .fault("sweeping", "the output store")?;
             if done {
                 self.entries = entries;
                 return Ok(());
@@ -162,9 +163,9 @@ mod tests {
         Packet { stdio, stderr: None, terminal: false, stdin: false, again: true }
     }
 
-    fn streams(vault: &mut Vault) -> Vec<u64> {
+    fn streams(store: &mut OutputStore) -> Vec<u64> {
         let mut all = Vec::new();
-        vault
+        store
             .sweep(|entry| {
                 all.push(entry.packet.stdio.get());
                 true
@@ -173,20 +174,20 @@ mod tests {
         all
     }
 
-    /// The vault as the successor of a killed execd sees it.
-    fn successor(vault: &Vault) -> Vault {
-        Vault::new(vault.put.try_clone().unwrap(), vault.take.try_clone().unwrap())
+    /// The output store as the successor of a killed execd sees it.
+    fn successor(store: &OutputStore) -> OutputStore {
+        OutputStore::new(store.put.try_clone().unwrap(), store.take.try_clone().unwrap())
     }
 
     #[test]
     fn what_is_put_in_is_there_for_every_successor() {
-        let mut vault = Vault::own().unwrap();
+        let mut store = OutputStore::own().unwrap();
         let (out, end) = pipe().unwrap();
-        let first = vault.put(&packet(1), &[out.as_fd()]).unwrap();
-        assert!(first < vault.put(&packet(2), &[out.as_fd()]).unwrap());
+        let first = store.put(&packet(1), &[out.as_fd()]).unwrap();
+        assert!(first < store.put(&packet(2), &[out.as_fd()]).unwrap());
         drop(out);
-        let mut next = successor(&vault);
-        drop(vault);
+        let mut next = successor(&store);
+        drop(store);
         assert_eq!(streams(&mut next), [1, 2]);
         assert_eq!(streams(&mut next), [1, 2]);
         nix::unistd::write(&end, b"x").expect("the reading end is kept");
@@ -203,13 +204,13 @@ mod tests {
         // Queues as a kill leaves them: with a mark; with a mark and an entry twice; with an entry that was
         // begun anew.
         for twice in 0..3 {
-            let mut vault = Vault::own().unwrap();
-            let numbers = [1, 2, 1].map(|stdio| vault.put(&packet(stdio), &[out.as_fd()]).unwrap());
-            send_fds(&vault.put, &7u64.to_be_bytes(), &[]).unwrap();
+            let mut store = OutputStore::own().unwrap();
+            let numbers = [1, 2, 1].map(|stdio| store.put(&packet(stdio), &[out.as_fd()]).unwrap());
+            send_fds(&store.put, &7u64.to_be_bytes(), &[]).unwrap();
             for &number in numbers.iter().take(twice) {
-                send_fds(&vault.put, &encode(number, &packet(1)), &[out.as_fd()]).unwrap();
+                send_fds(&store.put, &encode(number, &packet(1)), &[out.as_fd()]).unwrap();
             }
-            let mut next = successor(&vault);
+            let mut next = successor(&store);
             assert_eq!(streams(&mut next), [1, 2, 1]);
             assert_eq!(next.entries, 3);
             assert!(next.next_number() > numbers[2]);
@@ -218,13 +219,13 @@ mod tests {
 
     #[test]
     fn what_no_execd_has_put_there_is_thrown_out() {
-        let mut vault = Vault::own().unwrap();
+        let mut store = OutputStore::own().unwrap();
         let (out, _end) = pipe().unwrap();
         let start = Packet { again: false, ..packet(1) };
-        send_fds(&vault.put, &[1; 100], &[]).unwrap();
-        send_fds(&vault.put, &encode(1, &packet(1)), &[]).unwrap();
-        send_fds(&vault.put, &encode(1, &start), &[out.as_fd()]).unwrap();
-        send_fds(&vault.put, b"x", &[out.as_fd()]).unwrap();
-        assert!(streams(&mut vault).is_empty());
+        send_fds(&store.put, &[1; 100], &[]).unwrap();
+        send_fds(&store.put, &encode(1, &packet(1)), &[]).unwrap();
+        send_fds(&store.put, &encode(1, &start), &[out.as_fd()]).unwrap();
+        send_fds(&store.put, b"x", &[out.as_fd()]).unwrap();
+        assert!(streams(&mut store).is_empty());
     }
 }

@@ -14,7 +14,7 @@ use hyperinit::wire::streamd::{Streams as Packet, forget};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::vault::{Entry, Vault};
+use super::output_store::{Entry, OutputStore};
 
 /// How long streamd may leave its socket full. streamd does nothing that takes long.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,7 +38,7 @@ pub struct Ends {
 
 /// What execd keeps of a process.
 struct Kept {
-    /// The number of its entry in the vault; 0 if it has none.
+    /// The number of its entry in the output store; 0 if it has none.
     number: u64,
     ends: Ends,
 }
@@ -46,7 +46,7 @@ struct Kept {
 /// The kept outputs of all processes, and the socket to streamd.
 pub struct Streams {
     socket: OwnedFd,
-    vault: Vault,
+    store: OutputStore,
     kept: BTreeMap<StreamId, Kept>,
 }
 
@@ -66,8 +66,8 @@ impl Ends {
 
 impl Streams {
     /// Starts without kept outputs.
-    pub fn new(socket: OwnedFd, vault: Vault) -> Streams {
-        Streams { socket, vault, kept: BTreeMap::new() }
+    pub fn new(socket: OwnedFd, store: OutputStore) -> Streams {
+        Streams { socket, store, kept: BTreeMap::new() }
     }
 
     /// Takes over the outputs that earlier execds have kept of the running processes. This execd's own
@@ -77,7 +77,7 @@ impl Streams {
     pub fn adopt(&mut self, running: &[StreamId]) -> Result<(), Fault> {
         let running: BTreeSet<StreamId> = running.iter().copied().collect();
         let (mut found, mut others) = (BTreeMap::new(), Vec::new());
-        self.vault.sweep(|entry| {
+        self.store.sweep(|entry| {
             let stdio = entry.packet.stdio;
             if running.contains(&stdio) {
                 let number = entry.number;
@@ -100,17 +100,17 @@ impl Streams {
         self.sweep()
     }
 
-    /// Hands a new process's ends to streamd and keeps duplicates. The vault gets its duplicates first,
-    /// because streamd may die as soon as it has the ends.
+    /// Hands a new process's ends to streamd and keeps duplicates. The output store gets its duplicates
+    /// first, because streamd may die as soon as it has the ends.
     pub fn hand_over(&mut self, mut ends: Ends) -> Result<(), Fault> {
-        if self.vault.is_full(self.kept.len()) {
+        if self.store.is_full(self.kept.len()) {
             self.tidy();
         }
         let handed = ends.packet;
         ends.packet.stdin = false;
         ends.packet.again = true;
-        let number = self.vault.put(&ends.packet, &ends.outputs()).unwrap_or_else(|fault| {
-            // The start continues without the vault: this execd and streamd still hold the output.
+        let number = self.store.put(&ends.packet, &ends.outputs()).unwrap_or_else(|fault| {
+            // The start continues without the output store: this execd and streamd still hold the output.
             log::warn!("{fault}");
             0
         });
@@ -128,9 +128,9 @@ impl Streams {
         }
     }
 
-    /// Removes entries from the vault that are no longer kept, if there are any.
+    /// Removes entries from the output store that are no longer kept, if there are any.
     pub fn tidy(&mut self) {
-        if self.vault.has_more_than(self.kept.len())
+        if self.store.has_more_than(self.kept.len())
             && let Err(fault) = self.sweep()
         {
             log::warn!("{fault}");
@@ -139,7 +139,7 @@ impl Streams {
 
     fn sweep(&mut self) -> Result<(), Fault> {
         let kept = &self.kept;
-        self.vault
+        self.store
             .sweep(|entry| kept.get(&entry.packet.stdio).is_some_and(|kept| kept.number == entry.number))
     }
 

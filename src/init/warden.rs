@@ -26,17 +26,17 @@ use crate::sys::fd::{await_bytes, send_fds};
 use crate::sys::process::become_standard;
 use crate::sys::spawn::{self, Forked};
 use crate::wire::bootstrap::{
-    FD_BUFFER_IN, FD_BUFFER_OUT, FD_CONNECTION_IN, FD_CONNECTION_OUT, FD_NETWORK, FD_PIPE_IN, FD_PIPE_OUT,
-    FD_PORT, FD_REPLIES, FD_REQUESTS, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT, socket_pair,
+    FD_BUFFER_IN, FD_BUFFER_OUT, FD_CONNECTION_IN, FD_CONNECTION_OUT, FD_NETWORK, FD_OUTPUTS_IN,
+    FD_OUTPUTS_OUT, FD_PIPE_IN, FD_PIPE_OUT, FD_PORT, FD_REPLIES, FD_REQUESTS, FD_SOCKET, socket_pair,
 };
 use crate::wire::warden::{REQUEST_LEN, Reply, Request};
 use crate::wire::{Instance, Role};
 
 /// Kept descriptors are moved up here, out of the way of the numbers that helpers inherit.
 const KEPT_FROM: RawFd = 64;
-/// What execd's vault holds, in bytes as the kernel counts them: an entry costs 1 kB, and there are at most
-/// 4096 processes, each of them there twice while it is swept, and as many that have ended.
-const VAULT: usize = 16 << 20;
+/// What execd's output store holds, in bytes as the kernel counts them: an entry costs 1 kB, and there are at
+/// most 4096 processes, each of them there twice while it is swept, and as many that have ended.
+const OUTPUT_STORE: usize = 16 << 20;
 
 /// What a log channel holds until init has read it, in bytes; the kernel doubles it and counts what it needs
 /// itself. It is less than init hears of one sender in a second (journal.rs): the last words of one that dies
@@ -116,11 +116,11 @@ impl Kept {
         let flags = SockFlag::SOCK_CLOEXEC;
         let (execd, streamd) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
             .fault("making", "the socket for descriptors")?;
-        let (vault_in, vault_out) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).fault("making", "the vault")?;
-        if let Err(errno) = setsockopt(&vault_in, sockopt::SndBufForce, &VAULT) {
+        let (outputs_in, outputs_out) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
+            .fault("making", "the output store")?;
+        if let Err(errno) = setsockopt(&outputs_in, sockopt::SndBufForce, &OUTPUT_STORE) {
             // Less fits.
-            log::warn!("{}", Fault::errno("enlarging", "the vault", errno));
+            log::warn!("{}", Fault::errno("enlarging", "the output store", errno));
         }
         let buffer_in =
             memfd_create(c"streamd", MFdFlags::MFD_CLOEXEC).fault("making", "the output buffer")?;
@@ -144,7 +144,7 @@ impl Kept {
             (connection_in, FD_CONNECTION_IN),
             (connection_out, FD_CONNECTION_OUT),
         ];
-        let execd = [(execd, FD_SOCKET), (vault_in, FD_VAULT_IN), (vault_out, FD_VAULT_OUT)];
+        let execd = [(execd, FD_SOCKET), (outputs_in, FD_OUTPUTS_IN), (outputs_out, FD_OUTPUTS_OUT)];
         let all_up = |fds: &mut dyn Iterator<Item = (OwnedFd, RawFd)>| {
             fds.map(|(fd, to)| Ok((up(fd)?, to))).collect::<Result<Inherited, Fault>>()
         };

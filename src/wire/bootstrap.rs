@@ -13,9 +13,9 @@ use crate::fault::{Fault, OrFault};
 /// execd and streamd: their end of the SEQPACKET socket on which descriptors travel (src/wire/streamd.rs).
 pub const FD_SOCKET: i32 = 3;
 /// execd: one end of a socket pair in which it keeps duplicates of the processes' outputs for its successors.
-pub const FD_VAULT_IN: i32 = 4;
+pub const FD_OUTPUTS_IN: i32 = 4;
 /// execd: the other end.
-pub const FD_VAULT_OUT: i32 = 5;
+pub const FD_OUTPUTS_OUT: i32 = 5;
 /// streamd: the output buffer, a memfd; its file offset is where the next byte from a process goes.
 pub const FD_BUFFER_IN: i32 = 4;
 /// streamd: the same memfd opened a second time; its file offset is the next byte for the port.

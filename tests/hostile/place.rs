@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use hyperinit::sys::fd::{receive_bytes, send_fds};
 use hyperinit::wire::bootstrap::{
-    FD_CONNECTION_IN, FD_CONNECTION_OUT, FD_REQUESTS, FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT,
+    FD_CONNECTION_IN, FD_CONNECTION_OUT, FD_OUTPUTS_IN, FD_OUTPUTS_OUT, FD_REQUESTS, FD_SOCKET,
 };
 use hyperinit::wire::channel;
 use nix::errno::Errno;
@@ -77,7 +77,7 @@ impl Place {
         // Standard output and error are its log. The warden keeps its helpers' above.
         let others: &[i32] = match name {
             "streamd" => &[FD_SOCKET, FD_CONNECTION_IN, FD_CONNECTION_OUT],
-            "execd" => &[FD_SOCKET, FD_VAULT_IN, FD_VAULT_OUT],
+            "execd" => &[FD_SOCKET, FD_OUTPUTS_IN, FD_OUTPUTS_OUT],
             _ => &[],
         };
         let socket = |number: i32| fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap();

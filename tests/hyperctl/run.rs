@@ -228,7 +228,7 @@ fn without_root_a_directory_or_a_file_is_bound_all_the_same() {
     let [one, two] = two_directories(directory.path());
     let (one, two) = (one.display(), two.display());
     for what in ["", "/file"] {
-        let line = format!("tied --bind {one}{what} {two}{what} -- /bin/busybox cat {two}/file");
+        let line = format!("exec-child --bind {one}{what} {two}{what} -- /bin/busybox cat {two}/file");
         let mut command = elsewhere(directory.path(), &line);
         command.uid(65_534).gid(65_534);
         let said = output(command);

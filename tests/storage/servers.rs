@@ -36,7 +36,7 @@ impl Server {
         let output = fs::File::create(&log).unwrap();
         // It dies with the test, also if that is killed.
         let mut command = Command::new(hyperctl_path());
-        command.args(["tied", "--", program]).args(arguments).stdin(input);
+        command.args(["exec-child", "--", program]).args(arguments).stdin(input);
         if let Some(libraries) = libraries {
             command.env("LD_LIBRARY_PATH", libraries);
         }

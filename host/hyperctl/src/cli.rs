@@ -53,7 +53,7 @@ pub enum Command {
     Bench(Bench),
     /// Executes a program that dies with its parent (internal)
     #[command(hide = true)]
-    Tied(Tied),
+    ExecChild(ExecChild),
 }
 
 impl Command {
@@ -66,7 +66,7 @@ impl Command {
             | Command::Initrd(_)
             | Command::Kernel(_)
             | Command::Logs(_)
-            | Command::Tied(_)
+            | Command::ExecChild(_)
             | Command::Up(_) => FAILED,
         })
     }
@@ -367,9 +367,9 @@ pub struct Kernel {
     pub check: Option<PathBuf>,
 }
 
-/// `hyperctl tied`.
+/// `hyperctl exec-child`.
 #[derive(Debug, PartialEq, Args)]
-pub struct Tied {
+pub struct ExecChild {
     /// Enter new mount, UTS, IPC, network and cgroup namespaces; the parent makes the PID namespace
     #[arg(long)]
     pub namespaces: bool,

@@ -217,16 +217,16 @@ fn spawn(mut command: Command, namespaces: bool) -> Result<Child, Fault> {
     command.spawn().fault("starting", "the guest")
 }
 
-/// The command `hyperctl tied`, in a process group of its own: hyperctl decides which of the signals of a
-/// terminal's keys it passes on.
-pub fn tied() -> Command {
+/// The command `hyperctl exec-child`, in a process group of its own: hyperctl decides which of the signals of
+/// a terminal's keys it passes on.
+pub fn exec_child() -> Command {
     let mut command = Command::new("/proc/self/exe");
-    command.arg("tied").process_group(0);
+    command.arg("exec-child").process_group(0);
     command
 }
 
 fn command(plan: &Plan, cgroup: Option<&Cgroup>) -> Command {
-    let mut command = tied();
+    let mut command = exec_child();
     if plan.namespaces {
         command.arg("--namespaces");
     }
@@ -238,7 +238,7 @@ fn command(plan: &Plan, cgroup: Option<&Cgroup>) -> Command {
     command
 }
 
-/// Adds the bind mounts that `hyperctl tied` makes before it executes the program.
+/// Adds the bind mounts that `hyperctl exec-child` makes before it executes the program.
 pub fn add_binds(command: &mut Command, binds: &[Bind]) {
     for bind in binds {
         command.arg("--bind").args([&bind.from, &bind.to]);

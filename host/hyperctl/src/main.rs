@@ -9,6 +9,7 @@ mod cli;
 mod compression;
 mod events;
 mod exec;
+mod exec_child;
 mod guest;
 mod initrd;
 mod kernel;
@@ -26,7 +27,6 @@ mod service;
 mod share;
 mod standard;
 mod terminal;
-mod tied;
 mod up;
 mod vm;
 mod volumes;
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
         cli::Command::Logs(options) => logs::logs(&options),
         cli::Command::Run(options) => run::run(&options),
         cli::Command::Up(options) => up::up(&options),
-        cli::Command::Tied(options) => tied::tied(&options),
+        cli::Command::ExecChild(options) => exec_child::exec_child(&options),
     };
     done.unwrap_or_else(|fault| {
         // Nobody may be reading.

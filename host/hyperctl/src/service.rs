@@ -50,7 +50,7 @@ impl Service {
     /// It dies with the calling thread.
     pub fn start(&self, directory: &Path, log: &File) -> Result<Running, Fault> {
         let output = || log.try_clone().fault("duplicating", "the log");
-        let mut command = guest::tied();
+        let mut command = guest::exec_child();
         guest::add_binds(&mut command, &self.binds);
         command.arg("--").arg(&self.program).args(&self.arguments);
         command.current_dir(directory).stdout(output()?).stderr(output()?);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use hyperinit_client::mux::{self, Door};
+use hyperinit_client::mux::{self, HostSocket};
 use hyperinit_client::{CONTROL_CHUNK, Client};
 use hyperinit_protocol::fault::{Fault, OrFault};
 
@@ -37,13 +37,13 @@ pub fn up(options: &Up) -> Result<ExitCode, Fault> {
         gone.store(true, Ordering::Relaxed);
         drop(ended.send(Event::GuestEnded(status)));
     };
-    let door = |directory: &Path| match options.channels {
-        Channels::Served => Door::open(directory).map(Some),
+    let socket = |directory: &Path| match options.channels {
+        Channels::Served => HostSocket::open(directory).map(Some),
         Channels::Raw => Ok(None),
     };
-    let (guest, door) = Guest::start_behind(plan, door, ended)?;
-    let is_served = door.is_some();
-    if let Some(door) = door {
+    let (guest, socket) = Guest::start_behind(plan, socket, ended)?;
+    let is_served = socket.is_some();
+    if let Some(socket) = socket {
         let directory = options.dir.clone();
         let chunk = match options.options.transport {
             Transport::Virtio | Transport::Vsock => CHUNK,
@@ -51,7 +51,7 @@ pub fn up(options: &Up) -> Result<ExitCode, Fault> {
             Transport::Serial => CONTROL_CHUNK,
         };
         std::thread::spawn(move || {
-            let fault = serve(door, &directory, &is_gone, chunk);
+            let fault = serve(socket, &directory, &is_gone, chunk);
             // If hyperctl is ending, the queue no longer has a receiver.
             let _ = events.send(Event::Done(Err(Failure { fault, lost: true })));
         });
@@ -94,7 +94,7 @@ fn wait(queue: &Receiver<Event>, is_served: bool) -> Result<Option<ExitStatus>, 
 }
 
 /// Connects to a guest that is being started and serves it to other hosts. Returns why that ended.
-fn serve(door: Door, directory: &Path, is_gone: &AtomicBool, chunk: usize) -> Fault {
+fn serve(socket: HostSocket, directory: &Path, is_gone: &AtomicBool, chunk: usize) -> Fault {
     let alive = || {
         if is_gone.load(Ordering::Relaxed) {
             Err(Fault::new("connecting to", "the guest", "it has ended"))
@@ -108,12 +108,12 @@ fn serve(door: Door, directory: &Path, is_gone: &AtomicBool, chunk: usize) -> Fa
         Err(fault) => return fault,
     };
     hide_channels(directory);
-    mux::serve(door, control, stream, chunk)
+    mux::serve(socket, control, stream, chunk)
 }
 
 /// Serves a local guest to all hosts that connect, until the guest's channels end.
-pub fn serve_local(door: Door, directory: &Path) -> Fault {
-    serve(door, directory, &AtomicBool::new(false), CHUNK)
+pub fn serve_local(socket: HostSocket, directory: &Path) -> Fault {
+    serve(socket, directory, &AtomicBool::new(false), CHUNK)
 }
 
 /// Plans a guest, in a VM or local.

@@ -5,7 +5,7 @@
 //! the middle of a frame, delays no other. Frames are passed on whole, so half a command never reaches the
 //! guest. Replies are matched to commands in order, because the guest answers in order.
 
-mod door;
+mod host_socket;
 mod line;
 mod processes;
 #[cfg(test)]
@@ -29,7 +29,7 @@ use hyperinit_protocol::fault::{Fault, OrFault};
 use hyperinit_protocol::flow::{self, Ask, Credit};
 use hyperinit_protocol::frame::{self, CONTROL_MAX, ControlDecoder, Message, StreamDecoder, Violation};
 
-pub use door::{Door, MUX_SOCKET, enter, is_served};
+pub use host_socket::{HostSocket, MUX_SOCKET, enter, is_served};
 use line::{Came, Line};
 use processes::{Goodbye, Processes};
 
@@ -58,7 +58,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long the control channel of a guest that is ending may outlive its stream channel.
 const ENDING: Duration = Duration::from_secs(10);
-/// How long the door stays closed after a host could not be let in for want of descriptors.
+/// How long no host is let in after a host could not be let in for want of descriptors.
 const REST: Duration = Duration::from_millis(500);
 
 /// A host of this machine, numbered in order of arrival.
@@ -133,7 +133,7 @@ struct Owed {
 /// The state of the server.
 #[derive(Debug)]
 struct Mux {
-    door: Door,
+    socket: HostSocket,
     guest: Guest,
     hosts: BTreeMap<Visitor, Host>,
     processes: Processes,
@@ -141,7 +141,7 @@ struct Mux {
     /// The last host that has come; `served` is the last host whose stdin was read.
     last: Visitor,
     served: Visitor,
-    /// The door stays closed until this time.
+    /// No host is let in until this time.
     closed: Option<Instant>,
     chunk: Vec<u8>,
 }
@@ -153,14 +153,14 @@ enum Who {
     GuestControl,
     Stream(Visitor),
     Control(Visitor),
-    Door,
+    HostSocket,
 }
 
 /// Serves hosts until the guest or its connection ends, and returns the reason. Both sockets are connected to
 /// the guest, and nothing has been read from them. Hosts are let in once the guest has sent READY. `chunk` is
 /// how many control bytes are sent before the guest has credited them: the larger it is, the sooner a large
 /// file stops delaying other commands.
-pub fn serve(door: Door, control: UnixStream, stream: UnixStream, chunk: usize) -> Fault {
+pub fn serve(socket: HostSocket, control: UnixStream, stream: UnixStream, chunk: usize) -> Fault {
     let guest = match (Line::new(control), Line::new(stream)) {
         (Ok(control), Ok(stream)) => Guest {
             control,
@@ -175,7 +175,7 @@ pub fn serve(door: Door, control: UnixStream, stream: UnixStream, chunk: usize) 
         (Err(error), _) | (_, Err(error)) => return Fault::io("setting up", "the guest's channels", &error),
     };
     let mut mux = Mux {
-        door,
+        socket,
         guest,
         hosts: BTreeMap::new(),
         processes: Processes::default(),
@@ -214,7 +214,7 @@ impl Mux {
                     }
                 }
                 Who::Stream(visitor) | Who::Control(visitor) => self.host_event(visitor, who, flags),
-                Who::Door => self.let_in(),
+                Who::HostSocket => self.let_in(),
             }
         }
         self.flush()
@@ -251,7 +251,7 @@ impl Mux {
             HasFlow::Yes | HasFlow::No => None,
         };
         if asked.is_none() && self.closed.is_none() {
-            all.push((Who::Door, self.door.as_fd(), PollFlags::POLLIN));
+            all.push((Who::HostSocket, self.socket.as_fd(), PollFlags::POLLIN));
         }
         let mut fds: Vec<_> = all.iter().map(|&(_, fd, flags)| PollFd::new(fd, flags)).collect();
         let until = ending.into_iter().chain(self.closed).chain(asked.flatten()).min();
@@ -582,9 +582,9 @@ impl Mux {
         }
     }
 
-    /// Gives the next host at the door its channels, and sends it READY.
+    /// Gives the next host at the socket its channels, and sends it READY.
     fn let_in(&mut self) {
-        let channels = self.door.receive().fault("letting in", "a host of this machine");
+        let channels = self.socket.receive().fault("letting in", "a host of this machine");
         let lines =
             channels.map(|both| both.map(|(control, stream)| (Line::new(control), Line::new(stream))));
         match lines {

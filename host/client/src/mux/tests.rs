@@ -28,11 +28,11 @@ struct Played {
 /// A guest that has sent READY, with or without flow control.
 fn played(has_flow: bool) -> Played {
     let directory = tempfile::tempdir().unwrap();
-    let door = Door::open(directory.path()).unwrap();
+    let socket = HostSocket::open(directory.path()).unwrap();
     let [(ours, control), (our_stream, stream)] = [(); 2].map(|()| UnixStream::pair().unwrap());
     control.set_read_timeout(Some(SOON)).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
-    let served = std::thread::spawn(move || serve(door, ours, our_stream, CHUNK_SENT));
+    let served = std::thread::spawn(move || serve(socket, ours, our_stream, CHUNK_SENT));
     let (commands, input) = (ControlDecoder::default(), StreamDecoder::default());
     let mut guest = Played { directory, control, stream, commands, input, served };
     guest.say(Message::Ready, b"");

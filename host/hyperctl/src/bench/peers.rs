@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hyperinit_client::{Client, mux::Door};
+use hyperinit_client::{Client, mux::HostSocket};
 use hyperinit_protocol::command::Command as Message;
 use hyperinit_protocol::fault::{Fault, OrFault};
 use serde_json::{Value, json};
@@ -169,8 +169,8 @@ fn execs(
     let plan = plan(true, &directory, rootfs, &options.options)?;
     let served = directory.clone();
     current.hold(|| {
-        let (guest, door) = Guest::start_behind(plan, Door::open, |_| {})?;
-        std::thread::spawn(move || serve_local(door, &served));
+        let (guest, socket) = Guest::start_behind(plan, HostSocket::open, |_| {})?;
+        std::thread::spawn(move || serve_local(socket, &served));
         Ok(guest)
     })?;
     let client = Client::visit(&directory)?;

@@ -16,10 +16,10 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{getegid, geteuid};
 
-use super::cli::Tied;
+use super::cli::ExecChild;
 
 /// Prepares this process and executes the program. Returns only if that fails.
-pub fn tied(options: &Tied) -> Result<ExitCode, Fault> {
+pub fn exec_child(options: &ExecChild) -> Result<ExitCode, Fault> {
     // hyperctl blocks signals in every thread, and this process has inherited the mask. The guest must not.
     SigSet::empty().thread_set_mask().fault("unblocking", "signals")?;
     ignore_nothing().fault("heeding", "signals")?;

@@ -33,12 +33,12 @@ const WORD: &[u8] = b"1";
 
 /// The listening socket.
 #[derive(Debug)]
-pub struct Door(OwnedFd);
+pub struct HostSocket(OwnedFd);
 
-impl Door {
+impl HostSocket {
     /// Makes the socket, accessible to the caller's user only. Hosts that connect wait until [`super::serve`]
     /// is called.
-    pub fn open(directory: &Path) -> Result<Door, Fault> {
+    pub fn open(directory: &Path) -> Result<HostSocket, Fault> {
         let path = directory.join(MUX_SOCKET);
         let parent = File::open(directory).fault("opening", directory.display())?;
         let made = || -> Result<OwnedFd, Errno> {
@@ -59,7 +59,7 @@ impl Door {
             renameat(&parent, NEW, &parent, MUX_SOCKET)?;
             Ok(socket)
         };
-        made().map(Door).fault("making", path.display())
+        made().map(HostSocket).fault("making", path.display())
     }
 
     /// Hands its channels to the next host that waits, and returns the server's ends, control and stream.
@@ -81,7 +81,7 @@ impl Door {
     }
 }
 
-impl AsFd for Door {
+impl AsFd for HostSocket {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.0.as_fd()
     }

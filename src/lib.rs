@@ -4,7 +4,6 @@
 pub mod cgroups;
 pub mod clock;
 pub mod helper;
-pub mod host;
 pub mod init;
 pub mod paths;
 pub mod port;
@@ -13,5 +12,5 @@ pub mod supervisor;
 pub mod sysctl;
 pub mod wire;
 
-pub use hyperinit_protocol::{command, fault, flow, frame, ids, logger, spec};
+pub use hyperinit_protocol::{command, fault, flow, frame, greeting, ids, logger, spec};
 pub use hyperinit_sys as sys;

@@ -13,7 +13,7 @@ use guest::{Guest, Kind, Outcome, PATIENCE, Running, container_id};
 use hyperinit::command::Command;
 use hyperinit::fault::{Fault, OrFault};
 use hyperinit::frame::{self, Message};
-use hyperinit::host::LINE_PAUSE;
+use hyperinit::greeting::LINE_PAUSE;
 use hyperinit::ids::ProcessId;
 use hyperinit_client::Client;
 use serde_json::json;

@@ -25,7 +25,7 @@ use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{Gid, Uid, fchdir, fchown, setgroups, setresgid, setresuid, setsid, write};
 
 use super::accounts::{self, Identity};
-use super::remembered::{self, Copy, Files, GROUP, PASSWD};
+use super::passwd_cache::{self, Copy, Files, GROUP, PASSWD};
 use super::{report, setup};
 
 /// The magic number of devpts (statfs(2)).
@@ -108,7 +108,7 @@ pub struct Start<'a> {
     /// The host's description of the process.
     pub process: &'a Process,
     /// The container's passwd and group files as far as execd remembers them.
-    pub remembered: Option<&'a Files>,
+    pub cached: Option<&'a Files>,
     /// The process's resource limits: resource, soft limit, hard limit.
     pub limits: &'a [(Resource, rlim_t, rlim_t)],
     /// The container's sysctls that this process sets: names and values.
@@ -198,11 +198,11 @@ impl Start<'_> {
 
     /// The process's identity by the container's files, and those of the files that it had to read.
     fn identity(&self) -> Result<(Identity, Files), Fault> {
-        let known = |file: fn(&Files) -> Option<&Copy>| self.remembered.and_then(file);
-        let (text, passwd) = remembered::read(PASSWD, known(|files| files.passwd.as_ref()))?;
+        let known = |file: fn(&Files) -> Option<&Copy>| self.cached.and_then(file);
+        let (text, passwd) = passwd_cache::read(PASSWD, known(|files| files.passwd.as_ref()))?;
         let mut group = None;
         let identity = accounts::identify(self.process, &text, || {
-            let (text, read) = remembered::read(GROUP, known(|files| files.group.as_ref()))?;
+            let (text, read) = passwd_cache::read(GROUP, known(|files| files.group.as_ref()))?;
             group = read;
             Ok(text)
         })?;

@@ -4,8 +4,8 @@
 mod accounts;
 mod child;
 mod output_store;
+mod passwd_cache;
 mod pod;
-mod remembered;
 mod report;
 mod setup;
 mod start;
@@ -28,8 +28,8 @@ use hyperinit::{embedded_policy, helper};
 use nix::sys::resource::{Resource, getrlimit, rlim_t};
 use nix::sys::stat::{Mode, umask};
 use output_store::OutputStore;
+use passwd_cache::PasswdCache;
 use pod::Namespaces;
-use remembered::Remembered;
 use start::Becoming;
 use streams::Streams;
 
@@ -44,7 +44,7 @@ struct Execd {
     proc: OwnedFd,
     streams: Streams,
     /// The containers' passwd and group files.
-    remembered: Remembered,
+    passwd_cache: PasswdCache,
     /// Whether execd is in the pod's namespaces. A process of a container is never started outside them.
     joined: bool,
     /// Whether processes may be started in the guest's own namespaces. This is fixed at boot, because a
@@ -96,7 +96,7 @@ pub fn main() -> ExitCode {
                 home: Namespaces::own()?,
                 proc: pod::guest_proc()?,
                 streams: Streams::new(socket, store),
-                remembered: Remembered::default(),
+                passwd_cache: PasswdCache::default(),
                 joined: false,
                 debug_door: options.debug,
                 local: options.local,

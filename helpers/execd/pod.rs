@@ -18,7 +18,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::stat::Mode;
 use nix::unistd::sethostname;
 
-use super::remembered::Files;
+use super::passwd_cache::Files;
 use super::{report, system_v};
 
 /// The namespaces that execd enters with the pod, and leaves with it.

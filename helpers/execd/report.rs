@@ -12,7 +12,7 @@ use hyperinit::sys::process;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-use super::remembered::Files;
+use super::passwd_cache::Files;
 
 /// How long a process may take until it is ready. It reads files of the container, possibly from a share that
 /// the host serves slowly. init's own limit is twice as long.
@@ -185,7 +185,7 @@ pub fn fault(socket: &OwnedFd, fault: &Fault) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::remembered::Copy;
+    use super::super::passwd_cache::Copy;
     use super::*;
 
     #[test]

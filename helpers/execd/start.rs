@@ -58,7 +58,7 @@ impl Execd {
         }
         sysctl::check(sysctls, &self.profile)?;
         if init {
-            self.remembered.forget(container);
+            self.passwd_cache.forget(container);
         }
         // The guest keeps the namespace, as it does the cgroup, so no file of the container's can delay this.
         let kept = paths::container_mount_ns(container);
@@ -127,7 +127,7 @@ impl Execd {
                     wide: self.debug_door,
                     proc: &self.proc,
                     process,
-                    remembered: place.container().and_then(|id| self.remembered.of(id)),
+                    cached: place.container().and_then(|id| self.passwd_cache.of(id)),
                     limits: &limits,
                     sysctls,
                     hostname,
@@ -151,7 +151,7 @@ impl Execd {
         let Becoming::Process(beginning) = becoming else { return pod::keep(&ready.namespaces) };
         let Beginning { id, container, packet, stdin, output, stderr, .. } = *beginning;
         if let Some(container) = container {
-            self.remembered.keep(&container, ready.read);
+            self.passwd_cache.keep(&container, ready.read);
         }
         let output =
             output.or(ready.tty).ok_or_else(|| Fault::new("starting", id, "its tty did not come"))?;

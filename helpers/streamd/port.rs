@@ -4,8 +4,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hyperinit::fault::Fault;
-use hyperinit::host::{self, Caller};
 use hyperinit::port::Kind;
+use hyperinit::port::caller::{self, Caller};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -73,7 +73,7 @@ impl Port {
         if connection.is_some() {
             return Accepted::Nobody;
         }
-        let accepted = match host::accept(listener) {
+        let accepted = match caller::accept(listener) {
             Ok(Caller::Host(accepted)) => accepted,
             Ok(Caller::Stranger) => return Accepted::Stranger,
             Err(Errno::EAGAIN) => return Accepted::Nobody,

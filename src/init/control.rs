@@ -14,7 +14,8 @@ use super::ports::Port;
 use crate::clock::now;
 use crate::fault::{Fault, OrFault};
 use crate::frame::{ControlDecoder, Message};
-use crate::host::{self, Caller, LINE_PAUSE};
+use crate::greeting::{self, LINE_PAUSE};
+use crate::port::caller::{self, Caller};
 use crate::port::{self, Action, Event, Kind, Presence, Readiness, edges};
 use crate::sys::socket;
 
@@ -190,7 +191,7 @@ impl Control {
             return false;
         }
         // A connection that cannot be watched is closed, and its host has to come again.
-        let accepted = host::accept(listener).and_then(|caller| {
+        let accepted = caller::accept(listener).and_then(|caller| {
             if let Caller::Host(connection) = &caller {
                 epoll.add(connection, edges(self.token))?;
             }
@@ -299,7 +300,9 @@ impl Control {
         self.decoder.push(bytes);
         while inputs.len() < room {
             match self.decoder.next_frame() {
-                Ok(Some(frame)) if frame.tag == Message::Ping.id() && host::is_greeting(frame.payload) => {
+                Ok(Some(frame))
+                    if frame.tag == Message::Ping.id() && greeting::is_greeting(frame.payload) =>
+                {
                     inputs.push(Input::Greeted(frame.payload.to_vec()));
                     self.on(Event::Greeted);
                     // What the new host asks waits until what was for the last host is forgotten.

@@ -1,6 +1,7 @@
 //! What init's control channel and streamd's stream channel have in common: each serves one host at a time
 //! over a port that the host may leave and come back to.
 
+pub mod caller;
 mod presence;
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};

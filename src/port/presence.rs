@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use crate::host::LINE_PAUSE;
+use crate::greeting::LINE_PAUSE;
 
 /// The kernel may report that a device lost its host after the next host has already greeted. The first such
 /// report within this time of a greeting is about the earlier host.

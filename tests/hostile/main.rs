@@ -2,7 +2,7 @@
 //! place.
 //!
 //! A helper of a guest in namespaces is stopped, and the test speaks through the ends of its sockets: the
-//! guest is the product as it is, and needs no door for this. Root's CAP_SYS_PTRACE is what lets the test
+//! guest is the product as it is, and is not changed for this. Root's CAP_SYS_PTRACE is what lets the test
 //! have the sockets.
 
 #![forbid(unsafe_code)]

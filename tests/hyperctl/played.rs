@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use hyperinit::frame::{self, ControlDecoder, Message};
-use hyperinit::host;
+use hyperinit::greeting;
 use hyperinit::sys::tty;
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
@@ -76,7 +76,7 @@ impl Guest {
     /// reads on after the end of a stream.
     fn greet(&mut self) {
         let (message, payload) = self.hear();
-        assert!(message == Some(Message::Ping) && host::is_greeting(&payload));
+        assert!(message == Some(Message::Ping) && greeting::is_greeting(&payload));
         self.say(Message::Ack, &payload);
         let mut greeting = [0; frame::STREAM_HEADER];
         self.stream.read_exact(&mut greeting).unwrap();

@@ -19,7 +19,7 @@ pub const ROLES: [&str; 4] = ["netd", "mountd", "execd", "streamd"];
 /// kill -9, abort, a forbidden system call, and what one ends a program by.
 pub const SIGNALS: [Signal; 4] = [Signal::SIGKILL, Signal::SIGABRT, Signal::SIGSYS, Signal::SIGTERM];
 /// init closes a helper after eight deaths between which it has answered nothing and not lived for a minute
-/// (src/init/helpers.rs). After so many, something is asked of it first: a host that uses its guest does as
+/// (src/init/lifecycle.rs). After so many, something is asked of it first: a host that uses its guest does as
 /// much.
 const IN_A_ROW: u32 = 5;
 

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-mod door;
+mod by_hand;
 mod ends;
 mod flow;
 mod guest;

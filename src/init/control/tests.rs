@@ -172,7 +172,7 @@ fn half_a_command_of_a_host_that_left_is_no_part_of_anothers() {
 fn a_host_that_greets_is_understood_behind_half_a_command_when_it_comes_again() {
     let exec = exec();
     let [first, second] =
-        [1, 2].map(|number| frame::control(Message::Ping, &host::greeting(number)).unwrap());
+        [1, 2].map(|number| frame::control(Message::Ping, &greeting::greeting(number)).unwrap());
     for cut in 1..exec.len() {
         let mut world = World::new();
         world.say(&exec[..cut]);
@@ -185,7 +185,7 @@ fn a_host_that_greets_is_understood_behind_half_a_command_when_it_comes_again() 
         world.hears();
         world.say(&second);
         assert_eq!(world.turns(), [Did::Greeted], "cut at {cut}");
-        assert_eq!(world.hears().1, [host::greeting(2)]);
+        assert_eq!(world.hears().1, [greeting::greeting(2)]);
     }
 }
 
@@ -207,7 +207,7 @@ fn replies_to_a_host_that_left_at_once_are_nobodys() {
 #[test]
 fn a_host_that_greets_hears_only_its_own() {
     let exec = exec();
-    let greeting = host::greeting(7);
+    let greeting = greeting::greeting(7);
     let hello = frame::control(Message::Ping, &greeting).unwrap();
     for before in [Vec::new(), exec.clone(), [exec.clone(), exec.clone()].concat()] {
         for at_once in [true, false] {
@@ -235,7 +235,7 @@ fn a_host_that_greets_hears_only_its_own() {
 /// left itself, in the middle of a command, the next one has to greet twice.
 #[test]
 fn a_host_that_greets_and_leaves_at_once_leaves_no_deaf_guest() {
-    let hello = frame::control(Message::Ping, &host::greeting(7)).unwrap();
+    let hello = frame::control(Message::Ping, &greeting::greeting(7)).unwrap();
     for rest in [&[0; 8][..], &exec()[..3], &exec()[..20]] {
         let mut world = World::new();
         world.say(&[&hello, rest].concat());
@@ -258,7 +258,7 @@ fn a_host_that_greets_and_leaves_at_once_leaves_no_deaf_guest() {
 /// What a host that greeted has begun to say goes on, whenever the report about the host before comes.
 #[test]
 fn a_late_report_costs_a_host_that_greeted_nothing() {
-    let (exec, hello) = (exec(), frame::control(Message::Ping, &host::greeting(7)).unwrap());
+    let (exec, hello) = (exec(), frame::control(Message::Ping, &greeting::greeting(7)).unwrap());
     for cut in 0..=exec.len() {
         let mut world = World::new();
         world.say(&hello);
@@ -285,7 +285,7 @@ fn what_has_left_in_part_leaves_whole_before_the_answer_to_a_greeting() {
     world.control.send(Message::Ack, b"another");
     let event = br#"{"event":"finished"}"#;
     world.control.send(Message::ProcessAsyncEvent, event);
-    world.say(&frame::control(Message::Ping, &host::greeting(1)).unwrap());
+    world.say(&frame::control(Message::Ping, &greeting::greeting(1)).unwrap());
     let mut heard = Vec::new();
     let mut chunk = vec![0; 1 << 16];
     loop {
@@ -299,7 +299,7 @@ fn what_has_left_in_part_leaves_whole_before_the_answer_to_a_greeting() {
     let expected = [
         frame::control(Message::Ack, &large).unwrap(),
         frame::control(Message::ProcessAsyncEvent, event).unwrap(),
-        frame::control(Message::Ack, &host::greeting(1)).unwrap(),
+        frame::control(Message::Ack, &greeting::greeting(1)).unwrap(),
     ];
     assert!(heard == expected.concat(), "{} bytes", heard.len());
 }

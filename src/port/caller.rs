@@ -1,10 +1,8 @@
-//! The host at the other end of a channel: who it may be, and how it greets.
+//! The peer of a new connection, of which only the host is let in.
 
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
-
-pub use hyperinit_protocol::greeting::*;
 
 use crate::sys::socket::{self, HOST_CID};
 

@@ -1,4 +1,4 @@
-//! Remembers the containers' passwd and group files. Opening one on the share costs several round trips to
+//! A cache of the containers' passwd and group files. Opening one on the share costs several round trips to
 //! the host, and a start needs little else from the share.
 //!
 //! The process reads the files, because only it is in the container. execd keeps the texts for the next
@@ -18,7 +18,7 @@ use super::accounts;
 pub const PASSWD: &str = "/etc/passwd";
 /// The container's groups.
 pub const GROUP: &str = "/etc/group";
-/// The largest number of containers whose files are remembered. Each text is shorter than a report (4 kB).
+/// The largest number of containers whose files are cache. Each text is shorter than a report (4 kB).
 const FILES_MAX: usize = 64;
 /// A file that changed less than this ago might change again without a change of its times.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -75,12 +75,12 @@ impl Version {
     }
 }
 
-/// Returns the text of one of the two files, called in the container. If the remembered version is current,
+/// Returns the text of one of the two files, called in the container. If the cached version is current,
 /// its text is returned; else the file is read, and the second value is the copy for execd to remember, if
 /// the file is settled.
-pub fn read(path: &str, remembered: Option<&Copy>) -> Result<(String, Option<Copy>), Fault> {
+pub fn read(path: &str, cached: Option<&Copy>) -> Result<(String, Option<Copy>), Fault> {
     let now = stat(path).ok().map(|stat| Version::of(&stat));
-    if let (Some(now), Some(copy)) = (now, remembered)
+    if let (Some(now), Some(copy)) = (now, cached)
         && copy.version == now
     {
         return Ok((copy.text.clone(), None));
@@ -94,9 +94,9 @@ pub fn read(path: &str, remembered: Option<&Copy>) -> Result<(String, Option<Cop
 
 /// The files that execd remembers, by container.
 #[derive(Default)]
-pub struct Remembered(BTreeMap<ContainerId, Files>);
+pub struct PasswdCache(BTreeMap<ContainerId, Files>);
 
-impl Remembered {
+impl PasswdCache {
     /// The remembered files of a container, if there are any.
     pub fn of(&self, container: &ContainerId) -> Option<&Files> {
         self.0.get(container)
@@ -142,9 +142,9 @@ mod tests {
         // the lookup.
         let path = "Cargo.toml";
         let version = Version::of(&stat(path).unwrap());
-        let remembered = Copy { version, text: "remembered".to_owned() };
-        assert_eq!(read(path, Some(&remembered)).unwrap(), ("remembered".to_owned(), None));
-        let other = Copy { version: Version { size: version.size + 1, ..version }, ..remembered };
+        let cached = Copy { version, text: "remembered".to_owned() };
+        assert_eq!(read(path, Some(&cached)).unwrap(), ("remembered".to_owned(), None));
+        let other = Copy { version: Version { size: version.size + 1, ..version }, ..cached };
         let (text, _) = read(path, Some(&other)).unwrap();
         assert!(text.contains("[package]"));
         assert_eq!(read("no-such-file", None).unwrap(), (String::new(), None));
@@ -152,17 +152,17 @@ mod tests {
 
     #[test]
     fn no_more_is_remembered_than_so_much() {
-        let mut remembered = Remembered::default();
+        let mut cache = PasswdCache::default();
         let id = |number: usize| ContainerId::try_from(format!("c{number}")).unwrap();
         let copy = |seconds| Some(Copy { version: version(seconds), text: String::new() });
         for number in 0..3 * FILES_MAX {
-            remembered.keep(&id(number), Files { passwd: copy(0), group: None });
-            assert!(remembered.of(&id(number)).is_some() && remembered.0.len() <= FILES_MAX);
+            cache.keep(&id(number), Files { passwd: copy(0), group: None });
+            assert!(cache.of(&id(number)).is_some() && cache.0.len() <= FILES_MAX);
         }
         let last = id(3 * FILES_MAX - 1);
-        remembered.keep(&last, Files { passwd: None, group: copy(1) });
-        assert_eq!(remembered.of(&last), Some(&Files { passwd: copy(0), group: copy(1) }), "each by itself");
-        remembered.forget(&last);
-        assert!(remembered.of(&last).is_none());
+        cache.keep(&last, Files { passwd: None, group: copy(1) });
+        assert_eq!(cache.of(&last), Some(&Files { passwd: copy(0), group: copy(1) }), "each by itself");
+        cache.forget(&last);
+        assert!(cache.of(&last).is_none());
     }
 }

@@ -14,15 +14,15 @@ use netlink_packet_route::RouteNetlinkMessage;
 mod address;
 #[path = "../../helpers/netd/answer.rs"]
 mod answer;
-#[path = "../../helpers/netd/snapshot.rs"]
-#[allow(dead_code)]
-mod snapshot;
 #[path = "../../helpers/netd/links.rs"]
 #[allow(dead_code)]
 mod links;
 #[path = "../../helpers/netd/plan.rs"]
 #[allow(dead_code)]
 mod plan;
+#[path = "../../helpers/netd/snapshot.rs"]
+#[allow(dead_code)]
+mod snapshot;
 
 /// netd's limit.
 const ANSWER_MAX: usize = 32 << 10;

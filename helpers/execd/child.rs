@@ -107,7 +107,7 @@ pub struct Start<'a> {
     pub proc: &'a OwnedFd,
     /// The host's description of the process.
     pub process: &'a Process,
-    /// The container's passwd and group files as far as execd remembers them.
+    /// The container's passwd and group files as far as execd has them in its cache.
     pub cached: Option<&'a Files>,
     /// The process's resource limits: resource, soft limit, hard limit.
     pub limits: &'a [(Resource, rlim_t, rlim_t)],

@@ -18,7 +18,7 @@ use super::accounts;
 pub const PASSWD: &str = "/etc/passwd";
 /// The container's groups.
 pub const GROUP: &str = "/etc/group";
-/// The largest number of containers whose files are cache. Each text is shorter than a report (4 kB).
+/// The largest number of containers whose files are cached. Each text is shorter than a report (4 kB).
 const FILES_MAX: usize = 64;
 /// A file that changed less than this ago might change again without a change of its times.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -30,7 +30,7 @@ pub struct Copy {
     text: String,
 }
 
-/// The two files of one container, as far as they are remembered or a process had to read them.
+/// The two files of one container, as far as they are cached or a process had to read them.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Files {
     /// The copy of [`PASSWD`].
@@ -76,7 +76,7 @@ impl Version {
 }
 
 /// Returns the text of one of the two files, called in the container. If the cached version is current,
-/// its text is returned; else the file is read, and the second value is the copy for execd to remember, if
+/// its text is returned; else the file is read, and the second value is the copy for execd to keep, if
 /// the file is settled.
 pub fn read(path: &str, cached: Option<&Copy>) -> Result<(String, Option<Copy>), Fault> {
     let now = stat(path).ok().map(|stat| Version::of(&stat));
@@ -92,12 +92,12 @@ pub fn read(path: &str, cached: Option<&Copy>) -> Result<(String, Option<Copy>),
     Ok((text, copy))
 }
 
-/// The files that execd remembers, by container.
+/// The files that execd keeps, by container.
 #[derive(Default)]
 pub struct PasswdCache(BTreeMap<ContainerId, Files>);
 
 impl PasswdCache {
-    /// The remembered files of a container, if there are any.
+    /// The cached files of a container, if there are any.
     pub fn of(&self, container: &ContainerId) -> Option<&Files> {
         self.0.get(container)
     }

@@ -226,7 +226,7 @@ fn hear(inbox: &OwnedFd) -> Result<Option<Request>, Fault> {
     }
 }
 
-/// Says so. If it cannot, init has waited long enough once (helpers.rs), and asks again.
+/// Says so. If it cannot, init has waited long enough once (lifecycle.rs), and asks again.
 fn failed(helper: Instance, outbox: &OwnedFd) {
     if let Err(fault) = tell(outbox, &Reply::Failed { helper }, &[]) {
         log::error!("{fault}");

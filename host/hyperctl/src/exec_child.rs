@@ -1,4 +1,4 @@
-//! `hyperctl tied`: what has to happen between fork and exec of a guest, in a process with one thread.
+//! `hyperctl exec-child`: what has to happen between fork and exec of a guest, in a process with one thread.
 //!
 //! std::process has no safe way to run code between the two, so hyperctl executes itself. The guest dies with
 //! its parent, even if the parent is killed, and is in its namespaces before its first instruction.

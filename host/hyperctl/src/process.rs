@@ -26,7 +26,7 @@ pub struct ProcessOptions {
     /// Set an environment variable; a name alone takes its value from here, or is left out if it has none
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
     pub env: Vec<Variable>,
-    /// Set the environment variables of a file, each on a line of its own; --env goes before
+    /// Set the environment variables of a file, one per line; --env takes precedence
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
     /// The working directory, an absolute path; `run` makes it if missing

@@ -1,7 +1,8 @@
 //! hyperctl's standard streams.
 //!
 //! Another process may have made one of them non-blocking, as Node does with a pipe that it shares: the flag
-//! belongs to the open file and not to a descriptor. So it is left as it is, and EAGAIN is waited for.
+//! belongs to the open file, not to a descriptor. So the flag is left as it is, and EAGAIN is answered by
+//! waiting in poll(2).
 
 use std::io::{self, Read, Stderr, Stdin, Stdout, Write};
 use std::os::fd::AsFd;

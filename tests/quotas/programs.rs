@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 
-use super::End::{self, Either, Pod, Refused};
+use super::End::{self, Either, Refused};
 use super::probe::{self, RESULT};
 
 /// Numbers of system calls on x86_64.
@@ -35,12 +35,12 @@ const CREATE: u64 = 0o1600;
 pub fn all() -> [(&'static str, Vec<u8>, End); 9] {
     [
         ("asynchronous-io", asynchronous(), Refused("EAGAIN")),
-        ("locked-memory", locked(), Pod),
-        ("page-tables", page_tables(), Pod),
+        ("locked-memory", locked(), Either),
+        ("page-tables", page_tables(), Either),
         ("pending-signals", pending(), Refused("EAGAIN")),
         ("socket-filters", filters(), Either),
         (WITH_LITTLE_CODE, filters(), Refused("ENOTSUPP")),
-        ("sysv-memory", shared(), Pod),
+        ("sysv-memory", shared(), Either),
         // The error of sending to a queue that could not be made.
         ("sysv-messages", messages(), Refused("EINVAL")),
         ("sysv-semaphores", semaphores(), Refused("ENOSPC")),

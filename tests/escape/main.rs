@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
+mod attributes;
 mod closed;
 #[path = "../guest/mod.rs"]
 mod guest;

@@ -27,8 +27,8 @@ use root::{Root, Set};
 use serde_json::{Value, json};
 
 /// How long a scenario may take. A VM without hardware virtualization takes minutes for what a machine does
-/// in seconds.
-const PATIENCE: Duration = Duration::from_secs(1200);
+/// in seconds, and a share by 9p is asked for each part of each path: npm looks up very many.
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// What a program does, and its output.
 struct Scenario {

@@ -1,5 +1,5 @@
-//! PID 1's single loop: the control port, the helpers' replies, signals and time become events of the
-//! supervisor, and its actions are carried out. Nothing here decides anything about pods.
+//! PID 1's single loop. It turns the control port, the helpers' replies, signals and time into events of the
+//! supervisor, and carries out the supervisor's actions. It decides nothing about pods.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -35,36 +35,35 @@ use crate::wire::{Instance, Reply, Request, Said, execd, warden};
 const SIGNALS: u64 = 0;
 const WARDEN: u64 = 1;
 const CONTROL: u64 = 2;
-/// The helpers', each with its place added (`Instance::place`).
+/// The tokens of the helpers: each is this number plus the helper's place (`Instance::place`).
 const HELPERS: u64 = 3;
 
-/// How long DESTROYPOD lets processes end by themselves; runV waits for ten seconds in all.
+/// How long DESTROYPOD lets processes end by themselves. runV waits for ten seconds in all.
 const GRACE: Duration = Duration::from_secs(3);
-/// How much is heard of a helper in one turn, in packets: a stream of words must not keep the others waiting.
-/// As many are left at most when it is dead: it can have no more honest replies to give than there are
-/// requests under way.
+/// How many packets of one helper are read in one turn, so that an endless stream of replies does not delay
+/// the others. The same number is read of a dead helper: it cannot have more honest replies left than it had
+/// requests in progress.
 const WORDS_MAX: usize = 32;
-/// A warden that has lied so often is not heard any more.
+/// After this many lies in a row the warden is no longer listened to.
 const WARDENS_LIES_MAX: u32 = 8;
-/// What the kernel says when PID 1 cannot take or watch a socket for want of room: of memory, of descriptors,
-/// of what its user may watch (ENOSPC, epoll_ctl(2)) or have on its way between sockets (ETOOMANYREFS,
-/// unix(7)).
+/// The errors by which the kernel says that PID 1 cannot receive or watch a socket for want of room: memory,
+/// descriptors, watches of its user (ENOSPC, epoll_ctl(2)) or descriptors in flight (ETOOMANYREFS, unix(7)).
 const WANT: [Errno; 6] =
     [Errno::ENOMEM, Errno::ENOBUFS, Errno::ENOSPC, Errno::EMFILE, Errno::ENFILE, Errno::ETOOMANYREFS];
-/// While the last frame has not left the port, how often a device is asked whether it has.
+/// How often a device is asked whether the last frame has left, until it has.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
-/// What becomes of a helper that the warden has started.
+/// The result of adopting a process that the warden has started.
 enum Birth {
-    /// It is listened to.
+    /// init listens to the helper.
     Comes,
-    /// It is none, or too late.
+    /// The process is not a helper, or came too late.
     Fails,
-    /// PID 1 has no room for it now.
+    /// PID 1 has no room for the helper now.
     Waits,
 }
 
-/// Everything that PID 1 has after boot.
+/// All state of PID 1 after boot.
 pub struct EventLoop {
     local: bool,
     epoll: Epoll,
@@ -84,7 +83,7 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// Puts the loop together; nothing runs yet.
+    /// Builds the loop. Nothing runs yet.
     pub fn new(
         settings: &Settings,
         signals: SignalFd,
@@ -128,12 +127,12 @@ impl EventLoop {
         })
     }
 
-    /// Asks the warden for every helper, beside each other.
+    /// Asks the warden for all helpers at once.
     pub fn start_helpers(&mut self) {
         self.tick(now());
     }
 
-    /// Turns events into actions for ever.
+    /// Turns events into actions, and never returns.
     pub fn run(mut self) -> Result<Infallible, Fault> {
         self.open();
         let mut bugs = Bugs::default();
@@ -158,7 +157,8 @@ impl EventLoop {
         for event in events().filter(|event| event.data() == CONTROL) {
             self.control.ready(event.events());
         }
-        // First: what the host has sent for a process before it was released comes before its release.
+        // The host's bytes come first: what the host sent for a process before its release must be applied
+        // before the release.
         self.control();
         for event in events() {
             match event.data() {
@@ -173,7 +173,7 @@ impl EventLoop {
         self.control.flush();
     }
 
-    /// How long to sleep: until the next deadline, not at all while the control port has more.
+    /// How long to sleep: until the next deadline, or not at all while the control port has more.
     fn timeout(&self) -> EpollTimeout {
         if self.control.wants_turn(self.supervisor.room()) {
             return EpollTimeout::ZERO;
@@ -184,15 +184,15 @@ impl EventLoop {
         match deadlines.chain(self.supervisor.next_deadline()).chain(port).min() {
             None => EpollTimeout::NONE,
             Some(deadline) => {
-                // Rounded up: a deadline that is not there yet must not spin.
+                // Rounded up, because waking before the deadline would spin.
                 let left = deadline.saturating_sub(now()) + Duration::from_micros(999);
                 EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
             }
         }
     }
 
-    /// Listens to the host. What it asks before the helpers are up waits for them. A port that cannot be
-    /// watched leaves a guest that nobody can talk to, so it ends.
+    /// Starts to listen to the host. Commands that come before the helpers are up wait for the helpers. A
+    /// guest whose port cannot be watched is out of reach, so it ends.
     fn open(&mut self) {
         let (whole, modules) = (self.boot.began.elapsed(), self.boot.modules);
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
@@ -239,7 +239,8 @@ impl EventLoop {
         self.control.left();
     }
 
-    /// Reaps whoever has exited. Other signals are not for PID 1: the host ends the guest by DESTROYPOD.
+    /// Reaps all children that have exited. No other signal concerns PID 1: the host ends the guest by
+    /// DESTROYPOD.
     fn signals(&mut self) {
         while let Ok(Some(info)) = self.signals.read_signal() {
             log::debug!("signal {}", info.ssi_signo);
@@ -279,7 +280,8 @@ impl EventLoop {
                 } else {
                     log::warn!("{instance} is gone ({})", exit.status);
                 }
-                // Its last words. Whoever else holds its end says nothing for it any more.
+                // These are the child's last words. Another process that still holds the socket's other end
+                // cannot speak for it any more.
                 self.hear_helper(instance);
                 self.hang_up(instance);
                 let change =
@@ -289,7 +291,7 @@ impl EventLoop {
         }
     }
 
-    /// A child, for the log.
+    /// The name of a child, for the log.
     fn who(&self, pid: Pid) -> String {
         let helper = self.helpers.values().find(|helper| helper.killable() == Some(pid));
         match helper {
@@ -311,7 +313,7 @@ impl EventLoop {
         }
     }
 
-    /// Nobody starts helpers any more.
+    /// The warden is gone, so no process can start helpers any more.
     fn warden_gone(&mut self) {
         self.warden = None;
         if let Some(socket) = self.warden_replies.take() {
@@ -323,8 +325,8 @@ impl EventLoop {
         }
     }
 
-    /// One lie does no harm: the packets after it are what they are. Those in a row are counted, without a
-    /// start between them.
+    /// A single lie does no harm, because the packets after it are still intact. Lies in a row are counted; a
+    /// start between them resets the count.
     fn warden_lied(&mut self, why: &str) {
         log::error!("the warden lied: {why}");
         self.warden_lies += 1;
@@ -343,7 +345,7 @@ impl EventLoop {
         let known = |pid| self.is_helper(pid) || pid == self.warden_pid || self.supervisor.knows(pid);
         let new = |pid| !known(pid) && (self.supervisor.has_ended(pid) || signal::is_child(pid));
         if !owed || !pid.is_none_or(new) {
-            // Its ends of the sockets are dropped, so if it is a helper it ends by itself.
+            // Its ends of the sockets are dropped, so a process that is a helper ends by itself.
             let named = pid.map_or(String::new(), |pid| format!(" as {pid}"));
             return self.warden_lied(&format!("nobody asked for {instance}{named}"));
         }
@@ -357,16 +359,16 @@ impl EventLoop {
         self.changed(instance, change);
     }
 
-    /// The warden has started a child; whether it comes up as what was asked for.
+    /// The warden has started a child. Finds out whether the child comes up as the helper that was asked for.
     fn spawned(&mut self, instance: Instance, pid: Pid, ends: Vec<OwnedFd>) -> Birth {
         let Ok([requests, voice, log]) = <[OwnedFd; 3]>::try_from(ends) else { return Birth::Fails };
         let sender = journal::Sender::Helper(instance);
         self.journal.listen(&self.epoll, sender, log);
         let ended = self.supervisor.has_ended(pid);
         self.supervise(Event::Reported { pid });
-        // A child of that pid that is there now is another process.
+        // If a child of this pid is alive now, it is another process.
         if ended && !signal::is_child(pid) {
-            // It died before this was read, and was reaped as a child that nobody knows.
+            // The child died before this packet was read, and was reaped as an unknown child.
             self.journal.ended(&self.epoll, sender, now());
             log::warn!("{instance} died as soon as it was started");
             return Birth::Fails;
@@ -379,7 +381,7 @@ impl EventLoop {
                     self.warden_lies = 0;
                     return Birth::Comes;
                 }
-                // Which may pass.
+                // The want of room may pass.
                 Err(fault) if WANT.iter().any(|&errno| fault.is(errno)) => {
                     (Birth::Waits, format!("has to wait: {fault}"))
                 }
@@ -396,7 +398,7 @@ impl EventLoop {
         birth
     }
 
-    /// A helper was executed: it is listened to.
+    /// A helper was executed: init listens to it from now on.
     fn comes(
         &mut self,
         instance: Instance,
@@ -472,21 +474,21 @@ impl EventLoop {
             }
         }
         self.supervise(Event::Reply { helper: instance, id, result });
-        // If that was a lie nobody listens any more, and it does not count as an answer. One counts for all
-        // mountds: they do each other's work.
+        // If the reply was a lie, the helper is no longer listened to, and the reply does not count as an
+        // answer. An answer counts for all mountds, because they share the work.
         if self.helpers.get(&instance).is_some_and(|helper| helper.voice.is_some()) {
             let same = |helper: &&mut Helper| helper.instance.role() == instance.role();
             self.helpers.values_mut().filter(same).for_each(Helper::answered);
         }
     }
 
-    /// Of a liar nothing more is heard.
+    /// Stops listening to a helper that has lied.
     fn liar(&mut self, instance: Instance, why: &str) {
         self.kill_helper(instance, why);
         self.hang_up(instance);
     }
 
-    /// A helper's channel ended: make sure that it is dead.
+    /// A helper's channel ended: makes sure that the helper is dead.
     fn silent(&mut self, instance: Instance) {
         log::info!("{instance} is silent");
         if let Some(pid) = self.helpers.get(&instance).and_then(Helper::killable) {
@@ -501,7 +503,7 @@ impl EventLoop {
         }
     }
 
-    /// Closing alone leaves a socket in the epoll set while somebody else has it too.
+    /// Closing alone leaves a socket in the epoll set while another process has it open.
     fn unwatch(&self, socket: &OwnedFd) {
         if let Err(errno) = self.epoll.delete(socket) {
             log::error!("{}", Fault::errno("leaving", "a socket", errno));
@@ -517,7 +519,7 @@ impl EventLoop {
             Change::Closed => {
                 match self.warden {
                     Some(_) => log::error!("{instance} died too often: it is closed for a while"),
-                    // Of those that ran only while they were needed nobody misses one.
+                    // A mountd that ran only while it was needed is not missed.
                     None if instance.is_extra() => {}
                     None => log::error!("{instance} stays closed: nobody starts another"),
                 }
@@ -538,8 +540,8 @@ impl EventLoop {
                         helper.asked();
                         Change::None
                     }
-                    // It does not read, or for want of memory, which may pass. That the warden is gone its
-                    // own socket tells.
+                    // The warden does not read, or memory is short, which may pass. If the warden is gone,
+                    // its own socket says so.
                     Err(errno) => {
                         log::warn!("asking the warden for {instance}: {}", errno.desc());
                         helper.failed(now)
@@ -550,7 +552,7 @@ impl EventLoop {
         self.changed(instance, change);
     }
 
-    /// Time passes: restarts, deadlines, the last frame on its way out.
+    /// Acts on the time: restarts, deadlines, the last frame on its way out.
     fn tick(&mut self, now: Duration) {
         self.journal.tick(&self.epoll, now);
         for instance in Instance::all() {
@@ -566,8 +568,8 @@ impl EventLoop {
         }
     }
 
-    /// What comes of a request at once is another event, behind all that this one has led to: replies and
-    /// requests keep their order.
+    /// Passes an event to the supervisor and carries out the actions that follow. A request that fails
+    /// immediately becomes a new event at the end of the queue, so replies and requests keep their order.
     fn supervise(&mut self, event: Event) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
@@ -592,8 +594,8 @@ impl EventLoop {
         }
     }
 
-    /// Sends a request. One that cannot be sent is an event; one to a helper that is dying is answered by its
-    /// end.
+    /// Sends a request. A request that cannot be sent becomes an event. A request to a helper that is dying
+    /// is answered by the helper's end.
     fn ask(&mut self, id: u64, to: Instance, request: &Request) -> Option<Event> {
         let outbox = self.helpers.get(&to).and_then(Helper::outbox)?;
         match self.post.send(outbox, id, request) {
@@ -606,7 +608,7 @@ impl EventLoop {
         }
     }
 
-    /// Ends a helper that nobody needs now. It has nothing to do and keeps nothing, so it is killed like any
+    /// Ends a helper that is not needed now. Such a helper has no work and no state, so it is killed like any
     /// other.
     fn dismiss(&mut self, instance: Instance) {
         if let Some((helper, pid)) =

@@ -1,9 +1,9 @@
-//! What the helpers and the warden log. Each has a channel of its own, on which it may write what it likes;
-//! init puts the sender's name on every line and writes it to the log. Of the bytes nothing is believed but
-//! where a line ends and its level.
+//! The log of the helpers and the warden. Each sender has a channel of its own, on which it may write any
+//! bytes. init puts the sender's name on every line and writes the line to the log. init takes only two
+//! things from the bytes: where a line ends, and its level.
 //!
-//! A channel is a socket of packets, one for each write. Reading one waits for nobody and allocates nothing;
-//! a line is written by one write.
+//! A channel is a socket of packets, one for each write. Reading a packet neither blocks nor allocates, and a
+//! line is written by one write.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,37 +19,38 @@ use crate::logger;
 use crate::sys::fd::receive_cut;
 use crate::wire::Instance;
 
-/// The epoll tokens of channels begin here.
+/// The first epoll token of a channel.
 pub const LOGS: u64 = 1 << 32;
-/// How many lines of one sender are written in a second, and how many bytes of them. The others are counted.
+/// How many lines of one sender are written in a second, and how many bytes of them. Further lines are
+/// counted.
 const LINES_MAX: u32 = 512;
 const BYTES_MAX: usize = 128 << 10;
-/// A sender of whom so many lines more were dropped is not listened to until the second is over: a full
-/// channel is its own loss, and costs PID 1 nothing.
+/// A sender that has had this many further lines dropped is not read until the second is over. Its channel
+/// then fills up, which costs the sender lines and PID 1 nothing.
 const DROPPED_MAX: u32 = 4096;
 const SECOND: Duration = Duration::from_secs(1);
-/// The longest packet; more of it is cut. A line is shorter (logger.rs).
+/// The longest packet in bytes; a longer one is cut. A line is shorter (logger.rs).
 const PACKET_MAX: usize = 1024;
 /// How many packets of one channel are read in one turn.
 const PACKETS_MAX: usize = 32;
-/// How many are read of a sender that has died: more than a channel holds, for somebody else may be writing
-/// to it.
+/// How many packets of a dead sender are read. It is more than a channel holds, because another process may
+/// be writing to the channel.
 const LAST_MAX: usize = 1024;
-/// How many channels are kept of senders that are gone, while somebody holds the other end: what execd has
-/// started has execd's, and the pod init outlives it.
+/// How many channels of dead senders are kept while a process has the other end open. The processes that
+/// execd has started have execd's channel, and the pod init outlives execd.
 const FORMER_MAX: usize = 8;
 
-/// Whose channel it is.
+/// The sender on a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sender {
     /// The warden.
     Warden,
-    /// A helper, and what it starts until that has streams of its own.
+    /// A helper, and the processes that it starts until they have streams of their own.
     Helper(Instance),
 }
 
 impl Sender {
-    /// What it calls itself.
+    /// The sender's name in the log.
     fn name(self) -> &'static str {
         match self {
             Sender::Warden => "warden",
@@ -71,23 +72,23 @@ impl fmt::Display for Sender {
 struct Channel {
     sender: Sender,
     socket: OwnedFd,
-    /// Its sender has died.
+    /// The sender has died.
     is_former: bool,
 }
 
-/// What one sender has said in this second.
+/// The sender's output in the present second.
 #[derive(Debug, Default)]
 struct Said {
     since: Duration,
     lines: u32,
     bytes: usize,
     dropped: u32,
-    /// It is not listened to.
+    /// The sender is not read until the second is over.
     is_muted: bool,
 }
 
 impl Said {
-    /// Whether a line may be written.
+    /// Whether a further line of this length may be written.
     fn may(&mut self, bytes: usize) -> bool {
         if self.lines < LINES_MAX && self.bytes + bytes <= BYTES_MAX {
             self.lines += 1;
@@ -104,29 +105,29 @@ impl Said {
     }
 }
 
-/// What came of reading a channel once.
+/// The result of one read from a channel.
 enum Read {
     Packet,
     Nothing,
     End,
 }
 
-/// Every channel, and what its sender may still say.
+/// Every channel, and what its sender may still write.
 pub struct Journal {
     channels: BTreeMap<u64, Channel>,
     said: BTreeMap<Sender, Said>,
-    /// The next channel's token.
+    /// The token of the next channel.
     next: u64,
 }
 
 impl Journal {
-    /// Without channels.
+    /// A journal without channels.
     pub fn new() -> Journal {
         Journal { channels: BTreeMap::new(), said: BTreeMap::new(), next: LOGS }
     }
 
-    /// A new sender, or the successor of one. A channel that cannot be watched is read when its sender has
-    /// died.
+    /// Adds the channel of a new sender, or of a successor. A channel that cannot be watched is read when its
+    /// sender has died.
     pub fn listen(&mut self, epoll: &Epoll, sender: Sender, socket: OwnedFd) {
         let token = self.next;
         self.next += 1;
@@ -136,7 +137,7 @@ impl Journal {
         self.channels.insert(token, Channel { sender, socket, is_former: false });
     }
 
-    /// A channel has something.
+    /// A channel is readable.
     pub fn hear(&mut self, epoll: &Epoll, token: u64, now: Duration) {
         let Some(sender) = self.channels.get(&token).map(|channel| channel.sender) else { return };
         for _ in 0..PACKETS_MAX {
@@ -153,7 +154,7 @@ impl Journal {
         }
     }
 
-    /// A sender has died: its last words. It does not matter how much it has said before.
+    /// A sender has died: reads its last words, however much it has written before.
     pub fn ended(&mut self, epoll: &Epoll, sender: Sender, now: Duration) {
         self.renew(epoll, sender, now);
         let own = |channel: &Channel| channel.sender == sender && !channel.is_former;
@@ -180,7 +181,7 @@ impl Journal {
         self.said.values().filter_map(Said::deadline).min()
     }
 
-    /// Time passes: what was dropped is told, and who was not listened to is.
+    /// Acts on the time: logs the number of dropped lines, and reads senders again that were not read.
     pub fn tick(&mut self, epoll: &Epoll, now: Duration) {
         let over = |(sender, said): (&Sender, &Said)| {
             said.deadline().is_some_and(|deadline| deadline <= now).then_some(*sender)
@@ -189,7 +190,7 @@ impl Journal {
         over.into_iter().for_each(|sender| self.renew(epoll, sender, now));
     }
 
-    /// A new second of a sender's.
+    /// Begins a new second for a sender.
     fn renew(&mut self, epoll: &Epoll, sender: Sender, now: Duration) {
         let said =
             std::mem::replace(self.said.entry(sender).or_default(), Said { since: now, ..Said::default() });
@@ -209,7 +210,7 @@ impl Journal {
         let Some(Channel { sender, socket, .. }) = self.channels.get(&token) else { return Read::End };
         let mut packet = [0; PACKET_MAX];
         let packet = match receive_cut(socket, &mut packet) {
-            // Its own writes have at least one byte, so whoever writes nothing is not heard any more.
+            // The logger's writes have at least one byte, so a sender of empty packets is not read any more.
             Ok(0) => return Read::End,
             Ok(count) => packet.get(..count).unwrap_or_default(),
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOMEM | Errno::ENOBUFS) => return Read::Nothing,
@@ -228,8 +229,7 @@ impl Journal {
         Read::Packet
     }
 
-    /// Changes what is awaited of a sender's channels. That the other end is closed the kernel says in any
-    /// case.
+    /// Changes what epoll reports of a sender's channels. The kernel reports a closed other end in any case.
     fn watch(&self, epoll: &Epoll, sender: Sender, flags: EpollFlags) {
         for (token, channel) in self.channels.iter().filter(|(_, channel)| channel.sender == sender) {
             if let Err(errno) = epoll.modify(&channel.socket, &mut EpollEvent::new(flags, *token)) {
@@ -240,8 +240,8 @@ impl Journal {
 
     fn close(&mut self, epoll: &Epoll, token: u64) {
         if let Some(channel) = self.channels.remove(&token) {
-            // Closing alone leaves a socket in the epoll set while somebody else has it too. One that could
-            // not be watched is not there.
+            // Closing alone leaves a socket in the epoll set while another process has it open. A channel
+            // that could not be watched is not in the set.
             let _ = epoll.delete(&channel.socket);
         }
     }
@@ -264,8 +264,8 @@ mod tests {
     use crate::wire::Role;
     use crate::wire::bootstrap::socket_pair;
 
-    /// What an execd has started goes on writing to its log when it has died; each successor has a channel of
-    /// its own.
+    /// A process that an execd has started keeps writing to that execd's channel after the execd has died;
+    /// each successor has a channel of its own.
     #[test]
     fn so_many_channels_of_the_dead_are_kept_and_the_oldest_are_closed() {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
@@ -284,7 +284,8 @@ mod tests {
         let written: Vec<_> = writers.iter().map(|writer| write(writer).map_err(|_| "closed")).collect();
         assert_eq!(written[..3], [Err("closed"); 3]);
         assert_eq!(written[3..], [Ok(6); FORMER_MAX]);
-        // The living one's is none of them, and what nobody can write to any more is not kept.
+        // The living execd's channel is not among them, and a channel that no process can write to is not
+        // kept.
         let (_living, socket) = socket_pair().unwrap();
         journal.listen(&epoll, execd, socket);
         drop(writers);

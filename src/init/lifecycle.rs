@@ -1,4 +1,4 @@
-//! The lives of the helpers: starting, coming up, up, down, and after too many deaths in a row closed.
+//! The life of each helper: starting, coming up, up, down, and closed after too many deaths in a row.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -7,58 +7,59 @@ use crate::ids::Pid;
 use crate::wire::Instance;
 use crate::wire::channel::Outbox;
 
-/// Deaths in a row, without one answered request between them, after which a role is closed: what is asked of
-/// it is refused at once, and another helper is tried once in a while. What they died of may pass: memory may
-/// have been short.
+/// After this many deaths in a row, without an answered request between them, a role is closed: requests to
+/// it are refused at once, and another helper is tried from time to time. The cause of the deaths may pass,
+/// such as a want of memory.
 pub const DEATHS_MAX: u32 = 8;
-/// How long a role is closed before another helper is tried.
+/// How long a role stays closed before another helper is tried.
 const CLOSED: Duration = Duration::from_secs(30);
-/// A helper that has lived for so long has not died in a row with its predecessors: one that nobody asks
-/// anything must not be closed for eight deaths in a year.
+/// A helper that has lived this long has not died in a row with its predecessors. Without this rule a role
+/// that gets no requests would be closed after eight deaths in a year.
 const FORGIVEN: Duration = Duration::from_secs(60);
-/// The longest pause before a restart; the first is immediate, the others double from 50 ms.
+/// The longest pause before a restart. The first restart is immediate; the pauses then double from 50 ms.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const BACKOFF: Duration = Duration::from_millis(50);
-/// How long a helper waits that PID 1 had no room for.
+/// How long PID 1 waits before it tries a helper again that it had no room for.
 const WANT_PAUSE: Duration = Duration::from_millis(500);
-/// How long the warden may take to start a helper, and the helper then to come up.
+/// How long the warden may take to start a helper, and how long the helper may take to come up.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// One helper.
 pub struct Helper {
-    /// Which.
+    /// The helper's role and number.
     pub instance: Instance,
-    /// init's end of the socket on which it speaks, until it is not heard any more.
+    /// init's end of the socket on which the helper speaks. None once init no longer listens.
     pub voice: Option<OwnedFd>,
-    /// Its process has been reaped, whose number may be somebody else's: it is not to be killed.
+    /// The process has been reaped. Its pid may belong to another process now, so it must not be killed.
     pub is_reaped: bool,
     state: State,
-    /// How many answers the warden owes. Lost ones stay owed, and only make it the longer believed.
+    /// How many answers the warden owes. A lost answer stays owed, which only makes init believe the warden
+    /// for longer.
     owed: u32,
     deaths: u32,
-    /// Nobody can start another.
+    /// No process can start another helper.
     is_last: bool,
-    /// It is to be started as soon as it may. The first of a role always is, another when the supervisor asks
-    /// for it.
+    /// The helper is to be started as soon as it may. This holds for the first of a role always, and for
+    /// others when the supervisor asks for them.
     is_wanted: bool,
-    /// It was ended because it is not needed: its death counts for nothing.
+    /// The helper was ended because it is not needed: its death does not count.
     is_dismissed: bool,
 }
 
 enum State {
-    /// The warden was asked.
+    /// The warden was asked for it.
     Starting { until: Duration },
-    /// It was executed, and has not said yet that it is up.
+    /// It was executed, and has not yet said that it is up.
     Coming { pid: Pid, outbox: Outbox, until: Duration },
     /// It answers requests.
     Up { pid: Pid, outbox: Outbox, since: Duration },
     /// It waits for its restart, or until it is wanted.
     Down { until: Duration },
-    /// It died too often, and is tried again then, if anybody can start it.
+    /// It died too often. It is tried again at this time, if the warden is still there.
     Closed { until: Option<Duration> },
 }
 
-/// What a change of state means for the others.
+/// What a change of state means for the rest of init.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     /// Nothing.
@@ -69,12 +70,12 @@ pub enum Change {
     Kill,
     /// It is dead, and will be started again.
     Gone,
-    /// It is dead, and what is asked of it fails.
+    /// It is dead, and requests to it fail.
     Closed,
 }
 
 impl Helper {
-    /// A helper that is to be started now, or when it is wanted.
+    /// A helper that waits for its start. The first of a role starts at once, another when it is wanted.
     pub fn new(instance: Instance) -> Helper {
         Helper {
             instance,
@@ -104,7 +105,7 @@ impl Helper {
         self.is_dismissed
     }
 
-    /// The process that may still be killed: it has not been reaped.
+    /// The process, if it may still be killed because it has not been reaped.
     pub fn killable(&self) -> Option<Pid> {
         match &self.state {
             State::Coming { pid, .. } | State::Up { pid, .. } if !self.is_reaped => Some(*pid),
@@ -121,12 +122,12 @@ impl Helper {
         }
     }
 
-    /// The warden was asked to start it.
+    /// init asks the warden to start it.
     pub fn starting(&mut self, now: Duration) {
         self.state = State::Starting { until: now + START_TIMEOUT };
     }
 
-    /// The warden has heard that.
+    /// The request has been sent, so the warden owes an answer.
     pub fn asked(&mut self) {
         self.owed = self.owed.saturating_add(1);
     }
@@ -136,12 +137,12 @@ impl Helper {
         self.owed > 0
     }
 
-    /// The warden answered, in time or not.
+    /// The warden answered, in time or late.
     pub fn told(&mut self) {
         self.owed = self.owed.saturating_sub(1);
     }
 
-    /// Whether the warden was asked to start it, and has not answered.
+    /// Whether the warden was asked for it and has not answered.
     pub fn is_starting(&self) -> bool {
         matches!(self.state, State::Starting { .. })
     }
@@ -152,7 +153,7 @@ impl Helper {
         self.state = State::Coming { pid, outbox, until: now + START_TIMEOUT };
     }
 
-    /// It says that it is up. Its process; none if it is not the time to say so.
+    /// It says that it is up. Returns its process, or none if this is not the time to say so.
     pub fn up(&mut self, now: Duration) -> Option<Pid> {
         match std::mem::replace(&mut self.state, State::Closed { until: None }) {
             State::Coming { pid, outbox, .. } => {
@@ -166,7 +167,7 @@ impl Helper {
         }
     }
 
-    /// It answered a request: its deaths so far were not in a row.
+    /// It answered a request, so its deaths so far were not in a row.
     pub fn answered(&mut self) {
         self.deaths = 0;
     }
@@ -181,8 +182,8 @@ impl Helper {
         }
     }
 
-    /// PID 1 had no memory or no place to watch it: nothing is amiss with the helper, so this is no death,
-    /// and another is tried until there is room.
+    /// PID 1 had no memory or no place to watch it. The helper itself is sound, so this is no death, and
+    /// another is tried until there is room.
     pub fn put_off(&mut self, now: Duration) -> Change {
         match self.state {
             State::Starting { .. } if self.is_last => self.close(),
@@ -197,7 +198,7 @@ impl Helper {
         }
     }
 
-    /// It was reaped, and all that it had said has been heard.
+    /// It was reaped, and everything it had said has been read.
     pub fn reaped(&mut self, now: Duration) -> Change {
         match self.state {
             State::Coming { .. } | State::Up { .. } => self.die(now),
@@ -205,11 +206,11 @@ impl Helper {
         }
     }
 
-    /// Nobody can start it any more.
+    /// The warden is gone, so no process can start it any more.
     pub fn close(&mut self) -> Change {
         self.is_last = true;
         match self.state {
-            // It works on; its next death is its last.
+            // A living helper works on; its next death is its last.
             State::Coming { .. } | State::Up { .. } => Change::None,
             State::Closed { .. } => {
                 self.state = State::Closed { until: None };
@@ -232,13 +233,13 @@ impl Helper {
         }
     }
 
-    /// Time passes.
+    /// Acts on the time.
     pub fn tick(&mut self, now: Duration) -> Change {
         if self.deadline().is_none_or(|until| now < until) {
             return Change::None;
         }
         match &mut self.state {
-            // Whether it is needed the supervisor says again.
+            // The supervisor will say again whether it needs the helper.
             State::Closed { .. } if self.instance.is_extra() => {
                 self.state = State::Down { until: now };
                 Change::Gone
@@ -376,7 +377,7 @@ mod tests {
             assert_eq!(helper.reaped(now), Change::Closed, "one death more");
             assert_eq!(helper.deadline(), Some(now + CLOSED), "round {round}");
         }
-        // One that could not even be started.
+        // A helper that could not even be started.
         let now = helper.deadline().unwrap();
         helper.starting(now);
         assert_eq!(helper.failed(now), Change::Closed);
@@ -405,12 +406,12 @@ mod tests {
         helper.starting(now);
         helper.coming(now, Pid(7), outbox());
         assert_eq!((helper.put_off(now), helper.up(now)), (Change::None, Some(Pid(7))));
-        // Nobody can start another.
+        // The warden is gone.
         let mut last = Helper::new(Instance::first(Role::Netd));
         last.starting(now);
         last.is_last = true;
         assert_eq!(last.put_off(now), Change::Closed);
-        // One that runs while it is needed has to be asked for again.
+        // A helper that runs only while it is needed has to be asked for again.
         let mut extra = Helper::new(Instance::mountd(1).unwrap());
         extra.want();
         extra.starting(now);

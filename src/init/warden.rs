@@ -1,8 +1,8 @@
 //! The warden: forked from init before init confines itself, it starts and restarts the helpers.
 //!
-//! Helpers are init's children (CLONE_PARENT), so init reaps them and an exit status cannot be lost with the
-//! warden. It hears nothing of them: it makes the sockets, executes the helper with its ends, and gives init
-//! the others.
+//! Helpers are children of init (CLONE_PARENT): init reaps them, so no exit status is lost with the warden.
+//! The warden hears nothing from the helpers. It makes the sockets, executes the helper with one end of each,
+//! and gives init the other ends.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -32,36 +32,37 @@ use crate::wire::bootstrap::{
 use crate::wire::warden::{REQUEST_LEN, Reply, Request};
 use crate::wire::{Instance, Role};
 
-/// Kept descriptors are moved up here, out of the way of the numbers that helpers inherit.
+/// Kept descriptors are moved to numbers from here on, away from the numbers that helpers inherit.
 const KEPT_FROM: RawFd = 64;
-/// What execd's output store holds, in bytes as the kernel counts them: an entry costs 1 kB, and there are at
-/// most 4096 processes, each of them there twice while it is swept, and as many that have ended.
+/// The capacity of execd's output store, in bytes as the kernel counts them. An entry costs 1 kB. There are
+/// at most 4096 processes, each of which is there twice while the store is swept, and as many that have
+/// ended.
 const OUTPUT_STORE: usize = 16 << 20;
 
-/// What a log channel holds until init has read it, in bytes; the kernel doubles it and counts what it needs
-/// itself. It is less than init hears of one sender in a second (journal.rs): the last words of one that dies
-/// are among them.
+/// The capacity of a log channel, in bytes; the kernel doubles it and counts its own overhead. It is less
+/// than init reads from one sender in a second (journal.rs), so the last words of a sender that dies are
+/// read.
 const LOG_BUFFER: usize = 100 << 10;
 
-/// How long nothing is heard when there was no memory for it.
+/// How long the warden pauses when there was no memory to receive a request.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// init's end.
+/// init's end of the warden.
 pub struct Warden {
-    /// A child of init.
+    /// The warden's process, a child of init.
     pub pid: Pid,
-    /// Asks it for helpers, and never waits: `wire::warden::Request`.
+    /// Requests to the warden, `wire::warden::Request`. Sending never blocks.
     pub requests: OwnedFd,
-    /// What it says: `wire::warden::Reply`, with descriptors.
+    /// The warden's answers, `wire::warden::Reply`, with descriptors.
     pub replies: OwnedFd,
-    /// What it logs.
+    /// The warden's log.
     pub log: OwnedFd,
 }
 
-/// What the helpers of one role inherit: (the warden's descriptor, the number in the helper).
+/// The descriptors that the helpers of one role inherit: (the warden's number, the number in the helper).
 type Inherited = Vec<(OwnedFd, RawFd)>;
 
-/// Everything the warden keeps for the helpers of today and their successors.
+/// Everything the warden keeps for the present helpers and their successors.
 struct Kept {
     program: OwnedFd,
     inherited: BTreeMap<Role, Inherited>,
@@ -70,20 +71,20 @@ struct Kept {
     listen: bool,
 }
 
-/// What stays with the warden, and is closed in init.
+/// Descriptors that stay with the warden and are closed in init.
 pub struct Stays {
-    /// What it executes for every role.
+    /// The program that it executes for every role.
     pub program: OwnedFd,
     /// streamd's port.
     pub stream: Port,
-    /// The pod's network namespace, if the guest has another.
+    /// The pod's network namespace, if it is not the guest's.
     pub network: Option<OwnedFd>,
 }
 
-/// Forks the warden. `inits` are closed in it.
+/// Forks the warden. The descriptors in `inits` are closed in the child.
 pub fn start(settings: &Settings, policy: &Policy, stays: Stays, inits: &[RawFd]) -> Result<Warden, Fault> {
     let (requests, inbox) = socket_pair()?;
-    // A warden that does not read must not have PID 1 wait.
+    // PID 1 must not block on a warden that does not read.
     fcntl(&requests, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).fault("setting up", "the socket to the warden")?;
     let (replies, outbox) = socket_pair()?;
     let (log, lines) = log_pair()?;
@@ -119,12 +120,12 @@ impl Kept {
         let (outputs_in, outputs_out) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
             .fault("making", "the output store")?;
         if let Err(errno) = setsockopt(&outputs_in, sockopt::SndBufForce, &OUTPUT_STORE) {
-            // Less fits.
+            // A smaller store keeps fewer outputs.
             log::warn!("{}", Fault::errno("enlarging", "the output store", errno));
         }
         let buffer_in =
             memfd_create(c"streamd", MFdFlags::MFD_CLOEXEC).fault("making", "the output buffer")?;
-        // A second description of the same file: each has an offset of its own.
+        // A second open file description of the same file, because each has an offset of its own.
         let again = format!("/proc/self/fd/{}", buffer_in.as_raw_fd());
         let buffer_out = nix::fcntl::open(again.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .fault("opening again", "the output buffer")?;
@@ -174,7 +175,7 @@ impl Kept {
     }
 }
 
-/// The same descriptor at a number that no helper inherits at.
+/// A duplicate of a descriptor, at a number that no helper inherits.
 fn up(fd: OwnedFd) -> Result<OwnedFd, Fault> {
     spawn::duplicate_above(&fd, KEPT_FROM).fault("moving up", format!("descriptor {}", fd.as_raw_fd()))
 }
@@ -196,7 +197,8 @@ fn serve(policy: &Policy, kept: Kept, inbox: &OwnedFd, outbox: &OwnedFd) -> Resu
                 }
             }
             Ok(None) => return Ok(()),
-            // For want of memory, which may pass: without a warden a helper that dies stays dead.
+            // Memory is short, which may pass. If the warden ended here, a dead helper would have no
+            // successor.
             Err(fault) if fault.is(Errno::ENOMEM) || fault.is(Errno::ENOBUFS) => {
                 if !std::mem::replace(&mut deaf, true) {
                     log::error!("{fault}");
@@ -208,7 +210,7 @@ fn serve(policy: &Policy, kept: Kept, inbox: &OwnedFd, outbox: &OwnedFd) -> Resu
     }
 }
 
-/// Waits for what init asks; none if it is gone.
+/// Waits for a request from init. Returns none if init is gone.
 fn hear(inbox: &OwnedFd) -> Result<Option<Request>, Fault> {
     let mut packet = [0; REQUEST_LEN];
     loop {
@@ -226,18 +228,19 @@ fn hear(inbox: &OwnedFd) -> Result<Option<Request>, Fault> {
     }
 }
 
-/// Says so. If it cannot, init has waited long enough once (lifecycle.rs), and asks again.
+/// Sends an answer. If that fails, init waits for its time limit (lifecycle.rs) and asks again.
 fn failed(helper: Instance, outbox: &OwnedFd) {
     if let Err(fault) = tell(outbox, &Reply::Failed { helper }, &[]) {
         log::error!("{fault}");
     }
 }
 
-/// A log channel: init's end, and the one for who logs. A log that is full costs lines and never has its
+/// Makes a log channel: init's end, and the end of the process that logs. A full channel loses lines and
+/// never blocks its writer.
 /// writer wait.
 ///
-/// A socket, not a pipe: who writes to a pipe locks it while the kernel copies, from memory that may be a
-/// file of a server that hangs, and PID 1 would wait for that lock.
+/// It is a socket and not a pipe. A writer locks a pipe while the kernel copies from the writer's memory,
+/// which may be a file on a server that hangs, and PID 1 would wait for that lock.
 fn log_pair() -> Result<(OwnedFd, OwnedFd), Fault> {
     let (log, lines) = socket_pair()?;
     fcntl(&lines, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).fault("setting up", "a log")?;
@@ -245,7 +248,7 @@ fn log_pair() -> Result<(OwnedFd, OwnedFd), Fault> {
     Ok((log, lines))
 }
 
-/// Standard output and error become the log.
+/// Makes the log channel standard output and error.
 fn logs_to(lines: OwnedFd) -> Result<(), Fault> {
     for number in [1, 2] {
         become_standard(lines.as_fd(), number).fault("taking", "its log")?;

@@ -1,12 +1,12 @@
-//! The pod's cgroup, and how a VM is shared out between its containers and the guest, whose own processes
-//! stay in the root.
+//! The pod's cgroup, and how a VM is divided between its containers and the guest's own processes, which stay
+//! in the root cgroup.
 //!
-//! What a container does to itself stays below the pod's limits: the kernel ends a container's process, or
-//! refuses it another, before the guest has nothing left. What the kernel lacks (a controller, cgroup v2) is
-//! missing and nothing more; `oom_score_adj` still tells the kernel whom to take first.
+//! What a container consumes stays below the pod's limits: the kernel ends a process of a container, or
+//! refuses it another, before the guest runs out. A missing kernel feature (a controller, cgroup v2) costs
+//! only that limit; `oom_score_adj` still tells the kernel which process to end first.
 //!
-//! The guest has no cgroup of its own, and the pod no less weight than any other: both make each start slower
-//! by a tenth, and a tty by two thirds (docs/decisions/guest-cgroup.md).
+//! The guest has no cgroup of its own, and the pod has the default weight: each of the two would make every
+//! start slower by a tenth, and a tty by two thirds (docs/decisions/guest-cgroup.md).
 
 use std::path::Path;
 use std::{fs, io};
@@ -16,29 +16,30 @@ use crate::ids::ContainerId;
 use crate::paths;
 
 const MIB: u64 = 1 << 20;
-/// Of the memory that is free at boot the pod leaves the guest an eighth, within these bounds and never more
-/// than half of it. The processes take 6 MiB; the rest is for files of 16 MiB on their way and for what the
-/// kernel does not count to anybody.
+/// The guest keeps an eighth of the memory that is free at boot, within these bounds and never more than
+/// half. Its processes take 6 MiB. The rest is for files of 16 MiB in transit and for kernel memory that is
+/// charged to no cgroup.
 const RESERVE: (u64, u64) = (16 * MIB, 128 * MIB);
-/// What is shared out. A kernel may lack any of them.
+/// The controllers of the pod. A kernel may lack any of them.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
-/// What is also shared out between containers. Processor time: beside a fork bomb of another's nothing would
-/// start. Memory is not, for the protocol has no limit of a container's.
+/// The controllers that divide the pod between containers. Without a share of processor time nothing could
+/// start beside another container's fork bomb. Memory is not divided, because the protocol has no limit for
+/// one container.
 const BETWEEN_CONTAINERS: [&str; 2] = ["cpu", "pids"];
-/// Documentation/admin-guide/sysctl/vm.rst: when the VM itself has no memory left, for what the kernel
-/// charges to nobody, the process ends that asks for more and not the largest one. The guest's own never end
-/// (`oom_score_adj`).
+/// Documentation/admin-guide/sysctl/vm.rst: when the VM itself runs out of memory, because of memory that is
+/// charged to no cgroup, the kernel ends the process that asks for more and not the largest one. It never
+/// ends the guest's own processes (`oom_score_adj`).
 const KILL_WHO_ASKS: &str = "/proc/sys/vm/oom_kill_allocating_task";
-/// sched(7): without it each of the guest's processes weighs as much as the pod, and not all of them
+/// sched(7): without it each of the guest's processes has the weight of the pod, instead of all of them
 /// together.
 const AUTOGROUP: &str = "/proc/sys/kernel/sched_autogroup_enabled";
 
-/// Makes the pod's.
+/// Makes the pod's cgroup.
 pub fn make() -> Result<(), Fault> {
     fs::create_dir_all(paths::POD_CGROUP).fault("making", paths::POD_CGROUP)
 }
 
-/// Shares a VM out, as far as its kernel can.
+/// Divides a VM, as far as its kernel can.
 pub fn share_out() {
     let file = Path::new(paths::CGROUP).join("cgroup.controllers");
     let text = match fs::read_to_string(&file).fault("reading", file.display()) {
@@ -53,16 +54,16 @@ pub fn share_out() {
         [(paths::CGROUP, &CONTROLLERS[..]), (paths::POD_CGROUP, &BETWEEN_CONTAINERS[..])]
     {
         let words: Vec<_> = controllers.iter().filter(|controller| has(controller)).copied().collect();
-        // Each write stops every start and end of a process, so all in one. If the kernel refuses one, it
-        // refuses all.
+        // Each write stops every start and end of a process, so one write enables all controllers. If the
+        // kernel refuses one of them, it refuses all.
         if enable(cgroup, &words).is_err() {
             let faults = words.iter().filter_map(|&word| enable(cgroup, &[word]).err());
             faults.for_each(|fault| unshared(&fault));
         }
     }
-    // Only where the pod has a weight: without either, each of its tasks would weigh as much as PID 1.
+    // Only if the pod has a weight: without both, each task of the pod would have the weight of PID 1.
     if Path::new(paths::POD_CGROUP).join("cpu.weight").exists() {
-        // Not every kernel knows it.
+        // Some kernels do not have it.
         let _ = fs::write(AUTOGROUP, "0");
     }
     for (controller, share) in [("memory", share_memory as fn() -> Result<(), Fault>), ("pids", count_tasks)]
@@ -79,14 +80,14 @@ fn unshared(fault: &Fault) {
     log::warn!("the pod is not kept to its share: {fault}");
 }
 
-/// Makes a container's, with its share of the pod's. NotFound: the kernel has no cgroup v2.
+/// Makes a container's cgroup, with its share of the pod. NotFound: the kernel has no cgroup v2.
 ///
-/// Processor time is divided evenly between containers that want it. One container cannot have all of the
-/// pod's tasks: the others can still start some.
+/// Processor time is divided evenly between the containers that want it. No container can use all tasks of
+/// the pod, so the others can still start some.
 pub fn make_container(id: &ContainerId) -> io::Result<()> {
     let cgroup = paths::container_cgroup(id);
     fs::create_dir(&cgroup)?;
-    // A machine's is not limited; nor where the kernel has no such controller.
+    // A local guest's pod is not limited, and a kernel may lack the controller.
     let pods = fs::read_to_string(Path::new(paths::POD_CGROUP).join("pids.max")).unwrap_or_default();
     match pods.trim_end().parse::<u64>() {
         Ok(pods) => fs::write(cgroup.join("pids.max"), tasks(pods).to_string()),
@@ -94,7 +95,7 @@ pub fn make_container(id: &ContainerId) -> io::Result<()> {
     }
 }
 
-/// Memory was plugged: it is the pod's.
+/// Adds plugged memory to the pod's limit.
 pub fn follow_memory() -> Result<(), Fault> {
     let max = Path::new(paths::POD_CGROUP).join("memory.max");
     if !max.exists() {
@@ -104,7 +105,7 @@ pub fn follow_memory() -> Result<(), Fault> {
     set(paths::POD_CGROUP, "memory.max", memory("MemTotal")?.saturating_sub(kept))
 }
 
-/// Has the kernel divide something between the children of a cgroup.
+/// Enables a controller for the children of a cgroup.
 fn enable(cgroup: &str, controllers: &[&str]) -> Result<(), Fault> {
     let words: Vec<_> = controllers.iter().map(|controller| format!("+{controller}")).collect();
     let path = Path::new(cgroup).join("cgroup.subtree_control");
@@ -118,25 +119,25 @@ fn share_memory() -> Result<(), Fault> {
     let kept = total.saturating_sub(pods);
     fs::write(paths::NOT_THE_PODS, kept.to_string()).fault("writing", paths::NOT_THE_PODS)?;
     set(paths::POD_CGROUP, "memory.max", pods)?;
-    // Only where the pod has a limit, at which the largest of its processes ends: without, whoever asks may
-    // be anybody.
+    // Only if the pod has a limit, at which its largest process ends. Without a limit, the process that asks
+    // for memory may be any process.
     fs::write(KILL_WHO_ASKS, "1").fault("writing 1 to", KILL_WHO_ASKS)
 }
 
-/// Processes and threads: the kernel has room for so many, its own included.
+/// How many processes and threads the kernel has room for, its own included.
 fn count_tasks() -> Result<(), Fault> {
     let (threads, pids) =
         (read_number("/proc/sys/kernel/threads-max")?, read_number("/proc/sys/kernel/pid_max")?);
     set(paths::POD_CGROUP, "pids.max", tasks(threads.min(pids)))
 }
 
-/// What of so many free bytes is the guest's own.
+/// The guest's part of this many free bytes.
 fn reserve(free: u64) -> u64 {
     let (least, most) = RESERVE;
     (free / 8).clamp(least, most).min(free / 2)
 }
 
-/// What of so many tasks is the pod's, or of the pod's a container's: a quarter stays for the kernel's
+/// The pod's part of this many tasks, or a container's part of the pod's: a quarter stays for the kernel's
 /// threads and the guest, or for the other containers.
 fn tasks(all: u64) -> u64 {
     all / 4 * 3

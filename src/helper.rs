@@ -1,8 +1,8 @@
-//! The main of every helper: `open → confine → loop`, with requests from init or by hand.
+//! The main function of every helper: `open → confine → loop`, with requests from init or by hand.
 //!
-//! `netd --ipc` is how the warden starts one. By hand, `netd --stdio` reads one JSON request per line and
-//! prints one JSON reply per line, confined; `--policy` prints what the helper may do; `--unconfined` leaves
-//! the confinement out and says so.
+//! The warden starts a helper as `netd --ipc`. By hand, `netd --stdio` reads one JSON request per line and
+//! prints one JSON reply per line, confined. `--policy` prints the helper's rights. `--unconfined` omits the
+//! confinement and says so.
 
 use std::io::{Stdin, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,30 +29,30 @@ use crate::wire::{Envelope, Profile, Role, Said};
 /// The command line of a helper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// How requests come.
+    /// The way in which requests come.
     pub mode: Mode,
-    /// Leave the confinement out.
+    /// Omit the confinement.
     pub unconfined: bool,
     /// The pod's container profile.
     pub profile: Profile,
     /// The stream port is a listening socket (streamd).
     pub listen: bool,
-    /// What is logged.
+    /// The level of the log.
     pub log: LevelFilter,
     /// The debugging door is open (execd).
     pub debug: bool,
-    /// The guest is in namespaces of a machine whose settings are not its own.
+    /// The guest runs in namespaces of a machine whose settings are not the guest's.
     pub local: bool,
 }
 
-/// How requests come to a helper.
+/// The way in which requests come to a helper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mode {
     /// `--ipc`: from init, over the sockets that the warden left.
     Ipc,
-    /// `--stdio`.
+    /// `--stdio`: by hand, as lines on standard input.
     Stdio,
-    /// `--policy`: none; print the policy and leave.
+    /// `--policy`: there are no requests; the helper prints its policy and ends.
     Policy,
 }
 
@@ -95,11 +95,11 @@ impl Options {
     }
 }
 
-/// Where requests come from; its counterpart is [`Replies`].
+/// The source of requests; [`Replies`] is the other direction.
 pub enum Requests<Q> {
-    /// init.
+    /// From init.
     Ipc(Inbox<Q>),
-    /// init, for a helper that takes the packets from the socket itself.
+    /// From init, for a helper that takes the packets from the socket itself.
     Packets(OwnedFd, Vec<u8>),
     /// By hand.
     Stdio(Input),
@@ -108,34 +108,34 @@ pub enum Requests<Q> {
 /// Requests by hand: lines on standard input.
 pub struct Input {
     stdin: Stdin,
-    /// The last one's number; the first has 1.
+    /// The number of the last request. The first request has number 1.
     count: u64,
-    /// What was read of the next ones.
+    /// Bytes of further requests that were already read.
     text: Vec<u8>,
 }
 
-/// What [`Requests::take`] found.
+/// The result of [`Requests::take`].
 #[derive(Debug)]
 pub enum Asked<Q> {
-    /// This.
+    /// A request with its number.
     Request(Envelope<Q>),
-    /// Nothing for now.
+    /// No request for now.
     Nothing,
-    /// There will be no more.
+    /// There will be no more requests.
     Over,
 }
 
-/// Where replies go.
+/// The destination of replies.
 pub enum Replies<R> {
-    /// init.
+    /// To init.
     Ipc(Voice<R>),
-    /// Lines on standard output.
+    /// By hand: lines on standard output.
     Stdio,
 }
 
 impl<Q: Serialize + DeserializeOwned> Requests<Q> {
-    /// The next request, which is waited for; none when init (or standard input) is gone. A line that is not
-    /// one is answered at once.
+    /// Waits for the next request. Returns none when init or standard input is gone. A line that is not a
+    /// request is answered with an error at once.
     pub fn next<R: Serialize>(&mut self, replies: &Replies<R>) -> Option<Envelope<Q>> {
         if let Requests::Ipc(inbox) = self {
             return inbox.next();
@@ -149,7 +149,7 @@ impl<Q: Serialize + DeserializeOwned> Requests<Q> {
         }
     }
 
-    /// What to wait for before [`Requests::take`].
+    /// The descriptor to wait for before [`Requests::take`].
     pub fn watched(&self) -> BorrowedFd<'_> {
         match self {
             Requests::Ipc(inbox) => inbox.as_fd(),
@@ -158,12 +158,13 @@ impl<Q: Serialize + DeserializeOwned> Requests<Q> {
         }
     }
 
-    /// Whether there may be a request that was read already: nothing more has to come.
+    /// Whether a request may be there that was already read, so that nothing has to be waited for.
     pub fn has_read_more(&self) -> bool {
         matches!(self, Requests::Stdio(input) if input.text.contains(&b'\n'))
     }
 
-    /// The next request, if one is there. A line that is not one is answered at once.
+    /// Takes the next request, if one is there. A line that is not a request is answered with an error at
+    /// once.
     pub fn take<R: Serialize>(&mut self, replies: &Replies<R>) -> Result<Asked<Q>, Fault> {
         match self {
             Requests::Ipc(..) if !self.wait(PollTimeout::ZERO)? => Ok(Asked::Nothing),
@@ -199,7 +200,7 @@ impl<Q: Serialize + DeserializeOwned> Requests<Q> {
         }
     }
 
-    /// Waits until there is something to take; false when there is not in time.
+    /// Waits until there is something to take. Returns false if nothing came in time.
     fn wait(&self, timeout: PollTimeout) -> Result<bool, Fault> {
         let mut fds = [PollFd::new(self.watched(), PollFlags::POLLIN)];
         match poll(&mut fds, timeout) {
@@ -211,7 +212,7 @@ impl<Q: Serialize + DeserializeOwned> Requests<Q> {
 }
 
 impl Input {
-    /// The next whole line that is not empty.
+    /// Takes the next whole line that is not empty.
     fn line(&mut self) -> Option<Vec<u8>> {
         loop {
             let end = self.text.iter().position(|&byte| byte == b'\n')?;
@@ -223,7 +224,7 @@ impl Input {
         }
     }
 
-    /// Reads what is there; false at the end. A last line without its end is one.
+    /// Reads what is there. Returns false at the end. A last line needs no newline.
     fn read(&mut self) -> Result<bool, Fault> {
         let mut chunk = [0; 4096];
         let count = loop {
@@ -251,7 +252,7 @@ impl<R: Serialize> Clone for Replies<R> {
 }
 
 impl<R: Serialize> Replies<R> {
-    /// Tells init that this helper is confined and takes requests. By hand nobody has to be told.
+    /// Tells init that this helper is confined and takes requests. By hand nothing is printed.
     fn up(&self) -> Result<(), Fault> {
         match self {
             Replies::Ipc(voice) => voice.say(Said::Up),
@@ -259,7 +260,7 @@ impl<R: Serialize> Replies<R> {
         }
     }
 
-    /// Sends the reply to the request of that number.
+    /// Sends the reply to the request of this number.
     pub fn send(&self, id: u64, result: Result<R, Fault>) -> Result<(), Fault> {
         match self {
             Replies::Ipc(voice) => voice.say(Said::Reply(Envelope { id, body: result })),
@@ -276,7 +277,7 @@ impl<R: Serialize> Replies<R> {
     }
 }
 
-/// Takes the ends that the warden left, with `--ipc`.
+/// With `--ipc`: takes the ends of the sockets that the warden left.
 fn connect<Q, R>(role: Role, mode: &Mode) -> Result<(Requests<Q>, Replies<R>), Fault>
 where
     Q: Serialize + DeserializeOwned,
@@ -288,7 +289,8 @@ where
     }
     let end =
         |number| inherited(number).fault("taking", format!("descriptor {number}, an end of init's channel"));
-    // streamd waits for its processes too, and no request of its is large enough to come in shared memory.
+    // streamd also waits for its processes, and none of its requests is large enough to come in shared
+    // memory.
     if role == Role::Streamd {
         let voice = channel::voice(end(FD_REPLIES)?)?;
         return Ok((Requests::Packets(end(FD_REQUESTS)?, vec![0; PACKET_MAX]), Replies::Ipc(voice)));
@@ -298,8 +300,8 @@ where
     Ok((Requests::Ipc(inbox), Replies::Ipc(voice)))
 }
 
-/// Enters the network of the pod, if the warden has left it: links are there, and what a helper mounts,
-/// starts and sets up is to be there too. streamd has no use for a network.
+/// Enters the pod's network namespace, if the warden left one: the links are there, and mounts, processes and
+/// settings of a helper belong there too. streamd does not use the network.
 fn enter_network(role: Role, mode: &Mode) -> Result<(), Fault> {
     if *mode != Mode::Ipc || role == Role::Streamd {
         return Ok(());
@@ -310,7 +312,7 @@ fn enter_network(role: Role, mode: &Mode) -> Result<(), Fault> {
     }
 }
 
-/// What `--help` prints behind the usage.
+/// The text that `--help` prints below the usage.
 const HELP: &str = "
 One helper of a guest: it reads requests and answers them, confined. docs/helpers.md has every request.
 
@@ -325,15 +327,16 @@ One helper of a guest: it reads requests and answers them, confined. docs/helper
   --local         the guest is in namespaces of a machine whose settings are not its own (mountd)
   --help          prints this";
 
-/// Whether a person asks for help: the first argument is `--help`.
+/// Whether the first argument is `--help`.
 pub fn asks_for_help() -> bool {
     std::env::args_os().nth(1).is_some_and(|word| word == "--help")
 }
 
-/// A helper's `main`: parse, connect, open, confine, then `serve` until there are no more requests.
+/// A helper's `main`: it parses, connects, opens and confines, then calls `serve` until there are no more
+/// requests.
 ///
-/// `grants` are the capabilities of what it executes: the containers', for execd; the others execute nothing.
-/// `open` runs with everything the warden left the process; `serve` runs confined.
+/// `grants` are the capabilities of the programs that the helper executes: the containers' for execd, none
+/// for the others. `open` runs with everything that the warden left to the process; `serve` runs confined.
 pub fn run<Q, R, S>(
     role: Role,
     policy: &'static [u8],
@@ -357,7 +360,7 @@ where
             return ExitCode::from(2);
         }
     };
-    // Started by the warden, it logs by init.
+    // A helper that the warden started logs through init.
     logger::start(role.name(), options.log, options.mode == Mode::Ipc);
     let outcome = Policy::decode(policy).and_then(|policy| {
         if options.mode == Mode::Policy {
@@ -366,7 +369,8 @@ where
         }
         let granted = grants(&options)?;
         let (requests, replies) = connect(role, &options.mode)?;
-        // Behind: the channels' sockets are the guest's, what is opened now is of the pod's network.
+        // This comes after the connection: the sockets of the channels belong to the guest's network, and
+        // what is opened from here on to the pod's.
         enter_network(role, &options.mode)?;
         let state = open(&options)?;
         if options.unconfined {
@@ -386,7 +390,7 @@ where
     }
 }
 
-/// The loop of the helpers that answer one request after the other.
+/// The loop of a helper that answers one request after the other.
 pub fn serve<Q, R>(
     mut requests: Requests<Q>,
     replies: Replies<R>,

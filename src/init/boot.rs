@@ -1,4 +1,4 @@
-//! Early boot: what PID 1 does before it can do anything else (protocol.md «Guest set-up at boot»).
+//! Early boot: what PID 1 does before everything else (protocol.md «Guest set-up at boot»).
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -26,12 +26,12 @@ use crate::sys::mount::{clone_tree, set_attributes};
 /// RLIMIT_NPROC and RLIMIT_SIGPENDING, as the C original sets them.
 const PROCESSES: u64 = 30_604;
 
-/// Whether the kernel expedites its grace periods (RCU): `rcupdate.rcu_expedited` of its command line.
+/// Whether the kernel expedites its RCU grace periods: `rcupdate.rcu_expedited` of its command line.
 const EXPEDITED: &str = "/sys/kernel/rcu_expedited";
 
-/// Blocks every signal, first thing: from now on they are data. Children unblock them before they execute.
-/// What the kernel sends for this process's own deed is left: a blocked one would kill it without its
-/// handler.
+/// Blocks every signal, as the first step: from here on signals are data. Children unblock them before they
+/// execute. Signals that the kernel sends for a fault of this process stay unblocked, because a blocked one
+/// would kill the process without its handler.
 pub fn block_signals() -> Result<SignalFd, Fault> {
     let mut all = SigSet::all();
     for own in [
@@ -49,16 +49,17 @@ pub fn block_signals() -> Result<SignalFd, Fault> {
     SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).fault("opening", "a signalfd")
 }
 
-/// What [`early`] leaves.
+/// The result of [`early`].
 #[derive(Default)]
 pub struct Early {
-    /// How long the modules took.
+    /// How long loading the modules took.
     pub modules: Duration,
-    /// What [`calm`] is to put back.
+    /// The value that [`calm`] restores.
     pub expedited: Option<String>,
 }
 
-/// Brings a VM to where a namespace already is: /proc, /sys, /dev, a log, the kernel command line, modules.
+/// Brings a VM to the state that a namespace starts in: /proc, /sys, /dev, a log, the kernel command line,
+/// modules.
 pub fn early(settings: &mut Settings) -> Result<Early, Fault> {
     if settings.local.is_some() {
         logger::start("init", settings.log, false);
@@ -75,11 +76,11 @@ pub fn early(settings: &mut Settings) -> Result<Early, Fault> {
     for warning in warnings {
         log::warn!("{warning}");
     }
-    // PID 1 is no session's leader only if the kernel says so; then it already is one.
+    // The kernel refuses only if PID 1 already leads a session.
     let _ = nix::unistd::setsid();
     let began = Instant::now();
     modules::load_all(&Path::new("/lib/modules").join(uname().fault("asking", "uname")?.release()))?;
-    // A kernel that is built without modules has no such setting.
+    // A kernel that is built without modules does not have the setting.
     const NO_MORE: &str = "/proc/sys/kernel/modules_disabled";
     if Path::new(NO_MORE).exists() {
         write(NO_MORE, "1");
@@ -87,23 +88,23 @@ pub fn early(settings: &mut Settings) -> Result<Early, Fault> {
     Ok(Early { modules: began.elapsed(), expedited })
 }
 
-/// Has the kernel interrupt other processors rather than wait until they are past what it changes: loading
-/// modules, making mounts and cgroups waits some dozen times, for milliseconds each, and there is nobody yet
-/// whom that could disturb. Returns what [`calm`] is to put back: the kernel command line may have said it
-/// for good. A kernel without it takes its time.
+/// Makes the kernel interrupt other processors instead of waiting for them. Loading modules and making mounts
+/// and cgroups would wait some dozen times for milliseconds each, and at boot there is no process yet that
+/// the interrupts could disturb. Returns the value that [`calm`] restores: the kernel command line may have
+/// asked for it permanently. On a kernel without the setting boot takes longer.
 fn hurry() -> Option<String> {
     let before = std::fs::read_to_string(EXPEDITED).ok()?;
     std::fs::write(EXPEDITED, "1").ok().map(|()| before)
 }
 
-/// The end of [`hurry`].
+/// Ends [`hurry`].
 pub fn calm(before: Option<String>) {
     if let Some(before) = before {
         write(EXPEDITED, &before);
     }
 }
 
-/// Mounts one of the kernel's filesystems; the directory is made if the image has none.
+/// Mounts one of the kernel's filesystems. Makes the directory if the image lacks it.
 pub fn mount_kernel(kind: &str, at: &str) -> Result<(), Fault> {
     let _ = std::fs::create_dir_all(at);
     let flags = match kind {
@@ -117,9 +118,10 @@ pub fn mount_kernel(kind: &str, at: &str) -> Result<(), Fault> {
     }
 }
 
-/// Standard input becomes /dev/null, standard output and error the kernel's log: it never blocks its writer.
+/// Makes standard input /dev/null, and standard output and error the kernel's log, which never blocks its
+/// writer.
 fn log_to_kernel() -> Result<(), Fault> {
-    // The default lets user space write ten lines and then drops them. The kernel insists on the newline.
+    // By default the kernel drops lines of user space after ten. The kernel expects the newline.
     write("/proc/sys/kernel/printk_devkmsg", "on\n");
     let null = File::open("/dev/null").fault("opening", "/dev/null")?;
     let kmsg = OpenOptions::new().write(true).open("/dev/kmsg").fault("opening", "/dev/kmsg")?;
@@ -129,12 +131,12 @@ fn log_to_kernel() -> Result<(), Fault> {
     log(nix::unistd::dup2_stderr(kmsg.as_fd()))
 }
 
-/// Opens PID 1's own program, which is every helper's too, before the place it is in goes away.
+/// Opens PID 1's own program, which is also every helper's, before the filesystem that it is on goes away.
 ///
-/// By a read-only mount of its own: a process that execd starts is this program until it executes its
-/// container's, and an image may name `/proc/self/exe` as a program. What is opened by way of `/proc/PID/exe`
-/// is on the mount that was executed, so whoever gets there cannot write to the program, nor change its mode
-/// (CVE-2019-5736).
+/// The program gets a read-only mount of its own. A process that execd starts runs this program until it
+/// executes the container's, and an image may name `/proc/self/exe` as its program. A file that is opened
+/// through `/proc/PID/exe` is on the mount that was executed, so it cannot be written to, nor its mode
+/// changed (CVE-2019-5736).
 pub fn program() -> Result<OwnedFd, Fault> {
     const OWN: &str = "/proc/self/exe";
     let file = open(OWN, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).fault("opening", OWN)?;
@@ -145,9 +147,9 @@ pub fn program() -> Result<OwnedFd, Fault> {
     open(through.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).fault("opening again", OWN)
 }
 
-/// Leaves the network to the pod: the guest's own sockets are in none that a container sees. Links that the
-/// kernel finds, now or later, are where they were, and so the pod's. Returns its namespace; none where the
-/// kernel has no network namespaces, or no room for one.
+/// Leaves the first network namespace to the pod, and moves the guest to a new one, so that no container sees
+/// the guest's own sockets. Links that the kernel finds, now or later, are in the first namespace and so the
+/// pod's. Returns that namespace, or none if the kernel has no network namespaces or no room for one.
 pub fn leave_network() -> Option<OwnedFd> {
     const OWN: &str = "/proc/self/ns/net";
     let left = open(OWN, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
@@ -156,7 +158,7 @@ pub fn leave_network() -> Option<OwnedFd> {
     left.inspect_err(|fault| log::warn!("the guest shares the pod's network: {fault}")).ok()
 }
 
-/// What a user's processes may do in a VM's network. A local guest has that of hyperctl's making.
+/// The network rights of a user in a VM. hyperctl sets them for a local guest.
 pub fn network(settings: &Settings) {
     if settings.local.is_none() {
         for (path, value) in USERS_NETWORK {
@@ -165,31 +167,32 @@ pub fn network(settings: &Settings) {
     }
 }
 
-/// Raises the limits of processes and signals, and exempts the guest's own from the memory killer.
+/// Raises the limits of processes and signals, and exempts the guest's own processes from the memory killer.
 pub fn limits(settings: &Settings) {
     let limits = [(Resource::RLIMIT_NPROC, PROCESSES), (Resource::RLIMIT_SIGPENDING, PROCESSES)];
     for (resource, limit) in limits {
         if let Err(errno) = setrlimit(resource, limit, limit) {
             warn(settings, &Fault::errno("setting", format!("{resource:?} to {limit}"), errno));
-            // In a namespace whose owner may not raise limits, at least all that it has.
+            // In a namespace whose owner may not raise limits, the soft limit becomes the hard one.
             let _ = getrlimit(resource).and_then(|(_, hard)| setrlimit(resource, hard, hard));
         }
     }
-    // The memory killer takes a container before it takes the guest; execd resets it for what it starts.
+    // The memory killer takes a container's process before the guest's. execd resets the value for the
+    // processes that it starts.
     const OOM: &str = "/proc/self/oom_score_adj";
     if let Err(error) = std::fs::write(OOM, "-1000") {
         warn(settings, &Fault::io("writing -1000 to", OOM, &error));
     }
 }
 
-/// Says what could not be raised. In a namespace it is the machine that decides, and nothing is amiss.
+/// Logs a limit that could not be raised. In a namespace the machine decides, and nothing is wrong.
 pub fn warn(settings: &Settings, fault: &Fault) {
     let level = if settings.local.is_some() { log::Level::Info } else { log::Level::Warn };
     log::log!(level, "{fault}");
 }
 
-/// Has the memory that PID 1 and the warden may ever need promised (sys/heap.rs). `main` has tried: in a VM
-/// whose kernel was told at its start to count every promise it stops counting for this one.
+/// Reserves the memory that PID 1 and the warden may ever need (sys/heap.rs). `main` has tried before. In a
+/// VM whose kernel was told at its start to count every reservation, the kernel stops counting for this one.
 pub fn memory(settings: &Settings) {
     const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
     let mut reserved = heap::reserve();
@@ -205,7 +208,7 @@ pub fn memory(settings: &Settings) {
     heap::deepen_stack();
 }
 
-/// Writes a kernel setting; one that is not there or not ours to set is a warning.
+/// Writes a kernel setting. A setting that is missing or cannot be set is a warning.
 pub fn write(path: &str, value: &str) {
     if let Err(error) = std::fs::write(path, value) {
         log::warn!("{}", Fault::io(format!("writing {} to", value.trim_end()), path, &error));

@@ -1,5 +1,5 @@
-//! What the helpers and the warden say, taken from their sockets by init's own hands: nothing of it is
-//! believed before it is checked, nothing waits, and what is allocated is no more than a packet.
+//! Receives what the helpers and the warden send, directly from their sockets. Nothing is believed before it
+//! is checked, nothing blocks, and no more than one packet is allocated.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,37 +12,37 @@ use crate::wire::packet::PACKET_MAX;
 use crate::wire::warden::{self, REPLY_LEN};
 use crate::wire::{Envelope, Reply, Role, Said, channel};
 
-/// What was heard.
+/// The result of receiving.
 #[derive(Debug)]
 pub enum Heard<T> {
-    /// This.
+    /// A message.
     Word(T),
     /// Nothing more for now.
     Nothing,
     /// The other end is gone.
     End,
-    /// Something that nobody honest says; what, for the log.
+    /// Something that no honest process sends, with its description for the log.
     Lie(String),
 }
 
-/// What helpers say arrives here, one packet at a time.
+/// The buffer for one packet of a helper.
 pub struct Buffer(Vec<u8>);
 
 impl Buffer {
-    /// Allocates it, once.
+    /// Allocates the buffer, once.
     pub fn new() -> Buffer {
         Buffer(vec![0; PACKET_MAX])
     }
 }
 
-/// The next word of a helper.
+/// Receives the next message of a helper.
 pub fn helper(role: Role, socket: &OwnedFd, buffer: &mut Buffer) -> Heard<Said<Reply>> {
     let packet = match receive_bytes(socket, &mut buffer.0) {
         Ok(0) => return end_or_lie(socket.as_fd()),
         Ok(count) => buffer.0.get(..count).unwrap_or_default(),
         Err(errno) => return no_packet(errno),
     };
-    // Decoding is ipc-channel's, and a bug in it is not to be PID 1's.
+    // ipc-channel decodes, and a bug in it must not end PID 1.
     let decoded = catch_unwind(AssertUnwindSafe(|| match role {
         Role::Netd => said(packet, Reply::Netd),
         Role::Mountd => said(packet, Reply::Mountd),
@@ -66,9 +66,9 @@ where
     })
 }
 
-/// The next word of the warden, and what came with it.
+/// Receives the next message of the warden, with its descriptors.
 pub fn warden(socket: &OwnedFd) -> Heard<(warden::Reply, Vec<OwnedFd>)> {
-    // One byte more than a packet has: a longer one is cut, and refused.
+    // The buffer has one byte more than a packet, so a longer packet is noticed and refused.
     let mut packet = [0; REPLY_LEN + 1];
     match receive_fds(socket, &mut packet) {
         Ok((0, _)) => end_or_lie(socket.as_fd()),
@@ -83,17 +83,18 @@ pub fn warden(socket: &OwnedFd) -> Heard<(warden::Reply, Vec<OwnedFd>)> {
 
 fn no_packet<T>(errno: Errno) -> Heard<T> {
     match errno {
-        // The kernel's own want of memory is nobody's end: what waits is received later.
+        // The kernel's own want of memory does not mean that the other end is gone: the packet is received
+        // later.
         Errno::EAGAIN | Errno::EINTR | Errno::ENOMEM | Errno::ENOBUFS => Heard::Nothing,
-        // Lost, but no lie: its descriptors could not be taken, and whoever waits for them has his time
-        // limit.
+        // The packet is lost, but it was no lie: its descriptors could not be taken. The request that waits
+        // for them has a time limit.
         Errno::EMFILE => {
             log::error!("no descriptor is left for what was sent");
             Heard::Nothing
         }
         Errno::EBADMSG => Heard::Lie("descriptors that nobody asked for".to_owned()),
         Errno::EMSGSIZE => Heard::Lie("a packet that is longer than any of its edge".to_owned()),
-        // ECONNRESET: it died and had not read everything.
+        // ECONNRESET: the other end died before it had read everything.
         _ => Heard::End,
     }
 }

@@ -8,12 +8,12 @@ use nix::unistd::write;
 
 use crate::frame::{self, Message};
 
-/// As much as is written at once, in bytes: whole frames, unless one frame is longer.
+/// How much is written at once, in bytes: whole frames, unless one frame is longer.
 pub(super) const TOGETHER: usize = 16 << 10;
-/// While more than this waits for a host that does not read, nothing more is read from the host: in bytes.
+/// While more bytes than this wait for a host that does not read, nothing more is read from the host.
 pub(super) const OUT_MAX: usize = 1 << 20;
 
-/// A frame on its way out.
+/// A frame that waits to be written.
 struct Out {
     message: Message,
     bytes: Vec<u8>,
@@ -40,7 +40,7 @@ impl Outbox {
         self.frames.is_empty()
     }
 
-    /// Adds a frame; READY goes before all others that have not been begun.
+    /// Adds a frame. READY goes before all others that have not been begun.
     pub(super) fn push(&mut self, message: Message, payload: &[u8]) {
         let bytes = match frame::control(message, payload) {
             Ok(bytes) => bytes,
@@ -58,20 +58,20 @@ impl Outbox {
         }
     }
 
-    /// The next host gets the frame that the last host got a part of from its start.
+    /// Rewinds the first frame: the next host gets the whole frame of which the last host got a part.
     pub(super) fn rewind(&mut self) {
         self.sent = 0;
     }
 
-    /// A connection ended: only events are for the next host.
+    /// Drops everything but events, because a connection ended and only events are for the next host.
     pub(super) fn start_over(&mut self) {
         self.rewind();
         self.frames.retain(|out| out.message == Message::ProcessAsyncEvent);
         self.count_waiting();
     }
 
-    /// The host of a device is another: events stay, a READY that has not been heard too, and the rest of a
-    /// frame that was written in part has to follow.
+    /// Drops the replies, because a device has another host. Events stay, and so does a READY that was not
+    /// heard. The rest of a frame that was written in part has to follow.
     pub(super) fn forget_replies(&mut self) {
         let mut begun = self.sent > 0;
         self.frames.retain(|out| {
@@ -84,8 +84,8 @@ impl Outbox {
         self.waiting = self.frames.iter().map(|out| out.bytes.len()).sum();
     }
 
-    /// Writes what can be written; true if that is all, false if the port takes no more. Small frames leave
-    /// together, for each write to a device is work for the host and wakes init again.
+    /// Writes what can be written. Returns true if that is everything, false if the port takes no more. Small
+    /// frames are written together, because each write to a device is work for the host and wakes init again.
     pub(super) fn write(&mut self, to: &OwnedFd) -> Result<bool, Errno> {
         while let Some(first) = self.frames.front() {
             let rest = first.bytes.get(self.sent..).unwrap_or_default();
@@ -104,7 +104,7 @@ impl Outbox {
         Ok(true)
     }
 
-    /// What is left of the first frame, and the frames behind it that fit into a write with it.
+    /// The rest of the first frame, and the frames behind it that fit into the same write.
     fn together(&self) -> Vec<u8> {
         let mut together = Vec::with_capacity(TOGETHER);
         let mut sent = self.sent;
@@ -148,7 +148,7 @@ mod tests {
         socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC).unwrap()
     }
 
-    /// Each message of this socket is one write.
+    /// On this socket each message is one write.
     #[test]
     fn small_frames_leave_together_and_in_order() {
         let (host, guest) = sockets(SockType::SeqPacket);

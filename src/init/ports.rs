@@ -1,4 +1,4 @@
-//! The two channels to the host, found or made at boot: later PID 1 can open nothing.
+//! The two channels to the host, found or made at boot, because PID 1 can open nothing later.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
@@ -19,40 +19,42 @@ use super::settings::{Settings, Transport};
 use crate::fault::{Fault, OrFault};
 use crate::port::Kind;
 
-/// How long the host may take to plug the ports. A guest without ports is of no use to its host.
+/// How long the host may take to plug the ports. A guest without ports is useless to its host.
 const PLUG_TIMEOUT: Duration = Duration::from_secs(30);
 /// Where the kernel lists virtio-serial ports, each with a `name`.
 const VIRTIO_PORTS: &str = "/sys/class/virtio-ports";
 const CONTROL: &str = "sh.hyper.channel.0";
 const STREAM: &str = "sh.hyper.channel.1";
-/// Where the kernel lists virtio devices. The file `device` has the kind; PCI ids of modern devices say less.
+/// Where the kernel lists virtio devices. The file `device` has the kind, which the PCI ids of modern devices
+/// do not tell.
 const VIRTIO_DEVICES: &str = "/sys/bus/virtio/devices";
 /// The kind of a vsock device (virtio 1.2, section 5).
 const VSOCK_DEVICE: &str = "0x0013";
 /// The ports of vsock that the guest listens on (protocol.md «Channels»).
 const VSOCK_CONTROL: u32 = 2718;
 const VSOCK_STREAM: u32 = 2719;
-/// How many connections may wait for the live one to end.
+/// How many connections may wait for the present one to end.
 const WAITING: i32 = 8;
 /// The serial lines; the first one is the console.
 const LINES: [&str; 2] = ["/dev/ttyS1", "/dev/ttyS2"];
 /// Xen's consoles; the first one is the guest's.
 const CONSOLES: [&str; 2] = ["/dev/hvc1", "/dev/hvc2"];
 
-/// One end towards the host.
+/// The guest's end of one channel.
 pub enum Port {
-    /// An open virtio-serial port. It stays while hosts come and go; EPOLLHUP says that no host is there.
+    /// An open virtio-serial port. It stays open while hosts come and go; EPOLLHUP reports that no host is
+    /// there.
     Device(OwnedFd),
-    /// A serial line or a console, raw: nothing tells whether a host is at the other end.
+    /// A serial line or a console in raw mode. No event tells whether a host is at the other end.
     Line(OwnedFd),
-    /// A listening unix socket: hosts connect, and one is served at a time.
+    /// A listening unix socket. Hosts connect, and one is served at a time.
     Listener(OwnedFd),
-    /// A listening vsock socket: others than the host can connect too.
+    /// A listening vsock socket. Other peers than the host can connect too.
     Vsock(OwnedFd),
 }
 
 impl Port {
-    /// How it reports its hosts.
+    /// How the port reports its hosts.
     pub fn kind(&self) -> Kind {
         match self {
             Port::Device(_) => Kind::Device,
@@ -73,11 +75,11 @@ impl Port {
 pub struct Ports {
     /// Commands and replies, for PID 1.
     pub control: Port,
-    /// The processes' bytes, for streamd.
+    /// The input and output of processes, for streamd.
     pub stream: Port,
 }
 
-/// Opens both channels by the transport that the settings or the devices name.
+/// Opens both channels over the transport that the settings or the devices name.
 pub fn open(settings: &Settings) -> Result<Ports, Fault> {
     if let Some(local) = &settings.local {
         return Ok(Ports { control: listen(&local.ctl)?, stream: listen(&local.stream)? });
@@ -94,7 +96,7 @@ pub fn open(settings: &Settings) -> Result<Ports, Fault> {
     }
 }
 
-/// What was found. A host that plugs a vsock device wants vsock, also if it plugs the ports.
+/// Opens what was found. A host that plugs a vsock device wants vsock, even if it plugs the ports too.
 enum Virtio {
     Vsock,
     Serial(PathBuf, PathBuf),
@@ -108,7 +110,7 @@ fn find_virtio() -> Option<Virtio> {
     Some(Virtio::Serial(port(CONTROL)?, port(STREAM)?))
 }
 
-/// Whether there is a vsock device among those of the virtio bus.
+/// Whether the virtio bus has a vsock device.
 fn has_vsock(devices: &Path) -> bool {
     let Ok(entries) = std::fs::read_dir(devices) else { return false };
     let kind = |entry: std::fs::DirEntry| std::fs::read_to_string(entry.path().join("device"));
@@ -142,10 +144,10 @@ fn line(path: &str) -> Result<Port, Fault> {
     Ok(Port::Line(fd))
 }
 
-/// Bytes pass unchanged, at 115200 baud with eight bits. The other end may stop them (CRTSCTS), and its
-/// absence means nothing (CLOCAL).
+/// Makes the line pass bytes unchanged, at 115200 baud with eight bits. The other end may stop the flow
+/// (CRTSCTS), and its absence means nothing (CLOCAL).
 fn make_raw(settings: &mut Termios) {
-    // Not by cfsetspeed(3): its name for dynamic programs is not in the static C library.
+    // cfsetspeed(3) is missing: its name for dynamic programs is not in the static C library.
     const SPEED: ControlFlags = ControlFlags::from_bits_retain(nix::libc::B115200);
     cfmakeraw(settings);
     settings.control_flags = settings.control_flags.difference(ControlFlags::CBAUD).union(SPEED);
@@ -169,7 +171,7 @@ fn open_device(path: &Path) -> Result<OwnedFd, Fault> {
     open_fd(path, flags, Mode::empty()).fault("opening", path.display())
 }
 
-/// Looks until something is there. Between two looks it sleeps until the kernel announces a device.
+/// Looks until something is found. Between two looks it sleeps until the kernel announces a device.
 fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T, Fault> {
     let events = uevents()?;
     let deadline = Instant::now() + PLUG_TIMEOUT;
@@ -188,7 +190,7 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T, Fau
     }
 }
 
-/// The kernel's announcements of devices (netlink(7), NETLINK_KOBJECT_UEVENT); their text is not read.
+/// The kernel's announcements of devices (netlink(7), NETLINK_KOBJECT_UEVENT). Their text is not read.
 fn uevents() -> Result<OwnedFd, Fault> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let events =
@@ -203,7 +205,7 @@ fn drain(events: &OwnedFd) {
     let mut buffer = [0; 4096];
     loop {
         match recv(events.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            // ENOBUFS: announcements were dropped; the next look sees what they said.
+            // ENOBUFS: announcements were dropped. The next look finds the devices all the same.
             Ok(_) | Err(Errno::ENOBUFS) => {}
             Err(_) => return,
         }
@@ -245,7 +247,7 @@ mod tests {
         let Port::Line(fd) = line(path.to_str().unwrap()).unwrap() else { panic!("not a line") };
         let bytes: Vec<u8> = (0..=255).collect();
         let mut got = [0; 256];
-        // Both ways, and what is sent does not come back.
+        // Bytes pass in both directions, and the other end gets no echo.
         assert_eq!(nix::unistd::write(&pty.master, &bytes), Ok(256));
         assert_eq!(nix::unistd::read(&fd, &mut got), Ok(256));
         assert_eq!(got[..], bytes);

@@ -1,4 +1,4 @@
-//! The guest: what its processes share. docs/design.md draws the process tree.
+//! The code that the guest's processes share. docs/design.md draws the process tree.
 #![deny(unsafe_code)]
 
 pub mod cgroups;

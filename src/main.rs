@@ -1,9 +1,10 @@
-//! All programs of the guest in one file; which one it is says its name. PID 1 starts the helpers from its
-//! own.
+//! All programs of the guest in one file; the program's name says which one runs. PID 1 starts the helpers
+//! from its own file.
 //!
-//! The C library and std are there once and not five times, on disk and in memory: the kernel shares the
-//! pages. In exchange each process carries the others' code; its filter and capabilities do not let it use
-//! more of it. `helpers/*/main.rs` are programs of their own as well, for a person and for tests.
+//! The C library and std exist once instead of five times, on disk and in memory, because the kernel shares
+//! the pages. In exchange each process carries the code of the others, and its filter and capabilities keep
+//! it from using that code's calls. `helpers/*/main.rs` are also programs of their own, for a person and for
+//! tests.
 #![forbid(unsafe_code)]
 
 #[path = "../helpers/execd/main.rs"]
@@ -25,7 +26,8 @@ use hyperinit::wire::Role;
 static HEAP: Heap = Heap;
 
 fn main() -> ExitCode {
-    // First, while there is memory. A helper without it ends when there is none, and init says so of itself.
+    // This comes first, while there is memory. A helper without the reserve ends when memory runs out, and
+    // init logs that it has none itself.
     let _ = hyperinit::sys::heap::reserve();
     let name = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&name).file_name().and_then(|name| name.to_str());

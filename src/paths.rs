@@ -1,10 +1,10 @@
-//! Where things are in the guest. One place, because four processes and a debugging person meet here.
+//! The paths of the guest, in one place, because several processes and a person who debugs use them.
 
 use std::path::PathBuf;
 
 use crate::ids::ContainerId;
 
-/// Everything of ours in the guest: a tmpfs of its own, mode 0711.
+/// The directory of everything that belongs to hyperinit: a tmpfs of its own, mode 0711.
 pub const RUN: &str = "/run/hyperinit";
 /// Where the one-shot servers of the ipc-channel bootstrap live; empty once the helpers are up.
 pub const IPC: &str = "/run/hyperinit/ipc";
@@ -12,7 +12,7 @@ pub const IPC: &str = "/run/hyperinit/ipc";
 pub const POD: &str = "/run/hyperinit/pod";
 /// The pod's namespaces, one nsfs bind mount each.
 pub const POD_NS: &str = "/run/hyperinit/pod/ns";
-/// Which those are; `mnt` is the template of every container's.
+/// The names of those namespaces; `mnt` is the template of every container's.
 pub const POD_NAMESPACES: [&str; 4] = ["ipc", "mnt", "pid", "uts"];
 /// The pod's `/dev/shm`, one tmpfs shared by all its containers.
 pub const POD_SHM: &str = "/run/hyperinit/pod/shm";
@@ -22,12 +22,12 @@ pub const POD_HOSTS: &str = "/run/hyperinit/pod/hosts";
 pub const POD_RESOLV_CONF: &str = "/run/hyperinit/pod/resolv.conf";
 /// The pod's hostname file.
 pub const POD_HOSTNAME: &str = "/run/hyperinit/pod/hostname";
-/// A byte of it is locked for each volume that is being filled, by whoever fills it.
+/// A process that fills a volume locks one byte of this file for the volume.
 pub const FILLING: &str = "/run/hyperinit/pod/filling";
-/// Where a container's root is put together, in a mount namespace that only becomes the container's.
+/// Where a container's root is put together, in a mount namespace that later becomes the container's alone.
 pub const STAGE: &str = "/run/hyperinit/stage";
-/// Where a container's scratch is mounted, in the same namespace, and on it a volume while a part of it is
-/// bound into the container.
+/// Where a container's scratch is mounted, in the same namespace. A volume is mounted on it while a part of
+/// the volume is bound into the container.
 pub const VOLUME: &str = "/run/hyperinit/volume";
 /// Where the pod's share is mounted at STARTPOD.
 pub const SHARE: &str = "/run/hyperinit/share";
@@ -41,8 +41,8 @@ pub const TOOLS: &str = "/bin";
 pub const CONTAINERS: &str = "/run/hyperinit/containers";
 /// The guest's cgroup v2 root, if the kernel has one.
 pub const CGROUP: &str = "/sys/fs/cgroup";
-/// How much of a VM's memory is not the pod's, in bytes: what the kernel took at boot and what the guest's
-/// processes need.
+/// How much of a VM's memory does not belong to the pod, in bytes: what the kernel took at boot and what the
+/// guest's processes need.
 pub const NOT_THE_PODS: &str = "/run/hyperinit/not-the-pods";
 /// The pod's cgroup: a child for each container, named by its id.
 pub const POD_CGROUP: &str = "/sys/fs/cgroup/pod";

@@ -1,9 +1,9 @@
-//! Sysctls of a container: those that belong to the pod's namespaces, and who sets which.
+//! The sysctls of a container: those that belong to the pod's namespaces, and which process sets which.
 //!
-//! The kernel guards files of /proc/sys by the user alone: root writes to them, whatever its capabilities
-//! are. Of the other users only one with CAP_NET_ADMIN writes, and only to a network's settings. So mountd,
-//! which is not root and has CAP_NET_ADMIN, sets `net.`; the process that becomes a container's init sets the
-//! rest, while it is root in the pod's namespaces and has not entered the container's.
+//! The kernel guards files of /proc/sys by the user alone: root may write to them with any capabilities.
+//! Another user may write only to the settings of a network, and only with CAP_NET_ADMIN. So mountd, which
+//! has CAP_NET_ADMIN and is not root, sets `net.`. The process that becomes a container's init sets the rest,
+//! while it is root in the pod's namespaces and has not yet entered the container's.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -16,16 +16,16 @@ use crate::fault::{Fault, OrFault};
 use crate::sandbox::ContainerProfile;
 use crate::sys::mount::{Resolve, openat2};
 
-/// Names and values, as the host has them.
+/// Names and values, as the host sent them.
 pub type Sysctls = BTreeMap<String, String>;
 
-/// Names that a namespace has of its own, or that runV sets with every container.
+/// Names of settings that each namespace has, or that runV sets with every container.
 const NAMESPACED: [&str; 5] = ["fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm", NETWORK];
 const ALWAYS: [&str; 1] = ["vm.overcommit_memory"];
-/// Those of the network.
+/// Names of the network's settings.
 const NETWORK: &str = "net.";
 
-/// Refuses what the profile does not open, before anything is done.
+/// Refuses sysctls that the profile does not allow, before anything is changed.
 pub fn check(sysctls: &Sysctls, profile: &ContainerProfile) -> Result<(), Fault> {
     for name in sysctls.keys() {
         let fault = |why: &str| Err(Fault::new("reading the sysctl", name, why));
@@ -33,7 +33,8 @@ pub fn check(sysctls: &Sysctls, profile: &ContainerProfile) -> Result<(), Fault>
             return fault("it is not a dotted name");
         }
         let open = ALWAYS.contains(&name.as_str()) || is_namespaced(name);
-        // Only the privileged profile leaves /sys writable; it may also set what is the whole guest's.
+        // Only the privileged profile has a writable /sys, and it may also set what belongs to the whole
+        // guest.
         if !open && profile.readonly_sys() {
             return fault("it is the whole guest's: only the privileged profile may set it");
         }
@@ -45,20 +46,20 @@ fn is_namespaced(name: &str) -> bool {
     NAMESPACED.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Sets those of the network, by a /proc: mountd's part.
+/// mountd's part: sets the sysctls of the network, through a /proc.
 pub fn set_network(proc: &OwnedFd, sysctls: &Sysctls) -> Result<(), Fault> {
     let network = sysctls.iter().filter(|(name, _)| name.starts_with(NETWORK));
     network.into_iter().try_for_each(|(name, value)| set(proc, name, value))
 }
 
-/// Sets all of `sysctls`, for a process that is root in the pod's namespaces: of a setting that each
-/// namespace has, the kernel takes the one of the writer's namespace.
+/// Sets all of `sysctls`, for a process that is root in the pod's namespaces. For a setting that each
+/// namespace has, the kernel takes the writer's namespace.
 pub fn set_all(proc: &OwnedFd, sysctls: &[(&String, &String)]) -> Result<(), Fault> {
     sysctls.iter().try_for_each(|(name, value)| set(proc, name, value))
 }
 
-/// Those that are not the network's. In namespaces of a machine (`local`) what is not a namespace's own is
-/// the machine's: it stays as it is, and the log says so.
+/// The sysctls that are not the network's. In namespaces of a machine (`local`) a setting of no namespace
+/// belongs to the machine: it stays as it is, and the log says so.
 pub fn others(sysctls: &Sysctls, local: bool) -> Vec<(&String, &String)> {
     let others = sysctls.iter().filter(|(name, _)| !name.starts_with(NETWORK));
     let (ours, machines): (Vec<_>, Vec<_>) = others.partition(|(name, _)| !local || is_namespaced(name));

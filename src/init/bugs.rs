@@ -1,23 +1,24 @@
-//! A panic is a bug. PID 1 says so (the panic hook does) and goes on with the next event; if there is one at
-//! every turn, it takes its time between them.
+//! A panic is a bug. The panic hook logs it, and PID 1 goes on with the next event. If every turn panics, PID
+//! 1 pauses between turns.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use nix::poll::{PollTimeout, poll};
 
-/// So many panics in a row are nothing but events that are dropped.
+/// Up to this many panics in a row cost only the events that are dropped.
 const EVENTS: u32 = 3;
-/// The first pause; each is twice as long as the one before.
+/// The first pause. Each further pause is twice as long.
 const PAUSE: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// The panics in a row, without a turn between them that came to its end.
+/// The number of panics since the last turn that completed.
 #[derive(Debug, Default)]
 pub struct Bugs(u32);
 
 impl Bugs {
-    /// Takes a turn of the event loop. How long to wait before the next one, if there were too many panics.
+    /// Runs one turn of the event loop. Returns how long to wait before the next turn, if there were too many
+    /// panics.
     pub fn take(&mut self, turn: impl FnOnce()) -> Option<Duration> {
         if catch_unwind(AssertUnwindSafe(turn)).is_ok() {
             self.0 = 0;
@@ -34,9 +35,9 @@ impl Bugs {
     }
 }
 
-/// Waits. Nothing else is done meanwhile: whatever it is would panic.
+/// Waits, and does nothing else meanwhile, because any work may panic again.
 pub fn pause(time: Duration) {
-    // A failure to wait is one of the kernel, and PID 1 goes on.
+    // Only the kernel can make the wait fail, and PID 1 goes on.
     let _ = poll(&mut [], PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX));
 }
 

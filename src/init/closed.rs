@@ -1,7 +1,7 @@
-//! What of its kernel a VM closes at boot, each setting with its reason. What a distribution's kernel has by
-//! itself differs, so nothing of this is left to it.
+//! The parts of the kernel that a VM closes at boot, each setting with its reason. The defaults of
+//! distributions' kernels differ, so the guest sets all of them.
 //!
-//! A setting that the kernel does not have is left out.
+//! A setting that the kernel does not have is skipped.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -10,19 +10,19 @@ use super::settings::Settings;
 use crate::fault::Fault;
 use crate::wire::Profile;
 
-/// A setting of the kernel's.
+/// A setting of the kernel.
 #[derive(Debug, Clone, Copy)]
 pub struct Closed {
     /// Its name, as sysctl(8) has it.
     pub name: &'static str,
     /// What it is set to.
     pub value: &'static str,
-    /// What for.
+    /// Why.
     pub why: &'static str,
 }
 
 impl Closed {
-    /// Its file.
+    /// Its file in /proc/sys.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/sys/{}", self.name.replace('.', "/")))
     }
@@ -32,7 +32,7 @@ const fn closed(name: &'static str, value: &'static str, why: &'static str) -> C
     Closed { name, value, why }
 }
 
-/// In every VM. Names and values are those of the kernel's Documentation/admin-guide/sysctl.
+/// The settings of every VM. Names and values are those of the kernel's Documentation/admin-guide/sysctl.
 const ALWAYS: &[Closed] = &[
     closed(
         "dev.tty.ldisc_autoload",
@@ -105,15 +105,16 @@ const ALWAYS: &[Closed] = &[
     closed("vm.panic_on_oom", "0", "a container's process dies of want of memory, not the VM"),
 ];
 
-/// Where containers make no namespaces of users: a user namespace has every capability of its own, and with
-/// it more of the kernel to try. The privileged profile runs containers in containers, which may want some.
+/// The settings of profiles whose containers make no user namespaces. A user namespace has every capability
+/// of its own, and so exposes more of the kernel. The privileged profile runs containers in containers, which
+/// may need user namespaces.
 const WITHOUT_USER_NAMESPACES: Closed = closed(
     "user.max_user_namespaces",
     "0",
     "nobody makes one: the profiles default and restricted deny it to containers, the guest needs none",
 );
 
-/// What is set with a profile.
+/// The settings of a profile.
 pub fn settings(profile: Profile) -> impl Iterator<Item = Closed> {
     let more = match profile {
         Profile::Default | Profile::Restricted => Some(WITHOUT_USER_NAMESPACES),
@@ -122,14 +123,14 @@ pub fn settings(profile: Profile) -> impl Iterator<Item = Closed> {
     ALWAYS.iter().copied().chain(more)
 }
 
-/// Sets them in a VM. In namespaces they are the machine's.
+/// Sets them in a VM. In namespaces they belong to the machine.
 pub fn close(guest: &Settings) {
     if guest.local.is_some() {
         return;
     }
     for setting in settings(guest.profile) {
         let path = setting.path();
-        // The newline: nothing at all would be no write.
+        // The newline is needed: an empty write is no write.
         match std::fs::write(&path, format!("{}\n", setting.value)) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 log::warn!("{}", Fault::io(format!("setting to {:?}", setting.value), setting.name, &error));

@@ -1,6 +1,6 @@
-//! PID 1: boots the guest, starts the helpers, confines itself, and then only turns events into actions.
+//! PID 1 boots the guest, starts the helpers, confines itself, and then only turns events into actions.
 //!
-//! The line in [`run`] after which every error is an event and no longer a reason to leave is marked there.
+//! A line in [`run`] marks the point after which every error is an event and no longer a reason to end.
 
 mod boot;
 mod bugs;
@@ -34,7 +34,7 @@ use crate::sandbox::Policy;
 use crate::sys::fd::close_strays;
 use settings::{HELP, Settings, USAGE};
 
-/// The policies that only this binary carries.
+/// The policies that only this program carries.
 struct Policies {
     init: Policy,
     warden: Policy,
@@ -49,10 +49,10 @@ impl Policies {
     }
 }
 
-/// The `main` of PID 1. Returns only when the guest could not boot, or when it was not started as PID 1.
+/// The `main` of PID 1. Returns only if the guest could not boot, or was not started as PID 1.
 pub fn main() -> ExitCode {
     logger::name("init");
-    // PID 1 has the kernel's words for arguments, and no one reads its output.
+    // PID 1's arguments are words of the kernel, and no one reads its output.
     if getpid().as_raw() != 1 && asks_for_help() {
         let _ = writeln!(std::io::stdout(), "{USAGE}\n\n{HELP}");
         return ExitCode::SUCCESS;
@@ -77,7 +77,7 @@ pub fn main() -> ExitCode {
         Err(fault) => {
             log::error!("the guest cannot boot: {fault}");
             if !local {
-                // A VM without its init has nothing to wait for; the log on the console says why.
+                // A VM without its init is useless; the log on the console says why it ends.
                 let _ = reboot(RebootMode::RB_POWER_OFF);
             }
             ExitCode::FAILURE
@@ -85,7 +85,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What boot took, for the log.
+/// The times of the boot, for the log.
 struct Boot {
     /// When PID 1 began.
     began: Instant,
@@ -126,8 +126,8 @@ fn run(mut settings: Settings) -> Result<Infallible, Fault> {
     guest.run()
 }
 
-/// Leaves for good: powers the VM off, or ends the namespace. mountd has synced (supervisor/shutdown.rs): it
-/// may hang in that, PID 1 may not.
+/// Ends the guest: powers the VM off, or ends the namespace. mountd has already synced
+/// (supervisor/shutdown.rs), because a sync may hang and PID 1 must not.
 fn leave(local: bool) -> ! {
     if local {
         std::process::exit(0);

@@ -1,4 +1,4 @@
-//! Kernel modules: everything the image carries, dependencies first, loaded at boot and never again.
+//! Kernel modules: everything that the image carries, dependencies first, loaded at boot and never again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
@@ -11,9 +11,9 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 
 use crate::fault::{Fault, OrFault};
 
-/// The order in which to load the modules of a `modules.dep` (depmod(8)): each after what it needs.
+/// The order in which to load the modules of a `modules.dep` (depmod(8)): each after its dependencies.
 ///
-/// A dependency that has no line of its own is loaded too; a circle is broken where it is met.
+/// A dependency without a line of its own is loaded too. A cycle is broken at the module that closes it.
 pub fn load_order(modules_dep: &str) -> Vec<&str> {
     let needs: BTreeMap<&str, Vec<&str>> = modules_dep
         .lines()
@@ -28,7 +28,7 @@ pub fn load_order(modules_dep: &str) -> Vec<&str> {
     order
 }
 
-/// Depth first, with a stack of our own: the depth is the file's to choose.
+/// Depth first, with an explicit stack, because the file determines the depth.
 fn visit<'a>(
     module: &'a str,
     needs: &BTreeMap<&'a str, Vec<&'a str>>,
@@ -46,8 +46,9 @@ fn visit<'a>(
     }
 }
 
-/// Loads the modules below `directory` (`/lib/modules/<release>`). An image without any has them built in.
-/// A module that does not load is a warning: what it was for says so itself when it is missed.
+/// Loads the modules below `directory` (`/lib/modules/<release>`). An image without modules has a kernel with
+/// everything built in. A module that does not load is a warning: the feature that needs it reports the
+/// failure.
 pub fn load_all(directory: &Path) -> Result<(), Fault> {
     let dep = directory.join("modules.dep");
     let text = match std::fs::read_to_string(&dep) {
@@ -67,7 +68,7 @@ pub fn load_all(directory: &Path) -> Result<(), Fault> {
 fn load(path: &Path) -> Result<(), Fault> {
     let file = File::open(path).fault("opening", path.display())?;
     match finit_module(&file, &CString::default(), ModuleInitFlags::empty()) {
-        // It is there already, or the hardware is not.
+        // The module is already loaded, or its hardware is missing.
         Ok(()) | Err(Errno::EEXIST | Errno::ENODEV) => Ok(()),
         Err(errno) => Err(Fault::errno("loading", path.display(), errno)),
     }

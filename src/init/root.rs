@@ -1,7 +1,7 @@
 //! The guest's own root: a tmpfs with the kernel's filesystems and nothing else.
 //!
-//! A VM leaves its initramfs (which nothing can pivot away from) as switch_root(8) does, a namespace its
-//! host's tree. Containers then `pivot_root` and detach this root instead of hiding it under a mount.
+//! A VM leaves its initramfs, which pivot_root(2) cannot leave, as switch_root(8) does; a namespace leaves
+//! the machine's tree. Containers then `pivot_root` and detach this root instead of hiding it under a mount.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -20,11 +20,11 @@ use crate::fault::{Fault, OrFault};
 use crate::paths;
 use crate::sys::mount::enter_new_namespace;
 
-/// Where the new root is put together; it exists in an initramfs and on every host.
+/// Where the new root is put together. The directory exists in an initramfs and on every host.
 const STAGE: &str = "/tmp";
-/// An initramfs is one of the two (statfs(2); nix does not name the second).
+/// The types of an initramfs (statfs(2); nix does not name the second).
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
-/// A namespace's devices: what the machine's /dev is not needed for.
+/// The device nodes of a namespace. The machine's /dev is not used.
 const DEVICES: [(&str, u64, u64); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
@@ -43,8 +43,8 @@ pub fn enter(settings: &Settings) -> Result<(), Fault> {
         mount(Some(kind), at, Some(kind), flags, Some(data))
             .fault(format!("mounting {kind} on").as_str(), at)?;
     }
-    // Everything of ours is root's alone, but the way to the helpers' bootstrap: they run as users of their
-    // own.
+    // Only root may enter these directories, except the way to the helpers' bootstrap sockets: helpers run as
+    // users of their own.
     make_directory(paths::RUN, 0o711)?;
     make_directory(paths::IPC, 0o711)?;
     make_directory(paths::CONTAINERS, 0o700)?;
@@ -67,8 +67,8 @@ fn enter_vm(settings: &Settings) -> Result<(), Fault> {
     let old = open("/", OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
         .fault("opening", "/")?;
     chdir(STAGE).fault("entering", STAGE)?;
-    // The memory of the initramfs: what is in use (init, the helpers, by descriptor) stays until it is not.
-    // A root that is a disk is somebody's and stays as it is.
+    // Frees the memory of the initramfs. Files in use (init, the helpers, by descriptor) stay until they are
+    // closed. A root that is a disk belongs to someone else and stays as it is.
     let kind = nix::sys::statfs::fstatfs(&old).fault("asking what is", "/")?.filesystem_type();
     if kind == TMPFS_MAGIC || kind == RAMFS_MAGIC {
         empty(&old, &kept);
@@ -78,9 +78,8 @@ fn enter_vm(settings: &Settings) -> Result<(), Fault> {
     chdir("/").fault("entering", "/")
 }
 
-/// Takes a directory along, where it is: the kernel's modules, which containers may see, or what is executed
-/// through the debugging door. Returns which directory of the initramfs that is; none if the image carries
-/// none.
+/// Takes a directory of the initramfs along: the kernel modules, which containers may see, or programs for
+/// the debugging door. Returns its identity in the initramfs, or none if the image has no such directory.
 fn keep(path: &str) -> Result<Option<u64>, Fault> {
     let Ok(stat) = nix::sys::stat::stat(path) else { return Ok(None) };
     let to = format!("{STAGE}{path}");
@@ -90,12 +89,12 @@ fn keep(path: &str) -> Result<Option<u64>, Fault> {
 }
 
 fn enter_namespace(local: &Local) -> Result<(), Fault> {
-    // Before the working directory is another.
+    // This comes before the working directory changes.
     let share = local.share.canonicalize().fault("looking up the share", local.share.display())?;
     enter_new_namespace().fault("entering", "a mount namespace that can keep the containers'")?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).fault("making private", "/")?;
-    // The stage hides what is below it, so the share is opened first and bound by descriptor.
+    // The stage hides the directory below it, so the share is opened first and bound by descriptor.
     let share = open(&share, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .fault("opening the share", share.display())?;
     stage()?;
@@ -108,7 +107,7 @@ fn enter_namespace(local: &Local) -> Result<(), Fault> {
         .fault("binding the share", local.share.display())?;
     chdir(STAGE).fault("entering", STAGE)?;
     pivot_root(".", ".").fault("changing", "the root")?;
-    // The kernel shows a new proc or sysfs in a namespace only while an old one is visible.
+    // The kernel mounts a new proc or sysfs in a namespace only while an old one is visible.
     mount_kernel("proc", "/proc")?;
     mount_kernel("sysfs", "/sys")?;
     devices()?;
@@ -117,13 +116,13 @@ fn enter_namespace(local: &Local) -> Result<(), Fault> {
 }
 
 fn stage() -> Result<(), Fault> {
-    // In a namespace it is the machine's own directory, whose mode stays.
+    // In a namespace this is the machine's own directory, whose mode stays.
     std::fs::create_dir_all(STAGE).fault("making", STAGE)?;
     mount(Some("tmpfs"), STAGE, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=755"))
         .fault("mounting tmpfs on", STAGE)
 }
 
-/// A /dev of the standard nodes only: the machine's disks and terminals are not the guest's.
+/// Makes a /dev with only the standard nodes: the machine's disks and terminals are not the guest's.
 fn devices() -> Result<(), Fault> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     mount(Some("tmpfs"), "/dev", Some("tmpfs"), flags, Some("mode=755"))
@@ -137,19 +136,19 @@ fn devices() -> Result<(), Fault> {
     Ok(())
 }
 
-/// cgroup v2, where the kernel has it: a container is then killed as one, and the pod leaves the guest enough
-/// to live on.
+/// Mounts cgroup v2, if the kernel has it. A container is then killed as one, and the pod's limits leave the
+/// guest enough memory and tasks.
 fn cgroups(local: bool) {
     let mounted = mount_kernel("cgroup2", paths::CGROUP).and_then(|()| cgroups::make());
     match mounted {
         Err(fault) => log::warn!("no cgroup v2: {fault}"),
-        // A machine shares itself out as it likes.
+        // A local guest does not change how its machine is divided.
         Ok(()) if local => {}
         Ok(()) => cgroups::share_out(),
     }
 }
 
-/// A directory with exactly this mode, whatever the umask; one that exists keeps what is in it.
+/// Makes a directory with exactly this mode, whatever the umask. An existing directory keeps its content.
 fn make_directory(path: &str, mode: u32) -> Result<(), Fault> {
     match std::fs::create_dir_all(path) {
         Ok(()) => set_mode(path, mode),
@@ -163,8 +162,8 @@ fn set_mode(path: &str, mode: u32) -> Result<(), Fault> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).fault("setting the mode of", path)
 }
 
-/// Deletes what is in a directory, on its own filesystem only and but for the directories of those inodes.
-/// What cannot be deleted only costs memory.
+/// Deletes the content of a directory, on its own filesystem only and without the directories of those
+/// inodes. A file that cannot be deleted only costs memory.
 fn empty(directory: &OwnedFd, kept: &[u64]) {
     let Ok(device) = nix::sys::stat::fstat(directory).map(|stat| stat.st_dev) else { return };
     let Ok(mut entries) = nix::dir::Dir::from_fd(match directory.try_clone() {

@@ -1,4 +1,4 @@
-//! What the command line (`--local`) and the kernel's command line ask for.
+//! The settings of the guest, from its arguments (`--local`) and the kernel's command line.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,12 +9,12 @@ use crate::wire::Profile;
 use crate::wire::mountd::{NinePTransport, ShareCache};
 pub use hyperinit_protocol::boot::USERS_NETWORK;
 
-/// Shown with every error of the command line.
+/// The usage, which is part of every error about the arguments.
 pub const USAGE: &str = "usage: hyperinit [--local --ctl PATH --stream PATH --share DIR] [--log LEVEL] [--profile NAME] [--debug]\n\
      As PID 1 of a VM it takes no arguments; the kernel command line has hyper_log=, hyper_profile=, hyper_debug,\n\
      hyper_modules, hyper_share_cache=, hyper_use_serial, hyper_p9_xen.";
 
-/// What `--help` prints behind the usage.
+/// The text that `--help` prints below the usage.
 pub const HELP: &str = "\
 The init of a guest. `hyperctl up` starts it, in a VM or with --local in namespaces.
 
@@ -32,11 +32,11 @@ docs/runv.md has the words of the kernel command line.";
 /// How this guest runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// In namespaces of a host instead of a VM.
+    /// The guest runs in namespaces of a host instead of a VM.
     pub local: Option<Local>,
-    /// What the channels to the host are, in a VM.
+    /// The transport of the channels to the host, in a VM.
     pub transport: Transport,
-    /// What is logged: warnings and errors unless asked for more.
+    /// The level of the log: warnings and errors by default.
     pub log: LevelFilter,
     /// The containers' profile.
     pub profile: Profile,
@@ -44,14 +44,14 @@ pub struct Settings {
     pub debug_door: bool,
     /// Whether the image's kernel modules stay in memory for containers to see.
     pub keep_modules: bool,
-    /// What the guest keeps of a share by 9p.
+    /// How much the guest caches of a share by 9p.
     pub share_cache: ShareCache,
 }
 
-/// What the two channels to the host are (protocol.md «Channels»).
+/// The transport of the two channels to the host (protocol.md «Channels»).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
-    /// vsock where there is such a device, else the two ports of virtio-serial.
+    /// vsock if there is such a device, else the two ports of virtio-serial.
     Virtio,
     /// Two serial lines.
     Serial,
@@ -69,7 +69,7 @@ impl Transport {
     }
 }
 
-/// What stands in for devices in a namespace.
+/// What replaces devices in a namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Local {
     /// Where to listen for the control channel.
@@ -81,8 +81,8 @@ pub struct Local {
 }
 
 impl Settings {
-    /// From the arguments after the program's name. The kernel passes what it does not know on to init as
-    /// arguments, so without `--local` unknown ones are not ours to refuse.
+    /// Reads the arguments after the program's name. The kernel passes words that it does not know to init as
+    /// arguments, so without `--local` unknown ones are not refused.
     pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Settings, String> {
         let args: Vec<OsString> = args.into_iter().collect();
         let mut settings = Settings {
@@ -100,7 +100,7 @@ impl Settings {
         let (mut ctl, mut stream, mut share) = (None, None, None);
         let mut args = args.into_iter();
         while let Some(arg) = args.next() {
-            // Of the arguments only paths may be anything but text.
+            // Only paths may be bytes that are not text.
             let arg = text(arg);
             let mut value = || args.next().ok_or_else(|| format!("{arg} wants a value"));
             match arg.as_str() {
@@ -122,8 +122,8 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Adds what the kernel command line says. Words that are not ours are the kernel's; a bad value of ours
-    /// is returned as a warning and changes nothing.
+    /// Adds the words of the kernel command line. Other words belong to the kernel. A bad value of one of
+    /// these settings is returned as a warning and changes nothing.
     pub fn add_cmdline(&mut self, cmdline: &str) -> Vec<String> {
         let mut warnings = Vec::new();
         for word in cmdline.split_ascii_whitespace() {
@@ -158,7 +158,7 @@ impl Settings {
     }
 }
 
-/// A word; what is no text in it names nothing.
+/// A word as text. Bytes that are not text name no setting.
 fn text(word: OsString) -> String {
     word.to_string_lossy().into_owned()
 }

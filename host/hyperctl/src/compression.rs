@@ -7,7 +7,7 @@ use lzma_rust2::XzReader;
 use ruzstd::decoding::StreamingDecoder;
 
 /// Decompresses gzip, xz or zstd, recognised by their magic numbers; other bytes are returned as they are.
-/// What follows the compressed stream is ignored: a kernel has its size there.
+/// Bytes behind the compressed stream are ignored: a kernel has its size there.
 pub fn decompressed(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let mut out = Vec::new();
     let result = match bytes {
@@ -35,7 +35,7 @@ mod tests {
         0xd6, 0x00, 0x01, 0x27, 0x1c, 0x01, 0x5b, 0x42, 0xee, 0x90, 0x42, 0x99, 0x0d, 0x01, 0x00, 0x00, 0x00,
         0x00, 0x01, 0x59, 0x5a,
     ];
-    /// The same text through `zstd`.
+    /// The text of these tests, compressed by `zstd`.
     const ZSTD: &[u8] = &[
         0x28, 0xb5, 0x2f, 0xfd, 0x04, 0x58, 0x75, 0x00, 0x00, 0x40, 0x6d, 0x6f, 0x64, 0x75, 0x6c, 0x65, 0x20,
         0x0a, 0x01, 0x00, 0xa2, 0x8b, 0x11, 0x9a, 0xd6, 0xe0, 0x2c,

@@ -81,7 +81,7 @@ struct Host {
     weight: usize,
 }
 
-/// What is left of a frame of stdin.
+/// The rest of a frame of stdin.
 #[derive(Debug)]
 struct Rest {
     /// The guest's number of the stream.
@@ -431,7 +431,7 @@ impl Mux {
             (true, false) => self.hear_commands(visitor),
         };
         if came == Came::End {
-            // What the host sent before it left still counts. It is no more than the sockets hold.
+            // Bytes that the host sent before it left still count. The sockets limit their number.
             while matches!(self.hear_commands(visitor), Came::Bytes(_)) {}
             self.take_commands(visitor, true);
             while matches!(self.hear_stdin(visitor), Came::Bytes(_)) {}
@@ -540,7 +540,7 @@ impl Mux {
                         Some(stdin) => {
                             host.rest = Some(Rest { stdin, payload: frame.payload.to_vec(), sent: 0 });
                         }
-                        // What a guest answers to a frame for an unknown stream (protocol.md «Streams»).
+                        // A guest gives this answer to a frame for an unknown stream (protocol.md «Streams»).
                         None => host.stream.push(&header(frame.tag, 0)),
                     }
                 }

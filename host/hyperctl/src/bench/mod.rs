@@ -91,7 +91,7 @@ fn print(report: &Report) -> Result<(), Fault> {
     standard::stdout().write_all(line.as_bytes()).fault("printing", "the report")
 }
 
-/// What is being measured: a signal drops it, wherever the measuring thread is.
+/// The guests and containers that are being measured. A signal drops them, wherever the measuring thread is.
 #[derive(Default)]
 struct Current(Mutex<State>);
 
@@ -123,7 +123,7 @@ impl Current {
 
     /// Starts something and holds it until `end` or `close`. Once hyperctl is ending it is not started.
     fn hold<T: Send + 'static>(&self, start: impl FnOnce() -> Result<T, Fault>) -> Result<(), Fault> {
-        // Whoever ends it waits for the start.
+        // `end` and `close` wait for this lock until the start is done.
         match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             State::Open(held) => {
                 held.push(Box::new(start()?));

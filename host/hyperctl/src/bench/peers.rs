@@ -189,7 +189,7 @@ fn execs(
     contestants
         .extend(peers.iter().map(|peer| Contestant::new(format!("exec: {} exec", peer.name()), peer.exec())));
     let bare = race(options.rounds, rootfs, contestants, report)?;
-    // The same by a host that stays: no program of its own starts for each.
+    // The same processes, started by a client that stays connected.
     session.one_by_one(bare, report)?;
     current.end();
     Ok(())

@@ -278,10 +278,15 @@ fn a_local_guest_ends_without_a_sync_of_the_machine() {
     guest.start_pod();
     let _main = guest.sleeper("main");
     let failing = Failing::seize(process(&guest, "mountd", None));
-    let synced = std::thread::scope(|scope| {
-        let host = scope.spawn(|| guest.call(Command::DestroyPod));
-        failing.fail(&[("sync", libc::SYS_sync, Errno::EIO)], 0..1, || host.is_finished())
+    // Both syncs count: before the reply to DESTROYPOD, and before the guest ends.
+    let (synced, status) = std::thread::scope(|scope| {
+        let host = scope.spawn(move || {
+            guest.call(Command::DestroyPod);
+            guest.wait_for_end()
+        });
+        let synced = failing.fail(&[("sync", libc::SYS_sync, Errno::EIO)], 0..1, || host.is_finished());
+        (synced, host.join().unwrap())
     });
     assert!(synced.is_none(), "mountd made the call");
-    assert!(guest.wait_for_end().success());
+    assert!(status.success());
 }
